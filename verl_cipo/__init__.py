@@ -1,0 +1,3 @@
+"""Correction-Oriented Policy Optimization (CIPO) as a plugin for verl."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Hydra configs; a package, since Hydra resolves pkg:// through it."""

@@ -1,0 +1,199 @@
+"""Two-stream group-relative advantage: GRPO for the attempts and for the corrections of each anchor.
+
+METHOD items 2, 4 and 6, J = J_rlvr + lambda_corr * J_corr. A base group is the attempts of one prompt, a correction
+group the corrections of one anchor. Each stream is normalised by its own size; the clipped surrogate is positively
+homogeneous in the advantage, so scaling advantages does that for any policy loss.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verl_cipo.core.shaping import risk_penalty
+
+BASE, CORRECTION, PADDING = 0, 1, 2
+
+SEQ_MEAN_MODES = ("seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean")
+LOSS_AGG_MODES = ("token-mean", "token-sum", *SEQ_MEAN_MODES)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the algorithm knows of each row of a batch; numpy arrays of shape (N,), in batch order.
+
+    stream: int8, BASE, CORRECTION or PADDING; group: str, equal within a prompt's attempts, or an anchor's corrections;
+    session: str, equal for the outputs of one agent-loop session; final: bool, the last output of its session;
+    correct: bool, the verdict on the row; anchor_correct: bool, that on the anchor (False for a base row).
+    """
+
+    stream: np.ndarray
+    group: np.ndarray
+    session: np.ndarray
+    final: np.ndarray
+    correct: np.ndarray
+    anchor_correct: np.ndarray
+
+    def __post_init__(self) -> None:
+        shapes = {item.name: np.shape(getattr(self, item.name)) for item in fields(self)}
+        if len(set(shapes.values())) != 1 or len(shapes["stream"]) != 1:
+            raise ValueError(f"shapes {shapes}: allowed is one shape (N,)")
+        if not np.isin(self.stream, (BASE, CORRECTION, PADDING)).all():
+            raise ValueError(f"stream holds {np.unique(self.stream)}: allowed are {BASE}, {CORRECTION}, {PADDING}")
+        for name in ("final", "correct", "anchor_correct"):
+            if (dtype := getattr(self, name).dtype).kind != "b":
+                raise TypeError(f"{name} is {dtype}: allowed is bool")
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def take(self, idx: np.ndarray | Sequence[int]) -> "Rows":
+        """The rows at `idx` (positions or a bool mask), in that order."""
+        idx = np.asarray(idx) if len(idx) else np.empty(0, dtype=np.int64)
+        return Rows(**{item.name: getattr(self, item.name)[idx] for item in fields(self)})
+
+
+def group_relative(
+    scores: Tensor, group: Sequence[Hashable] | np.ndarray, *, norm_by_std: bool, epsilon: float = 1e-6
+) -> Tensor:
+    """(s - mean) / (std + epsilon) within each group, or s - mean; verl's compute_grpo_outcome_advantage bit for bit.
+
+    scores: float32 or float64, shape (N,); group: N hashable names. A group of one has mean 0 and std 1, as in verl.
+    Groups with equal scores in equal order share one computation of mean and std, so that with 0/1 rewards hardly any
+    are computed. Returns a new tensor of shape (N,).
+    """
+    if scores.dim() != 1 or len(group) != len(scores):
+        raise ValueError(f"scores {tuple(scores.shape)} and {len(group)} group names: allowed is one shape (N,)")
+    if scores.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"scores are {scores.dtype}: allowed are float32 and float64")
+    values = scores.detach().cpu()
+    codes = _codes(group)
+    order = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-1)) if len(codes) else np.empty(0, dtype=np.int64)
+    grouped = values[torch.from_numpy(order)]
+    raw = grouped.numpy()
+    ends = np.append(starts[1:], len(codes))
+    known: dict[bytes, tuple[float, float]] = {}
+    stats = np.empty((len(starts), 2), dtype=raw.dtype)
+    for i, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        key = raw[start:end].tobytes()
+        if key not in known:
+            one = grouped[start:end].clone()
+            known[key] = (0.0, 1.0) if end - start == 1 else (one.mean().item(), one.std().item())
+        stats[i] = known[key]
+    mean, std = torch.from_numpy(stats[codes]).unbind(dim=1)
+    centred = values - mean
+    return (centred / (std + epsilon) if norm_by_std else centred).to(scores.device)
+
+
+def stream_scales(
+    *,
+    n_base_tokens: int,
+    n_corr_tokens: int,
+    n_base_seqs: int,
+    n_corr_seqs: int,
+    lambda_corr: float,
+    loss_agg_mode: str,
+) -> tuple[float, float]:
+    """Factors on the advantages of (base, corrections) that give each stream the mean of its own size.
+
+    With T = Tb + Tc tokens and Nb, Nc sequences (rows) in the batch, and what verl's agg_loss divides by:
+      token-mean   all T tokens                        (T / Tb, lambda * T / Tc)
+      token-sum    nothing                             (1, lambda * Tb / Tc)
+      seq-mean-*   GRPO's mini-batch size, which the   (1, lambda * Nb / Nc)
+                   trainer keeps
+    So J_base is what GRPO has, and lambda weighs J_corr against it whatever the mix. With several mini-batches this
+    holds for their sum in token-sum and seq-mean-*, in token-mean as far as they are mixed alike.
+    Without corrections: (1, 0), exactly GRPO. Without base rows there is no size to match: (0, lambda).
+    Raises: ValueError on another loss_agg_mode.
+    """
+    if loss_agg_mode not in LOSS_AGG_MODES:
+        raise ValueError(f"loss_agg_mode = {loss_agg_mode!r}: allowed is one of {', '.join(LOSS_AGG_MODES)}")
+    by_rows = loss_agg_mode in SEQ_MEAN_MODES
+    n_base, n_corr = (n_base_seqs, n_corr_seqs) if by_rows else (n_base_tokens, n_corr_tokens)
+    if n_corr == 0:
+        return 1.0, 0.0
+    if n_base == 0:
+        return 0.0, float(lambda_corr)
+    if loss_agg_mode == "token-mean":
+        return (n_base + n_corr) / n_base, lambda_corr * (n_base + n_corr) / n_corr
+    return 1.0, lambda_corr * n_base / n_corr
+
+
+def two_stream_advantage(
+    token_level_rewards: Tensor,
+    response_mask: Tensor,
+    rows: Rows,
+    *,
+    lambda_corr: float,
+    lambda_risk: float,
+    norm_by_std: bool,
+    loss_agg_mode: str,
+    epsilon: float = 1e-6,
+) -> Tensor:
+    """Advantages of a batch that mixes attempts, corrections and padding.
+
+    token_level_rewards: (N, T), raw verifier outcomes (and any KL penalty); response_mask: (N, T), 1 where trained.
+    The sum of a final row's rewards is its session's score; corrections are shaped here, once. Only final rows enter
+    the statistics of their group; a session's advantage goes to all its rows. Padding gets 0 and enters nothing.
+    As in verl, a session whose final row has no trained token counts in its group and gets 0 itself.
+    Returns (N, T), masked; the inputs are left as they are.
+    Raises: ValueError when shapes differ or a session has no final row, or more than one.
+    """
+    if token_level_rewards.shape != response_mask.shape or len(token_level_rewards) != len(rows):
+        raise ValueError(
+            f"token_level_rewards {tuple(token_level_rewards.shape)}, response_mask {tuple(response_mask.shape)} and "
+            f"{len(rows)} rows: allowed are (N, T), (N, T) and N"
+        )
+    real = np.flatnonzero(rows.stream != PADDING)
+    session = _codes(rows.session[real])
+    final = _final_rows(rows, real, session)
+    tokens = response_mask.sum(dim=-1).cpu().numpy()
+    corrections = rows.stream == CORRECTION
+    base = rows.stream == BASE
+
+    last = rows.take(final)
+    scores = token_level_rewards.sum(dim=-1)[torch.from_numpy(final)]
+    scores = scores + risk_penalty(
+        *(torch.from_numpy(flags) for flags in (last.correct, last.anchor_correct, last.stream == CORRECTION)),
+        lambda_risk=lambda_risk,
+    ).to(scores)
+    names = list(zip(last.stream.tolist(), last.group.tolist(), strict=True))
+    advantage = group_relative(scores, names, norm_by_std=norm_by_std, epsilon=epsilon)
+
+    base_scale, corr_scale = stream_scales(
+        n_base_tokens=int(tokens[base].sum()),
+        n_corr_tokens=int(tokens[corrections].sum()),
+        n_base_seqs=int(base.sum()),
+        n_corr_seqs=int(corrections.sum()),
+        lambda_corr=lambda_corr,
+        loss_agg_mode=loss_agg_mode,
+    )
+    scale = np.where(last.stream == CORRECTION, corr_scale, base_scale) * (tokens[final] > 0)
+    advantage = advantage * torch.from_numpy(scale).to(advantage)
+    per_row = advantage.new_zeros(len(rows))
+    per_row[torch.from_numpy(real)] = advantage[torch.from_numpy(session)]
+    return per_row.unsqueeze(-1) * response_mask
+
+
+def _codes(names: Sequence[Hashable] | np.ndarray) -> np.ndarray:
+    """int64 (N,): equal for equal names, numbered by first appearance."""
+    number: dict[Hashable, int] = {}
+    listed = names.tolist() if isinstance(names, np.ndarray) else names
+    return np.array([number.setdefault(name, len(number)) for name in listed], dtype=np.int64)
+
+
+def _final_rows(rows: Rows, real: np.ndarray, session: np.ndarray) -> np.ndarray:
+    """Position of each session's final row, in the order of `session`'s codes (the order in which verl adds them)."""
+    n_sessions = int(session.max()) + 1 if len(session) else 0
+    is_final = rows.final[real]
+    count = np.bincount(session[is_final], minlength=n_sessions)
+    if (count != 1).any():
+        wrong = int(np.flatnonzero(count != 1)[0])
+        name = rows.session[real][session == wrong][0]
+        raise ValueError(f"session {name!r} has {count[wrong]} final rows: allowed is 1")
+    final = np.empty(n_sessions, dtype=np.int64)
+    final[session[is_final]] = real[is_final]
+    return final

@@ -1,0 +1,211 @@
+"""Which attempts become anchors: difficulty-aware selection with a share rho of correct ones.
+
+METHOD items 2, 3 and 5. An anchor is an attempt that the policy is asked to correct. The draw is a hash of
+(seed, step, index, session), so it depends neither on the order in which prompts finish nor on their random uids.
+Prompts that share an `index` share their draws too, and are then told apart by uid.
+"""
+
+import hashlib
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Pass rates and shares are quotients of small integers: far below any difference that means something.
+_TOLERANCE = 1e-9
+
+# (round, draw, uid, session, attempt): the order in which the attempts of one kind and tier are taken.
+_Entry = tuple[int, bytes, str, int, "Attempt"]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One verified rollout of a prompt.
+
+    uid: the prompt's id in this step; index: its id in the data set; session: which of its n rollouts;
+    correct: the verifier's verdict; score: its raw score.
+    """
+
+    uid: str
+    index: int | str
+    session: int
+    correct: bool
+    score: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """The attempts of one prompt in one step; sessions that failed are left out."""
+
+    uid: str
+    attempts: tuple[Attempt, ...]
+
+    def __post_init__(self) -> None:
+        sessions = [attempt.session for attempt in self.attempts]
+        if len(set(sessions)) != len(sessions):
+            raise ValueError(f"group {self.uid!r} has the sessions {sessions}: allowed is one attempt a session")
+
+    @property
+    def pass_rate(self) -> float:
+        """Share of correct attempts; NaN when every session failed."""
+        if not self.attempts:
+            return math.nan
+        return sum(attempt.correct for attempt in self.attempts) / len(self.attempts)
+
+
+def medium(pass_rate: float, *, delta_low: float, delta_high: float) -> bool:
+    """Whether a prompt is of medium difficulty; both ends are included, NaN is not medium."""
+    return delta_low - _TOLERANCE <= pass_rate <= delta_high + _TOLERANCE
+
+
+def anchor_budget(n_prompts: int, replay_fraction: float) -> int:
+    """Anchors for `n_prompts` prompts: replay_fraction * n_prompts, rounded half up."""
+    return _round_half_up(replay_fraction * n_prompts)
+
+
+def select_anchors(
+    groups: Sequence[Group],
+    *,
+    budget: int,
+    rho: float,
+    delta_low: float,
+    delta_high: float,
+    seed: int,
+    step: int,
+) -> list[Attempt]:
+    """Draw `budget` anchors from `groups`, or all attempts if there are fewer.
+
+    round(rho * budget) of them are correct and the rest failed. Each kind comes from prompts of medium difficulty
+    first, then from the rest, round-robin over the prompts of a tier: none gives a second anchor of a kind before
+    every prompt that has one gave its first. When a kind runs short altogether, the other one fills up.
+    """
+    selector = AnchorSelector(
+        schedule="barrier",
+        n_groups=len(groups),
+        budget=budget,
+        rho=rho,
+        delta_low=delta_low,
+        delta_high=delta_high,
+        seed=seed,
+        step=step,
+    )
+    return [anchor for group in groups for anchor in selector.add(group)]
+
+
+class AnchorSelector:
+    """Decides the anchors of one submitted batch of `n_groups` prompts as their groups finish.
+
+    barrier: everything is decided at the last group, by the rule of `select_anchors`.
+    streaming: after i groups ceil(budget * i / n_groups) anchors may have been given out. A group of medium difficulty
+    releases what is due, out of all medium attempts seen so far and in the order of `select_anchors`, such that the
+    running share of correct anchors stays closest to rho and no kind exceeds its quota. The last group releases
+    everything that is left, by the rule of `select_anchors`: so both schedules give equally many anchors, and equally
+    many of each kind.
+    """
+
+    def __init__(
+        self,
+        *,
+        schedule: str,
+        n_groups: int,
+        budget: int,
+        rho: float,
+        delta_low: float,
+        delta_high: float,
+        seed: int,
+        step: int,
+    ) -> None:
+        if schedule not in ("streaming", "barrier"):
+            raise ValueError(f"schedule = {schedule!r}: allowed is one of streaming, barrier")
+        if n_groups < 0 or budget < 0 or not 0 <= rho <= 1:
+            raise ValueError(
+                f"n_groups = {n_groups!r}, budget = {budget!r}, rho = {rho!r}: allowed are >= 0, >= 0 and [0, 1]"
+            )
+        self._streaming = schedule == "streaming"
+        self._n_groups = n_groups
+        self._budget = budget
+        self._rho = rho
+        self._band = {"delta_low": delta_low, "delta_high": delta_high}
+        self._draw_key = f"{seed}/{step}"
+        self._quota = {True: _round_half_up(rho * budget)}
+        self._quota[False] = budget - self._quota[True]
+        self._taken = {True: 0, False: 0}
+        self._waiting: dict[tuple[bool, bool], list[_Entry]] = {
+            (is_medium, kind): [] for is_medium in (True, False) for kind in (True, False)
+        }
+        self._seen: set[str] = set()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every group was added, so that no further anchor will come."""
+        return len(self._seen) >= self._n_groups
+
+    def add(self, group: Group) -> list[Attempt]:
+        """Take a finished group (once each; it may have no attempts) and return the anchors decided now.
+
+        They may belong to any group added so far. Raises: ValueError on more groups than `n_groups`
+        and on a group that was added before.
+        """
+        if self.complete:
+            raise ValueError(f"group {group.uid!r} is one more than the {self._n_groups} that were announced")
+        if group.uid in self._seen:
+            raise ValueError(f"group {group.uid!r} was added before: allowed is once")
+        self._seen.add(group.uid)
+        is_medium = medium(group.pass_rate, **self._band)
+        self._queue(group, is_medium)
+        if self.complete:
+            return self._take_rest()
+        if self._streaming and is_medium:
+            return self._take_released()
+        return []
+
+    def _queue(self, group: Group, is_medium: bool) -> None:
+        for kind in (True, False):
+            draws = sorted(
+                (_draw(self._draw_key, attempt), attempt.session, attempt)
+                for attempt in group.attempts
+                if attempt.correct is kind
+            )
+            for turn, (draw, session, attempt) in enumerate(draws):
+                heapq.heappush(self._waiting[is_medium, kind], (turn, draw, group.uid, session, attempt))
+
+    def _take_released(self) -> list[Attempt]:
+        """Out of the medium prompts, up to the budget released so far and to each kind's quota."""
+        released = math.ceil(self._budget * len(self._seen) / self._n_groups)
+        anchors: list[Attempt] = []
+        while (taken := sum(self._taken.values())) < released:
+            preferred = _round_half_up(self._rho * (taken + 1)) > self._taken[True]
+            for kind in (preferred, not preferred):
+                if self._waiting[True, kind] and self._taken[kind] < self._quota[kind]:
+                    anchors.append(self._pop(kind, tier=True))
+                    break
+            else:
+                break
+        return anchors
+
+    def _take_rest(self) -> list[Attempt]:
+        """Fill the quotas, then let either kind fill what the other one could not."""
+        anchors: list[Attempt] = []
+        for limit in (self._quota, {True: self._budget, False: self._budget}):
+            for kind in (True, False):
+                for tier in (True, False):
+                    while (
+                        self._waiting[tier, kind]
+                        and self._taken[kind] < limit[kind]
+                        and sum(self._taken.values()) < self._budget
+                    ):
+                        anchors.append(self._pop(kind, tier=tier))
+        return anchors
+
+    def _pop(self, kind: bool, *, tier: bool) -> Attempt:
+        self._taken[kind] += 1
+        return heapq.heappop(self._waiting[tier, kind])[-1]
+
+
+def _draw(key: str, attempt: Attempt) -> bytes:
+    text = f"{key}/{attempt.index}/{attempt.session}"
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
+
+
+def _round_half_up(value: float) -> int:
+    return math.floor(value + 0.5 + _TOLERANCE)

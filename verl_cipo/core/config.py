@@ -1,0 +1,228 @@
+"""Every knob of CIPO: its default, its meaning and what it may hold.
+
+The values live in the YAML under `algorithm.cipo`. They are read once, here; everything behind this module
+may rely on them. The YAML defaults and the documentation are generated from `describe()`.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import InitVar, asdict, dataclass, field, fields
+from typing import Any
+
+ROOT = "algorithm.cipo"
+
+
+class CIPOConfigError(ValueError):
+    """A setting that cannot be used. The message names the key, its value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What a knob may hold, in words, and the check: `read(value)` returns the value or raises ValueError."""
+
+    allowed: str
+    read: Callable[[Any], Any]
+
+
+def _number(low: float | None = None, high: float | None = None, *, integer: bool = False, null: bool = False) -> _Rule:
+    limits = "" if low is None else f" >= {low:g}" if high is None else f" in [{low:g}, {high:g}]"
+    allowed = ("an integer" if integer else "a finite number") + limits + (" or null" if null else "")
+
+    def read(value: Any) -> Any:
+        if null and value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)):
+            raise ValueError
+        if not integer:
+            try:
+                value = float(value)
+            except OverflowError as error:
+                raise ValueError from error
+            if not math.isfinite(value):
+                raise ValueError
+        if (low is not None and value < low) or (high is not None and value > high):
+            raise ValueError
+        return value
+
+    return _Rule(allowed, read)
+
+
+def _choice(*options: str) -> _Rule:
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or value not in options:
+            raise ValueError
+        return value
+
+    return _Rule("one of " + ", ".join(options), read)
+
+
+def _read_flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError
+    return value
+
+
+def _read_text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError
+    return value
+
+
+_FLAG = _Rule("true or false", _read_flag)
+_SHARE = _number(0, 1)
+_WEIGHT = _number(0)
+
+
+def _knob(default: Any, rule: _Rule, doc: str) -> Any:
+    return field(default=default, metadata={"doc": doc, "rule": rule})
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How a correction prompt is made from a question and an attempt (`algorithm.cipo.prompt`)."""
+
+    template: str = _knob(
+        "math",
+        _Rule("math, code or the path of a UTF-8 text file that holds {question} and {attempt} once each", _read_text),
+        "Text of the correction prompt: math, code, or the path of a file holding {question} and {attempt} once each.",
+    )
+    attempt_view: str = _knob(
+        "no_thinking",
+        _choice("whole", "no_thinking", "tail"),
+        "Part of the attempt that is shown: whole, no_thinking (without <think> blocks), or tail (its last tokens).",
+    )
+    on_overflow: str = _knob(
+        "tail",
+        _choice("tail", "skip"),
+        "When that part does not fit: tail shows the end of it, skip gives the anchor up (counted in the metrics).",
+    )
+    max_attempt_tokens: int | None = _knob(
+        None,
+        _number(16, integer=True, null=True),
+        "Cap on the tokens of the attempt that are shown; null = what rollout.prompt_length leaves.",
+    )
+    path: InitVar[str] = f"{ROOT}.prompt"
+
+    def __post_init__(self, path: str) -> None:
+        _validate(self, path)
+
+
+@dataclass(frozen=True)
+class CIPOConfig:
+    """All knobs of CIPO (`algorithm.cipo`). METHOD's numbers are the defaults.
+
+    Construction validates: a CIPOConfigError names the key, the value and what is allowed.
+    """
+
+    replay_fraction: float = _knob(
+        1.0, _WEIGHT, "Anchors per step = round(replay_fraction * prompts); 0 trains plain GRPO."
+    )
+    n_corrections: int | None = _knob(
+        None,
+        _number(2, integer=True, null=True),
+        "Corrections per anchor, which form one group; null = rollout.n. A group of 1 would have no advantage.",
+    )
+    schedule: str = _knob(
+        "streaming",
+        _choice("streaming", "barrier"),
+        "When anchors are drawn: streaming, as prompts finish; barrier, after the last prompt of the batch.",
+    )
+    lambda_corr: float = _knob(
+        1.0, _WEIGHT, "Weight of the correction stream against the base stream, each normalised by its own size."
+    )
+    lambda_risk: float = _knob(1.0, _WEIGHT, "Taken off the reward of a correction that turns a correct anchor wrong.")
+    rho_init: float = _knob(
+        0.3, _SHARE, "Share of correct attempts among the anchors at step 1; rho_min <= rho_init <= rho_max."
+    )
+    rho_min: float = _knob(0.2, _SHARE, "Lower bound of rho.")
+    rho_max: float = _knob(0.8, _SHARE, "Upper bound of rho.")
+    rho_target: float = _knob(
+        0.8, _SHARE, "Wanted retention: the share of corrections of correct anchors that stay correct."
+    )
+    rho_gain: float = _knob(0.8, _WEIGHT, "Growth of rho per unit of retention below the target (w1).")
+    rho_drop_gain: float = _knob(
+        0.3, _WEIGHT, "Growth of rho per unit by which retention fell since the last step (w2)."
+    )
+    rho_patience_gain: float = _knob(
+        0.05, _WEIGHT, "Growth of rho per consecutive step with retention below the target, at most 3 (w3)."
+    )
+    rho_adaptive: bool = _knob(True, _FLAG, "Whether rho follows the retention; false keeps it at rho_init.")
+    delta_low: float = _knob(
+        0.375, _SHARE, "Least pass rate of a prompt of medium difficulty, inclusive; anchors come from these first."
+    )
+    delta_high: float = _knob(0.75, _SHARE, "Highest pass rate of a prompt of medium difficulty, inclusive.")
+    correct_threshold: float = _knob(
+        0.5, _number(), "An attempt is right when its score is above this, where the verifier gives no `acc`."
+    )
+    val_corrections: int = _knob(
+        1, _number(0, integer=True), "Second-turn corrections per validation attempt; 0 turns them off."
+    )
+    seed: int = _knob(1, _number(integer=True), "Seed of the draw of anchors.")
+    prompt: PromptConfig = field(default_factory=PromptConfig, metadata={"doc": "The correction prompt."})
+    path: InitVar[str] = ROOT
+
+    def __post_init__(self, path: str) -> None:
+        _validate(self, path)
+        for names in (("rho_min", "rho_init", "rho_max"), ("delta_low", "delta_high")):
+            values = [getattr(self, name) for name in names]
+            if values != sorted(values):
+                held = ", ".join(f"{path}.{name} = {value!r}" for name, value in zip(names, values, strict=True))
+                raise CIPOConfigError(f"{held}: allowed is {' <= '.join(names)}")
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], *, path: str = ROOT) -> "CIPOConfig":
+        """Read plain (nested) dicts; a key that is left out keeps its default.
+
+        Raises: CIPOConfigError on an unknown key (with the nearest known one), a wrong type or a value out of range.
+        """
+        values = _known_keys(cls, mapping, path)
+        if "prompt" in values:
+            inner = f"{path}.prompt"
+            values["prompt"] = PromptConfig(**_known_keys(PromptConfig, values["prompt"], inner), path=inner)
+        return cls(**values, path=path)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The plain nested dict that `from_mapping` reads back to an equal config."""
+        return asdict(self)
+
+
+def describe(cls: type = CIPOConfig, prefix: str = "") -> dict[str, str]:
+    """Dotted key (below `algorithm.cipo`) -> one line of documentation, in the order of the fields."""
+    lines = {}
+    for knob in fields(cls):
+        lines[prefix + knob.name] = knob.metadata["doc"]
+        if knob.name == "prompt":
+            lines.update(describe(PromptConfig, "prompt."))
+    return lines
+
+
+def _validate(config: CIPOConfig | PromptConfig, path: str) -> None:
+    """Check every field against its rule; an int in a float field becomes a float."""
+    for knob in fields(config):
+        value = getattr(config, knob.name)
+        if knob.name == "prompt":
+            if not isinstance(value, PromptConfig):
+                raise CIPOConfigError(f"{path}.prompt = {value!r}: allowed is a mapping (a PromptConfig in code)")
+            continue
+        rule: _Rule = knob.metadata["rule"]
+        try:
+            value = rule.read(value)
+        except ValueError:
+            raise CIPOConfigError(f"{path}.{knob.name} = {value!r}: allowed is {rule.allowed}") from None
+        object.__setattr__(config, knob.name, value)
+
+
+def _known_keys(cls: type, mapping: Any, path: str) -> dict[str, Any]:
+    """A copy of `mapping`, all of whose keys are fields of `cls`."""
+    allowed = [knob.name for knob in fields(cls)]
+    if not isinstance(mapping, Mapping):
+        raise CIPOConfigError(f"{path} = {mapping!r}: allowed is a mapping with the keys {', '.join(allowed)}")
+    for key, value in mapping.items():
+        if key not in allowed:
+            inner = [f"prompt.{knob.name}" for knob in fields(PromptConfig)] if cls is CIPOConfig else []
+            places = {name.rpartition(".")[2]: name for name in allowed + inner}
+            near = difflib.get_close_matches(str(key), places, n=1)
+            hint = f" Did you mean {path}.{places[near[0]]}?" if near else ""
+            raise CIPOConfigError(f"{path}.{key} = {value!r}: unknown key.{hint} Allowed are {', '.join(allowed)}")
+    return dict(mapping)

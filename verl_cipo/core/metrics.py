@@ -1,0 +1,115 @@
+"""The metrics under cipo/: what each name means, and those that follow from the rows of a batch."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from verl_cipo.core.advantage import BASE, CORRECTION, PADDING, Rows
+from verl_cipo.core.transitions import Transitions
+
+PREFIX = "cipo/"
+_STREAMS = {"base": BASE, "correction": CORRECTION}
+
+METRICS: dict[str, str] = {
+    "cipo/rho": "Share of correct attempts wanted among this step's anchors.",
+    "cipo/retention": "Share of corrections of correct anchors that stayed correct; steers rho.",
+    "cipo/anchors/total": "Anchors drawn.",
+    "cipo/anchors/correct": "Anchors whose attempt was right.",
+    "cipo/anchors/failed": "Anchors whose attempt was wrong.",
+    "cipo/anchors/medium": "Anchors of prompts of medium difficulty.",
+    "cipo/anchors/other": "Anchors of other prompts, drawn on shortage.",
+    "cipo/anchors/skipped/too_long": "Anchors given up: the correction prompt would not fit rollout.prompt_length.",
+    "cipo/anchors/skipped/no_text_question": "Anchors given up: the prompt has no plain text question.",
+    "cipo/anchors/skipped/empty_attempt": "Anchors given up: the shown part of the attempt is empty.",
+    "cipo/corrections/failed_sessions": "Correction sessions that raised or returned nothing.",
+    "cipo/transitions/c2c": "Of the corrections of right attempts: share that is right.",
+    "cipo/transitions/c2w": "Of the corrections of right attempts: share that is wrong.",
+    "cipo/transitions/w2c": "Of the corrections of wrong attempts: share that is right.",
+    "cipo/transitions/w2w": "Of the corrections of wrong attempts: share that is wrong.",
+    "cipo/copy_rate": "Share of corrections that repeat the attempt up to white space.",
+    "cipo/reward/base": "Mean raw verifier score of the attempts.",
+    "cipo/reward/correction": "Mean raw verifier score of the corrections, before risk shaping.",
+    "cipo/accuracy/base": "Share of attempts that are right.",
+    "cipo/accuracy/correction": "Share of corrections that are right.",
+    "cipo/rows/base": "Rows of attempts in the batch; an agent loop may give several per session.",
+    "cipo/rows/correction": "Rows of corrections in the batch.",
+    "cipo/rows/padding": "Rows that only fill the batch up.",
+    "cipo/tokens/base": "Response tokens of the attempts.",
+    "cipo/tokens/correction": "Response tokens of the corrections.",
+    "cipo/groups/base/all_right": "Share of prompts all of whose attempts are right: no signal.",
+    "cipo/groups/base/all_wrong": "Share of prompts all of whose attempts are wrong: no signal.",
+    "cipo/groups/base/mixed": "Share of prompts with right and wrong attempts.",
+    "cipo/groups/correction/all_right": "Share of anchors all of whose corrections are right: no signal.",
+    "cipo/groups/correction/all_wrong": "Share of anchors all of whose corrections are wrong: no signal.",
+    "cipo/groups/correction/mixed": "Share of anchors with right and wrong corrections.",
+    "cipo/seconds/rollout": "Seconds from the dispatch of the prompts to the last verified attempt.",
+    "cipo/seconds/rollout": "Seconds from the start of generation to the last decision on anchors.",
+    "cipo/seconds/correction": "Seconds from then to the last verified correction: what corrections add at the end.",
+    "cipo/seconds/selection": "Seconds spent on drawing anchors.",
+    "cipo/seconds/advantage": "Seconds spent on the advantages, verl's own part included.",
+    "cipo/val/accuracy_turn1": "Validation: share of attempts that are right.",
+    "cipo/val/accuracy_turn2": "Validation: share of corrections that are right.",
+    "cipo/val/c2c": "Validation: of the corrections of right attempts, share that is right.",
+    "cipo/val/c2w": "Validation: of the corrections of right attempts, share that is wrong.",
+    "cipo/val/w2c": "Validation: of the corrections of wrong attempts, share that is right.",
+    "cipo/val/w2w": "Validation: of the corrections of wrong attempts, share that is wrong.",
+    "cipo/val/copy_rate": "Validation: share of corrections that repeat the attempt up to white space.",
+    "cipo/val/rows": "Validation: corrections that were verified.",
+    "cipo/val/anchors/skipped/too_long": "Validation: attempts whose correction prompt would not fit.",
+    "cipo/val/anchors/skipped/no_text_question": "Validation: attempts at a prompt without a plain text question.",
+    "cipo/val/anchors/skipped/empty_attempt": "Validation: attempts whose shown part is empty.",
+    "cipo/val/corrections/failed_sessions": "Validation: correction sessions that raised or returned nothing.",
+    "cipo/val/skipped": "Validation: attempts without a second turn, since no correction prompt could be built.",
+    "cipo/val/failed_sessions": "Validation: correction sessions that raised.",
+}
+
+
+def check_names(metrics: Iterable[str]) -> None:
+    """Raises: KeyError naming every cipo/ name that is not declared in METRICS; other names pass."""
+    undeclared = sorted(name for name in metrics if name.startswith(PREFIX) and name not in METRICS)
+    if undeclared:
+        raise KeyError(f"metrics not declared in verl_cipo.core.metrics.METRICS: {', '.join(undeclared)}")
+
+
+def batch_metrics(*, rows: Rows, scores: np.ndarray, tokens: np.ndarray, copied: np.ndarray) -> dict[str, float]:
+    """All metrics that follow from the rows of a batch.
+
+    scores: (N,) float, raw verifier score of each row; tokens: (N,) int, response tokens; copied: (N,) bool, whether
+    a correction repeats its attempt. Outcomes count final rows only, sizes all rows, and padding nothing but itself.
+    A mean over nothing is left out. Raises: ValueError when a length differs from that of `rows`.
+    """
+    for name, values in (("scores", scores), ("tokens", tokens), ("copied", copied)):
+        if np.shape(values) != (len(rows),):
+            raise ValueError(f"{name} has the shape {np.shape(values)}: allowed is ({len(rows)},)")
+    metrics = {"rows/padding": float((rows.stream == PADDING).sum())}
+    for stream, code in _STREAMS.items():
+        member = rows.stream == code
+        metrics[f"rows/{stream}"] = float(member.sum())
+        metrics[f"tokens/{stream}"] = float(tokens[member].sum())
+        final = member & rows.final
+        if final.any():
+            metrics[f"reward/{stream}"] = float(scores[final].mean())
+            metrics[f"accuracy/{stream}"] = float(rows.correct[final].mean())
+            for outcome, share in _group_outcomes(rows.group[final], rows.correct[final]).items():
+                metrics[f"groups/{stream}/{outcome}"] = share
+    final = (rows.stream == CORRECTION) & rows.final
+    transitions = Transitions.from_arrays(rows.anchor_correct[final], rows.correct[final])
+    metrics.update({f"transitions/{name}": rate for name, rate in transitions.rates().items()})
+    if transitions.retention is not None:
+        metrics["retention"] = transitions.retention
+    if final.any():
+        metrics["copy_rate"] = float(copied[final].mean())
+    return {PREFIX + name: value for name, value in metrics.items()}
+
+
+def _group_outcomes(group: np.ndarray, correct: np.ndarray) -> dict[str, float]:
+    """Shares of groups that are all right, all wrong and mixed."""
+    verdicts: dict[str, set[bool]] = {}
+    for name, verdict in zip(group.tolist(), correct.tolist(), strict=True):
+        verdicts.setdefault(name, set()).add(verdict)
+    kinds = list(verdicts.values())
+    return {
+        "all_right": kinds.count({True}) / len(kinds),
+        "all_wrong": kinds.count({False}) / len(kinds),
+        "mixed": kinds.count({True, False}) / len(kinds),
+    }

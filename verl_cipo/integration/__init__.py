@@ -1,0 +1,1 @@
+"""Every import of verl stands in this folder, one module a hook."""

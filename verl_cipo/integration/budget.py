@@ -1,0 +1,38 @@
+"""Whether ``rollout.prompt_length`` can hold a correction prompt at all, told before any worker starts."""
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_cipo.core.config import CIPOConfig, CIPOConfigError
+from verl_cipo.core.prompts import CorrectionPrompt
+
+
+def check_prompt_length(config: DictConfig, cipo: CIPOConfig, tokenizer: Any) -> None:
+    """Compare ``actor_rollout_ref.rollout.prompt_length`` with the shortest correction prompt.
+
+    Raises:
+        CIPOConfigError: not even an empty question with a short attempt fits.
+    """
+    if cipo.replay_fraction == 0 and cipo.val_corrections == 0:
+        return
+    template_kwargs = OmegaConf.to_container(config.data.get("apply_chat_template_kwargs") or OmegaConf.create({}))
+    length = config.actor_rollout_ref.rollout.prompt_length
+    prompt = CorrectionPrompt(
+        cipo.prompt,
+        prompt_length=length,
+        count_tokens=lambda messages: len(
+            tokenizer.apply_chat_template(
+                messages, tokenize=True, add_generation_prompt=True, return_dict=False, **template_kwargs
+            )
+        ),
+        encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
+        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+    )
+    needed = prompt.minimum_tokens()
+    if length < needed:
+        raise CIPOConfigError(
+            f"actor_rollout_ref.rollout.prompt_length={length} is too small for any correction: the correction prompt "
+            f"alone takes {needed} tokens, allow that plus question and attempt "
+            f"(data.max_prompt_length + data.max_response_length + {needed} loses nothing)"
+        )

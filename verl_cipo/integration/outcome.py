@@ -1,0 +1,26 @@
+"""Right or wrong, read off what verl's reward loop returns for a session."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def verdict(score: float | None, extra: Mapping[str, Any] | None, threshold: float) -> bool:
+    """True when the verifier called the answer right.
+
+    A verifier that returns a dict gives ``acc`` itself where it knows it. One that returns a float gives none: verl's
+    naive reward manager then files the score under ``acc``, without a ``score`` beside it, and the score decides.
+
+    Args:
+        score: the session's reward.
+        extra: ``extra_fields["reward_extra_info"]``.
+        threshold: ``algorithm.cipo.correct_threshold``; a score above it is right.
+
+    Raises:
+        ValueError: the session has no reward.
+    """
+    if score is None:
+        raise ValueError("a session reached CIPO without a reward: rewards must be computed while rolling out")
+    extra = extra or {}
+    if "acc" in extra and ("score" in extra or isinstance(extra["acc"], bool)):
+        return float(extra["acc"]) > 0.5
+    return float(score) > threshold

@@ -1,0 +1,138 @@
+"""``algorithm.adv_estimator=cipo`` switches everything on.
+
+Two things happen when the plugin loads, both light:
+
+* an OmegaConf resolver ``cipo.trainer`` is registered. ``trainer.v1.trainer_mode: ${cipo.trainer:sync}`` imports the
+  CIPO trainers at the moment verl asks for the mode, in the process that asks, and not in every process that imports
+  verl. ``cipo_trainer.yaml`` uses it; that path needs no hook.
+* for verl's own config, ``verl.utils.config.validate_config`` is wrapped. It is the one function that ``main_ppo``
+  calls with the whole config in the driver before Ray starts. With any other estimator the wrapper calls verl's
+  function and does nothing else.
+"""
+
+import functools
+import importlib
+import importlib.util
+import inspect
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from verl_cipo.core.config import CIPOConfig, CIPOConfigError
+from verl_cipo.integration.estimator import NAME
+
+RESOLVER = "cipo.trainer"
+MANAGER_CLASS = "verl_cipo.integration.rollouts.CIPOAgentLoopManager"
+TRAINER_OF_MODE = {"sync": "cipo_sync"}
+"""verl's ``trainer.v1.trainer_mode`` -> the name of CIPO's variant in verl's trainer registry."""
+VALIDATE_SIGNATURE = ["config", "use_reference_policy", "use_critic"]
+
+
+class ChangedSeamError(RuntimeError):
+    """verl's ``validate_config`` is not the function this hook was written for."""
+
+
+def cipo_config(config: DictConfig) -> CIPOConfig:
+    """Read and validate ``algorithm.cipo``; absent means all defaults.
+
+    Raises:
+        CIPOConfigError: an unknown key or a bad value.
+    """
+    section = OmegaConf.select(config, "algorithm.cipo")
+    if section is None:
+        return CIPOConfig()
+    if not OmegaConf.is_dict(section):
+        raise CIPOConfigError(f"algorithm.cipo={section!r} is not a section of options")
+    return CIPOConfig.from_mapping(OmegaConf.to_container(section, resolve=True))
+
+
+def check_combination(config: DictConfig, cipo: CIPOConfig) -> None:
+    """Refuse the settings of verl that CIPO cannot honour.
+
+    Raises:
+        CIPOConfigError: names the key, its value and what is allowed.
+    """
+
+    def refuse(key: str, allowed: str) -> None:
+        raise CIPOConfigError(f"{key}={OmegaConf.select(config, key)} does not work with adv_estimator=cipo: {allowed}")
+
+    if importlib.util.find_spec("transfer_queue") is None:
+        raise CIPOConfigError("verl's V1 trainer needs TransferQueue, which is not installed: pip install TransferQueue")
+    if not config.trainer.use_v1:
+        refuse("trainer.use_v1", "CIPO runs on verl's V1 trainer, set trainer.use_v1=true")
+    trainer = config.trainer.v1
+    if not OmegaConf.is_interpolation(trainer, "trainer_mode") and trainer.trainer_mode not in TRAINER_OF_MODE:
+        refuse("trainer.v1.trainer_mode", f"use one of {sorted(TRAINER_OF_MODE)}")
+    if config.critic.enable:
+        refuse("critic.enable", "CIPO has no critic, leave it null or false")
+    if config.reward.reward_model.enable and not config.reward.reward_model.enable_resource_pool:
+        refuse(
+            "reward.reward_model.enable_resource_pool",
+            "attempts must be verified while they are rolled out; a colocated reward model scores them later. "
+            "Use a rule-based reward or give the reward model its own resource pool",
+        )
+    if OmegaConf.select(config, "algorithm.filter_groups.enable"):
+        refuse("algorithm.filter_groups.enable", "group filtering would judge attempts and corrections as one group")
+    if config.actor_rollout_ref.rollout.n < 2:
+        refuse("actor_rollout_ref.rollout.n", "a group of one attempt has no group-relative advantage, use at least 2")
+    custom = OmegaConf.select(config, "actor_rollout_ref.rollout.agent.agent_loop_manager_class")
+    if custom not in (None, MANAGER_CLASS) and cipo.replay_fraction > 0:
+        refuse("actor_rollout_ref.rollout.agent.agent_loop_manager_class", f"corrections need {MANAGER_CLASS}")
+
+
+def switch_on(config: DictConfig) -> None:
+    """Validate a config with ``adv_estimator=cipo`` and point verl at CIPO's trainer and rollout manager, in place.
+
+    Raises:
+        CIPOConfigError: the config cannot train with CIPO.
+    """
+    cipo = cipo_config(config)
+    check_combination(config, cipo)
+    trainer = config.trainer.v1
+    with open_dict(config):
+        config.algorithm.cipo = cipo.to_mapping()
+        config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = MANAGER_CLASS
+        if not OmegaConf.is_interpolation(trainer, "trainer_mode"):
+            trainer.trainer_mode = f"${{{RESOLVER}:{trainer.trainer_mode}}}"
+
+
+def resolve_trainer(mode: str) -> str:
+    """The name under which CIPO's variant of verl's trainer ``mode`` is registered; imports it.
+
+    Raises:
+        CIPOConfigError: CIPO has no variant of that mode.
+    """
+    if mode not in TRAINER_OF_MODE:
+        raise CIPOConfigError(f"${{{RESOLVER}:{mode}}}: no such trainer, use one of {sorted(TRAINER_OF_MODE)}")
+    importlib.import_module("verl_cipo.integration.trainer")
+    return TRAINER_OF_MODE[mode]
+
+
+def register() -> None:
+    """Register the resolver and wrap ``validate_config``; a second call changes nothing.
+
+    Raises:
+        ChangedSeamError: ``validate_config`` takes other arguments than verl 0.9's.
+    """
+    OmegaConf.register_new_resolver(RESOLVER, resolve_trainer, replace=True)
+
+    from verl.utils import config as verl_config
+
+    original = verl_config.validate_config
+    if hasattr(original, "__wrapped__"):
+        return
+    found = list(inspect.signature(original).parameters)
+    if found != VALIDATE_SIGNATURE:
+        raise ChangedSeamError(f"verl.utils.config.validate_config takes {found}, expected {VALIDATE_SIGNATURE}")
+
+    @functools.wraps(original)
+    def validate_config(config: DictConfig, *args: Any, **kwargs: Any) -> None:
+        if config.algorithm.adv_estimator == NAME:
+            try:
+                switch_on(config)
+            except CIPOConfigError as error:
+                # The driver has nothing to clean up yet: one line for the user instead of a traceback.
+                raise SystemExit(f"verl_cipo: {error}") from error
+        return original(config, *args, **kwargs)
+
+    verl_config.validate_config = validate_config
