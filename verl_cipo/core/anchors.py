@@ -14,7 +14,7 @@ from dataclasses import dataclass
 # Pass rates and shares are quotients of small integers: far below any difference that means something.
 _TOLERANCE = 1e-9
 
-# (round, draw, uid, session, attempt): the order in which the attempts of one kind and tier are taken.
+# (round, lot, uid, session, attempt): the order in which the attempts of one kind and tier are taken.
 _Entry = tuple[int, bytes, str, int, "Attempt"]
 
 
@@ -161,13 +161,10 @@ class AnchorSelector:
 
     def _queue(self, group: Group, is_medium: bool) -> None:
         for kind in (True, False):
-            draws = sorted(
-                (_draw(self._draw_key, attempt), attempt.session, attempt)
-                for attempt in group.attempts
-                if attempt.correct is kind
-            )
-            for turn, (draw, session, attempt) in enumerate(draws):
-                heapq.heappush(self._waiting[is_medium, kind], (turn, draw, group.uid, session, attempt))
+            lots = {a.session: (*_lots(self._draw_key, a), a) for a in group.attempts if a.correct is kind}
+            for turn, session in enumerate(sorted(lots, key=lots.__getitem__)):
+                _, lot, attempt = lots[session]
+                heapq.heappush(self._waiting[is_medium, kind], (turn, lot, group.uid, session, attempt))
 
     def _take_released(self) -> list[Attempt]:
         """Out of the medium prompts, up to the budget released so far and to each kind's quota."""
@@ -202,9 +199,14 @@ class AnchorSelector:
         return heapq.heappop(self._waiting[tier, kind])[-1]
 
 
-def _draw(key: str, attempt: Attempt) -> bytes:
-    text = f"{key}/{attempt.index}/{attempt.session}"
-    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
+def _lots(key: str, attempt: Attempt) -> tuple[bytes, bytes]:
+    """The attempt's lot within its prompt and the one among the prompts of a round.
+
+    Two independent ones: were the least of a prompt's lots also its lot among the prompts, those with more attempts of
+    the kind would be drawn more often.
+    """
+    digest = hashlib.blake2b(f"{key}/{attempt.index}/{attempt.session}".encode(), digest_size=16).digest()
+    return digest[:8], digest[8:]
 
 
 def _round_half_up(value: float) -> int:

@@ -43,7 +43,6 @@ METRICS: dict[str, str] = {
     "cipo/groups/correction/all_wrong": "Share of anchors all of whose corrections are wrong: no signal.",
     "cipo/groups/correction/mixed": "Share of anchors with right and wrong corrections.",
     "cipo/seconds/rollout": "Seconds from the dispatch of the prompts to the last verified attempt.",
-    "cipo/seconds/rollout": "Seconds from the start of generation to the last decision on anchors.",
     "cipo/seconds/correction": "Seconds from then to the last verified correction: what corrections add at the end.",
     "cipo/seconds/selection": "Seconds spent on drawing anchors.",
     "cipo/seconds/advantage": "Seconds spent on the advantages, verl's own part included.",
@@ -55,10 +54,6 @@ METRICS: dict[str, str] = {
     "cipo/val/w2w": "Validation: of the corrections of wrong attempts, share that is wrong.",
     "cipo/val/copy_rate": "Validation: share of corrections that repeat the attempt up to white space.",
     "cipo/val/rows": "Validation: corrections that were verified.",
-    "cipo/val/anchors/skipped/too_long": "Validation: attempts whose correction prompt would not fit.",
-    "cipo/val/anchors/skipped/no_text_question": "Validation: attempts at a prompt without a plain text question.",
-    "cipo/val/anchors/skipped/empty_attempt": "Validation: attempts whose shown part is empty.",
-    "cipo/val/corrections/failed_sessions": "Validation: correction sessions that raised or returned nothing.",
     "cipo/val/skipped": "Validation: attempts without a second turn, since no correction prompt could be built.",
     "cipo/val/failed_sessions": "Validation: correction sessions that raised.",
 }

@@ -51,7 +51,9 @@ class RowTable:
             session=session,
             final=final,
             correct=np.array(correct, dtype=bool),
-            anchor_correct=np.array([is_corr and m["anchor_correct"] for is_corr, m in zip(corrected, marks, strict=True)], dtype=bool),
+            anchor_correct=np.array(
+                [is_corr and m["anchor_correct"] for is_corr, m in zip(corrected, marks, strict=True)], dtype=bool
+            ),
         )
         return cls(
             keys=list(batch.keys),

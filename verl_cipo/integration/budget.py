@@ -1,11 +1,32 @@
 """Whether ``rollout.prompt_length`` can hold a correction prompt at all, told before any worker starts."""
 
+import logging
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_cipo.core.config import CIPOConfig, CIPOConfigError
 from verl_cipo.core.prompts import CorrectionPrompt
+
+logger = logging.getLogger("verl_cipo")
+
+
+def check_prompt_length_early(config: DictConfig, cipo: CIPOConfig) -> None:
+    """:func:`check_prompt_length` in the driver, with the tokenizer that verl will load.
+
+    A driver that cannot read the model, because only the cluster can, leaves the check to the trainer.
+
+    Raises:
+        CIPOConfigError: as :func:`check_prompt_length`.
+    """
+    from verl.utils.config import omega_conf_to_dataclass
+
+    try:
+        tokenizer = omega_conf_to_dataclass(config.actor_rollout_ref.model).tokenizer
+    except OSError as error:
+        logger.warning("the prompt budget is checked later, the driver cannot load the tokenizer: %s", error)
+        return
+    check_prompt_length(config, cipo, tokenizer)
 
 
 def check_prompt_length(config: DictConfig, cipo: CIPOConfig, tokenizer: Any) -> None:

@@ -57,7 +57,7 @@ class PlatformCPU(PlatformBase):
         return True
 
     def current_device(self) -> str:
-        """"cpu" rather than an index: verl hands it to ``tensor.to``, where an index would mean an accelerator."""
+        """ "cpu" rather than an index: verl hands it to ``tensor.to``, where an index would mean an accelerator."""
         return "cpu"
 
     def device_count(self) -> int:

@@ -16,7 +16,9 @@ def register() -> None:
     from vllm.model_executor.layers import utils as layers
 
     if not hasattr(ops, "_supports_onednn"):
-        raise AttributeError("vllm._custom_ops._supports_onednn is gone: synced weights would not reach the CPU kernels")
+        raise AttributeError(
+            "vllm._custom_ops._supports_onednn is gone: synced weights would not reach the CPU kernels"
+        )
     ops._supports_onednn = False
     if not hasattr(layers, "check_cpu_sgl_kernel"):
         raise AttributeError("vllm's check_cpu_sgl_kernel is gone: synced weights would not reach the AMX kernels")

@@ -201,9 +201,7 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
     ) -> None:
         tasks: list[asyncio.Task] = []
         for session in sorted(group.attempts):
-            tasks += await self._start(
-                group, session, self._cipo.val_corrections, sampling_params, trajectory, prompt
-            )
+            tasks += await self._start(group, session, self._cipo.val_corrections, sampling_params, trajectory, prompt)
         await self._settle(group, tasks)
         records = [
             {

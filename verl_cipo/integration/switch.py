@@ -19,6 +19,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_cipo.core.config import CIPOConfig, CIPOConfigError
+from verl_cipo.core.prompts import load_template
+from verl_cipo.integration.budget import check_prompt_length_early
 from verl_cipo.integration.estimator import NAME
 
 RESOLVER = "cipo.trainer"
@@ -36,14 +38,16 @@ def cipo_config(config: DictConfig) -> CIPOConfig:
     """Read and validate ``algorithm.cipo``; absent means all defaults.
 
     Raises:
-        CIPOConfigError: an unknown key or a bad value.
+        CIPOConfigError: an unknown key, a bad value, or a template that cannot be read.
     """
     section = OmegaConf.select(config, "algorithm.cipo")
     if section is None:
         return CIPOConfig()
     if not OmegaConf.is_dict(section):
         raise CIPOConfigError(f"algorithm.cipo={section!r} is not a section of options")
-    return CIPOConfig.from_mapping(OmegaConf.to_container(section, resolve=True))
+    cipo = CIPOConfig.from_mapping(OmegaConf.to_container(section, resolve=True))
+    load_template(cipo.prompt.template)
+    return cipo
 
 
 def check_combination(config: DictConfig, cipo: CIPOConfig) -> None:
@@ -57,7 +61,9 @@ def check_combination(config: DictConfig, cipo: CIPOConfig) -> None:
         raise CIPOConfigError(f"{key}={OmegaConf.select(config, key)} does not work with adv_estimator=cipo: {allowed}")
 
     if importlib.util.find_spec("transfer_queue") is None:
-        raise CIPOConfigError("verl's V1 trainer needs TransferQueue, which is not installed: pip install TransferQueue")
+        raise CIPOConfigError(
+            "verl's V1 trainer needs TransferQueue, which is not installed: pip install TransferQueue"
+        )
     if not config.trainer.use_v1:
         refuse("trainer.use_v1", "CIPO runs on verl's V1 trainer, set trainer.use_v1=true")
     trainer = config.trainer.v1
@@ -80,8 +86,11 @@ def check_combination(config: DictConfig, cipo: CIPOConfig) -> None:
         refuse("actor_rollout_ref.rollout.agent.agent_loop_manager_class", f"corrections need {MANAGER_CLASS}")
 
 
-def switch_on(config: DictConfig) -> None:
+def switch_on(config: DictConfig) -> CIPOConfig:
     """Validate a config with ``adv_estimator=cipo`` and point verl at CIPO's trainer and rollout manager, in place.
+
+    Returns:
+        the validated ``algorithm.cipo``.
 
     Raises:
         CIPOConfigError: the config cannot train with CIPO.
@@ -94,6 +103,7 @@ def switch_on(config: DictConfig) -> None:
         config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = MANAGER_CLASS
         if not OmegaConf.is_interpolation(trainer, "trainer_mode"):
             trainer.trainer_mode = f"${{{RESOLVER}:{trainer.trainer_mode}}}"
+    return cipo
 
 
 def resolve_trainer(mode: str) -> str:
@@ -129,7 +139,7 @@ def register() -> None:
     def validate_config(config: DictConfig, *args: Any, **kwargs: Any) -> None:
         if config.algorithm.adv_estimator == NAME:
             try:
-                switch_on(config)
+                check_prompt_length_early(config, switch_on(config))
             except CIPOConfigError as error:
                 # The driver has nothing to clean up yet: one line for the user instead of a traceback.
                 raise SystemExit(f"verl_cipo: {error}") from error

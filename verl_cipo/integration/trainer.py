@@ -64,6 +64,7 @@ class CIPOTrainerMixin:
             # Branches of verl test trainer_mode against its own names.
             config.trainer.v1.trainer_mode = self.verl_mode
         check_combination(config, self.cipo)
+        print(f"[verl_cipo] trainer {type(self).__name__}, {self.cipo}")
         self._rho = RhoState.initial(self.cipo)
         self._table: RowTable | None = None
         super().__init__(config)

@@ -1,0 +1,49 @@
+# make demo and make test do all set-up themselves: both make and reuse .venv (tools/setup_venv.sh).
+# It is made of requirements/constraints-cpu.txt, so every machine gets the versions that were tested.
+
+PYTHON ?= python3
+# Steps of the demo's CIPO run; empty: the demo's own number. make demo STEPS=3 is a smoke run.
+STEPS ?=
+DEMO_DIR ?= outputs/demo
+# Extra arguments of pytest, e.g. make test PYTEST_ARGS="-m 'not vllm'"
+PYTEST_ARGS ?=
+# torch goes in first and decides which build all others use. Where pip's index gives the CUDA build, everything runs on
+# the CPU all the same, but .venv takes 7.1 GB in place of 4.1. To get the CPU build there, name its index as well:
+#   make demo PIP_ARGS="--extra-index-url <the index of torch's CPU builds>"
+# or hand in a wheel: make demo TORCH=/path/to/torch-2.13.0+cpu-....whl
+TORCH ?= torch==2.13.0
+PIP_ARGS ?=
+
+export PYTHON TORCH PIP_ARGS
+
+BIN := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint doctor clean distclean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /\1 \t/' | expand -t 12
+
+venv: ## make or bring up to date .venv
+	@tools/setup_venv.sh
+
+demo: venv ## train a small model with CIPO on the CPU: real verl, Ray, FSDP2 and vLLM
+	$(BIN) examples/tiny/run.py --output $(DEMO_DIR) $(if $(STEPS),--steps $(STEPS))
+
+test: lint ## linters and the whole test suite
+	$(BIN) -m pytest $(PYTEST_ARGS)
+
+lint: venv ## ruff and pyright
+	$(BIN) -m ruff check .
+	$(BIN) -m ruff format --check .
+	$(BIN) -m pyright --pythonpath $(BIN)
+
+doctor: venv ## check the environment and say what to mend
+	$(BIN) -m verl_cipo.doctor
+
+clean: ## remove outputs and caches, keep .venv
+	rm -rf outputs build dist .pytest_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -print | xargs rm -rf
+
+distclean: clean ## remove .venv too
+	rm -rf .venv .venv.lock *.egg-info

@@ -1,0 +1,199 @@
+"""Starts verl's own entry point on the CPU and watches it: environment, overrides, progress, memory.
+
+Used by run.py and by the end-to-end tests; nothing here is needed to train on GPUs.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+CPU_ENV = {
+    "VERL_PLATFORM": "cpu",
+    # Two spinning OpenMP threads with one core busy were 44 times slower than one thread.
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_DEDUP_LOGS": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TQ_LOGGING_LEVEL": "WARNING",
+}
+MEMORY_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A prepared folder (prepare.py) and the shapes that fit it. Lengths are in tokens."""
+
+    folder: Path
+    prompt_length: int = 120
+    correction_prompt_length: int = 320
+    response_length: int = 80
+    train_batch_size: int = 16
+    n: int = 8
+    val_n: int = 4
+
+
+def overrides(task: Task) -> list[str]:
+    """verl options for ``task`` on one CPU, on top of the config ``cpu``."""
+    rows = task.train_batch_size * task.n
+    return [
+        f"data.train_files={task.folder / 'data' / 'train.parquet'}",
+        f"data.val_files={task.folder / 'data' / 'val.parquet'}",
+        f"data.train_batch_size={task.train_batch_size}",
+        f"data.max_prompt_length={task.prompt_length}",
+        f"data.max_response_length={task.response_length}",
+        "data.seed=1",
+        f"actor_rollout_ref.model.path={task.folder / 'model'}",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={task.train_batch_size}",
+        f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={rows}",
+        f"actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu={2 * rows}",
+        f"actor_rollout_ref.rollout.n={task.n}",
+        f"actor_rollout_ref.rollout.prompt_length={task.correction_prompt_length}",
+        f"actor_rollout_ref.rollout.max_model_len={task.correction_prompt_length + task.response_length}",
+        "actor_rollout_ref.rollout.max_num_seqs=256",
+        # For training/rollout_probs_diff_*: shows after every weight sync that vLLM serves the new weights.
+        "actor_rollout_ref.rollout.calculate_log_probs=true",
+        f"actor_rollout_ref.rollout.val_kwargs.n={task.val_n}",
+        "actor_rollout_ref.rollout.val_kwargs.temperature=1.0",
+        "actor_rollout_ref.rollout.val_kwargs.do_sample=true",
+        "trainer.logger=[console,file]",
+        "trainer.resume_mode=disable",
+    ]
+
+
+class TrainingFailed(RuntimeError):
+    """verl ended with a non-zero exit code; the message holds the end of its log."""
+
+
+def train(
+    options: list[str],
+    *,
+    output: Path,
+    on_line: Callable[[dict], None] = lambda _: None,
+    config_args: tuple[str, ...] = ("--config-path", "pkg://verl_cipo.config", "--config-name", "cpu"),
+    env: dict[str, str] | None = None,
+    timeout: float | None = None,
+) -> int:
+    """Run ``python -m verl.trainer.main_ppo`` with ``options`` and wait for it.
+
+    Args:
+        options: Hydra overrides.
+        output: gets ``metrics.jsonl`` (verl's file logger, a line a step) and ``train.log``.
+        on_line: called with each line of ``metrics.jsonl`` as it appears.
+        config_args: which config; empty for verl's own.
+        env: added to :data:`CPU_ENV`.
+        timeout: seconds after which the run is ended.
+
+    Returns:
+        Peak memory of all its processes in MiB, as the sum of proportional set sizes, so that pages which processes
+        share count once.
+
+    Raises:
+        TrainingFailed: non-zero exit or time-out.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    metrics, log = output / "metrics.jsonl", output / "train.log"
+    metrics.unlink(missing_ok=True)
+    environment = {**os.environ, **CPU_ENV, "VERL_FILE_LOGGER_PATH": str(metrics.resolve()), **(env or {})}
+    with open(log, "w") as log_file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "verl.trainer.main_ppo", *config_args, *options],
+            stdout=log_file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+        )
+        memory = _MemoryWatch(process.pid)
+        try:
+            _follow(process, metrics, on_line, timeout)
+        finally:
+            _end(process)
+            memory.stop()
+    if process.returncode != 0:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
+        raise TrainingFailed(f"verl ended with code {process.returncode}, the end of {log}:\n{tail}")
+    return memory.peak_mb
+
+
+def _follow(process: subprocess.Popen, metrics: Path, on_line: Callable[[dict], None], timeout: float | None) -> None:
+    started = time.monotonic()
+    seen = 0
+    while True:
+        ended = process.poll() is not None
+        lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
+        complete = [line for line in lines if line.endswith("\n")]
+        for line in complete[seen:]:
+            on_line(json.loads(line))
+        seen = len(complete)
+        if ended:
+            return
+        if timeout is not None and time.monotonic() - started > timeout:
+            raise TrainingFailed(f"verl did not end within {timeout:.0f} s, see {metrics.with_name('train.log')}")
+        time.sleep(0.5)
+
+
+def _session_pids(session: int) -> list[int]:
+    pids = []
+    for pid in psutil.pids():
+        try:
+            if os.getsid(pid) == session and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                pids.append(pid)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return pids
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End the run, then what is left of its session: Ray's processes outlive a driver that was killed."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    for pid in _session_pids(process.pid):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+class _MemoryWatch(threading.Thread):
+    """Samples the memory of a process and all its descendants."""
+
+    def __init__(self, pid: int):
+        super().__init__(daemon=True)
+        self.peak_mb = 0
+        self._root = psutil.Process(pid)
+        self._stopped = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self._stopped.wait(MEMORY_SECONDS):
+            total = 0
+            try:
+                for process in [self._root, *self._root.children(recursive=True)]:
+                    try:
+                        total += process.memory_full_info().pss
+                    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                        continue
+            except psutil.NoSuchProcess:
+                return
+            self.peak_mb = max(self.peak_mb, total // 2**20)
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()

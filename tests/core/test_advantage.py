@@ -1,0 +1,367 @@
+"""The two streams, by hand and by property. Against verl's own GRPO: test_advantage_verl.py."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from verl_cipo.core import BASE, CORRECTION, LOSS_AGG_MODES, PADDING, Rows, group_relative, stream_scales
+from verl_cipo.core import two_stream_advantage as two_stream
+
+MODES = st.sampled_from(LOSS_AGG_MODES)
+
+
+def rows(table):
+    """One line a row: stream, group, session, final, correct, anchor_correct."""
+    columns = list(zip(*table, strict=True)) or [()] * 6
+    dtypes = (np.int8, object, object, bool, bool, bool)
+    return Rows(*(np.array(column, dtype=dtype) for column, dtype in zip(columns, dtypes, strict=True)))
+
+
+def rewards(scores, lengths, width):
+    """(N, T) with the score on the last token of each row, and the mask of its length."""
+    mask = torch.tensor([[t < length for t in range(width)] for length in lengths], dtype=torch.int64)
+    values = torch.zeros(len(scores), width)
+    for i, (score, length) in enumerate(zip(scores, lengths, strict=True)):
+        values[i, max(length - 1, 0)] = score
+    return values, mask
+
+
+HOW = {"lambda_corr": 1.0, "lambda_risk": 1.0, "norm_by_std": False, "loss_agg_mode": "token-sum"}
+
+# ---- Rows
+
+
+def test_rows_are_checked():
+    good = rows([(0, "a", "s", True, True, False)] * 2)
+    with pytest.raises(ValueError, match=r"'group': \(1,\)"):
+        Rows(good.stream, good.group[:1], good.session, good.final, good.correct, good.anchor_correct)
+    with pytest.raises(ValueError, match=r"stream holds \[0 3\]"):
+        Rows(np.array([0, 3], np.int8), good.group, good.session, good.final, good.correct, good.anchor_correct)
+    with pytest.raises(TypeError, match="correct is int64"):
+        Rows(good.stream, good.group, good.session, good.final, np.array([0, 1]), good.anchor_correct)
+
+
+def test_take():
+    table = [(0, "a", "s", True, True, False), (1, "b", "t", False, False, True), (2, "", "u", True, True, True)]
+    all_rows = rows(table)
+    picked = all_rows.take([2, 0])
+    assert len(picked) == 2
+    assert picked.group.tolist() == ["", "a"] and picked.stream.tolist() == [2, 0]
+    assert all_rows.take(np.array([False, True, False])).session.tolist() == ["t"]
+    assert len(all_rows.take([])) == 0
+
+
+# ---- group_relative
+
+
+def test_group_relative_by_hand():
+    scores = torch.tensor([1.0, 5.0, 0.0, 2.0, 3.0])
+    group = ["a", "b", "a", "a", "b"]
+    # a: mean (1 + 0 + 2) / 3 = 1; b: mean 4
+    assert torch.equal(group_relative(scores, group, norm_by_std=False), torch.tensor([0.0, 1.0, -1.0, 1.0, -1.0]))
+    # sample std: a: sqrt((0 + 1 + 1) / 2) = 1; b: sqrt((1 + 1) / 1) = 1.41421; epsilon .5 is added
+    expected = torch.tensor([0.0, 1 / 1.91421, -1 / 1.5, 1 / 1.5, -1 / 1.91421])
+    assert torch.allclose(group_relative(scores, group, norm_by_std=True, epsilon=0.5), expected)
+
+
+def test_a_group_of_one_keeps_its_score_as_in_verl():
+    # mean 0, std 1: (3 - 0) / (1 + 1)
+    assert group_relative(torch.tensor([3.0]), ["a"], norm_by_std=True, epsilon=1.0).tolist() == [1.5]
+    assert group_relative(torch.tensor([3.0]), ["a"], norm_by_std=False).tolist() == [3.0]
+
+
+def test_equal_scores_give_no_advantage():
+    assert group_relative(torch.ones(4), ["a"] * 4, norm_by_std=True).tolist() == [0.0] * 4
+
+
+def test_group_relative_leaves_its_input_and_checks_it():
+    scores = torch.tensor([1.0, 0.0])
+    group_relative(scores, np.array(["a", "a"], dtype=object), norm_by_std=True)
+    assert scores.tolist() == [1.0, 0.0]
+    assert group_relative(torch.zeros(0), [], norm_by_std=True).shape == (0,)
+    with pytest.raises(ValueError, match=r"\(2,\) and 1 group names"):
+        group_relative(scores, ["a"], norm_by_std=True)
+    with pytest.raises(TypeError, match="torch.int64"):
+        group_relative(torch.tensor([1, 0]), ["a", "a"], norm_by_std=True)
+
+
+# ---- stream_scales
+
+SIZES = {"n_base_tokens": 60, "n_corr_tokens": 20, "n_base_seqs": 8, "n_corr_seqs": 2}
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        # T = 80: 80 / 60, .5 * 80 / 20
+        ("token-mean", (4 / 3, 2.0)),
+        # .5 * 60 / 20
+        ("token-sum", (1.0, 1.5)),
+        # .5 * 8 / 2
+        ("seq-mean-token-sum", (1.0, 2.0)),
+        ("seq-mean-token-sum-norm", (1.0, 2.0)),
+        ("seq-mean-token-mean", (1.0, 2.0)),
+    ],
+)
+def test_scales_by_hand(mode, expected):
+    assert stream_scales(**SIZES, lambda_corr=0.5, loss_agg_mode=mode) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("mode", LOSS_AGG_MODES)
+def test_scales_at_the_ends(mode):
+    no_corrections = SIZES | {"n_corr_tokens": 0, "n_corr_seqs": 0}
+    assert stream_scales(**no_corrections, lambda_corr=0.5, loss_agg_mode=mode) == (1.0, 0.0)
+    no_base = SIZES | {"n_base_tokens": 0, "n_base_seqs": 0}
+    assert stream_scales(**no_base, lambda_corr=0.5, loss_agg_mode=mode) == (0.0, 0.5)
+    assert stream_scales(**SIZES, lambda_corr=0.0, loss_agg_mode=mode)[1] == 0.0
+
+
+def test_an_unknown_mode_is_named():
+    with pytest.raises(ValueError, match="loss_agg_mode = 'mean'.*token-mean, token-sum"):
+        stream_scales(**SIZES, lambda_corr=0.5, loss_agg_mode="mean")
+
+
+# ---- two_stream_advantage, by hand
+
+# A prompt with a right and a wrong attempt, and two corrections of each.
+TABLE = [
+    (BASE, "a", "a0", True, True, False),
+    (BASE, "a", "a1", True, False, False),
+    (CORRECTION, "a_0", "k0", True, True, True),
+    (CORRECTION, "a_0", "k1", True, False, True),
+    (CORRECTION, "a_1", "k2", True, True, False),
+    (CORRECTION, "a_1", "k3", True, False, False),
+]
+TOKEN_REWARDS, MASK = rewards([1, 0, 1, 0, 1, 0], [2, 4, 1, 3, 2, 2], 4)
+
+
+def advantages(**changes):
+    return two_stream(TOKEN_REWARDS, MASK, rows(TABLE), **(HOW | changes))
+
+
+def test_streams_risk_and_scales_by_hand():
+    result = advantages(lambda_corr=0.5, lambda_risk=2.0)
+    # Base: 1 and 0, mean .5. Corrections of the right attempt: 1 and 0 - 2 = -2, mean -.5: 1.5 and -1.5;
+    # of the wrong one: 1 and 0, mean .5, no penalty. token-sum: Tb = 6, Tc = 8, corrections * .5 * 6 / 8 = .375.
+    per_row = torch.tensor([0.5, -0.5, 1.5 * 0.375, -1.5 * 0.375, 0.5 * 0.375, -0.5 * 0.375])
+    assert torch.allclose(result, per_row[:, None] * MASK)
+
+
+def test_token_mean_by_hand():
+    result = advantages(lambda_risk=0.0, loss_agg_mode="token-mean", lambda_corr=2.0)
+    # Tb = 6, Tc = 8: base * 14 / 6, corrections * 2 * 14 / 8
+    assert torch.allclose(result[:, 0], torch.tensor([0.5, -0.5] * 3) * torch.tensor([14 / 6] * 2 + [3.5] * 4))
+
+
+def test_seq_mean_by_hand():
+    result = advantages(lambda_risk=0.0, loss_agg_mode="seq-mean-token-mean", lambda_corr=2.0)
+    # Nb = 2, Nc = 4: corrections * 2 * 2 / 4
+    assert torch.allclose(result[:, 0], torch.tensor([0.5, -0.5] * 3))
+
+
+def test_norm_by_std_by_hand():
+    result = advantages(norm_by_std=True, lambda_corr=8 / 6, epsilon=0.0)
+    # (1 - .5) / sqrt(.5) = .70711; shaped 1, -1: (1 - 0) / sqrt(2) = .70711 as well. Corrections: 8/6 * 6/8 = 1.
+    assert torch.allclose(result[:, 0], torch.tensor([0.70711, -0.70711] * 3), atol=1e-5)
+
+
+def test_lambda_zero_leaves_nothing_of_the_corrections():
+    for mode in LOSS_AGG_MODES:
+        result = advantages(lambda_corr=0.0, loss_agg_mode=mode)
+        assert (result[2:] == 0).all()
+        scale = 14 / 6 if mode == "token-mean" else 1.0
+        alone = two_stream(TOKEN_REWARDS[:2], MASK[:2], rows(TABLE[:2]), **HOW)
+        assert torch.allclose(result[:2], alone * scale)
+
+
+def test_a_correction_group_is_its_anchor_even_if_names_collide():
+    # A correction group called like the prompt does not mix with it.
+    table = TABLE[:2] + [(CORRECTION, "a", "k0", True, True, False), (CORRECTION, "a", "k1", True, True, False)]
+    result = two_stream(TOKEN_REWARDS[[0, 1, 2, 4]], MASK[[0, 1, 2, 4]], rows(table), **HOW)
+    assert result[:, 0].tolist() == [0.5, -0.5, 0.0, 0.0]
+
+
+def test_several_outputs_of_a_session_share_the_advantage_of_the_last():
+    table = [
+        (BASE, "a", "a0", False, False, False),
+        (BASE, "a", "a1", True, False, False),
+        (BASE, "a", "a0", True, True, False),
+    ]
+    values, mask = rewards([7, 0, 1], [3, 2, 1], 3)
+    result = two_stream(values, mask, rows(table), **HOW)
+    # The statistics are those of 0 and 1; the 7 of the first output of a0 enters nothing.
+    assert result.tolist() == [[0.5, 0.5, 0.5], [-0.5, -0.5, 0.0], [0.5, 0.0, 0.0]]
+
+
+def test_a_last_output_without_a_trained_token_gives_its_session_nothing():
+    table = [
+        (BASE, "a", "a0", False, False, False),
+        (BASE, "a", "a0", True, True, False),
+        (BASE, "a", "a1", True, False, False),
+    ]
+    values, mask = rewards([0, 1, 0], [2, 0, 2], 2)
+    assert two_stream(values, mask, rows(table), **HOW).tolist() == [[0.0, 0.0], [0.0, 0.0], [-0.5, -0.5]]
+
+
+def test_padding_gets_nothing_and_gives_nothing():
+    # Here padding even has the group, the session and the tokens of a real row.
+    table = [*TABLE, (PADDING, "a", "a0", True, True, True), (PADDING, "a_0", "k1", False, False, True)]
+    pad = torch.tensor([0, 3])
+    values, mask = torch.cat([TOKEN_REWARDS, TOKEN_REWARDS[pad]]), torch.cat([MASK, MASK[pad]])
+    result = two_stream(values, mask, rows(table), **HOW)
+    assert torch.equal(result[:6], advantages())
+    assert (result[6:] == 0).all()
+
+
+def test_only_padding_and_nothing_at_all():
+    assert (two_stream(*rewards([1], [2], 2), rows([(2, "a", "s", True, True, True)]), **HOW) == 0).all()
+    assert two_stream(torch.zeros(0, 3), torch.zeros(0, 3), rows([]), **HOW).shape == (0, 3)
+
+
+def test_shapes_and_final_rows_are_checked():
+    with pytest.raises(ValueError, match=r"\(6, 4\).*\(5, 4\)"):
+        two_stream(TOKEN_REWARDS, MASK[:5], rows(TABLE), **HOW)
+    with pytest.raises(ValueError, match="and 5 rows"):
+        two_stream(TOKEN_REWARDS, MASK, rows(TABLE[:5]), **HOW)
+    table = [(*line[:2], "twice" if i < 2 else line[2], *line[3:]) for i, line in enumerate(TABLE)]
+    with pytest.raises(ValueError, match="session 'twice' has 2 final rows"):
+        two_stream(TOKEN_REWARDS, MASK, rows(table), **HOW)
+    table = [(*line[:3], i != 3, *line[4:]) for i, line in enumerate(TABLE)]
+    with pytest.raises(ValueError, match="session 'k1' has 0 final rows"):
+        two_stream(TOKEN_REWARDS, MASK, rows(table), **HOW)
+
+
+# ---- properties
+
+WIDTH = 4
+
+
+@st.composite
+def drawn_batches(draw):
+    """Rewards, mask and rows of some prompts, some of whose attempts are corrected; sessions of one or two outputs."""
+    table, scores = [], []
+
+    def session(stream, group, anchor_correct):
+        name = f"s{len(table)}"
+        correct = draw(st.booleans())
+        if draw(st.integers(0, 4)) == 0:
+            table.append((stream, group, name, False, False, anchor_correct))
+            scores.append(draw(st.integers(-4, 4)) / 4)
+        table.append((stream, group, name, True, correct, anchor_correct))
+        # Quarters: their sums are exact, so the order of the rows shows in nothing but the last bit of the std.
+        scores.append(draw(st.integers(-4, 4)) / 4)
+
+    for prompt in range(draw(st.integers(1, 3))):
+        for _ in range(draw(st.integers(1, 4))):
+            session(BASE, f"u{prompt}", False)
+        for anchor in range(draw(st.integers(0, 2))):
+            anchor_correct = draw(st.booleans())
+            for _ in range(draw(st.integers(1, 4))):
+                session(CORRECTION, f"u{prompt}_{anchor}", anchor_correct)
+    lengths = [draw(st.integers(1, WIDTH)) for _ in table]
+    return (*rewards(scores, lengths, WIDTH), rows(table))
+
+
+how = st.fixed_dictionaries(
+    {
+        "lambda_corr": st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+        "lambda_risk": st.sampled_from([0.0, 1.0, 2.5]),
+        "norm_by_std": st.booleans(),
+        "loss_agg_mode": MODES,
+    }
+)
+
+
+@given(batch=drawn_batches(), how=how, data=st.data())
+def test_the_order_of_rows_does_not_matter(batch, how, data):
+    values, mask, all_rows = batch
+    order = data.draw(st.permutations(range(len(all_rows))))
+    shuffled = two_stream(values[order], mask[order], all_rows.take(order), **how)
+    assert torch.allclose(shuffled, two_stream(values, mask, all_rows, **how)[order], rtol=1e-4, atol=1e-5)
+
+
+@given(batch=drawn_batches(), how=how, data=st.data())
+def test_padding_does_not_matter(batch, how, data):
+    values, mask, all_rows = batch
+    n = len(all_rows)
+    index = list(range(n)) + data.draw(st.lists(st.integers(0, n - 1), max_size=4))
+    order = data.draw(st.permutations(range(len(index))))
+    index = [index[i] for i in order]
+    is_pad = np.array(order) >= n
+    padded = all_rows.take(index)
+    padded = Rows(
+        stream=np.where(is_pad, PADDING, padded.stream).astype(np.int8),
+        group=padded.group,
+        session=padded.session,
+        final=padded.final,
+        correct=padded.correct,
+        anchor_correct=padded.anchor_correct,
+    )
+    result = two_stream(values[index], mask[index], padded, **how)
+    assert (result[is_pad] == 0).all()
+    alone = two_stream(values, mask, all_rows, **how)
+    assert torch.allclose(result[~is_pad], alone[np.array(index)[~is_pad]], rtol=1e-4, atol=1e-5)
+
+
+@given(batch=drawn_batches(), how=how, data=st.data())
+def test_splitting_over_workers_changes_only_the_scales(batch, how, data):
+    values, mask, all_rows = batch
+    names = sorted(set(all_rows.group))
+    side = {name: data.draw(st.booleans()) for name in names}
+    whole = two_stream(values, mask, all_rows, **how)
+
+    def scales(of):
+        base, corr = of.stream == BASE, of.stream == CORRECTION
+        tokens = mask.sum(-1).numpy() if of is all_rows else mask[part].sum(-1).numpy()
+        return stream_scales(
+            n_base_tokens=int(tokens[base].sum()),
+            n_corr_tokens=int(tokens[corr].sum()),
+            n_base_seqs=int(base.sum()),
+            n_corr_seqs=int(corr.sum()),
+            lambda_corr=how["lambda_corr"],
+            loss_agg_mode=how["loss_agg_mode"],
+        )
+
+    for half in (True, False):
+        part = np.flatnonzero([side[name] is half for name in all_rows.group])
+        mine = all_rows.take(part)
+        result = two_stream(values[part], mask[part], mine, **how)
+        of_part, of_whole = scales(mine), scales(all_rows)
+        for stream in (BASE, CORRECTION):
+            own = mine.stream == stream
+            # unscaled advantages are equal: whole / whole's scale = part / part's scale
+            left, right = whole[part[own]] * of_part[stream], result[own] * of_whole[stream]
+            assert torch.allclose(left, right, rtol=1e-4, atol=1e-4)
+
+
+@given(batch=drawn_batches(), how=how)
+def test_nothing_is_mutated_and_nothing_is_outside_the_mask(batch, how):
+    values, mask, all_rows = batch
+    before = values.clone(), mask.clone(), {name: array.copy() for name, array in vars(all_rows).items()}
+    result = two_stream(values, mask, all_rows, **how)
+    assert torch.equal(values, before[0]) and torch.equal(mask, before[1])
+    assert all((getattr(all_rows, name) == array).all() for name, array in before[2].items())
+    assert (result[mask == 0] == 0).all() and torch.isfinite(result).all()
+    assert result.dtype == torch.float32 and not result.requires_grad
+
+
+@given(batch=drawn_batches(), how=how, factor=st.sampled_from([2.0, 4.0]))
+def test_corrections_weigh_in_proportion_to_lambda(batch, how, factor):
+    values, mask, all_rows = batch
+    once = two_stream(values, mask, all_rows, **how)
+    more = two_stream(values, mask, all_rows, **(how | {"lambda_corr": how["lambda_corr"] * factor}))
+    corrections = all_rows.stream == CORRECTION
+    assert torch.equal(more[~corrections], once[~corrections])
+    assert torch.allclose(more[corrections], once[corrections] * factor)
+
+
+@given(batch=drawn_batches(), how=how)
+def test_shaping_is_applied_once_and_to_broken_corrections_alone(batch, how):
+    values, mask, all_rows = batch
+    shaped = values.clone()
+    broken = all_rows.final & (all_rows.stream == CORRECTION) & all_rows.anchor_correct & ~all_rows.correct
+    shaped[torch.from_numpy(broken), 0] -= how["lambda_risk"]
+    by_hand = two_stream(shaped, mask, all_rows, **(how | {"lambda_risk": 0.0}))
+    assert torch.allclose(two_stream(values, mask, all_rows, **how), by_hand, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,231 @@
+import math
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from verl_cipo.core import CIPOConfig, CIPOConfigError, PromptConfig, describe
+
+DEFAULTS = {
+    "replay_fraction": 1.0,
+    "n_corrections": None,
+    "schedule": "streaming",
+    "lambda_corr": 1.0,
+    "lambda_risk": 1.0,
+    "rho_init": 0.3,
+    "rho_min": 0.2,
+    "rho_max": 0.8,
+    "rho_target": 0.8,
+    "rho_gain": 0.8,
+    "rho_drop_gain": 0.3,
+    "rho_patience_gain": 0.05,
+    "rho_adaptive": True,
+    "delta_low": 0.375,
+    "delta_high": 0.75,
+    "correct_threshold": 0.5,
+    "val_corrections": 1,
+    "seed": 1,
+    "prompt": {
+        "template": "math",
+        "attempt_view": "no_thinking",
+        "on_overflow": "tail",
+        "max_attempt_tokens": None,
+    },
+}
+LEAVES = [key for key in DEFAULTS if key != "prompt"] + [f"prompt.{key}" for key in DEFAULTS["prompt"]]
+
+
+def nested(key, value):
+    return {"prompt": {key.removeprefix("prompt."): value}} if key.startswith("prompt.") else {key: value}
+
+
+def message_of(mapping, **kwargs):
+    with pytest.raises(CIPOConfigError) as caught:
+        CIPOConfig.from_mapping(mapping, **kwargs)
+    return str(caught.value)
+
+
+def test_defaults():
+    assert CIPOConfig().to_mapping() == DEFAULTS
+    assert CIPOConfig.from_mapping({}) == CIPOConfig()
+    assert CIPOConfig.from_mapping({"prompt": {}}) == CIPOConfig()
+
+
+def test_every_knob_has_one_line_of_documentation():
+    lines = describe()
+    assert list(lines) == [*DEFAULTS, *(f"prompt.{key}" for key in DEFAULTS["prompt"])]
+    assert all(line and line.endswith(".") and "\n" not in line and line.isascii() for line in lines.values())
+
+
+def test_a_mapping_is_read_and_given_back():
+    values = {"rho_init": 0.5, "n_corrections": 4, "prompt": {"template": "code", "max_attempt_tokens": 64}}
+    config = CIPOConfig.from_mapping(values)
+    assert (config.rho_init, config.n_corrections, config.seed) == (0.5, 4, 1)
+    assert (config.prompt.template, config.prompt.max_attempt_tokens, config.prompt.on_overflow) == ("code", 64, "tail")
+    assert CIPOConfig.from_mapping(config.to_mapping()) == config
+    assert values["prompt"] == {"template": "code", "max_attempt_tokens": 64}
+
+
+def test_ints_become_floats_where_floats_are_meant():
+    config = CIPOConfig.from_mapping({"lambda_corr": 2, "rho_max": 1})
+    assert isinstance(config.lambda_corr, float) and isinstance(config.rho_max, float)
+
+
+def test_frozen():
+    with pytest.raises(FrozenInstanceError):
+        CIPOConfig().seed = 2
+
+
+BAD = [
+    ("replay_fraction", -0.1, "a finite number >= 0"),
+    ("replay_fraction", "1", "a finite number >= 0"),
+    ("replay_fraction", None, "a finite number >= 0"),
+    ("replay_fraction", True, "a finite number >= 0"),
+    ("replay_fraction", 10**400, "a finite number >= 0"),
+    ("n_corrections", 1, "an integer >= 2 or null"),
+    ("n_corrections", 2.0, "an integer >= 2 or null"),
+    ("n_corrections", True, "an integer >= 2 or null"),
+    ("schedule", "replay", "one of streaming, barrier"),
+    ("schedule", None, "one of streaming, barrier"),
+    ("schedule", ["streaming"], "one of streaming, barrier"),
+    ("lambda_corr", math.nan, "a finite number >= 0"),
+    ("lambda_corr", math.inf, "a finite number >= 0"),
+    ("lambda_corr", False, "a finite number >= 0"),
+    ("lambda_risk", -1, "a finite number >= 0"),
+    ("rho_init", 1.01, "a finite number in [0, 1]"),
+    ("rho_min", -0.01, "a finite number in [0, 1]"),
+    ("rho_max", 2, "a finite number in [0, 1]"),
+    ("rho_target", 1.5, "a finite number in [0, 1]"),
+    ("rho_gain", -1.0, "a finite number >= 0"),
+    ("rho_drop_gain", -1.0, "a finite number >= 0"),
+    ("rho_patience_gain", -1.0, "a finite number >= 0"),
+    ("rho_adaptive", 1, "true or false"),
+    ("rho_adaptive", "false", "true or false"),
+    ("delta_low", -0.1, "a finite number in [0, 1]"),
+    ("delta_high", 1.1, "a finite number in [0, 1]"),
+    ("correct_threshold", math.inf, "a finite number"),
+    ("correct_threshold", "high", "a finite number"),
+    ("val_corrections", -1, "an integer >= 0"),
+    ("val_corrections", 1.5, "an integer >= 0"),
+    ("seed", 1.0, "an integer"),
+    ("seed", None, "an integer"),
+    ("prompt", None, "a mapping with the keys template, attempt_view, on_overflow, max_attempt_tokens"),
+    ("prompt", "math", "a mapping with the keys template"),
+    ("prompt.template", "", "math, code or the path"),
+    ("prompt.template", 3, "math, code or the path"),
+    ("prompt.attempt_view", "head", "one of whole, no_thinking, tail"),
+    ("prompt.on_overflow", "cut", "one of tail, skip"),
+    ("prompt.max_attempt_tokens", 15, "an integer >= 16 or null"),
+    ("prompt.max_attempt_tokens", 16.0, "an integer >= 16 or null"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "allowed"), BAD)
+def test_a_bad_value_names_key_value_and_what_is_allowed(key, value, allowed):
+    message = message_of(nested(key, value))
+    assert f"algorithm.cipo.{key} = {value!r}" in message
+    assert allowed in message
+
+
+def test_every_knob_has_a_bad_value_above():
+    assert set(LEAVES) <= {key for key, _, _ in BAD}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("replay_fraction", 0),
+        ("n_corrections", 2),
+        ("schedule", "barrier"),
+        ("lambda_corr", 0),
+        ("lambda_risk", 0.0),
+        ("rho_min", 0),
+        ("rho_max", 1),
+        ("rho_target", 1),
+        ("delta_low", 0),
+        ("delta_high", 1),
+        ("correct_threshold", -1.5),
+        ("val_corrections", 0),
+        ("seed", -3),
+        ("prompt.template", "/some/file.txt"),
+        ("prompt.attempt_view", "tail"),
+        ("prompt.on_overflow", "skip"),
+        ("prompt.max_attempt_tokens", 16),
+    ],
+)
+def test_the_ends_of_the_ranges_are_allowed(key, value):
+    config = CIPOConfig.from_mapping(nested(key, value))
+    holder = config.prompt if key.startswith("prompt.") else config
+    assert getattr(holder, key.removeprefix("prompt.")) == value
+
+
+def test_order_of_rho_and_of_the_medium_band():
+    message = message_of({"rho_init": 0.1})
+    for part in ("algorithm.cipo.rho_min = 0.2", "algorithm.cipo.rho_init = 0.1", "rho_min <= rho_init <= rho_max"):
+        assert part in message
+    assert "algorithm.cipo.rho_max = 0.25" in message_of({"rho_max": 0.25})
+    message = message_of({"delta_low": 0.8})
+    for part in ("algorithm.cipo.delta_low = 0.8", "algorithm.cipo.delta_high = 0.75", "delta_low <= delta_high"):
+        assert part in message
+    equal = {"rho_min": 0.4, "rho_init": 0.4, "rho_max": 0.4, "delta_low": 0.5, "delta_high": 0.5}
+    assert CIPOConfig.from_mapping(equal).rho_max == 0.4
+
+
+def test_an_unknown_key_names_itself_the_nearest_and_the_allowed_ones():
+    message = message_of({"lambda_cor": 0.7})
+    assert "algorithm.cipo.lambda_cor = 0.7" in message
+    assert "Did you mean algorithm.cipo.lambda_corr?" in message
+    assert all(key in message for key in DEFAULTS)
+    message = message_of({"prompt": {"overflow": "skip"}})
+    assert "algorithm.cipo.prompt.overflow = 'skip'" in message
+    assert "Did you mean algorithm.cipo.prompt.on_overflow?" in message
+    assert all(key in message for key in DEFAULTS["prompt"])
+
+
+def test_a_prompt_key_on_the_wrong_level_is_pointed_to_its_place():
+    assert "Did you mean algorithm.cipo.prompt.attempt_view?" in message_of({"attempt_view": "tail"})
+
+
+def test_an_unknown_key_that_is_near_nothing_gets_no_hint():
+    assert "Did you mean" not in message_of({"zzz": 1})
+    assert "algorithm.cipo.7 = 'x'" in message_of({7: "x"})
+
+
+def test_the_path_of_the_section_is_in_every_message():
+    assert "a.b.rho_init = 2" in message_of({"rho_init": 2}, path="a.b")
+    assert "a.b.prompt.on_overflow = 2" in message_of({"prompt": {"on_overflow": 2}}, path="a.b")
+    assert "a.b.rho_init = 0.1" in message_of({"rho_init": 0.1}, path="a.b")
+    assert "a.b.nope = 2" in message_of({"nope": 2}, path="a.b")
+    assert message_of(None, path="a.b").startswith("a.b = None")
+
+
+def test_construction_in_code_is_validated_too():
+    with pytest.raises(CIPOConfigError, match=r"algorithm\.cipo\.rho_init = 3"):
+        CIPOConfig(rho_init=3)
+    with pytest.raises(CIPOConfigError, match=r"algorithm\.cipo\.prompt\.on_overflow = 'x'"):
+        PromptConfig(on_overflow="x")
+    with pytest.raises(CIPOConfigError, match=r"algorithm\.cipo\.prompt = \{\}"):
+        CIPOConfig(prompt={})  # pyright: ignore[reportArgumentType]
+
+
+values = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.lists(st.integers(), max_size=2)
+)
+
+
+@given(key=st.sampled_from(LEAVES), value=values)
+def test_any_value_is_either_kept_or_named_in_the_error(key, value):
+    try:
+        config = CIPOConfig.from_mapping(nested(key, value))
+    except CIPOConfigError as error:
+        assert f"algorithm.cipo.{key} = {value!r}" in str(error)
+        assert "allowed is" in str(error)
+    else:
+        kept = getattr(config.prompt if key.startswith("prompt.") else config, key.removeprefix("prompt."))
+        assert kept == value and isinstance(kept, bool) == isinstance(value, bool)
+
+
+def test_no_knob_is_undocumented_by_accident():
+    assert {knob.name for knob in fields(CIPOConfig)} == set(DEFAULTS)
+    assert {knob.name for knob in fields(PromptConfig)} == set(DEFAULTS["prompt"])

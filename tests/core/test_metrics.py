@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+
+from verl_cipo.core import METRICS, Rows, batch_metrics, check_names
+from verl_cipo.core.metrics import PREFIX
+
+SPEC = """rho retention anchors/total anchors/correct anchors/failed anchors/medium anchors/other
+anchors/skipped/too_long anchors/skipped/no_text_question anchors/skipped/empty_attempt corrections/failed_sessions
+transitions/c2c transitions/c2w transitions/w2c transitions/w2w copy_rate reward/base reward/correction accuracy/base
+accuracy/correction rows/base rows/correction rows/padding tokens/base tokens/correction groups/base/all_right
+groups/base/all_wrong groups/base/mixed groups/correction/all_right groups/correction/all_wrong groups/correction/mixed
+seconds/correction seconds/selection seconds/advantage val/accuracy_turn1 val/accuracy_turn2 val/w2c val/c2w val/c2c
+val/w2w val/copy_rate val/rows""".split()
+
+
+def rows(table):
+    """One line a row: stream, group, session, final, correct, anchor_correct."""
+    columns = list(zip(*table, strict=True)) or [()] * 6
+    dtypes = (np.int8, object, object, bool, bool, bool)
+    return Rows(*(np.array(column, dtype=dtype) for column, dtype in zip(columns, dtypes, strict=True)))
+
+
+def test_the_names_are_declared_with_one_line_each():
+    assert {PREFIX + name for name in SPEC} <= set(METRICS)
+    assert all(name.startswith("cipo/") for name in METRICS)
+    assert all(line.endswith(".") and "\n" not in line and line.isascii() for line in METRICS.values())
+
+
+def test_an_undeclared_name_is_refused():
+    check_names({"cipo/rho": 0.3, "actor/loss": 1.0})
+    with pytest.raises(KeyError, match="cipo/ro, cipo/x"):
+        check_names({"cipo/x": 1.0, "cipo/rho": 0.3, "cipo/ro": 0.3})
+
+
+BATCH = rows(
+    [
+        # Prompt a: two sessions, right and wrong; the first one has two outputs.
+        (0, "a", "a0", False, False, False),
+        (0, "a", "a0", True, True, False),
+        (0, "a", "a1", True, False, False),
+        # Prompt b: all right. Prompt c: all wrong.
+        (0, "b", "b0", True, True, False),
+        (0, "c", "c0", True, False, False),
+        # Corrections of the right a0: right, right, wrong. Of the wrong c0: wrong, right.
+        (1, "a_0", "k0", True, True, True),
+        (1, "a_0", "k1", True, True, True),
+        (1, "a_0", "k2", False, True, True),
+        (1, "a_0", "k2", True, False, True),
+        (1, "c_0", "k3", True, False, False),
+        (1, "c_0", "k4", True, True, False),
+        (2, "a", "p0", True, True, True),
+    ]
+)
+SCORES = np.array([9, 1, 0, 1, 0, 1, 1, 9, -1, 0, 1, 9], dtype=np.float32)
+TOKENS = np.array([5, 1, 2, 3, 4, 10, 20, 7, 30, 40, 50, 100])
+COPIED = np.array([1, 1, 1, 1, 1, 1, 0, 1, 0, 1, 0, 1], dtype=bool)
+
+
+def test_by_hand():
+    metrics = batch_metrics(rows=BATCH, scores=SCORES, tokens=TOKENS, copied=COPIED)
+    assert metrics == pytest.approx(
+        {
+            "cipo/rows/base": 5,
+            "cipo/rows/correction": 6,
+            "cipo/rows/padding": 1,
+            # 5 + 1 + 2 + 3 + 4 and 10 + 20 + 7 + 30 + 40 + 50
+            "cipo/tokens/base": 15,
+            "cipo/tokens/correction": 157,
+            # final rows only: (1 + 0 + 1 + 0) / 4 and (1 + 1 - 1 + 0 + 1) / 5
+            "cipo/reward/base": 0.5,
+            "cipo/reward/correction": 0.4,
+            "cipo/accuracy/base": 0.5,
+            "cipo/accuracy/correction": 0.6,
+            # a mixed, b right, c wrong; both anchors mixed
+            "cipo/groups/base/all_right": 1 / 3,
+            "cipo/groups/base/all_wrong": 1 / 3,
+            "cipo/groups/base/mixed": 1 / 3,
+            "cipo/groups/correction/all_right": 0,
+            "cipo/groups/correction/all_wrong": 0,
+            "cipo/groups/correction/mixed": 1,
+            # of 3 corrections of right attempts 2 stay right, of 2 of wrong ones 1 becomes right
+            "cipo/transitions/c2c": 2 / 3,
+            "cipo/transitions/c2w": 1 / 3,
+            "cipo/transitions/w2c": 1 / 2,
+            "cipo/transitions/w2w": 1 / 2,
+            "cipo/retention": 2 / 3,
+            # k0 and k3 of the 5 final corrections
+            "cipo/copy_rate": 0.4,
+        }
+    )
+    check_names(metrics)
+    assert all(type(value) is float for value in metrics.values())
+
+
+def test_what_there_is_none_of_is_left_out():
+    base = batch_metrics(rows=BATCH.take(range(5)), scores=SCORES[:5], tokens=TOKENS[:5], copied=COPIED[:5])
+    assert base["cipo/rows/correction"] == 0
+    missing = ("transitions", "copy_rate", "retention", "correction/", "reward/correction", "accuracy/correction")
+    assert not [name for name in base if any(part in name.removeprefix("cipo/") for part in missing)]
+    wrong = [9, 10]
+    only_wrong = batch_metrics(rows=BATCH.take(wrong), scores=SCORES[wrong], tokens=TOKENS[wrong], copied=COPIED[wrong])
+    assert only_wrong["cipo/transitions/w2c"] == 0.5
+    assert "cipo/transitions/c2c" not in only_wrong and "cipo/retention" not in only_wrong
+    nothing = np.zeros(0)
+    assert batch_metrics(rows=rows([]), scores=nothing, tokens=nothing, copied=nothing) == {
+        f"cipo/{name}": 0.0 for name in ("rows/padding", "rows/base", "tokens/base", "rows/correction")
+    } | {"cipo/tokens/correction": 0.0}
+
+
+def test_lengths_must_agree():
+    with pytest.raises(ValueError, match=r"tokens has the shape \(3,\): allowed is \(12,\)"):
+        batch_metrics(rows=BATCH, scores=SCORES, tokens=TOKENS[:3], copied=COPIED)

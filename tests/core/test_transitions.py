@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from verl_cipo.core import Transitions, is_copy
+
+
+def test_counts_and_rates():
+    # anchors c c c c w w; corrections c c c w c w: 3 stay of 4, 1 is mended of 2
+    counts = Transitions.from_arrays(np.array([1, 1, 1, 1, 0, 0], bool), np.array([1, 1, 1, 0, 1, 0], bool))
+    assert counts == Transitions(cc=3, cw=1, wc=1, ww=1)
+    assert (counts.c2c, counts.w2c, counts.retention) == (0.75, 0.5, 0.75)
+    assert counts.rates() == {"c2c": 0.75, "c2w": 0.25, "w2c": 0.5, "w2w": 0.5}
+
+
+def test_a_rate_over_nothing_is_none_and_not_zero():
+    assert Transitions(0, 0, 1, 3).rates() == {"w2c": 0.25, "w2w": 0.75}
+    assert Transitions(0, 0, 1, 3).retention is None
+    assert Transitions(0, 4, 0, 0).rates() == {"c2c": 0.0, "c2w": 1.0}
+    assert Transitions.from_arrays([], []) == Transitions(0, 0, 0, 0)
+
+
+def test_lengths_must_agree():
+    with pytest.raises(ValueError, match=r"\(2,\) and \(1,\)"):
+        Transitions.from_arrays([True, False], [True])
+
+
+@given(pairs=st.lists(st.tuples(st.booleans(), st.booleans())))
+def test_every_correction_is_counted_once(pairs):
+    counts = Transitions.from_arrays([a for a, _ in pairs], [c for _, c in pairs])
+    assert counts.cc + counts.cw + counts.wc + counts.ww == len(pairs)
+    assert counts.cc + counts.cw == sum(a for a, _ in pairs)
+    assert counts.cc + counts.wc == sum(c for _, c in pairs)
+
+
+def test_a_copy_is_equal_up_to_white_space():
+    assert is_copy("x = 1\n\n  so 2", " x = 1 so\t2 ")
+    assert not is_copy("x = 1", "x = 2")
+    assert not is_copy("x = 1", "x = 1 and more")
+    assert not is_copy("ab", "a b")

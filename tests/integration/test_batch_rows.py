@@ -1,0 +1,87 @@
+"""Rows laid out for the estimator, after verl padded and reordered the batch."""
+
+import numpy as np
+import torch
+from transfer_queue import KVBatchMeta
+
+from verl_cipo.core.advantage import BASE, CORRECTION, PADDING, Rows
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.integration.batch_rows import RowTable, _sessions
+from verl_cipo.integration.estimator import BatchRows, compute_cipo_advantage, rows_of_batch
+
+KEYS = ["a_0_0", "a_1_0", "a_c0_0_0", "a_c0_1_0"]
+
+
+def table() -> RowTable:
+    session, final = _sessions(KEYS)
+    return RowTable(
+        keys=KEYS,
+        rows=Rows(
+            stream=np.array([BASE, BASE, CORRECTION, CORRECTION], dtype=np.int8),
+            group=np.array(["a", "a", "a_c0", "a_c0"], dtype=object),
+            session=session,
+            final=final,
+            correct=np.array([True, False, True, False]),
+            anchor_correct=np.array([False, False, True, True]),
+        ),
+        scores=np.array([1.0, 0.0, 1.0, 0.0]),
+        tokens=np.array([3, 2, 3, 1]),
+        copied=np.array([False, False, True, False]),
+    )
+
+
+def meta(keys: list[str]) -> KVBatchMeta:
+    return KVBatchMeta(partition_id="train", keys=keys, tags=[{"is_padding": key.startswith("pad")} for key in keys])
+
+
+def test_rows_follow_the_order_of_the_batch_and_mark_padding():
+    rows = table().rows_in_order(meta(["pad1_0_0", "a_c0_1_0", "a_1_0", "pad1_1_0", "a_0_0", "a_c0_0_0"]))
+    assert rows.stream.tolist() == [PADDING, CORRECTION, BASE, PADDING, BASE, CORRECTION]
+    assert rows.group.tolist() == ["padding", "a_c0", "a", "padding", "a", "a_c0"]
+    assert rows.correct.tolist() == [False, False, False, False, True, True]
+    assert rows.anchor_correct.tolist() == [False, True, False, False, False, True]
+
+
+def test_rows_of_a_foreign_batch_are_an_error():
+    try:
+        table().rows_in_order(meta(["b_0_0"]))
+    except KeyError as error:
+        assert "b_0_0" in str(error)
+    else:
+        raise AssertionError("a row that was never sampled was accepted")
+
+
+def test_only_the_last_output_of_a_session_is_final():
+    session, final = _sessions(["a_0_0", "a_0_1", "a_c1_0_0", "a_c1_0_1", "a_c1_0_2"])
+    assert session.tolist() == ["a_0", "a_0", "a_c1_0", "a_c1_0", "a_c1_0"]
+    assert final.tolist() == [False, True, False, False, True]
+
+
+def test_estimator_gets_the_rows_and_shapes_once():
+    """Anchor right: the wrong correction scores 0 - lambda_risk = -1, the right one 1."""
+    laid_out = table()
+    rewards = torch.zeros(4, 3)
+    rewards[:, -1] = torch.tensor(laid_out.scores)
+    mask = torch.ones(4, 3)
+    context = BatchRows(rows=laid_out.rows, config=CIPOConfig(), loss_agg_mode="seq-mean-token-mean")
+    with rows_of_batch(context):
+        advantages, returns = compute_cipo_advantage(rewards, mask, config={"norm_adv_by_std_in_grpo": False})
+    # base: mean .5 -> +-.5; corrections: mean of (1, -1) = 0 -> +1, -1; both streams have two rows.
+    assert advantages[:, 0].tolist() == [0.5, -0.5, 1.0, -1.0]
+    assert returns is advantages
+    assert rewards[:, -1].tolist() == laid_out.scores.tolist()
+
+
+def test_estimator_outside_the_cipo_trainer_is_an_error():
+    import pytest
+
+    with pytest.raises(RuntimeError, match="outside the CIPO trainer"):
+        compute_cipo_advantage(torch.zeros(1, 1), torch.ones(1, 1), config={})
+
+
+def test_metrics_are_declared_and_count_padding():
+    metrics = table().metrics(n_padding=5)
+    assert metrics["cipo/rows/padding"] == 5
+    assert metrics["cipo/transitions/c2c"] == 0.5
+    assert metrics["cipo/copy_rate"] == 0.5
+    assert "cipo/transitions/w2c" not in metrics

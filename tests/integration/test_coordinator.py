@@ -1,0 +1,101 @@
+"""Who hears of which anchors and when, without Ray: the coordinator is a plain asyncio object."""
+
+import asyncio
+
+import pytest
+
+from verl_cipo.core.anchors import Attempt, Group
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.integration.coordinator import AnchorCoordinator
+
+
+def group(uid: str, index: int, outcomes: list[bool]) -> Group:
+    return Group(
+        uid=uid,
+        attempts=tuple(
+            Attempt(uid=uid, index=index, session=i, correct=right, score=float(right))
+            for i, right in enumerate(outcomes)
+        ),
+    )
+
+
+def coordinator(**options) -> AnchorCoordinator:
+    return AnchorCoordinator(CIPOConfig.from_mapping(options).to_mapping())
+
+
+async def drain(actor: AnchorCoordinator, batch: int, uid: str) -> list[int]:
+    sessions: list[int] = []
+    while (chosen := await asyncio.wait_for(actor.next(batch, uid), 1)) is not None:
+        sessions += chosen
+    return sessions
+
+
+MIXED = [True, False, True, False]
+
+
+def test_streaming_gives_a_medium_group_its_anchor_at_once():
+    async def run():
+        actor = coordinator(schedule="streaming")
+        await actor.open(0, n_prompts=2, rho=0.0, step=1)
+        await actor.add(0, group("a", 0, MIXED))
+        return await asyncio.wait_for(actor.next(0, "a"), 1)
+
+    assert len(asyncio.run(run())) == 1
+
+
+def test_barrier_waits_for_the_last_group():
+    async def run():
+        actor = coordinator(schedule="barrier")
+        await actor.open(0, n_prompts=2, rho=0.0, step=1)
+        await actor.add(0, group("a", 0, MIXED))
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(actor.next(0, "a"), 0.05)
+        await actor.add(0, group("b", 1, MIXED))
+        return await drain(actor, 0, "a"), await drain(actor, 0, "b")
+
+    a, b = asyncio.run(run())
+    assert len(a) == len(b) == 1
+    assert {*a, *b} <= {1, 3}, "rho=0 draws failed attempts only"
+
+
+def test_a_group_without_attempts_does_not_hold_the_others_up():
+    async def run():
+        actor = coordinator(schedule="barrier")
+        await actor.open(0, n_prompts=2, rho=0.5, step=1)
+        await actor.add(0, group("a", 0, MIXED))
+        await actor.add(0, group("b", 1, []))
+        return await drain(actor, 0, "a"), await drain(actor, 0, "b")
+
+    a, b = asyncio.run(run())
+    assert len(a) == 2 and b == []
+
+
+def test_statistics_count_kinds_and_are_popped_once():
+    async def run():
+        actor = coordinator(schedule="barrier", replay_fraction=2.0)
+        await actor.open(0, n_prompts=1, rho=0.5, step=1)
+        await actor.add(0, group("a", 0, MIXED))
+        await drain(actor, 0, "a")
+        await actor.close(0, {"corrections/failed_sessions": 3})
+        return await actor.pop_statistics(), await actor.pop_statistics()
+
+    first, second = asyncio.run(run())
+    assert first["anchors/total"] == 2
+    assert first["anchors/correct"] == first["anchors/failed"] == 1
+    assert first["anchors/medium"] == 2 and "anchors/other" not in first
+    assert first["corrections/failed_sessions"] == 3
+    assert first["seconds/correction"] >= 0
+    assert second == {}
+
+
+def test_batches_in_flight_do_not_mix():
+    async def run():
+        actor = coordinator(schedule="barrier")
+        await actor.open(0, n_prompts=1, rho=0.0, step=1)
+        await actor.open(1, n_prompts=1, rho=1.0, step=2)
+        await actor.add(1, group("b", 0, MIXED))
+        await actor.add(0, group("a", 0, MIXED))
+        return await drain(actor, 0, "a"), await drain(actor, 1, "b")
+
+    a, b = asyncio.run(run())
+    assert set(a) <= {1, 3} and set(b) <= {0, 2}

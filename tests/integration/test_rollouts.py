@@ -1,0 +1,207 @@
+"""The worker's correction phase with verl's own ``_run_prompt`` around it.
+
+Only what lies below a session (agent loop, reward loop, TransferQueue) is replaced; tests/e2e has the whole path.
+"""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from omegaconf import OmegaConf
+from verl.experimental.agent_loop import AgentLoopOutput
+from verl.trainer.ppo.v1 import agent_loop_tq
+
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.prompts import CorrectionPrompt
+from verl_cipo.integration import rollouts
+from verl_cipo.integration.coordinator import AnchorCoordinator
+
+N = 4
+
+
+class Remote:
+    """A coordinator whose methods are called as a Ray actor's are."""
+
+    def __init__(self, actor: AnchorCoordinator):
+        self.actor = actor
+
+    def __getattr__(self, name):
+        return SimpleNamespace(remote=getattr(self.actor, name))
+
+
+class Tokenizer:
+    """A character is a token."""
+
+    def decode(self, ids, skip_special_tokens=True):
+        return "".join(map(chr, ids))
+
+    def encode(self, text, add_special_tokens=False):
+        return [ord(character) for character in text]
+
+
+class Worker(rollouts.CIPOAgentLoopWorker):
+    """Answers "right" in every second session; logs what would reach TransferQueue."""
+
+    def __init__(self, cipo: CIPOConfig, log: list, *, broken: str = "", prompt_length: int = 10_000):
+        self._groups = {}
+        self._cipo = cipo
+        self.log = log
+        self.broken = broken
+        self.tokenizer = Tokenizer()
+        self.config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": N, "val_kwargs": {"n": 1}}}})
+        self._prompt = CorrectionPrompt(
+            cipo.prompt,
+            prompt_length=prompt_length,
+            count_tokens=lambda messages: sum(len(message["content"]) for message in messages),
+            encode=self.tokenizer.encode,
+            decode=self.tokenizer.decode,
+        )
+
+
+@pytest.fixture
+def world(monkeypatch):
+    """Replaces the session below the worker, and TransferQueue."""
+    log: list[tuple] = []
+    base = rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class
+
+    async def run_agent_loop(self, sampling_params, trajectory, *, agent_name, trace, **kwargs):
+        await asyncio.sleep(0)
+        if self.broken and self.broken in kwargs["uid"]:
+            raise RuntimeError("the engine went away")
+        text = "right" if kwargs["session_id"] % 2 == 0 else "wrong"
+        output = AgentLoopOutput(
+            prompt_ids=[1], response_ids=self.tokenizer.encode(text), response_mask=[1] * len(text), metrics={}
+        )
+        await self._agent_loop_postprocess(output, trajectory["validate"], **kwargs)
+
+    async def compute_score(self, outputs, kwargs):
+        outputs[-1].reward_score = float(self.tokenizer.decode(outputs[-1].response_ids) == "right")
+
+    async def postprocess(self, output, validate, **kwargs):
+        await self._compute_score([output], kwargs)
+        log.append(("row", f"{kwargs['uid']}_{kwargs['session_id']}", kwargs["raw_prompt"], output.extra_fields))
+
+    async def kv_put(key, partition_id, tag):
+        log.append(("status", key, tag["status"]))
+
+    monkeypatch.setattr(base, "_run_agent_loop", run_agent_loop)
+    monkeypatch.setattr(base, "_compute_score", compute_score)
+    monkeypatch.setattr(base, "_agent_loop_postprocess", postprocess)
+    monkeypatch.setattr(agent_loop_tq.tq, "async_kv_put", kv_put)
+    return log
+
+
+def roll(log, *, prompts=1, validate=False, broken="", prompt_length=10_000, **options):
+    cipo = CIPOConfig.from_mapping(options)
+    actor = AnchorCoordinator(cipo.to_mapping())
+
+    async def run():
+        ticket = {"coordinator": Remote(actor), "batch": None if validate else 0}
+        if not validate:
+            await actor.open(0, n_prompts=prompts, rho=0.5, step=1)
+        worker = Worker(cipo, log, broken=broken, prompt_length=prompt_length)
+        await asyncio.gather(
+            *[
+                worker._run_prompt(
+                    {
+                        "uid": f"p{i}",
+                        "index": i,
+                        "raw_prompt": [
+                            {"role": "system", "content": "Be brief."},
+                            {"role": "user", "content": f"Q{i}?"},
+                        ],
+                        "agent_name": "single_turn_agent",
+                        rollouts.TICKET: ticket,
+                    },
+                    {},
+                    {"validate": validate, "step": 1, "sample_index": i, "rollout_n": 0},
+                )
+                for i in range(prompts)
+            ]
+        )
+        assert worker._groups == {}, "a finished prompt is still held"
+        return (await actor.pop_validation()) if validate else (await actor.pop_statistics())
+
+    return asyncio.run(asyncio.wait_for(run(), 10))
+
+
+def rows(log) -> list[str]:
+    return [entry[1] for entry in log if entry[0] == "row"]
+
+
+@pytest.mark.parametrize("schedule", ["streaming", "barrier"])
+def test_corrections_are_stored_before_the_status_that_lets_verl_sample(world, schedule):
+    stats = roll(world, prompts=3, schedule=schedule)
+    corrections = [name for name in rows(world) if "_c" in name]
+    assert len(rows(world)) - len(corrections) == 3 * N
+    assert len(corrections) == 3 * N
+    assert stats["anchors/total"] == 3
+    for i in range(3):
+        end = world.index(("status", f"p{i}", "finished"))
+        assert all(position < end for position, entry in enumerate(world) if entry[1].startswith(f"p{i}_"))
+
+
+def test_correction_keeps_system_message_and_shows_question_and_attempt(world):
+    roll(world)
+    prompt, mark = next((entry[2], entry[3]["cipo"]) for entry in world if entry[0] == "row" and "_c" in entry[1])
+    assert prompt[0] == {"role": "system", "content": "Be brief."}
+    attempt = "right" if mark["anchor_correct"] else "wrong"
+    assert "Q0?" in prompt[1]["content"]
+    assert f"<attempt>\n{attempt}\n</attempt>" in prompt[1]["content"]
+
+
+def test_row_marks_say_anchor_outcome_and_copy(world):
+    roll(world, replay_fraction=4.0)
+    marks = [entry[3]["cipo"] for entry in world if entry[0] == "row" and "_c" in entry[1]]
+    assert len(marks) == 4 * N
+    for mark in marks:
+        assert mark["anchor_correct"] is (mark["anchor_session"] % 2 == 0)
+        assert mark["copied"] is (mark["correct"] == mark["anchor_correct"])
+
+
+def test_n_corrections_and_replay_fraction_set_the_number_of_rows(world):
+    roll(world, prompts=4, replay_fraction=0.5, n_corrections=3)
+    assert sum("_c" in name for name in rows(world)) == 2 * 3
+
+
+def test_failing_corrections_cost_no_base_row_and_are_counted(world):
+    stats = roll(world, prompts=2, broken="_c")
+    assert len(rows(world)) == 2 * N
+    assert stats["corrections/failed_sessions"] == 2 * N
+    assert ("status", "p0", "finished") in world and ("status", "p1", "finished") in world
+
+
+def test_a_failing_prompt_does_not_hold_the_others_up(world):
+    stats = roll(world, prompts=2, broken="p1", schedule="barrier")
+    assert ("status", "p1", "failure") in world
+    assert ("status", "p0", "finished") in world
+    assert stats["anchors/total"] == 2, "the budget of the failed prompt goes to the other one"
+
+
+def test_a_lost_coordinator_costs_no_base_row(world, monkeypatch, caplog):
+    async def gone(*_, **__):
+        raise ConnectionError("the coordinator died")
+
+    monkeypatch.setattr(AnchorCoordinator, "add", gone)
+    roll(world)
+    assert len(rows(world)) == N
+    assert ("status", "p0", "finished") in world
+    assert "corrections of prompt p0 were lost" in caplog.text
+
+
+def test_prompt_that_does_not_fit_is_counted(world):
+    stats = roll(world, prompt_length=40)
+    assert len(rows(world)) == N
+    assert stats["anchors/skipped/too_long"] == 1
+
+
+def test_validation_corrections_are_recorded_and_stay_out_of_verls_rows(world):
+    records, counts = roll(world, prompts=2, validate=True, val_corrections=2)
+    assert rows(world) == ["p0_0", "p1_0"]
+    assert [(record["uid"], record["anchor_correct"], record["correct"]) for record in records] == [
+        ("p0", True, True),
+        ("p0", True, False),
+        ("p1", True, True),
+        ("p1", True, False),
+    ]
+    assert counts == {}

@@ -1,0 +1,145 @@
+"""The switch: what a config with adv_estimator=cipo becomes, and which ones are refused with which words."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from verl.utils import config as verl_config
+
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.integration import switch
+
+STOCK = ("verl.trainer.config", "ppo_trainer")
+OURS = ("verl_cipo.config", "cipo_trainer")
+NEEDED = ["actor_rollout_ref.rollout.name=vllm", "actor_rollout_ref.rollout.n=4"]
+
+
+def composed(*overrides: str, source: tuple[str, str] = STOCK):
+    module, name = source
+    with initialize_config_module(module, version_base=None):
+        return compose(name, overrides=[*NEEDED, *overrides])
+
+
+def switched(*overrides: str, source: tuple[str, str] = STOCK):
+    config = composed("algorithm.adv_estimator=cipo", *overrides, source=source)
+    switch.switch_on(config)
+    return config
+
+
+def test_stock_config_is_switched_on_completely():
+    config = switched()
+    assert OmegaConf.to_container(config.algorithm.cipo) == CIPOConfig().to_mapping()
+    assert config.actor_rollout_ref.rollout.agent.agent_loop_manager_class == switch.MANAGER_CLASS
+    assert config.trainer.v1.trainer_mode == "cipo_sync"
+
+
+def test_our_config_needs_no_hook():
+    config = composed(source=OURS)
+    stock = switched()
+    assert OmegaConf.to_container(config, resolve=True) == OmegaConf.to_container(stock, resolve=True)
+
+
+def test_knobs_reach_the_config():
+    config = switched("+algorithm.cipo.lambda_corr=0.25", "+algorithm.cipo.prompt.template=code")
+    assert config.algorithm.cipo.lambda_corr == 0.25
+    assert config.algorithm.cipo.prompt.template == "code"
+
+
+def test_yaml_defaults_are_the_dataclass_defaults():
+    from importlib.resources import files
+
+    text = files("verl_cipo.config").joinpath("cipo_trainer.yaml").read_text()
+    assert yaml.safe_load(text)["algorithm"]["cipo"] == CIPOConfig().to_mapping()
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "gae"])
+def test_other_estimators_go_to_verl_untouched(estimator, monkeypatch):
+    config = composed(f"algorithm.adv_estimator={estimator}")
+    before = OmegaConf.to_yaml(config)
+    monkeypatch.setattr(switch, "switch_on", lambda _: pytest.fail("CIPO touched another estimator's config"))
+    with pytest.raises(Exception) as ours:
+        verl_config.validate_config(config=config, use_reference_policy=False, use_critic=False)
+    with pytest.raises(Exception) as stock:
+        verl_config.validate_config.__wrapped__(config=config, use_reference_policy=False, use_critic=False)
+    assert (type(ours.value), str(ours.value)) == (type(stock.value), str(stock.value))
+    assert OmegaConf.to_yaml(config) == before
+
+
+REFUSED = {
+    "+algorithm.cipo.replay_fracton=1": ["algorithm.cipo.replay_fracton", "replay_fraction"],
+    "+algorithm.cipo.rho_init=1.5": ["algorithm.cipo.rho_init", "1.5"],
+    "+algorithm.cipo.delta_low=0.9": ["algorithm.cipo.delta_low", "0.9", "delta_high"],
+    "+algorithm.cipo.schedule=later": ["algorithm.cipo.schedule", "later", "streaming"],
+    "+algorithm.cipo.prompt.template=/no/such/file": ["algorithm.cipo.prompt.template", "/no/such/file"],
+    "trainer.use_v1=false": ["trainer.use_v1", "V1"],
+    "trainer.v1.trainer_mode=separate_async": ["trainer.v1.trainer_mode=separate_async", "sync"],
+    "critic.enable=true": ["critic.enable=True"],
+    "reward.reward_model.enable=true": ["reward.reward_model.enable_resource_pool"],
+    "algorithm.filter_groups.enable=true": ["algorithm.filter_groups.enable=True"],
+    "actor_rollout_ref.rollout.n=1": ["actor_rollout_ref.rollout.n=1", "at least 2"],
+    "+actor_rollout_ref.rollout.agent.agent_loop_manager_class=my.Manager": ["my.Manager", switch.MANAGER_CLASS],
+}
+
+
+@pytest.mark.parametrize("override", REFUSED, ids=lambda text: text.split("=")[0])
+def test_refused_config_ends_in_one_line(override, monkeypatch):
+    monkeypatch.setattr(switch, "check_prompt_length_early", lambda *_: None)
+    config = composed("algorithm.adv_estimator=cipo", override)
+    with pytest.raises(SystemExit) as stop:
+        verl_config.validate_config(config=config, use_reference_policy=False, use_critic=False)
+    message = str(stop.value)
+    assert message.startswith("verl_cipo: ")
+    assert "\n" not in message
+    for word in REFUSED[override]:
+        assert word in message
+
+
+def test_missing_transfer_queue_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(switch.importlib.util, "find_spec", lambda name: None if name == "transfer_queue" else object())
+    config = composed("algorithm.adv_estimator=cipo")
+    with pytest.raises(SystemExit, match="pip install TransferQueue"):
+        verl_config.validate_config(config=config, use_reference_policy=False, use_critic=False)
+
+
+def test_main_ppo_stops_before_ray_with_one_line():
+    """The user's own command line, in a process of its own."""
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "algorithm.adv_estimator=cipo", *NEEDED]
+    result = subprocess.run([*command, "+algorithm.cipo.rho_max=2"], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("verl_cipo: algorithm.cipo.rho_max")
+    assert "2" in last and "[0, 1]" in last
+    assert "Traceback" not in result.stderr
+    assert "ray init" not in result.stdout
+
+
+def test_changed_seam_is_loud(monkeypatch):
+    monkeypatch.setattr(verl_config, "validate_config", lambda config: None)
+    with pytest.raises(switch.ChangedSeamError, match="validate_config takes \\['config'\\]"):
+        switch.register()
+
+
+IMPORT_WITH_VERSION = """
+import importlib.metadata as metadata
+real = metadata.version
+metadata.version = lambda name: "0.8.0" if name == "verl" else real(name)
+import verl
+from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
+import json
+print(json.dumps("cipo" in ADV_ESTIMATOR_REGISTRY))
+"""
+
+
+def test_unsupported_verl_is_an_error_line_not_silence():
+    environment = {"PATH": "/usr/bin:/bin", "HOME": "/tmp"}
+    result = subprocess.run(
+        [sys.executable, "-c", IMPORT_WITH_VERSION], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert json.loads(result.stdout.strip().splitlines()[-1]) is False
+    error = [line for line in result.stderr.splitlines() if line.startswith("ERROR") and "verl_cipo" in line]
+    assert len(error) == 1
+    assert "verl 0.8.0" in error[0] and ">=0.9.0,<0.10" in error[0] and "verl_cipo.doctor" in error[0]
