@@ -25,8 +25,9 @@ CPU_ENV = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_DEDUP_LOGS": "0",
+    # vLLM's CPU sampler compiles even under enforce_eager: that takes a C++ compiler and 15 s.
+    "TORCHDYNAMO_DISABLE": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "TQ_LOGGING_LEVEL": "WARNING",
 }
 MEMORY_SECONDS = 5.0
 
@@ -46,7 +47,6 @@ class Task:
 
 def overrides(task: Task) -> list[str]:
     """verl options for ``task`` on one CPU, on top of the config ``cpu``."""
-    rows = task.train_batch_size * task.n
     return [
         f"data.train_files={task.folder / 'data' / 'train.parquet'}",
         f"data.val_files={task.folder / 'data' / 'val.parquet'}",
@@ -56,8 +56,8 @@ def overrides(task: Task) -> list[str]:
         "data.seed=1",
         f"actor_rollout_ref.model.path={task.folder / 'model'}",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={task.train_batch_size}",
-        f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={rows}",
-        f"actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu={2 * rows}",
+        "actor_rollout_ref.actor.use_dynamic_bsz=true",
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=8192",
         f"actor_rollout_ref.rollout.n={task.n}",
         f"actor_rollout_ref.rollout.prompt_length={task.correction_prompt_length}",
         f"actor_rollout_ref.rollout.max_model_len={task.correction_prompt_length + task.response_length}",
@@ -102,10 +102,11 @@ def train(
     Raises:
         TrainingFailed: non-zero exit or time-out.
     """
+    output = output.resolve()
     output.mkdir(parents=True, exist_ok=True)
     metrics, log = output / "metrics.jsonl", output / "train.log"
     metrics.unlink(missing_ok=True)
-    environment = {**os.environ, **CPU_ENV, "VERL_FILE_LOGGER_PATH": str(metrics.resolve()), **(env or {})}
+    environment = {**os.environ, **CPU_ENV, "VERL_FILE_LOGGER_PATH": str(metrics), **(env or {})}
     with open(log, "w") as log_file:
         process = subprocess.Popen(
             [sys.executable, "-m", "verl.trainer.main_ppo", *config_args, *options],
@@ -113,6 +114,7 @@ def train(
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env=environment,
+            cwd=output,  # Hydra leaves a log where it runs
             start_new_session=True,
         )
         memory = _MemoryWatch(process.pid)

@@ -25,7 +25,6 @@ OVERRIDDEN = {
     (PPOTrainer, "__init__"): ["config"],
     (PPOTrainer, "_init_tokenizer"): [],
     (PPOTrainer, "fit"): ["agent_loop_manager"],
-    (PPOTrainer, "prepare_step"): [],
     (PPOTrainer, "_balance_batch"): ["batch", "metrics", "logging_prefix", "keep_minibatch"],
     (PPOTrainer, "_get_required_batch_multiple"): ["dp_size"],
     (PPOTrainer, "_update_actor"): ["batch", "metrics"],

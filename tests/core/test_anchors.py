@@ -3,6 +3,7 @@ import math
 from collections import Counter, defaultdict
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,6 +109,12 @@ def test_a_shortage_of_medium_prompts_comes_before_a_shortage_of_a_kind():
     anchors = draw([group("m", "cw"), group("e", "cccccccw")], budget=4, rho=0.5)
     assert kinds(anchors) == {"c": 2, "w": 2}
     assert Counter(anchor.index for anchor in anchors) == {"m": 2, "e": 2}
+
+
+def test_verdicts_may_be_numpy_bools():
+    verdicts = np.array([True, False, False])
+    attempts = tuple(Attempt("u", 0, session, verdict, 0.0) for session, verdict in enumerate(verdicts))
+    assert kinds(draw([Group("u", attempts)], budget=3, rho=0.3)) == {"c": 1, "w": 2}
 
 
 def test_never_more_than_there_are():

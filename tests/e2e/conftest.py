@@ -54,7 +54,7 @@ def run(task_folder: Path, folder: Path, *options: str, config_args=None, env=No
     launch.train(
         [
             *launch.overrides(task),
-            f"actor_rollout_ref.actor.optim.lr=5e-4",
+            "actor_rollout_ref.actor.optim.lr=1e-4",
             f"trainer.total_training_steps={STEPS}",
             "data.val_max_samples=16",
             f"trainer.test_freq={STEPS}",
@@ -115,7 +115,7 @@ def stock_run(task_folder, tmp_path_factory) -> Run:
     """GRPO without the plugin: only the CPU platform is loaded, which stock verl needs to run here at all."""
     env = {
         "VERL_USE_EXTERNAL_PLUGINS": "none",
-        "VERL_USE_EXTERNAL_MODULES": "tests.e2e.platform_only",
-        "PYTHONPATH": str(ROOT),
+        "VERL_USE_EXTERNAL_MODULES": "platform_only",
+        "PYTHONPATH": str(Path(__file__).parent),
     }
     return run(task_folder, tmp_path_factory.mktemp("stock"), *GREEDY, env=env)

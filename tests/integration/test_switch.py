@@ -105,10 +105,12 @@ def test_missing_transfer_queue_says_what_to_install(monkeypatch):
         verl_config.validate_config(config=config, use_reference_policy=False, use_critic=False)
 
 
-def test_main_ppo_stops_before_ray_with_one_line():
+def test_main_ppo_stops_before_ray_with_one_line(tmp_path):
     """The user's own command line, in a process of its own."""
     command = [sys.executable, "-m", "verl.trainer.main_ppo", "algorithm.adv_estimator=cipo", *NEEDED]
-    result = subprocess.run([*command, "+algorithm.cipo.rho_max=2"], capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [*command, "+algorithm.cipo.rho_max=2"], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("verl_cipo: algorithm.cipo.rho_max")

@@ -161,9 +161,8 @@ class AnchorSelector:
 
     def _queue(self, group: Group, is_medium: bool) -> None:
         for kind in (True, False):
-            lots = {a.session: (*_lots(self._draw_key, a), a) for a in group.attempts if a.correct is kind}
-            for turn, session in enumerate(sorted(lots, key=lots.__getitem__)):
-                _, lot, attempt = lots[session]
+            lots = sorted((*_lots(self._draw_key, a), a.session, a) for a in group.attempts if a.correct == kind)
+            for turn, (_, lot, session, attempt) in enumerate(lots):
                 heapq.heappush(self._waiting[is_medium, kind], (turn, lot, group.uid, session, attempt))
 
     def _take_released(self) -> list[Attempt]:

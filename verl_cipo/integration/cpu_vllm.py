@@ -21,5 +21,5 @@ def register() -> None:
         )
     ops._supports_onednn = False
     if not hasattr(layers, "check_cpu_sgl_kernel"):
-        raise AttributeError("vllm's check_cpu_sgl_kernel is gone: synced weights would not reach the AMX kernels")
+        raise AttributeError("vllm's check_cpu_sgl_kernel is gone: the AMX kernels would keep the first weights")
     layers.check_cpu_sgl_kernel = lambda *_: False

@@ -61,9 +61,7 @@ def check_combination(config: DictConfig, cipo: CIPOConfig) -> None:
         raise CIPOConfigError(f"{key}={OmegaConf.select(config, key)} does not work with adv_estimator=cipo: {allowed}")
 
     if importlib.util.find_spec("transfer_queue") is None:
-        raise CIPOConfigError(
-            "verl's V1 trainer needs TransferQueue, which is not installed: pip install TransferQueue"
-        )
+        raise CIPOConfigError("verl's V1 trainer needs TransferQueue, which is missing: pip install TransferQueue")
     if not config.trainer.use_v1:
         refuse("trainer.use_v1", "CIPO runs on verl's V1 trainer, set trainer.use_v1=true")
     trainer = config.trainer.v1

@@ -1,7 +1,7 @@
 """CIPO's variants of verl's V1 trainers.
 
 Overridden methods, each calling verl's own: ``_init_tokenizer`` (the prompt budget is checked before a worker
-starts), ``fit``/``prepare_step`` (rho goes to the rollout manager), ``_balance_batch`` (what each row is),
+starts), ``fit`` (rho goes to the rollout manager), ``_balance_batch`` (what each row is),
 ``_get_required_batch_multiple``/``_update_actor`` (one joint update with as many optimizer steps as GRPO),
 ``_compute_advantage`` (rows for the estimator; metrics; rho), ``_validate`` (the second turn),
 ``_save_checkpoint``/``_load_checkpoint`` (rho).
@@ -26,31 +26,13 @@ from verl_cipo.core.replay import RhoState, update_rho
 from verl_cipo.integration.batch_rows import RowTable
 from verl_cipo.integration.budget import check_prompt_length
 from verl_cipo.integration.estimator import BatchRows, rows_of_batch
+from verl_cipo.integration.joint_update import JointUpdate, optimizer_steps, row_multiple
 from verl_cipo.integration.second_turn import dump_second_turns, second_turn_metrics
 from verl_cipo.integration.switch import TRAINER_OF_MODE, check_combination, cipo_config
 
 logger = logging.getLogger("verl_cipo")
 
 STATE_FILE = "cipo.json"
-
-
-class _JointUpdate:
-    """The actor's worker group, with the mini-batch size of the joint update in place of GRPO's.
-
-    ``PPOTrainer._update_actor`` asks for ``ppo_mini_batch_size * n`` rows a mini-batch. With corrections in the batch
-    that would mean more optimizer steps; the same number of larger mini-batches is what CIPO wants.
-    """
-
-    def __init__(self, worker_group: Any, mini_batch_size: int):
-        self._worker_group = worker_group
-        self._mini_batch_size = mini_batch_size
-
-    def update_actor(self, batch: KVBatchMeta) -> Any:
-        batch.extra_info["mini_batch_size"] = self._mini_batch_size
-        return self._worker_group.update_actor(batch)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._worker_group, name)
 
 
 class CIPOTrainerMixin:
@@ -82,10 +64,6 @@ class CIPOTrainerMixin:
         agent_loop_manager.rho = self._rho.rho
         super().fit(agent_loop_manager)
 
-    def prepare_step(self) -> dict:
-        self.agent_loop_manager.rho = self._rho.rho
-        return super().prepare_step()
-
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
         self._table = RowTable.fetch(batch, self.cipo.correct_threshold)
         if self.cipo.lambda_corr == 0:
@@ -98,16 +76,16 @@ class CIPOTrainerMixin:
         return super()._balance_batch(batch, metrics, *args, **kwargs)
 
     def _optimizer_steps(self) -> int:
-        """Optimizer steps of one update and epoch, as GRPO takes them with the same settings."""
-        prompts = self.config.data.train_batch_size // self.parameter_sync_step
-        return max(1, prompts // self.config.actor_rollout_ref.actor.ppo_mini_batch_size)
+        return optimizer_steps(self.config, self.config.data.train_batch_size // self.parameter_sync_step)
 
     def _get_required_batch_multiple(self, dp_size: int) -> int:
-        return dp_size * self._optimizer_steps()
+        return row_multiple(
+            self.config, dp_size=dp_size, steps=self._optimizer_steps(), uses_reference=self.use_reference_policy
+        )
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         worker_group = self.actor_rollout_wg
-        self.actor_rollout_wg = _JointUpdate(worker_group, len(batch) // self._optimizer_steps())
+        self.actor_rollout_wg = JointUpdate(worker_group, len(batch) // self._optimizer_steps())
         try:
             return super()._update_actor(batch, metrics)
         finally:
@@ -131,6 +109,7 @@ class CIPOTrainerMixin:
         check_names(own)
         metrics.update(own)
         self._rho = update_rho(self._rho, own.get("cipo/retention"), config=self.cipo)
+        self.agent_loop_manager.rho = self._rho.rho
         return batch
 
     def _validate(self) -> dict[str, float]:
@@ -150,7 +129,7 @@ class CIPOTrainerMixin:
         os.makedirs(folder, exist_ok=True)
         # Written before verl's, whose last act marks the checkpoint as complete.
         with open(os.path.join(folder, STATE_FILE), "w") as file:
-            json.dump({"rho": self._rho.to_dict()}, file)
+            json.dump({"rho": self._rho.to_mapping()}, file)
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> None:
@@ -167,7 +146,7 @@ class CIPOTrainerMixin:
             logger.warning("%s is missing, it was saved without CIPO: rho starts at rho_init=%s", path, self._rho.rho)
             return
         with open(path) as file:
-            self._rho = RhoState.from_dict(json.load(file)["rho"])
+            self._rho = RhoState.from_mapping(json.load(file)["rho"])
 
 
 @register_trainer(TRAINER_OF_MODE["sync"])

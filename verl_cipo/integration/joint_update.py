@@ -1,0 +1,47 @@
+"""One joint update over both streams, with as many optimizer steps as GRPO takes with the same settings."""
+
+import math
+from typing import Any
+
+from omegaconf import DictConfig
+from transfer_queue import KVBatchMeta
+
+
+def optimizer_steps(config: DictConfig, prompts: int) -> int:
+    """Optimizer steps of one epoch over ``prompts`` prompts, by ``actor.ppo_mini_batch_size``."""
+    return max(1, prompts // config.actor_rollout_ref.actor.ppo_mini_batch_size)
+
+
+def row_multiple(config: DictConfig, *, dp_size: int, steps: int, uses_reference: bool) -> int:
+    """What the number of rows must divide by; the trainer pads up to it with masked rows.
+
+    Every rank's mini-batch must be whole, and without ``use_dynamic_bsz`` consist of whole micro-batches, in training
+    as in the log-prob passes. GRPO's rows do so by construction; with corrections their number depends on how many
+    anchors were skipped and sessions failed.
+    """
+    actor, rollout, ref = (config.actor_rollout_ref[name] for name in ("actor", "rollout", "ref"))
+    per_rank = steps
+    if not actor.use_dynamic_bsz:
+        per_rank = math.lcm(steps * actor.ppo_micro_batch_size_per_gpu, rollout.log_prob_micro_batch_size_per_gpu)
+    if uses_reference and not ref.log_prob_use_dynamic_bsz:
+        per_rank = math.lcm(per_rank, ref.log_prob_micro_batch_size_per_gpu)
+    return dp_size * per_rank
+
+
+class JointUpdate:
+    """The actor's worker group, with the mini-batch size of the joint update in place of GRPO's.
+
+    ``PPOTrainer._update_actor`` asks for ``ppo_mini_batch_size * n`` rows a mini-batch. With corrections in the batch
+    that would mean more optimizer steps; the same number of larger mini-batches is what CIPO wants.
+    """
+
+    def __init__(self, worker_group: Any, mini_batch_size: int):
+        self._worker_group = worker_group
+        self._mini_batch_size = mini_batch_size
+
+    def update_actor(self, batch: KVBatchMeta) -> Any:
+        batch.extra_info["mini_batch_size"] = self._mini_batch_size
+        return self._worker_group.update_actor(batch)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._worker_group, name)
