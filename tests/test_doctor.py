@@ -59,10 +59,10 @@ def test_a_sound_environment_passes_every_check():
     ("facts", "name", "found", "mend"),
     [
         (dataclasses.replace(SOUND, python="3.13.1"), "python", "3.13.1", "Python 3.10, 3.11 or 3.12"),
-        (with_versions(verl=None), "verl", "not installed", "pip install 'verl>=0.9.0,<0.10'"),
-        (with_versions(verl="0.8.0"), "verl", "0.8.0", "pip install 'verl>=0.9.0,<0.10'"),
-        (with_versions(verl="0.10.0.dev0"), "verl", "0.10.0.dev0", "pip install 'verl>=0.9.0,<0.10'"),
-        (with_versions(verl="broken install"), "verl", "broken install", "pip install 'verl>=0.9.0,<0.10'"),
+        (with_versions(verl=None), "verl", "not installed", "pip install 'verl>=0.9.1,<0.10'"),
+        (with_versions(verl="0.8.0"), "verl", "0.8.0", "pip install 'verl>=0.9.1,<0.10'"),
+        (with_versions(verl="0.10.0.dev0"), "verl", "0.10.0.dev0", "pip install 'verl>=0.9.1,<0.10'"),
+        (with_versions(verl="broken install"), "verl", "broken install", "pip install 'verl>=0.9.1,<0.10'"),
         (with_versions(TransferQueue=None), "TransferQueue", "not installed", "pip install 'TransferQueue>=0.1.10'"),
         (with_versions(TransferQueue="0.1.5"), "TransferQueue", "0.1.5", "pip install 'TransferQueue>=0.1.10'"),
         (with_versions(torch=None), "torch", "not installed", "pip install 'torch'"),
@@ -170,7 +170,7 @@ def test_the_table_has_one_line_a_check_and_ends_with_the_remedy():
     lines = doctor.table(checks).splitlines()
 
     assert len(lines) == len(checks)
-    assert "FAIL    verl            0.8.0 (wanted: >=0.9.0,<0.10) -> pip install 'verl>=0.9.0,<0.10'" in lines
+    assert "FAIL    verl            0.8.0 (wanted: >=0.9.1,<0.10) -> pip install 'verl>=0.9.1,<0.10'" in lines
     assert "ok      torch           2.11.0" in lines
     assert any(line.startswith("info    flash-attn      not installed (wanted: on GPUs") for line in lines)
 

@@ -24,7 +24,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion
 
 PYTHON_WANTED = ">=3.10,<3.13"
-VERL_WANTED = ">=0.9.0,<0.10"
+VERL_WANTED = ">=0.9.1,<0.10"
 TRANSFER_QUEUE_WANTED = ">=0.1.10"
 GROUP = "verl.plugins"
 PLUGIN_NAME, PLUGIN = "cipo", "verl_cipo.plugin"
@@ -36,11 +36,14 @@ SHOW_ESTIMATOR = """
 import verl
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 assert "cipo" in ADV_ESTIMATOR_REGISTRY, "cipo is not among verl's advantage estimators"
+from verl.utils.config import validate_config
+from verl_cipo.integration.switch import is_switch
+assert is_switch(validate_config), "algorithm.adv_estimator=cipo would not switch CIPO on"
 """
 SHOW_TRAINER = """
 import verl
 from omegaconf import OmegaConf
-name = OmegaConf.create({"mode": "${cipo.trainer:sync}"}).mode
+name = OmegaConf.create({"mode": "${cipo.trainer:sync,cipo}"}).mode
 from verl.trainer.ppo.v1 import get_trainer_cls
 get_trainer_cls(name)
 """

@@ -9,7 +9,7 @@ import logging
 import os
 from importlib.metadata import version
 
-VERL_SUPPORTED = ">=0.9.0,<0.10"
+VERL_SUPPORTED = ">=0.9.1,<0.10"
 
 logger = logging.getLogger("verl_cipo")
 
@@ -42,8 +42,9 @@ def register() -> None:
 
     from verl_cipo.integration import estimator, switch
 
-    estimator.register()
+    # The estimator last: "cipo" must not look registered when the switch is not.
     switch.register()
+    estimator.register()
 
 
 try:

@@ -74,7 +74,7 @@ QUICK = Settings(
 
 def sources() -> str:
     """A digest of this folder's code that the result depends on."""
-    names = ("evaluate.py", "prepare.py", "problems.py", "tokenizer.py", "warmup.py")
+    names = ("evaluate.py", "muon.py", "prepare.py", "problems.py", "tokenizer.py", "warmup.py")
     return hashlib.sha256(b"".join((Path(__file__).parent / name).read_bytes() for name in names)).hexdigest()[:16]
 
 

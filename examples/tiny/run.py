@@ -24,7 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from examples.tiny import launch, prepare, show
 
 STEPS = 40
-LEARNING_RATE = 5e-4
+LEARNING_RATE = 2e-4
+LR_WARMUP_STEPS = 8
+"""Adam's first steps have the full rate in every weight; without a rise they undo the supervised start."""
 QUICK_BELOW = 10
 """Runs of fewer steps than this are smoke runs: they use the quickly made model."""
 TRAINER_LINE = re.compile(r"\[verl_cipo\] trainer (\w+)")
@@ -53,16 +55,17 @@ def main() -> int:
     made = prepare.prepare(folder, replace(prepare.QUICK if quick else prepare.FULL, seed=args.seed))
     print(prepare.report(made, quick))
 
-    task = launch.Task(folder=folder, val_n=1 if quick else 4)
+    task = launch.Task(folder=folder, val_n=1 if quick else 2)
     options = [
         *launch.overrides(task),
         f"algorithm.adv_estimator={args.algo}",
         f"data.seed={args.seed}",
         f"actor_rollout_ref.actor.optim.lr={LEARNING_RATE}",
+        f"actor_rollout_ref.actor.optim.lr_warmup_steps={0 if quick else LR_WARMUP_STEPS}",
         f"trainer.total_training_steps={args.steps}",
         "trainer.total_epochs=1000",
         "trainer.val_before_train=true",
-        f"trainer.test_freq={args.steps if quick else 10}",
+        f"trainer.test_freq={args.steps if quick else 20}",
         f"trainer.rollout_data_dir={output / 'rollouts'}",
         f"trainer.validation_data_dir={output / 'validation'}",
         f"trainer.default_local_dir={output / 'checkpoints'}",

@@ -35,6 +35,8 @@ def validations(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
 def summarise(lines: list[dict[str, Any]], *, adv_estimator: str, trainer: str, **figures: Any) -> dict[str, Any]:
     """The demo's ``summary.json``."""
     val = validations(lines)
+    if len(val) < 2:
+        raise ValueError(f"{len(val)} validations in the metrics: the demo compares one before with one after training")
     before, after = val[0], val[-1]
     steps = [line for line in lines if "training/global_step" in line["data"]]
     return {

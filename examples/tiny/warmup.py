@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from examples.tiny.evaluate import correction_message, evaluate, prompt_ids, sample, user_message
+from examples.tiny.evaluate import correction_message, evaluate, is_right, prompt_ids, sample, user_message
+from examples.tiny.muon import Muon
 from examples.tiny.problems import Level, Problem, corrupt, sample_problem
 
 Row = tuple[list[int], list[int]]  # token ids of prompt and response
@@ -28,13 +29,13 @@ class Warmup:
     steps: int = 500  # optimizer steps at most
     rows: int = 32  # rows a step, half of them corrections
     lr: float = 5e-3  # held after a linear rise over the first 20 steps, then cosine down to a tenth at `steps`
-    right_share: float = 0.35  # share of made-up attempts that are right
-    own_share: float = 0.5  # share of correction rows with an attempt of the model's own, from step own_from on
+    right_share: float = 0.25  # share of shown attempts that are right
+    own_share: float = 0.7  # share of the wrong ones that the model wrote itself, from step own_from on
     own_from: int = 150
     own_every: int = 50  # steps between samplings of the model's own attempts
     look_from: int = 160  # the first step with a look at fresh training problems
     look_every: int = 10
-    stop_pass1: float = 0.40  # stop at this sampled accuracy ...
+    stop_pass1: float = 0.42  # stop at this sampled accuracy ...
     stop_w2c: float = 0.20  # ... once this share of wrong attempts is corrected
 
 
@@ -45,7 +46,7 @@ class Optimizers:
         matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
         others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
         self._optimizers = (
-            torch.optim.Muon(matrices, lr=plan.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+            Muon(matrices, lr=plan.lr),
             torch.optim.AdamW(others, lr=plan.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
         )
         self._schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda s: rate(s, plan)) for o in self._optimizers]
@@ -90,22 +91,25 @@ def warm_up(
     """
     optimizers = Optimizers(model, plan)
     watched = [sample_problem(rng, level) for _ in range(192)]
-    own: list[tuple[Problem, str]] = []
+    own: list[tuple[Problem, str]] = []  # the model's own wrong attempts
     tokens = step = 0
     bar = tqdm(range(1, plan.steps + 1), desc="warm-up", unit="step", dynamic_ncols=True)
     for step in bar:
         if step >= plan.own_from and (step - plan.own_from) % plan.own_every == 0:
             asked = [sample_problem(rng, level) for _ in range(plan.own_every * plan.rows // 4)]
-            own = list(zip(asked, sample(model, tokenizer, [user_message(p) for p in asked]), strict=True))
+            attempts = sample(model, tokenizer, [user_message(p) for p in asked])
+            own = [(p, a) for p, a in zip(asked, attempts, strict=True) if not is_right(a, p.answer)]
         plain, corrections = [], []
         for _ in range(plan.rows // 2):
             problem = sample_problem(rng, level)
             plain.append(encode_row(tokenizer, user_message(problem), problem.solution))
-            if own and rng.random() < plan.own_share:
+            problem = sample_problem(rng, level)
+            if rng.random() < plan.right_share:
+                attempt = problem.solution
+            elif own and rng.random() < plan.own_share:
                 problem, attempt = rng.choice(own)
             else:
-                problem = sample_problem(rng, level)
-                attempt = problem.solution if rng.random() < plan.right_share else corrupt(rng, problem)
+                attempt = corrupt(rng, problem)
             corrections.append(encode_row(tokenizer, correction_message(template, problem, attempt), problem.solution))
         for rows in (plain, corrections):  # apart, since corrections are longer: less padding
             (loss_of(model, tokenizer.pad_token_id, rows) / 2).backward()

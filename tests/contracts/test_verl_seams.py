@@ -74,7 +74,7 @@ def test_registry_holds_cipo_and_the_trainer_resolves():
     assert core_algos.get_adv_estimator_fn("cipo").__module__ == "verl_cipo.integration.estimator"
     from verl_cipo.integration.switch import resolve_trainer
 
-    cls = get_trainer_cls(resolve_trainer("sync"))
+    cls = get_trainer_cls(resolve_trainer("sync", "cipo"))
     assert issubclass(cls, PPOTrainerSync)
 
 

@@ -1,8 +1,6 @@
 """Real runs of verl with vLLM on the CPU, each made once and looked at by several tests."""
 
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from tests.conftest import ROOT
 
 TASK = {"train_batch_size": 4, "n": 4, "val_n": 1}
 STEPS = 2
+LEARNING_RATE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -34,19 +33,6 @@ class Run:
         return [line["data"] for line in self.metrics if "training/global_step" in line["data"]]
 
 
-@pytest.fixture(scope="session")
-def task_folder(tmp_path_factory) -> Path:
-    """A quickly made model and data set; it need not be any good at the task."""
-    folder = tmp_path_factory.mktemp("task")
-    # In a process of its own: torch's thread pool and memory go with it.
-    subprocess.run(
-        [sys.executable, ROOT / "examples" / "tiny" / "prepare.py", "--output", folder, "--quick"],
-        check=True,
-        timeout=300,
-    )
-    return folder
-
-
 def run(task_folder: Path, folder: Path, *options: str, config_args=None, env=None) -> Run:
     """Two steps of verl."""
     task = launch.Task(folder=task_folder, **TASK)
@@ -54,7 +40,7 @@ def run(task_folder: Path, folder: Path, *options: str, config_args=None, env=No
     launch.train(
         [
             *launch.overrides(task),
-            "actor_rollout_ref.actor.optim.lr=1e-4",
+            f"actor_rollout_ref.actor.optim.lr={LEARNING_RATE}",
             f"trainer.total_training_steps={STEPS}",
             "data.val_max_samples=16",
             f"trainer.test_freq={STEPS}",
@@ -97,6 +83,25 @@ def cipo_run(task_folder, tmp_path_factory) -> Run:
         "algorithm.adv_estimator=cipo",
         "trainer.save_freq=2",
         config_args=(),
+    )
+
+
+@pytest.fixture(scope="session")
+def resumed_run(task_folder, tmp_path_factory, cipo_run) -> Run:
+    """Goes on from cipo_run's checkpoint with cipo_trainer.yaml, two rollout workers, a barrier, and lambda_corr=0."""
+    return run(
+        task_folder,
+        tmp_path_factory.mktemp("resumed"),
+        *cpu_options(),
+        "trainer.resume_mode=resume_path",
+        f"trainer.resume_from_path={cipo_run.folder / 'checkpoints' / f'global_step_{STEPS}'}",
+        f"trainer.total_training_steps={2 * STEPS}",
+        "trainer.val_before_train=false",
+        "actor_rollout_ref.rollout.agent.num_workers=2",
+        "algorithm.cipo.schedule=barrier",
+        "algorithm.cipo.lambda_corr=0",
+        "algorithm.cipo.val_corrections=0",
+        config_args=("--config-path", "pkg://verl_cipo.config", "--config-name", "cipo_trainer"),
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.e2e.conftest import LEARNING_RATE
 from verl_cipo.core.metrics import METRICS
 
 pytestmark = pytest.mark.vllm
@@ -72,36 +73,67 @@ def test_validation_reports_both_turns(cipo_run):
     assert len(validated) == 2, "before training and at test_freq"
     for metrics in validated:
         assert metrics["cipo/val/rows"] + metrics["cipo/val/skipped"] == 16
-        pass1 = metrics["val-core/openai/gsm8k/acc/mean@1"]
-        if metrics["cipo/val/skipped"] == 0:
-            assert metrics["cipo/val/accuracy_turn1"] == pytest.approx(pass1)
+        assert metrics["cipo/val/accuracy_turn1"] == pytest.approx(metrics["val-core/openai/gsm8k/acc/mean@1"])
     dumped = (cipo_run.folder / "validation" / "corrections" / "2.jsonl").read_text().splitlines()
-    assert len(dumped) == validated[-1]["cipo/val/rows"]
-    record = json.loads(dumped[0])
-    assert record["question"] and record["attempt"]
+    records = [json.loads(line) for line in dumped]
+    assert len(records) == 16
+    assert sum(len(record["corrections"]) for record in records) == validated[-1]["cipo/val/rows"]
+    assert all(record["question"] and record["attempt"] for record in records)
+
+
+def weight(value: torch.Tensor) -> torch.Tensor:
+    """The plain tensor in a checkpoint of FSDP2."""
+    return getattr(value, "_local_tensor", value).cpu()
+
+
+def actor_file(run, step: int, kind: str) -> dict:
+    path = run.folder / "checkpoints" / f"global_step_{step}" / "actor" / f"{kind}_world_size_1_rank_0.pt"
+    return torch.load(path, weights_only=False)
 
 
 def test_as_many_optimizer_steps_as_grpo_and_no_padding(cipo_run):
-    """One mini-batch a step in both; 16 attempts and 16 corrections divide by one data-parallel rank."""
+    """One mini-batch of 4 prompts a step in GRPO; twice the rows must not make it two."""
+    steps = {float(weight(state["step"])) for state in actor_file(cipo_run, 2, "optim")["state"].values()}
+    assert steps == {2.0}
     assert all(metrics["cipo/rows/padding"] == 0 for metrics in cipo_run.steps)
 
 
-def test_weights_changed(cipo_run, task_folder):
-    checkpoint = cipo_run.folder / "checkpoints" / "global_step_2"
-    state = torch.load(checkpoint / "actor" / "model_world_size_1_rank_0.pt", weights_only=False)
+def test_weights_changed_by_a_gradient(cipo_run, task_folder):
+    """AdamW's weight decay alone moves a weight by a millionth of itself; two Adam steps move it by about lr each."""
+    assert all(metrics["actor/grad_norm"] > 0 for metrics in cipo_run.steps)
     before = load_file(task_folder / "model" / "model.safetensors")
-    moved = [
-        name
-        for name, value in before.items()
-        if not torch.equal(value, getattr(state[name], "_local_tensor", state[name]).cpu())
-    ]
-    assert moved, "two steps of CIPO left every weight as it was"
-    assert json.loads((checkpoint / "cipo.json").read_text())["rho"]["rho"] > 0
+    after = actor_file(cipo_run, 2, "model")
+    assert max((value - weight(after[name])).abs().max().item() for name, value in before.items()) > LEARNING_RATE
 
 
 def test_synced_weights_reach_vllm(cipo_run):
     """After the first update the rollout's probabilities must still be the actor's."""
     assert cipo_run.steps[-1]["training/rollout_probs_diff_max"] < 1e-4
+
+
+def test_resume_goes_on_with_rho(cipo_run, resumed_run):
+    saved = json.loads((cipo_run.folder / "checkpoints" / "global_step_2" / "cipo.json").read_text())["rho"]["rho"]
+    assert [line["step"] for line in resumed_run.metrics] == [3, 4]
+    assert resumed_run.steps[0]["cipo/rho"] == saved
+
+
+def test_barrier_over_two_workers_gives_every_anchor(resumed_run):
+    task = resumed_run.task
+    for metrics in resumed_run.steps:
+        assert metrics["cipo/anchors/total"] == task.train_batch_size
+        assert metrics["cipo/rows/correction"] == task.train_batch_size * task.n
+
+
+def test_corrections_without_weight_are_measured_and_not_trained(resumed_run):
+    for step, metrics in zip((3, 4), resumed_run.steps, strict=True):
+        base, corrections = streams(resumed_run.rollouts(step))
+        assert sum(map(len, base.values())) == metrics["cipo/rows/base"] == 16
+        assert corrections == {}, "a row without weight reached the update"
+        assert "cipo/reward/correction" in metrics
+
+
+def test_val_corrections_0_leaves_the_second_turn_out(resumed_run):
+    assert not any(name.startswith("cipo/val/") for line in resumed_run.metrics for name in line["data"])
 
 
 def test_the_trainer_is_cipos(cipo_run):
@@ -114,6 +146,10 @@ def test_grpo_with_the_plugin_gives_the_rollouts_of_stock_verl(grpo_run, stock_r
 
     for step in (1, 2):
         assert content(grpo_run, step) == content(stock_run, step)
+    for ours, stock in zip(grpo_run.steps, stock_run.steps, strict=True):
+        assert ours.keys() == stock.keys()
+        for name in ("actor/grad_norm", "actor/pg_loss", "critic/advantages/max", "perf/total_num_tokens"):
+            assert ours[name] == stock[name]
     assert not any("_c" in row["uid"] for row in grpo_run.rollouts(1))
     assert not any(name.startswith("cipo/") for line in grpo_run.metrics for name in line["data"])
     assert "CIPO" not in (stock_run.folder / "train.log").read_text(errors="replace")

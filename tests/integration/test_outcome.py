@@ -17,6 +17,9 @@ from verl_cipo.integration.outcome import verdict
         (1.0, {"acc": 1.0}, 0.5, True),
         (0.5, {"acc": 0.5}, 0.5, False),
         (-1.0, {"acc": -1.0}, -2.0, True),
+        # An acc that is no number counts as absent.
+        (1.0, {"score": 1.0, "acc": None}, 0.5, True),
+        (0.0, {"score": 0.0, "acc": "yes"}, 0.5, False),
         # No acc at all.
         (0.6, {}, 0.5, True),
         (0.4, None, 0.5, False),

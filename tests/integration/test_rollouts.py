@@ -15,6 +15,7 @@ from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.prompts import CorrectionPrompt
 from verl_cipo.integration import rollouts
 from verl_cipo.integration.coordinator import AnchorCoordinator
+from verl_cipo.integration.second_turn import second_turn_metrics
 
 N = 4
 
@@ -48,6 +49,7 @@ class Worker(rollouts.CIPOAgentLoopWorker):
         self.log = log
         self.broken = broken
         self.tokenizer = Tokenizer()
+        self.tools = []
         self.config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": N, "val_kwargs": {"n": 1}}}})
         self._prompt = CorrectionPrompt(
             cipo.prompt,
@@ -91,7 +93,7 @@ def world(monkeypatch):
     return log
 
 
-def roll(log, *, prompts=1, validate=False, broken="", prompt_length=10_000, **options):
+def roll(log, *, prompts=1, validate=False, broken="", prompt_length=10_000, n_of=None, **options):
     cipo = CIPOConfig.from_mapping(options)
     actor = AnchorCoordinator(cipo.to_mapping())
 
@@ -112,6 +114,7 @@ def roll(log, *, prompts=1, validate=False, broken="", prompt_length=10_000, **o
                         ],
                         "agent_name": "single_turn_agent",
                         rollouts.TICKET: ticket,
+                        "__rollout_n__": (n_of or {}).get(i, 1 if validate else N),
                     },
                     {},
                     {"validate": validate, "step": 1, "sample_index": i, "rollout_n": 0},
@@ -198,10 +201,36 @@ def test_prompt_that_does_not_fit_is_counted(world):
 def test_validation_corrections_are_recorded_and_stay_out_of_verls_rows(world):
     records, counts = roll(world, prompts=2, validate=True, val_corrections=2)
     assert rows(world) == ["p0_0", "p1_0"]
-    assert [(record["uid"], record["anchor_correct"], record["correct"]) for record in records] == [
-        ("p0", True, True),
-        ("p0", True, False),
-        ("p1", True, True),
-        ("p1", True, False),
-    ]
-    assert counts == {}
+    assert [(record["uid"], record["anchor_correct"]) for record in records] == [("p0", True), ("p1", True)]
+    assert [[turn["correct"] for turn in record["corrections"]] for record in records] == [[True, False]] * 2
+    assert counts["corrections/failed_sessions"] == 0
+    metrics = second_turn_metrics(records, counts)
+    assert metrics["cipo/val/accuracy_turn1"] == 1.0
+    assert metrics["cipo/val/accuracy_turn2"] == metrics["cipo/val/c2c"] == 0.5
+    assert metrics["cipo/val/rows"] == 4
+
+
+def test_validation_attempt_without_a_second_turn_keeps_its_verdict(world):
+    records, counts = roll(world, prompts=2, validate=True, prompt_length=40)
+    metrics = second_turn_metrics(records, counts)
+    assert metrics["cipo/val/skipped"] == 2
+    assert metrics["cipo/val/accuracy_turn1"] == metrics["cipo/val/accuracy_turn2"] == 1.0
+    assert "cipo/val/c2c" not in metrics
+
+
+def test_a_prompt_without_sessions_does_not_hold_the_others_up(world):
+    stats = roll(world, prompts=2, schedule="barrier", n_of={0: 0})
+    assert ("status", "p1", "finished") in world
+    assert stats["anchors/total"] == 2
+
+
+def test_a_session_that_returns_nothing_is_counted(world, monkeypatch):
+    base = rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class
+    whole = base._run_agent_loop
+
+    async def run_agent_loop(self, *args, **kwargs):
+        if "_c" not in kwargs["uid"] or kwargs["session_id"] > 0:
+            await whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(base, "_run_agent_loop", run_agent_loop)
+    assert roll(world)["corrections/failed_sessions"] == 1

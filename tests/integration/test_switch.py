@@ -37,6 +37,15 @@ def test_stock_config_is_switched_on_completely():
     assert config.trainer.v1.trainer_mode == "cipo_sync"
 
 
+def test_our_config_with_another_estimator_is_verls():
+    config = composed("algorithm.adv_estimator=grpo", source=OURS)
+    stock = composed("algorithm.adv_estimator=grpo")
+    assert config.trainer.v1.trainer_mode == "sync"
+    assert config.actor_rollout_ref.rollout.agent.agent_loop_manager_class is None
+    del config.algorithm.cipo, config.actor_rollout_ref.rollout.agent.agent_loop_manager_class
+    assert OmegaConf.to_container(config, resolve=True) == OmegaConf.to_container(stock, resolve=True)
+
+
 def test_our_config_needs_no_hook():
     config = composed(source=OURS)
     stock = switched()
@@ -77,6 +86,7 @@ REFUSED = {
     "+algorithm.cipo.prompt.template=/no/such/file": ["algorithm.cipo.prompt.template", "/no/such/file"],
     "trainer.use_v1=false": ["trainer.use_v1", "V1"],
     "trainer.v1.trainer_mode=separate_async": ["trainer.v1.trainer_mode=separate_async", "sync"],
+    "+trainer.v1.sync.parameter_sync_step=2": ["trainer.v1.sync.parameter_sync_step=2", "1"],
     "critic.enable=true": ["critic.enable=True"],
     "reward.reward_model.enable=true": ["reward.reward_model.enable_resource_pool"],
     "algorithm.filter_groups.enable=true": ["algorithm.filter_groups.enable=True"],
@@ -119,10 +129,32 @@ def test_main_ppo_stops_before_ray_with_one_line(tmp_path):
     assert "ray init" not in result.stdout
 
 
-def test_changed_seam_is_loud(monkeypatch):
-    monkeypatch.setattr(verl_config, "validate_config", lambda config: None)
-    with pytest.raises(switch.ChangedSeamError, match="validate_config takes \\['config'\\]"):
-        switch.register()
+CHANGED_SEAM = """
+import sys, types, verl.utils.config as config
+config.validate_config = lambda config: None
+for name in [name for name in sys.modules if name.startswith("verl_cipo")]:
+    del sys.modules[name]
+import verl.trainer.ppo.core_algos as core_algos
+core_algos.ADV_ESTIMATOR_REGISTRY.pop("cipo")
+try:
+    import verl_cipo.plugin
+except Exception as error:
+    print(type(error).__name__, "cipo" in core_algos.ADV_ESTIMATOR_REGISTRY)
+"""
+
+
+def test_changed_seam_is_loud_and_leaves_nothing_registered():
+    result = subprocess.run([sys.executable, "-c", CHANGED_SEAM], capture_output=True, text=True, timeout=120)
+    assert result.stdout.strip().splitlines()[-1] == "ChangedSeamError False"
+    assert "validate_config takes ['config'], expected ['config', 'use_reference_policy'" in result.stderr
+
+
+def test_a_wrapper_of_another_plugin_does_not_pass_for_the_switch():
+    import functools
+
+    wrapped = functools.wraps(verl_config.validate_config.__wrapped__)(lambda *args, **kwargs: None)
+    assert not switch.is_switch(wrapped)
+    assert switch.is_switch(verl_config.validate_config)
 
 
 IMPORT_WITH_VERSION = """
@@ -144,4 +176,4 @@ def test_unsupported_verl_is_an_error_line_not_silence():
     assert json.loads(result.stdout.strip().splitlines()[-1]) is False
     error = [line for line in result.stderr.splitlines() if line.startswith("ERROR") and "verl_cipo" in line]
     assert len(error) == 1
-    assert "verl 0.8.0" in error[0] and ">=0.9.0,<0.10" in error[0] and "verl_cipo.doctor" in error[0]
+    assert "verl 0.8.0" in error[0] and ">=0.9.1,<0.10" in error[0] and "verl_cipo.doctor" in error[0]

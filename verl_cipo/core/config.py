@@ -1,7 +1,7 @@
 """Every knob of CIPO: its default, its meaning and what it may hold.
 
 The values live in the YAML under `algorithm.cipo`. They are read once, here; everything behind this module
-may rely on them. The YAML defaults and the documentation are generated from `describe()`.
+may rely on them. cipo_trainer.yaml is tested to hold the same defaults.
 """
 
 import difflib

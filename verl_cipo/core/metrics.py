@@ -47,7 +47,7 @@ METRICS: dict[str, str] = {
     "cipo/seconds/selection": "Seconds spent on drawing anchors.",
     "cipo/seconds/advantage": "Seconds spent on the advantages, verl's own part included.",
     "cipo/val/accuracy_turn1": "Validation: share of attempts that are right.",
-    "cipo/val/accuracy_turn2": "Validation: share of corrections that are right.",
+    "cipo/val/accuracy_turn2": "Validation: share right after the correction turn; without it a verdict stays.",
     "cipo/val/c2c": "Validation: of the corrections of right attempts, share that is right.",
     "cipo/val/c2w": "Validation: of the corrections of right attempts, share that is wrong.",
     "cipo/val/w2c": "Validation: of the corrections of wrong attempts, share that is right.",

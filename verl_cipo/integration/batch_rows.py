@@ -67,6 +67,11 @@ class RowTable:
         """Keys of the correction rows."""
         return [self.keys[i] for i in np.flatnonzero(self.rows.stream == CORRECTION)]
 
+    def streams(self, keys: list[str]) -> np.ndarray:
+        """(len(keys),) stream of each key of the sampled batch."""
+        stream = dict(zip(self.keys, self.rows.stream.tolist(), strict=True))
+        return np.array([stream[key] for key in keys], dtype=np.int8)
+
     def rows_in_order(self, batch: KVBatchMeta) -> Rows:
         """The rows in the order of ``batch``, which verl has padded and reordered since.
 

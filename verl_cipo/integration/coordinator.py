@@ -12,6 +12,21 @@ from typing import Any
 
 from verl_cipo.core.anchors import AnchorSelector, Group, anchor_budget, medium
 from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.prompts import SKIP_REASONS
+
+COUNTED = dict.fromkeys(
+    (
+        "anchors/total",
+        "anchors/correct",
+        "anchors/failed",
+        "anchors/medium",
+        "anchors/other",
+        *(f"anchors/skipped/{reason}" for reason in SKIP_REASONS),
+        "corrections/failed_sessions",
+    ),
+    0,
+)
+"""Counts that are logged every step, also where nothing happened."""
 
 
 @dataclass
@@ -39,7 +54,7 @@ class AnchorCoordinator:
     def __init__(self, config: dict[str, Any]):
         self.config = CIPOConfig.from_mapping(config)
         self._batches: dict[int, _Batch] = {}
-        self._stats: Counter = Counter()
+        self._stats = Counter(COUNTED)
         self._validation: list[dict[str, Any]] = []
         self._validation_counts: Counter = Counter()
 
@@ -101,17 +116,17 @@ class AnchorCoordinator:
             del self._batches[batch_id]
 
     async def add_validation(self, records: list[dict[str, Any]], counts: dict[str, float]) -> None:
-        """Keep the second turns of one validation prompt until the trainer asks for them."""
+        """Keep the attempts of one validation prompt, with their corrections, until the trainer asks for them."""
         self._validation.extend(records)
         self._validation_counts.update(counts)
 
     async def pop_statistics(self) -> dict[str, float]:
         """Counts and seconds since the last call, names without the ``cipo/`` prefix."""
-        stats, self._stats = self._stats, Counter()
+        stats, self._stats = self._stats, Counter(COUNTED)
         return {name: float(value) for name, value in stats.items()}
 
     async def pop_validation(self) -> tuple[list[dict[str, Any]], dict[str, float]]:
-        """Second turns of the validation since the last call, and counts of those that are missing."""
+        """Validation attempts with their corrections since the last call, and counts of what is missing."""
         records, self._validation = self._validation, []
         counts, self._validation_counts = self._validation_counts, Counter()
         return records, {name: float(value) for name, value in counts.items()}

@@ -3,13 +3,14 @@
 import math
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
 
 
 def optimizer_steps(config: DictConfig, prompts: int) -> int:
-    """Optimizer steps of one epoch over ``prompts`` prompts, by ``actor.ppo_mini_batch_size``."""
-    return max(1, prompts // config.actor_rollout_ref.actor.ppo_mini_batch_size)
+    """Optimizer steps of one epoch over ``prompts`` prompts; verl pads the last of ``actor.ppo_mini_batch_size``."""
+    return math.ceil(prompts / config.actor_rollout_ref.actor.ppo_mini_batch_size)
 
 
 def row_multiple(config: DictConfig, *, dp_size: int, steps: int, uses_reference: bool) -> int:
@@ -26,6 +27,22 @@ def row_multiple(config: DictConfig, *, dp_size: int, steps: int, uses_reference
     if uses_reference and not ref.log_prob_use_dynamic_bsz:
         per_rank = math.lcm(per_rank, ref.log_prob_micro_batch_size_per_gpu)
     return dp_size * per_rank
+
+
+def interleaved(streams: np.ndarray) -> list[int]:
+    """An order in which every stretch of the batch holds all streams in the batch's proportion.
+
+    Args:
+        streams: (N,) stream of each row.
+
+    Returns:
+        a permutation of N positions that keeps the order within each stream; the identity for a single stream.
+    """
+    place = np.empty(len(streams))
+    for stream in np.unique(streams):
+        rows = np.flatnonzero(streams == stream)
+        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    return np.argsort(place, kind="stable").tolist()
 
 
 class JointUpdate:

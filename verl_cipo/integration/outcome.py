@@ -1,7 +1,10 @@
 """Right or wrong, read off what verl's reward loop returns for a session."""
 
 from collections.abc import Mapping
+from numbers import Number
 from typing import Any
+
+import numpy as np
 
 
 def verdict(score: float | None, extra: Mapping[str, Any] | None, threshold: float) -> bool:
@@ -12,7 +15,7 @@ def verdict(score: float | None, extra: Mapping[str, Any] | None, threshold: flo
 
     Args:
         score: the session's reward.
-        extra: ``extra_fields["reward_extra_info"]``.
+        extra: ``extra_fields["reward_extra_info"]``; an ``acc`` that is no number counts as absent.
         threshold: ``algorithm.cipo.correct_threshold``; a score above it is right.
 
     Raises:
@@ -21,6 +24,7 @@ def verdict(score: float | None, extra: Mapping[str, Any] | None, threshold: flo
     if score is None:
         raise ValueError("a session reached CIPO without a reward: rewards must be computed while rolling out")
     extra = extra or {}
-    if "acc" in extra and ("score" in extra or isinstance(extra["acc"], bool)):
-        return float(extra["acc"]) > 0.5
+    acc = extra.get("acc")
+    if isinstance(acc, bool | np.bool_) or (isinstance(acc, Number) and "score" in extra):
+        return float(acc) > 0.5
     return float(score) > threshold

@@ -27,11 +27,11 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
 from verl_cipo.core.anchors import Attempt, Group
-from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.prompts import CorrectionPrompt
 from verl_cipo.core.transitions import is_copy
 from verl_cipo.integration.coordinator import AnchorCoordinator
 from verl_cipo.integration.outcome import verdict
+from verl_cipo.integration.switch import cipo_config
 
 logger = logging.getLogger("verl_cipo")
 
@@ -62,6 +62,10 @@ class _Group:
     attempts: dict[int, _Session] = field(default_factory=dict)
     corrections: dict[tuple[int, int], _Session] = field(default_factory=dict)
     """(anchor session, correction session) -> outcome."""
+    started: int = 0
+    """Correction sessions that were started."""
+    corrected: bool = False
+    """The correction phase was entered."""
     counts: Counter = field(default_factory=Counter)
 
 
@@ -82,17 +86,19 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._groups: dict[str, _Group] = {}
-        self._cipo = CIPOConfig.from_mapping(dict(self.config.algorithm.cipo))
-        self._builder = create_continuous_token_builder(
+        self._cipo = cipo_config(self.config)
+        builder = create_continuous_token_builder(
             self.tokenizer,
             hf_model_type=self.hf_model_type,
             chat_template_kwargs=self.config.data.get("apply_chat_template_kwargs", {}),
             processor=self.processor,
         )
+        # An agent loop may offer the model a selection of the tools: counting all of them is never too few tokens.
+        tools = [tool.tool_schema.model_dump(exclude_unset=True, exclude_none=True) for tool in self.tools]
         self._prompt = CorrectionPrompt(
             self._cipo.prompt,
             prompt_length=self.rollout_config.prompt_length,
-            count_tokens=lambda messages: len(self._builder.build_initial_tokens(messages)),
+            count_tokens=lambda messages: len(builder.build_initial_tokens(messages, tools=tools or None)),
             encode=lambda text: self.tokenizer.encode(text, add_special_tokens=False),
             decode=lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True),
         )
@@ -113,8 +119,8 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         self._groups[group.uid] = group
         try:
             await super()._run_prompt(prompt, sampling_params, trajectory, trace)
-            if group.pending > 0:
-                # verl failed before it had started every session; the other groups still wait for this one.
+            if not group.corrected:
+                # verl started no session, or failed before it had started all; other groups wait for this one.
                 await self._correct(group, sampling_params, trajectory, prompt)
         finally:
             del self._groups[group.uid]
@@ -169,6 +175,7 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
 
     async def _correct(self, group: _Group, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]) -> None:
         """Roll out the corrections of ``group``. Nothing that goes wrong here costs a base row: it is counted."""
+        group.corrected = True
         try:
             if group.validate:
                 await self._correct_validation(group, sampling_params, trajectory, prompt)
@@ -206,18 +213,24 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         records = [
             {
                 "uid": group.uid,
-                "session": anchor,
+                "session": session,
                 "question": prompt["raw_prompt"][-1]["content"],
-                "attempt": group.attempts[anchor].text,
-                "correction": outcome.text,
+                "attempt": attempt.text,
+                "anchor_correct": attempt.correct,
                 "gts": (prompt.get("reward_model") or {}).get("ground_truth"),
                 "data_source": prompt.get("data_source"),
-                "anchor_correct": group.attempts[anchor].correct,
-                "correct": outcome.correct,
-                "score": outcome.score,
-                "copied": is_copy(group.attempts[anchor].text, outcome.text),
+                "corrections": [
+                    {
+                        "correction": outcome.text,
+                        "correct": outcome.correct,
+                        "score": outcome.score,
+                        "copied": is_copy(attempt.text, outcome.text),
+                    }
+                    for (anchor, _), outcome in sorted(group.corrections.items())
+                    if anchor == session
+                ],
             }
-            for (anchor, _), outcome in sorted(group.corrections.items())
+            for session, attempt in sorted(group.attempts.items())
         ]
         await group.ticket["coordinator"].add_validation.remote(records, dict(group.counts))
 
@@ -237,6 +250,7 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         if messages is None:
             group.counts[f"anchors/skipped/{skipped}"] += 1
             return []
+        group.started += n
         kwargs = {
             key: value for key, value in prompt.items() if key not in ("uid", "session_id", "raw_prompt", "trace")
         }
@@ -260,7 +274,8 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(result, BaseException):
                 logger.error("a correction of prompt %s failed", group.uid, exc_info=result)
-                group.counts["corrections/failed_sessions"] += 1
+        # Sessions that raised, and those whose agent loop returned nothing.
+        group.counts["corrections/failed_sessions"] += group.started - len(group.corrections)
 
 
 class CIPOAgentLoopManager(AgentLoopManagerTQ):
@@ -271,7 +286,7 @@ class CIPOAgentLoopManager(AgentLoopManagerTQ):
         self.agent_loop_workers_class = ray.remote(CIPOAgentLoopWorker)
         self.rho = 0.0
         """Share of correct attempts among the anchors of the next batch; the trainer sets it."""
-        self._cipo = CIPOConfig.from_mapping(dict(self.config.algorithm.cipo))
+        self._cipo = cipo_config(self.config)
         self._batches = 0
         self._coordinator = (
             ray.remote(AnchorCoordinator).options(num_cpus=0, max_concurrency=100_000).remote(self._cipo.to_mapping())
@@ -298,5 +313,5 @@ class CIPOAgentLoopManager(AgentLoopManagerTQ):
         return ray.get(self._coordinator.pop_statistics.remote())
 
     def pop_validation(self) -> tuple[list[dict[str, Any]], dict[str, float]]:
-        """Second turns of the validation since the last call, one record a correction, and what was left out."""
+        """The validation's attempts since the last call, each with its corrections, and what was left out."""
         return ray.get(self._coordinator.pop_validation.remote())

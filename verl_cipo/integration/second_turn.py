@@ -11,33 +11,37 @@ def second_turn_metrics(records: list[dict[str, Any]], counts: dict[str, float])
     """``cipo/val/*`` over all benchmarks of the validation set.
 
     Args:
-        records: one a correction, with ``anchor_correct``, ``correct`` and ``copied``.
+        records: one an attempt: ``anchor_correct``, and ``corrections`` with ``correct`` and ``copied`` each. An
+            attempt without corrections (its prompt did not fit, or its sessions failed) keeps its verdict in turn 2.
         counts: attempts skipped by reason (``anchors/skipped/*``) and ``corrections/failed_sessions``.
     """
-    n = len(records)
-    missing = {
-        "cipo/val/rows": float(n),
+    turns = [(record["anchor_correct"], correction) for record in records for correction in record["corrections"]]
+    metrics = {
+        "cipo/val/rows": float(len(turns)),
         "cipo/val/skipped": sum(value for name, value in counts.items() if name.startswith("anchors/skipped/")),
         "cipo/val/failed_sessions": counts.get("corrections/failed_sessions", 0.0),
     }
-    if not records:
-        return missing
-    transitions = Transitions.from_arrays(
-        [record["anchor_correct"] for record in records], [record["correct"] for record in records]
-    )
-    rates = {"c2c": transitions.c2c, "w2c": transitions.w2c}
-    rates["c2w"] = None if transitions.c2c is None else 1 - transitions.c2c
-    rates["w2w"] = None if transitions.w2c is None else 1 - transitions.w2c
-    return missing | {
-        "cipo/val/accuracy_turn1": sum(record["anchor_correct"] for record in records) / n,
-        "cipo/val/accuracy_turn2": sum(record["correct"] for record in records) / n,
-        "cipo/val/copy_rate": sum(record["copied"] for record in records) / n,
-        **{f"cipo/val/{name}": rate for name, rate in rates.items() if rate is not None},
-    }
+    if records:
+        first = [float(record["anchor_correct"]) for record in records]
+        second = [
+            sum(turn["correct"] for turn in record["corrections"]) / len(record["corrections"])
+            if record["corrections"]
+            else float(record["anchor_correct"])
+            for record in records
+        ]
+        metrics["cipo/val/accuracy_turn1"] = sum(first) / len(first)
+        metrics["cipo/val/accuracy_turn2"] = sum(second) / len(second)
+    if turns:
+        metrics["cipo/val/copy_rate"] = sum(turn["copied"] for _, turn in turns) / len(turns)
+        rates = Transitions.from_arrays(
+            [correct for correct, _ in turns], [turn["correct"] for _, turn in turns]
+        ).rates()
+        metrics |= {f"cipo/val/{name}": rate for name, rate in rates.items()}
+    return metrics
 
 
 def dump_second_turns(records: list[dict[str, Any]], directory: str, step: int) -> None:
-    """Write ``{directory}/corrections/{step}.jsonl``, a line a correction."""
+    """Write ``{directory}/corrections/{step}.jsonl``, a line an attempt with its corrections."""
     folder = os.path.join(directory, "corrections")
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, f"{step}.jsonl"), "w") as file:

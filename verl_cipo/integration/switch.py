@@ -2,9 +2,10 @@
 
 Two things happen when the plugin loads, both light:
 
-* an OmegaConf resolver ``cipo.trainer`` is registered. ``trainer.v1.trainer_mode: ${cipo.trainer:sync}`` imports the
-  CIPO trainers at the moment verl asks for the mode, in the process that asks, and not in every process that imports
-  verl. ``cipo_trainer.yaml`` uses it; that path needs no hook.
+* OmegaConf resolvers are registered. ``trainer.v1.trainer_mode: ${cipo.trainer:sync,${algorithm.adv_estimator}}``
+  imports the CIPO trainers at the moment verl asks for the mode, in the process that asks, and not in every process
+  that imports verl; with another estimator it is verl's own mode. ``${cipo.manager:...}`` does the same for the
+  rollout manager. ``cipo_trainer.yaml`` uses both; that path needs no hook.
 * for verl's own config, ``verl.utils.config.validate_config`` is wrapped. It is the one function that ``main_ppo``
   calls with the whole config in the driver before Ray starts. With any other estimator the wrapper calls verl's
   function and does nothing else.
@@ -23,7 +24,8 @@ from verl_cipo.core.prompts import load_template
 from verl_cipo.integration.budget import check_prompt_length_early
 from verl_cipo.integration.estimator import NAME
 
-RESOLVER = "cipo.trainer"
+TRAINER_RESOLVER = "cipo.trainer"
+MANAGER_RESOLVER = "cipo.manager"
 MANAGER_CLASS = "verl_cipo.integration.rollouts.CIPOAgentLoopManager"
 TRAINER_OF_MODE = {"sync": "cipo_sync"}
 """verl's ``trainer.v1.trainer_mode`` -> the name of CIPO's variant in verl's trainer registry."""
@@ -44,13 +46,13 @@ def cipo_config(config: DictConfig) -> CIPOConfig:
     if section is None:
         return CIPOConfig()
     if not OmegaConf.is_dict(section):
-        raise CIPOConfigError(f"algorithm.cipo={section!r} is not a section of options")
+        raise CIPOConfigError(f"algorithm.cipo={section!r}: allowed are options algorithm.cipo.<knob>=<value>")
     cipo = CIPOConfig.from_mapping(OmegaConf.to_container(section, resolve=True))
     load_template(cipo.prompt.template)
     return cipo
 
 
-def check_combination(config: DictConfig, cipo: CIPOConfig) -> None:
+def check_combination(config: DictConfig) -> None:
     """Refuse the settings of verl that CIPO cannot honour.
 
     Raises:
@@ -79,8 +81,10 @@ def check_combination(config: DictConfig, cipo: CIPOConfig) -> None:
         refuse("algorithm.filter_groups.enable", "group filtering would judge attempts and corrections as one group")
     if config.actor_rollout_ref.rollout.n < 2:
         refuse("actor_rollout_ref.rollout.n", "a group of one attempt has no group-relative advantage, use at least 2")
+    if config.trainer.v1.get("sync", {}).get("parameter_sync_step", 1) != 1:
+        refuse("trainer.v1.sync.parameter_sync_step", "one update a rollout, leave it out or set 1")
     custom = OmegaConf.select(config, "actor_rollout_ref.rollout.agent.agent_loop_manager_class")
-    if custom not in (None, MANAGER_CLASS) and cipo.replay_fraction > 0:
+    if custom not in (None, MANAGER_CLASS):
         refuse("actor_rollout_ref.rollout.agent.agent_loop_manager_class", f"corrections need {MANAGER_CLASS}")
 
 
@@ -94,40 +98,45 @@ def switch_on(config: DictConfig) -> CIPOConfig:
         CIPOConfigError: the config cannot train with CIPO.
     """
     cipo = cipo_config(config)
-    check_combination(config, cipo)
+    check_combination(config)
     trainer = config.trainer.v1
     with open_dict(config):
         config.algorithm.cipo = cipo.to_mapping()
         config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = MANAGER_CLASS
         if not OmegaConf.is_interpolation(trainer, "trainer_mode"):
-            trainer.trainer_mode = f"${{{RESOLVER}:{trainer.trainer_mode}}}"
+            trainer.trainer_mode = f"${{{TRAINER_RESOLVER}:{trainer.trainer_mode},{NAME}}}"
     return cipo
 
 
-def resolve_trainer(mode: str) -> str:
-    """The name under which CIPO's variant of verl's trainer ``mode`` is registered; imports it.
+def resolve_trainer(mode: str, estimator: str) -> str:
+    """The registered name of the trainer for verl's ``mode``: CIPO's variant, which this imports, or verl's own.
 
     Raises:
         CIPOConfigError: CIPO has no variant of that mode.
     """
+    if estimator != NAME:
+        return mode
     if mode not in TRAINER_OF_MODE:
-        raise CIPOConfigError(f"${{{RESOLVER}:{mode}}}: no such trainer, use one of {sorted(TRAINER_OF_MODE)}")
+        raise CIPOConfigError(f"trainer.v1.trainer_mode={mode}: use one of {sorted(TRAINER_OF_MODE)} with CIPO")
     importlib.import_module("verl_cipo.integration.trainer")
     return TRAINER_OF_MODE[mode]
 
 
+def resolve_manager(estimator: str) -> str | None:
+    """CIPO's agent-loop manager, or None for verl's own when the estimator is another one."""
+    return MANAGER_CLASS if estimator == NAME else None
+
+
 def register() -> None:
-    """Register the resolver and wrap ``validate_config``; a second call changes nothing.
+    """Wrap ``validate_config`` and register the resolvers; a second call changes nothing.
 
     Raises:
         ChangedSeamError: ``validate_config`` takes other arguments than verl 0.9's.
     """
-    OmegaConf.register_new_resolver(RESOLVER, resolve_trainer, replace=True)
-
     from verl.utils import config as verl_config
 
     original = verl_config.validate_config
-    if hasattr(original, "__wrapped__"):
+    if is_switch(original):
         return
     found = list(inspect.signature(original).parameters)
     if found != VALIDATE_SIGNATURE:
@@ -143,4 +152,12 @@ def register() -> None:
                 raise SystemExit(f"verl_cipo: {error}") from error
         return original(config, *args, **kwargs)
 
+    validate_config._verl_cipo = True
     verl_config.validate_config = validate_config
+    OmegaConf.register_new_resolver(TRAINER_RESOLVER, resolve_trainer, replace=True)
+    OmegaConf.register_new_resolver(MANAGER_RESOLVER, resolve_manager, replace=True)
+
+
+def is_switch(validate_config: Any) -> bool:
+    """Whether this is the wrapped ``validate_config``."""
+    return getattr(validate_config, "_verl_cipo", False)

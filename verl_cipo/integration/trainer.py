@@ -25,10 +25,10 @@ from verl_cipo.core.metrics import check_names
 from verl_cipo.core.replay import RhoState, update_rho
 from verl_cipo.integration.batch_rows import RowTable
 from verl_cipo.integration.budget import check_prompt_length
-from verl_cipo.integration.estimator import BatchRows, rows_of_batch
-from verl_cipo.integration.joint_update import JointUpdate, optimizer_steps, row_multiple
+from verl_cipo.integration.estimator import NAME, BatchRows, rows_of_batch
+from verl_cipo.integration.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
 from verl_cipo.integration.second_turn import dump_second_turns, second_turn_metrics
-from verl_cipo.integration.switch import TRAINER_OF_MODE, check_combination, cipo_config
+from verl_cipo.integration.switch import MANAGER_CLASS, TRAINER_OF_MODE, check_combination, cipo_config
 
 logger = logging.getLogger("verl_cipo")
 
@@ -41,11 +41,16 @@ class CIPOTrainerMixin:
     verl_mode: str
 
     def __init__(self, config: DictConfig):
+        if config.algorithm.adv_estimator != NAME:
+            raise CIPOConfigError(
+                f"algorithm.adv_estimator={config.algorithm.adv_estimator} with the CIPO trainer: use {NAME}, or "
+                f"trainer.v1.trainer_mode={self.verl_mode} for verl's own"
+            )
         self.cipo = cipo_config(config)
         with open_dict(config):
             # Branches of verl test trainer_mode against its own names.
             config.trainer.v1.trainer_mode = self.verl_mode
-        check_combination(config, self.cipo)
+        check_combination(config)
         print(f"[verl_cipo] trainer {type(self).__name__}, {self.cipo}")
         self._rho = RhoState.initial(self.cipo)
         self._table: RowTable | None = None
@@ -58,8 +63,9 @@ class CIPOTrainerMixin:
     def fit(self, agent_loop_manager: Any) -> None:
         if not hasattr(agent_loop_manager, "pop_statistics"):
             raise CIPOConfigError(
-                "actor_rollout_ref.rollout.agent.agent_loop_manager_class does not roll corrections out: "
-                f"got {type(agent_loop_manager).__name__}"
+                "actor_rollout_ref.rollout.agent.agent_loop_manager_class="
+                f"{self.config.actor_rollout_ref.rollout.agent.get('agent_loop_manager_class')} does not roll "
+                f"corrections out: use {MANAGER_CLASS}"
             )
         agent_loop_manager.rho = self._rho.rho
         super().fit(agent_loop_manager)
@@ -73,6 +79,8 @@ class CIPOTrainerMixin:
                 tq.kv_clear(keys=corrections, partition_id=batch.partition_id)
                 dropped = set(corrections)
                 batch = batch.select_keys([key for key in batch.keys if key not in dropped])
+        # verl cuts mini-batches in this order, and corrections were stored after the attempts.
+        batch.reorder(interleaved(self._table.streams(batch.keys)))
         return super()._balance_batch(batch, metrics, *args, **kwargs)
 
     def _optimizer_steps(self) -> int:
