@@ -37,9 +37,9 @@ class Task:
     """A prepared folder (prepare.py) and the shapes that fit it. Lengths are in tokens."""
 
     folder: Path
-    prompt_length: int = 120
-    correction_prompt_length: int = 320
-    response_length: int = 80
+    prompt_length: int = 64
+    correction_prompt_length: int = 160
+    response_length: int = 64
     train_batch_size: int = 16
     n: int = 8
     val_n: int = 4

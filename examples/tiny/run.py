@@ -24,9 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from examples.tiny import launch, prepare, show
 
 STEPS = 40
-LEARNING_RATE = 2e-4
-LR_WARMUP_STEPS = 8
-"""Adam's first steps have the full rate in every weight; without a rise they undo the supervised start."""
+LEARNING_RATE = 1e-4
+"""5e-4 undid the supervised start within ten steps (pass@1 .63 -> .26), 2e-4 learned more slowly than this."""
 QUICK_BELOW = 10
 """Runs of fewer steps than this are smoke runs: they use the quickly made model."""
 TRAINER_LINE = re.compile(r"\[verl_cipo\] trainer (\w+)")
@@ -61,7 +60,6 @@ def main() -> int:
         f"algorithm.adv_estimator={args.algo}",
         f"data.seed={args.seed}",
         f"actor_rollout_ref.actor.optim.lr={LEARNING_RATE}",
-        f"actor_rollout_ref.actor.optim.lr_warmup_steps={0 if quick else LR_WARMUP_STEPS}",
         f"trainer.total_training_steps={args.steps}",
         "trainer.total_epochs=1000",
         "trainer.val_before_train=true",

@@ -84,7 +84,7 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), constrained_layout=True)
     val = validations(lines)
     steps = [v["step"] for v in val]
     left.plot(steps, [v["pass1"] for v in val], "o-", color="#1f4e79", label="first attempt (pass@1)")
@@ -97,11 +97,16 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
         points = [(line["step"], line["data"][name]) for line in lines if name in line["data"]]
         return [step for step, _ in points], [value for _, value in points]
 
+    def smooth(values: list[float], steps: int = 5) -> list[float]:
+        return [sum(part) / len(part) for part in (values[max(0, i - steps + 1) : i + 1] for i in range(len(values)))]
+
     colors = {"c2c": "#548235", "c2w": "#a9d18e", "w2c": "#c55a11", "w2w": "#f4b183"}
     labels = {"c2c": "right -> right", "c2w": "right -> wrong", "w2c": "wrong -> right", "w2w": "wrong -> wrong"}
     for kind, color in colors.items():
-        middle.plot(*curve(f"cipo/transitions/{kind}"), color=color, label=labels[kind])
-    middle.set(title="Corrections in training")
+        at, rates = curve(f"cipo/transitions/{kind}")
+        middle.plot(at, rates, color=color, alpha=0.25, linewidth=1)
+        middle.plot(at, smooth(rates), color=color, label=labels[kind])
+    middle.set(title="Corrections in training (mean of 5 steps)")
     right.plot(*curve("cipo/rho"), color="#7030a0", label="rho (share of correct anchors)")
     right.plot(*curve("cipo/retention"), color="#548235", alpha=0.6, label="retention")
     right.set(title="Replay ratio")
@@ -110,6 +115,6 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, frameon=False)
+            axes.legend(fontsize=8, frameon=False, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     figure.savefig(path, dpi=130)
     plt.close(figure)
