@@ -11,6 +11,7 @@ Further options go to verl as they are: `run.py --output DIR algorithm.cipo.lamb
 import argparse
 import json
 import re
+import shutil
 import signal
 import sys
 import time
@@ -54,6 +55,8 @@ def main() -> int:
     made = prepare.prepare(folder, replace(prepare.QUICK if quick else prepare.FULL, seed=args.seed))
     print(prepare.report(made, quick))
 
+    for stale in ("rollouts", "validation"):
+        shutil.rmtree(output / stale, ignore_errors=True)
     task = launch.Task(folder=folder, val_n=1 if quick else 2)
     options = [
         *launch.overrides(task),

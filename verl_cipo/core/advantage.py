@@ -2,7 +2,8 @@
 
 METHOD items 2, 4 and 6, J = J_rlvr + lambda_corr * J_corr. A base group is the attempts of one prompt, a correction
 group the corrections of one anchor. Each stream is normalised by its own size; the clipped surrogate is positively
-homogeneous in the advantage, so scaling advantages does that for any policy loss.
+homogeneous in the advantage, so scaling advantages does that for it and its kind (clip_cov and kl_cov have terms that
+do not scale).
 """
 
 from collections.abc import Hashable, Sequence

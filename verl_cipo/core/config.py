@@ -90,7 +90,8 @@ class PromptConfig:
     attempt_view: str = _knob(
         "no_thinking",
         _choice("whole", "no_thinking", "tail"),
-        "Part of the attempt that is shown: whole, no_thinking (without <think> blocks), or tail (its last tokens).",
+        "Part of the attempt that is shown: whole, no_thinking (without <think> blocks), or tail (the end of it, "
+        "max_attempt_tokens long or as long as fits).",
     )
     on_overflow: str = _knob(
         "tail",
