@@ -36,7 +36,7 @@ STATE_FILE = "cipo.json"
 
 
 class CIPOTrainerMixin:
-    """What CIPO adds to a V1 trainer; ``trainer_mode`` of the concrete class is verl's name of its base."""
+    """What CIPO adds to a V1 trainer; ``verl_mode`` is the ``trainer.v1.trainer_mode`` of the trainer it stands on."""
 
     verl_mode: str
 
