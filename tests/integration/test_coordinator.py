@@ -88,6 +88,28 @@ def test_statistics_count_kinds_and_are_popped_once():
     assert set(second.values()) == {0.0}, "counts start anew, and are logged where nothing happened"
 
 
+def chosen(**options) -> tuple[list[int], dict[str, float]]:
+    async def run():
+        actor = coordinator(schedule="barrier", replay_fraction=4.0, **options)
+        await actor.open(0, n_prompts=1, rho=0.0, step=1)
+        await actor.add(0, group("a", 0, [False] * 8 + [True] * 8))
+        return await drain(actor, 0, "a"), await actor.pop_statistics()
+
+    return asyncio.run(run())
+
+
+def test_seed_reaches_the_draw():
+    assert chosen(seed=1)[0] == chosen(seed=1)[0]
+    assert len({tuple(sorted(chosen(seed=seed)[0])) for seed in range(5)}) > 1
+
+
+def test_the_band_of_medium_difficulty_reaches_the_draw():
+    """Half of the attempts are right: medium by default, not in a band that starts above."""
+    assert chosen()[1]["anchors/medium"] == 4
+    assert chosen(delta_low=0.6)[1]["anchors/medium"] == 0
+    assert chosen(delta_low=0.1, delta_high=0.4)[1]["anchors/other"] == 4
+
+
 def test_batches_in_flight_do_not_mix():
     async def run():
         actor = coordinator(schedule="barrier")

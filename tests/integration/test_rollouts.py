@@ -167,6 +167,17 @@ def test_n_corrections_and_replay_fraction_set_the_number_of_rows(world):
     assert sum("_c" in name for name in rows(world)) == 2 * 3
 
 
+def test_correct_threshold_decides_where_the_verifier_gives_no_acc(world):
+    stats = roll(world, correct_threshold=1.0)
+    assert stats["anchors/correct"] == 0 and stats["anchors/failed"] == 1, "a score of 1 is not above 1"
+
+
+def test_prompt_options_reach_the_correction(world):
+    roll(world, prompt={"template": "code"})
+    prompt = next(entry[2] for entry in world if entry[0] == "row" and "_c" in entry[1])
+    assert "one fenced code block" in prompt[-1]["content"]
+
+
 def test_failing_corrections_cost_no_base_row_and_are_counted(world):
     stats = roll(world, prompts=2, broken="_c")
     assert len(rows(world)) == 2 * N

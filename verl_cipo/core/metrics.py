@@ -55,7 +55,7 @@ METRICS: dict[str, str] = {
     "cipo/val/copy_rate": "Validation: share of corrections that repeat the attempt up to white space.",
     "cipo/val/rows": "Validation: corrections that were verified.",
     "cipo/val/skipped": "Validation: attempts without a second turn, since no correction prompt could be built.",
-    "cipo/val/failed_sessions": "Validation: correction sessions that raised.",
+    "cipo/val/failed_sessions": "Validation: correction sessions that raised or returned nothing.",
 }
 
 

@@ -34,7 +34,6 @@ class _Batch:
     """The prompts of one ``generate_sequences`` call."""
 
     selector: AnchorSelector
-    n_groups: int
     opened: float
     decided: dict[str, asyncio.Queue] = field(default_factory=dict)
     """uid -> lists of sessions to correct; None ends them."""
@@ -71,7 +70,6 @@ class AnchorCoordinator:
                 seed=self.config.seed,
                 step=step,
             ),
-            n_groups=n_prompts,
             opened=time.monotonic(),
             open_groups=n_prompts,
         )

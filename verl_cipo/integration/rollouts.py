@@ -27,8 +27,8 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
 from verl_cipo.core.anchors import Attempt, Group
-from verl_cipo.core.prompts import CorrectionPrompt
 from verl_cipo.core.transitions import is_copy
+from verl_cipo.integration.budget import correction_prompt
 from verl_cipo.integration.coordinator import AnchorCoordinator
 from verl_cipo.integration.outcome import verdict
 from verl_cipo.integration.switch import cipo_config
@@ -58,7 +58,7 @@ class _Group:
     index: Any
     pending: int
     validate: bool
-    ticket: dict[str, Any] | None
+    ticket: dict[str, Any]
     attempts: dict[int, _Session] = field(default_factory=dict)
     corrections: dict[tuple[int, int], _Session] = field(default_factory=dict)
     """(anchor session, correction session) -> outcome."""
@@ -95,12 +95,11 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         )
         # An agent loop may offer the model a selection of the tools: counting all of them is never too few tokens.
         tools = [tool.tool_schema.model_dump(exclude_unset=True, exclude_none=True) for tool in self.tools]
-        self._prompt = CorrectionPrompt(
-            self._cipo.prompt,
+        self._prompt = correction_prompt(
+            self._cipo,
+            self.tokenizer,
             prompt_length=self.rollout_config.prompt_length,
             count_tokens=lambda messages: len(builder.build_initial_tokens(messages, tools=tools or None)),
-            encode=lambda text: self.tokenizer.encode(text, add_special_tokens=False),
-            decode=lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True),
         )
 
     async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
@@ -294,17 +293,14 @@ class CIPOAgentLoopManager(AgentLoopManagerTQ):
 
     def generate_sequences(self, prompts: TensorDict) -> None:
         validate = bool(tu.get_non_tensor_data(prompts, "validate", False))
-        ticket: dict[str, Any] = {"coordinator": self._coordinator, "batch": None}
-        if validate:
-            wanted = self._cipo.val_corrections > 0
-        else:
-            wanted = self._cipo.replay_fraction > 0
-        if wanted and not validate:
+        ticket: dict[str, Any] = {"coordinator": self._coordinator}
+        if validate and self._cipo.val_corrections > 0:
+            tu.assign_non_tensor_data(prompts, TICKET, ticket)
+        elif not validate and self._cipo.replay_fraction > 0:
             ticket["batch"] = self._batches
             self._batches += 1
             step = int(tu.get_non_tensor_data(prompts, "global_steps", 0))
             ray.get(self._coordinator.open.remote(ticket["batch"], n_prompts=len(prompts), rho=self.rho, step=step))
-        if wanted:
             tu.assign_non_tensor_data(prompts, TICKET, ticket)
         super().generate_sequences(prompts)
 
