@@ -88,26 +88,32 @@ def test_statistics_count_kinds_and_are_popped_once():
     assert set(second.values()) == {0.0}, "counts start anew, and are logged where nothing happened"
 
 
-def chosen(**options) -> tuple[list[int], dict[str, float]]:
-    async def run():
-        actor = coordinator(schedule="barrier", replay_fraction=4.0, **options)
+def test_seed_reaches_the_draw():
+    async def run(seed):
+        actor = coordinator(schedule="barrier", replay_fraction=4.0, seed=seed)
         await actor.open(0, n_prompts=1, rho=0.0, step=1)
         await actor.add(0, group("a", 0, [False] * 8 + [True] * 8))
-        return await drain(actor, 0, "a"), await actor.pop_statistics()
+        return tuple(await drain(actor, 0, "a"))
 
-    return asyncio.run(run())
-
-
-def test_seed_reaches_the_draw():
-    assert chosen(seed=1)[0] == chosen(seed=1)[0]
-    assert len({tuple(sorted(chosen(seed=seed)[0])) for seed in range(5)}) > 1
+    assert asyncio.run(run(1)) == asyncio.run(run(1))
+    assert len({asyncio.run(run(seed)) for seed in range(5)}) > 1
 
 
-def test_the_band_of_medium_difficulty_reaches_the_draw():
-    """Half of the attempts are right: medium by default, not in a band that starts above."""
-    assert chosen()[1]["anchors/medium"] == 4
-    assert chosen(delta_low=0.6)[1]["anchors/medium"] == 0
-    assert chosen(delta_low=0.1, delta_high=0.4)[1]["anchors/other"] == 4
+def test_the_band_of_medium_difficulty_reaches_draw_and_statistics():
+    """One anchor for two prompts, with half and an eighth of the attempts right: it comes from the one in the band."""
+
+    async def run(**options):
+        actor = coordinator(schedule="barrier", replay_fraction=0.5, **options)
+        await actor.open(0, n_prompts=2, rho=0.0, step=1)
+        await actor.add(0, group("half", 0, [True] * 4 + [False] * 4))
+        await actor.add(0, group("eighth", 1, [True] + [False] * 7))
+        anchors = {uid: await drain(actor, 0, uid) for uid in ("half", "eighth")}
+        return [uid for uid, sessions in anchors.items() if sessions], (await actor.pop_statistics())["anchors/medium"]
+
+    for seed in range(6):  # a draw that ignored the band would be right half the time
+        assert asyncio.run(run(seed=seed)) == (["half"], 1)
+        assert asyncio.run(run(seed=seed, delta_low=0.1, delta_high=0.2)) == (["eighth"], 1)
+    assert asyncio.run(run(delta_low=0.9, delta_high=0.95))[1] == 0
 
 
 def test_batches_in_flight_do_not_mix():
