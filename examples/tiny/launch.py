@@ -76,10 +76,33 @@ class TrainingFailed(RuntimeError):
     """verl ended with a non-zero exit code; the message holds the end of its log."""
 
 
+def merge_metrics(kept: Path, fresh: Path) -> None:
+    """Move the lines of ``fresh`` behind those of ``kept``, in place of what ``kept`` has from their first step on.
+
+    A run that was killed logged steps after its last checkpoint, which the next one takes again. A line that was cut
+    off in the writing is dropped.
+    """
+
+    def lines(path: Path) -> list[str]:
+        if not path.exists():
+            return []
+        return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+    new = lines(fresh)
+    if new:
+        first = json.loads(new[0])["step"]
+        old = [line for line in lines(kept) if json.loads(line)["step"] < first]
+        whole = kept.with_suffix(".tmp")
+        whole.write_text("".join([*old, *new]))
+        whole.replace(kept)
+    fresh.unlink(missing_ok=True)
+
+
 def train(
     options: list[str],
     *,
     output: Path,
+    resume: bool = False,
     on_line: Callable[[dict], None] = lambda _: None,
     config_args: tuple[str, ...] = ("--config-path", "pkg://verl_cipo.config", "--config-name", "cpu"),
     env: dict[str, str] | None = None,
@@ -90,7 +113,8 @@ def train(
     Args:
         options: Hydra overrides.
         output: gets ``metrics.jsonl`` (verl's file logger, a line a step) and ``train.log``.
-        on_line: called with each line of ``metrics.jsonl`` as it appears.
+        resume: go on from the newest checkpoint; ``metrics.jsonl`` goes on with it, ``train.log`` starts anew.
+        on_line: called with each line of verl's file logger as it appears.
         config_args: which config; empty for verl's own.
         env: added to :data:`CPU_ENV`.
         timeout: seconds after which the run is ended.
@@ -104,8 +128,14 @@ def train(
     """
     output = output.resolve()
     output.mkdir(parents=True, exist_ok=True)
-    metrics, log = output / "metrics.jsonl", output / "train.log"
-    metrics.unlink(missing_ok=True)
+    kept, metrics, log = output / "metrics.jsonl", output / "metrics.part.jsonl", output / "train.log"
+    if resume:
+        # Of a run whose launcher was killed too.
+        merge_metrics(kept, metrics)
+        options = [*options, "trainer.resume_mode=auto", "trainer.val_before_train=false"]
+    else:
+        kept.unlink(missing_ok=True)
+        metrics.unlink(missing_ok=True)
     environment = {**os.environ, **CPU_ENV, "VERL_FILE_LOGGER_PATH": str(metrics), **(env or {})}
     with open(log, "w") as log_file:
         process = subprocess.Popen(
@@ -123,6 +153,7 @@ def train(
         finally:
             _end(process)
             memory.stop()
+            merge_metrics(kept, metrics)
     if process.returncode != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
         raise TrainingFailed(f"verl ended with code {process.returncode}, the end of {log}:\n{tail}")

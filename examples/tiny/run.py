@@ -3,6 +3,8 @@
     python examples/tiny/run.py --output outputs/demo            # about 10 minutes on 2 cores
     python examples/tiny/run.py --output outputs/demo --steps 3  # a smoke run
 
+    python examples/tiny/run.py --output outputs/demo --resume   # goes on from the newest checkpoint
+
 Makes a small model, tokenizer and data set (prepare.py), then trains through `verl.trainer.main_ppo` with
 `algorithm.adv_estimator=cipo`. Writes metrics.jsonl, curves.png, summary.json and train.log into --output.
 Further options go to verl as they are: `run.py --output DIR algorithm.cipo.lambda_corr=0.5`.
@@ -38,6 +40,10 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
     parser.add_argument("--steps", type=int, default=STEPS, help=f"RL steps (default {STEPS})")
     parser.add_argument("--algo", choices=["cipo", "grpo"], default="cipo", help="grpo runs the baseline")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
+    parser.add_argument(
+        "--save-every", type=int, default=0, metavar="STEPS", help="checkpoint so often (default never)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="seed of the model, the data and their order")
     args, verl_options = parser.parse_known_args()
     if args.steps < 1:
@@ -55,8 +61,12 @@ def main() -> int:
     made = prepare.prepare(folder, replace(prepare.QUICK if quick else prepare.FULL, seed=args.seed))
     print(prepare.report(made, quick))
 
-    for stale in ("rollouts", "validation"):
-        shutil.rmtree(output / stale, ignore_errors=True)
+    if args.resume and not (output / "checkpoints" / "latest_checkpointed_iteration.txt").exists():
+        print(f"--resume: no checkpoint in {output / 'checkpoints'} yet, starting from step 1")
+        args.resume = False
+    if not args.resume:
+        for stale in ("rollouts", "validation", "checkpoints"):
+            shutil.rmtree(output / stale, ignore_errors=True)
     task = launch.Task(folder=folder, val_n=1 if quick else 2)
     options = [
         *launch.overrides(task),
@@ -70,6 +80,7 @@ def main() -> int:
         f"trainer.rollout_data_dir={output / 'rollouts'}",
         f"trainer.validation_data_dir={output / 'validation'}",
         f"trainer.default_local_dir={output / 'checkpoints'}",
+        f"trainer.save_freq={args.save_every or -1}",
         *verl_options,
     ]
     with tqdm(total=args.steps, desc="starting Ray, FSDP2 and vLLM (about 90 s)", unit="step") as bar:
@@ -81,7 +92,7 @@ def main() -> int:
             bar.set_postfix({name: f"{value:.2f}" for name, value in shown.items() if value is not None})
             bar.update(line["step"] - bar.n)
 
-        peak_mb = launch.train(options, output=output, on_line=advance)
+        peak_mb = launch.train(options, output=output, on_line=advance, resume=args.resume)
 
     lines = show.read_metrics(output / "metrics.jsonl")
     trainer = TRAINER_LINE.search((output / "train.log").read_text(errors="replace"))

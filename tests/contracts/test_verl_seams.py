@@ -5,7 +5,15 @@ import inspect
 import pytest
 from verl.experimental.agent_loop import AgentLoopOutput
 from verl.trainer.ppo import core_algos
-from verl.trainer.ppo.v1 import AgentLoopManagerTQ, AgentLoopWorkerTQ, PPOTrainer, PPOTrainerSync, get_trainer_cls
+from verl.trainer.ppo.v1 import (
+    AgentLoopManagerTQ,
+    AgentLoopWorkerTQ,
+    PPOTrainer,
+    PPOTrainerColocateAsync,
+    PPOTrainerSeparateAsync,
+    PPOTrainerSync,
+    get_trainer_cls,
+)
 from verl.utils import config as verl_config
 
 WORKER = AgentLoopWorkerTQ.__ray_metadata__.modified_class
@@ -24,7 +32,9 @@ OVERRIDDEN = {
     (AgentLoopManagerTQ, "generate_sequences"): ["prompts"],
     (PPOTrainer, "__init__"): ["config"],
     (PPOTrainer, "_init_tokenizer"): [],
+    (PPOTrainer, "on_init_end"): [],
     (PPOTrainer, "fit"): ["agent_loop_manager"],
+    (PPOTrainer, "step"): ["metrics", "timing_raw"],
     (PPOTrainer, "_balance_batch"): ["batch", "metrics", "logging_prefix", "keep_minibatch"],
     (PPOTrainer, "_get_required_batch_multiple"): ["dp_size"],
     (PPOTrainer, "_update_actor"): ["batch", "metrics"],
@@ -70,12 +80,77 @@ def test_estimator_is_called_with_rewards_mask_config_and_index():
         assert f'"{argument}": ' in source, f"compute_advantage no longer passes {argument} to registered estimators"
 
 
-def test_registry_holds_cipo_and_the_trainer_resolves():
+TRAINERS = {
+    "sync": PPOTrainerSync,
+    "colocate_async": PPOTrainerColocateAsync,
+    "separate_async": PPOTrainerSeparateAsync,
+}
+
+
+@pytest.mark.parametrize("mode", TRAINERS)
+def test_registry_holds_cipo_and_the_trainers_resolve(mode):
     assert core_algos.get_adv_estimator_fn("cipo").__module__ == "verl_cipo.integration.estimator"
     from verl_cipo.integration.switch import resolve_trainer
+    from verl_cipo.integration.trainer import CIPOTrainerMixin
 
-    cls = get_trainer_cls(resolve_trainer("sync", "cipo"))
-    assert issubclass(cls, PPOTrainerSync)
+    cls = get_trainer_cls(resolve_trainer(mode, "cipo"))
+    assert issubclass(cls, TRAINERS[mode]) and cls.verl_mode == mode
+    own = [name for name in vars(TRAINERS[mode]) if not name.startswith("__") and name in vars(CIPOTrainerMixin)]
+    for name in own:
+        assert getattr(cls, name).__qualname__.startswith("CIPOTrainerMixin"), f"{name} of verl hides CIPO's"
+    assert cls.__mro__.index(CIPOTrainerMixin) < cls.__mro__.index(TRAINERS[mode])
+
+
+def test_verl_knows_each_trainer_by_the_mode_it_was_registered_for():
+    for mode, trainer in TRAINERS.items():
+        assert get_trainer_cls(mode) is trainer
+
+
+def test_a_session_takes_its_staleness_from_the_output_and_its_step_from_the_prompt():
+    """The tags by which verl's asynchronous trainers judge how old a row is; a correction is a session like others."""
+    source = inspect.getsource(WORKER._agent_loop_postprocess)
+    for tag in (
+        '"global_steps": kwargs["global_steps"]',
+        '"min_global_steps": field["extra_fields"].get("min_global_steps")',
+        '"max_global_steps": field["extra_fields"].get("max_global_steps")',
+    ):
+        assert tag in source, f"verl's staleness tags changed: {tag}"
+
+
+def test_reissued_prompts_lose_their_corrections_with_their_attempts():
+    """After a resume in an asynchronous mode, prompts in flight are rolled out anew."""
+    source = inspect.getsource(PPOTrainer._reissue_inflight_prompts)
+    assert 'key.split("_", 1)[0] in inflight_uid_set' in source
+    assert "self.agent_loop_manager.generate_sequences(batch)" in source
+
+
+def test_verl_seeds_a_request_only_where_it_has_no_seed():
+    from verl.workers.rollout.vllm_rollout import vllm_async_server
+
+    source = inspect.getsource(vllm_async_server)
+    assert 'sampling_params.setdefault("seed", self.replica_rank + self.config.seed)' in source, (
+        "verl no longer seeds the requests of rollout.full_determinism this way: look at integration/seeds.py"
+    )
+
+
+def test_verl_scores_only_an_output_without_a_reward():
+    source = inspect.getsource(WORKER._compute_score)
+    assert "if final_output.reward_score is None and" in source, "a failed verification would not be asked again"
+
+
+def test_the_loss_of_the_workers_can_be_set():
+    from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+
+    for worker in (ActorRolloutRefWorker, TrainingWorker):
+        assert parameters(worker.set_loss_fn) == ["loss_fn"], f"{worker.__name__}.set_loss_fn changed"
+    from verl.workers.utils.losses import ppo_loss
+
+    assert parameters(ppo_loss) == ["config", "model_output", "data", "dp_group"]
+
+
+def test_rows_tagged_as_padding_stay_out_of_verls_metrics():
+    source = inspect.getsource(PPOTrainer._compute_metrics)
+    assert 'not tag.get("is_padding", False)' in source, "rows of the auxiliary loss would enter verl's metrics"
 
 
 def test_worker_is_a_ray_actor_class_with_a_plain_class_inside():

@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verl_cipo.core import CIPOConfig, CIPOConfigError, PromptConfig, describe
+from verl_cipo.core.config import AuxConfig
 
 DEFAULTS = {
     "replay_fraction": 1.0,
+    "source": "resample",
     "n_corrections": None,
     "schedule": "streaming",
     "lambda_corr": 1.0,
@@ -24,6 +26,9 @@ DEFAULTS = {
     "delta_low": 0.375,
     "delta_high": 0.75,
     "correct_threshold": 0.5,
+    "verifier_retries": 2,
+    "correction_timeout": 3600.0,
+    "guard": "warn",
     "val_corrections": 1,
     "seed": 1,
     "prompt": {
@@ -32,12 +37,15 @@ DEFAULTS = {
         "on_overflow": "tail",
         "max_attempt_tokens": None,
     },
+    "aux": {"kind": "nll", "coef": 0.0, "beta": 2.0},
 }
-LEAVES = [key for key in DEFAULTS if key != "prompt"] + [f"prompt.{key}" for key in DEFAULTS["prompt"]]
+SECTIONS = [key for key, value in DEFAULTS.items() if isinstance(value, dict)]
+LEAVES = [key for key in DEFAULTS if key not in SECTIONS] + [f"{s}.{key}" for s in SECTIONS for key in DEFAULTS[s]]
 
 
 def nested(key, value):
-    return {"prompt": {key.removeprefix("prompt."): value}} if key.startswith("prompt.") else {key: value}
+    section, _, name = key.rpartition(".")
+    return {section: {name: value}} if section else {key: value}
 
 
 def message_of(mapping, **kwargs):
@@ -54,7 +62,8 @@ def test_defaults():
 
 def test_every_knob_has_one_line_of_documentation():
     lines = describe()
-    assert list(lines) == [*DEFAULTS, *(f"prompt.{key}" for key in DEFAULTS["prompt"])]
+    inner = {section: [f"{section}.{key}" for key in DEFAULTS[section]] for section in SECTIONS}
+    assert list(lines) == [line for key in DEFAULTS for line in [key, *inner.get(key, [])]]
     assert all(line and line.endswith(".") and "\n" not in line and line.isascii() for line in lines.values())
 
 
@@ -86,9 +95,17 @@ BAD = [
     ("n_corrections", 1, "an integer >= 2 or null"),
     ("n_corrections", 2.0, "an integer >= 2 or null"),
     ("n_corrections", True, "an integer >= 2 or null"),
-    ("schedule", "replay", "one of streaming, barrier"),
-    ("schedule", None, "one of streaming, barrier"),
-    ("schedule", ["streaming"], "one of streaming, barrier"),
+    ("schedule", "eager", "one of streaming, barrier, replay"),
+    ("schedule", None, "one of streaming, barrier, replay"),
+    ("schedule", ["streaming"], "one of streaming, barrier, replay"),
+    ("source", "pairs", "one of resample, paired, both"),
+    ("guard", True, "off, warn or adapt"),
+    ("guard", "on", "off, warn or adapt"),
+    ("verifier_retries", -1, "an integer >= 0"),
+    ("correction_timeout", -1.0, "a finite number >= 0"),
+    ("aux.kind", "dpo", "one of nll, contrastive"),
+    ("aux.coef", -0.1, "a finite number >= 0"),
+    ("aux.beta", None, "a finite number >= 0"),
     ("lambda_corr", math.nan, "a finite number >= 0"),
     ("lambda_corr", math.inf, "a finite number >= 0"),
     ("lambda_corr", False, "a finite number >= 0"),
@@ -222,10 +239,33 @@ def test_any_value_is_either_kept_or_named_in_the_error(key, value):
         assert f"algorithm.cipo.{key} = {value!r}" in str(error)
         assert "allowed is" in str(error)
     else:
-        kept = getattr(config.prompt if key.startswith("prompt.") else config, key.removeprefix("prompt."))
+        section, _, name = key.rpartition(".")
+        kept = getattr(getattr(config, section) if section else config, name)
+        if key == "guard" and value is False:
+            value = "off"
         assert kept == value and isinstance(kept, bool) == isinstance(value, bool)
 
 
 def test_no_knob_is_undocumented_by_accident():
     assert {knob.name for knob in fields(CIPOConfig)} == set(DEFAULTS)
     assert {knob.name for knob in fields(PromptConfig)} == set(DEFAULTS["prompt"])
+    assert {knob.name for knob in fields(AuxConfig)} == set(DEFAULTS["aux"])
+
+
+def test_guard_off_survives_yaml():
+    """YAML reads a bare `off` as false."""
+    assert CIPOConfig.from_mapping({"guard": False}).guard == "off"
+
+
+def test_pairs_without_an_auxiliary_loss_would_train_nothing():
+    assert "algorithm.cipo.aux.coef above 0" in message_of({"source": "paired"})
+    config = CIPOConfig.from_mapping({"source": "paired", "aux": {"coef": 0.1}})
+    assert config.pairs and not config.rolls_out
+
+
+def test_where_corrections_come_from():
+    both = CIPOConfig.from_mapping({"source": "both", "aux": {"coef": 0.1}})
+    assert both.pairs and both.rolls_out
+    assert CIPOConfig().rolls_out and not CIPOConfig().pairs
+    off = CIPOConfig.from_mapping({"source": "both", "aux": {"coef": 0.1}, "replay_fraction": 0})
+    assert not off.pairs and not off.rolls_out

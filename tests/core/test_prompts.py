@@ -16,7 +16,7 @@ from verl_cipo.core import (
     render,
     strip_thinking,
 )
-from verl_cipo.core.prompts import TAIL_MARK
+from verl_cipo.core.prompts import ADJACENT_TEMPLATE, TAIL_MARK
 
 MATH = """{question}
 
@@ -358,3 +358,67 @@ def test_fits_and_keeps_the_question(tokenizer, question, attempt, excess, view,
         assert full > prompt_length or len(encode(whole)) > (cap or math.inf)
     else:
         assert len(encode(whole)) <= (cap or math.inf)
+
+
+# ---- the prompt of an adjacent pair
+
+ADJACENT = """{question}
+
+Here is another problem and an attempt at it:
+<problem>
+{example}
+</problem>
+<attempt>
+{attempt}
+</attempt>
+
+The attempt may or may not be right. Take from it what helps, then give a complete solution to the first problem, in \
+the format that it asks for."""
+
+
+def adjacent_frame(question, example):
+    return 3 + len(ADJACENT.format(question=question, example=example, attempt=""))
+
+
+def test_the_whole_adjacent_prompt():
+    given = [{"role": "system", "content": "Be brief."}, *ask("3+3?"), {"role": "assistant", "content": "prefill"}]
+    other = [{"role": "system", "content": "Other."}, *ask("1+1?"), *ask("2+2 {attempt}?")]
+    before = repr((given, other))
+    for template in ("math", "code"):
+        messages, reason = builder(10_000, template=template).build_adjacent(
+            given, "<think>hm</think>{question} 5", attempted=other
+        )
+        assert reason is None
+        text = ADJACENT.format(question="3+3?", example="2+2 {attempt}?", attempt="{question} 5")
+        assert messages == [given[0], {"role": "user", "content": text}]
+    messages[0]["content"] = "changed"
+    assert repr((given, other)) == before
+
+
+def test_the_adjacent_prompt_keeps_both_questions_and_shortens_the_attempt():
+    attempt = "".join(chr(ord("a") + i % 26) for i in range(100))
+    frame = adjacent_frame("3+3?", "2+2?")
+    messages, _ = builder(frame + 100).build_adjacent(ask("3+3?"), attempt, attempted=ask("2+2?"))
+    assert attempt in messages[0]["content"]
+    messages, _ = builder(frame + 22).build_adjacent(ask("3+3?"), attempt, attempted=ask("2+2?"))
+    shown = "[...] " + attempt[-16:]
+    assert messages[0]["content"] == ADJACENT.format(question="3+3?", example="2+2?", attempt=shown)
+    assert builder(frame + 21).build_adjacent(ask("3+3?"), attempt, attempted=ask("2+2?")) == (None, "too_long")
+    skipping = builder(frame + 99, on_overflow="skip")
+    assert skipping.build_adjacent(ask("3+3?"), attempt, attempted=ask("2+2?")) == (None, "too_long")
+
+
+def test_the_adjacent_prompt_has_the_same_skip_reasons():
+    image = [{"role": "user", "content": [{"type": "image"}]}]
+    assert builder(10_000).build_adjacent(image, "5", attempted=ask()) == (None, "no_text_question")
+    assert builder(10_000).build_adjacent(ask(), "5", attempted=image) == (None, "no_text_question")
+    assert builder(10_000).build_adjacent(ask(), "5", attempted=[]) == (None, "no_text_question")
+    assert builder(10_000).build_adjacent(ask(), "<think>x</think>", attempted=ask()) == (None, "empty_attempt")
+
+
+def test_nothing_tells_the_adjacent_builder_the_verdict():
+    parameters = inspect.signature(CorrectionPrompt.build_adjacent).parameters
+    assert list(parameters) == ["self", "messages", "attempt", "attempted"]
+    words = set(re.findall(r"[a-z]+", ADJACENT_TEMPLATE.lower()))
+    assert not words & {"wrong", "incorrect", "correct", "failed", "error", "mistake", "passed", "verified"}
+    assert "may or may not be right" in ADJACENT_TEMPLATE

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cipo.core import CIPOConfig, RhoState, update_rho
+from tests.core.test_anchors import BAND, group, ids
+from verl_cipo.core import CIPOConfig, RhoState, select_anchors, update_rho
+from verl_cipo.core.replay import ReplayPool
 
 CONFIG = CIPOConfig()
 START = RhoState.initial(CONFIG)
@@ -97,3 +99,56 @@ def test_a_checkpoint_gives_the_state_back(rho, prev, steps):
 def test_a_checkpoint_with_other_keys_is_refused():
     with pytest.raises(TypeError, match="prev_retention"):
         RhoState.from_mapping({"rho": 0.3, "steps_below_target": 0})
+
+
+# ---- the pool of schedule=replay
+
+some_groups = st.lists(st.text("cw", min_size=0, max_size=6), max_size=8)
+
+
+def pool_of(groups, *, capacity, step=3, seed=1):
+    pool = ReplayPool(capacity=capacity, seed=seed, step=step, **BAND)
+    for each in groups:
+        pool.add(each, {attempt.session: f"text {attempt.uid}/{attempt.session}" for attempt in each.attempts})
+    return pool
+
+
+@given(some_groups, st.integers(0, 12), shares, st.randoms())
+def test_the_pool_draws_what_select_anchors_would_have_drawn(verdicts, budget, rho, random):
+    groups = [group(i, v) for i, v in enumerate(verdicts)]
+    expected = select_anchors(groups, budget=budget, rho=rho, seed=1, step=3, **BAND)
+    random.shuffle(groups)
+    drawn = pool_of(groups, capacity=budget).draw(budget, rho)
+    assert sorted(ids(c.attempt for c in drawn)) == sorted(ids(expected))
+    assert all(c.payload == f"text {c.attempt.uid}/{c.attempt.session}" for c in drawn)
+
+
+def test_the_pool_is_bounded_and_prefers_medium_prompts():
+    # 2 right and 2 wrong of 4 are medium; 1 right of 8 is not.
+    pool = pool_of([group(0, "cwwwwwww"), group(1, "ccww")], capacity=2)
+    assert len(pool) == 4
+    kept = pool.candidates()
+    assert [(c.attempt.index, c.attempt.correct, c.medium) for c in kept] == [
+        (1, True, True),
+        (1, True, True),
+        (1, False, True),
+        (1, False, True),
+    ]
+
+
+def test_what_was_drawn_is_gone():
+    pool = pool_of([group(0, "ccww")], capacity=4)
+    first = pool.draw(3, 0.5)  # round(.5 * 3) = 2 right ones
+    assert [c.attempt.correct for c in first] == [True, True, False]
+    rest = pool.draw(3, 0.5)
+    assert [c.attempt.correct for c in rest] == [False]
+    assert first[-1].attempt.session != rest[0].attempt.session
+    assert len(pool) == 0
+
+
+@given(some_groups, st.integers(0, 8), shares)
+def test_a_restored_pool_draws_the_same(verdicts, budget, rho):
+    pool = pool_of([group(i, v) for i, v in enumerate(verdicts)], capacity=8)
+    again = ReplayPool(capacity=8, seed=1, step=3, **BAND)
+    again.restore(pool.candidates())
+    assert again.draw(budget, rho) == pool.draw(budget, rho)

@@ -24,6 +24,7 @@ def table() -> RowTable:
             correct=np.array([True, False, True, False]),
             anchor_correct=np.array([False, False, True, True]),
         ),
+        index=[7, 7, 7, 7],
         scores=np.array([1.0, 0.0, 1.0, 0.0]),
         tokens=np.array([3, 2, 3, 1]),
         copied=np.array([False, False, True, False]),
@@ -79,9 +80,8 @@ def test_estimator_outside_the_cipo_trainer_is_an_error():
         compute_cipo_advantage(torch.zeros(1, 1), torch.ones(1, 1), config={})
 
 
-def test_metrics_are_declared_and_count_padding():
-    metrics = table().metrics(n_padding=5)
-    assert metrics["cipo/rows/padding"] == 5
+def test_metrics_follow_from_the_rows():
+    metrics = table().metrics()
     assert metrics["cipo/transitions/c2c"] == 0.5
     assert metrics["cipo/copy_rate"] == 0.5
     assert "cipo/transitions/w2c" not in metrics

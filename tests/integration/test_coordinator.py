@@ -20,7 +20,7 @@ def group(uid: str, index: int, outcomes: list[bool]) -> Group:
 
 
 def coordinator(**options) -> AnchorCoordinator:
-    return AnchorCoordinator(CIPOConfig.from_mapping(options).to_mapping())
+    return AnchorCoordinator(CIPOConfig.from_mapping(options).to_mapping(), train_batch_size=2)
 
 
 async def drain(actor: AnchorCoordinator, batch: int, uid: str) -> list[int]:
@@ -36,8 +36,8 @@ MIXED = [True, False, True, False]
 def test_streaming_gives_a_medium_group_its_anchor_at_once():
     async def run():
         actor = coordinator(schedule="streaming")
-        await actor.open(0, n_prompts=2, rho=0.0, step=1)
-        await actor.add(0, group("a", 0, MIXED))
+        await actor.open(0, uids=["a", "b"], rho=0.0, step=1)
+        await actor.add(0, group("a", 0, MIXED), {})
         return await asyncio.wait_for(actor.next(0, "a"), 1)
 
     assert len(asyncio.run(run())) == 1
@@ -46,11 +46,11 @@ def test_streaming_gives_a_medium_group_its_anchor_at_once():
 def test_barrier_waits_for_the_last_group():
     async def run():
         actor = coordinator(schedule="barrier")
-        await actor.open(0, n_prompts=2, rho=0.0, step=1)
-        await actor.add(0, group("a", 0, MIXED))
+        await actor.open(0, uids=["a", "b"], rho=0.0, step=1)
+        await actor.add(0, group("a", 0, MIXED), {})
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(actor.next(0, "a"), 0.05)
-        await actor.add(0, group("b", 1, MIXED))
+        await actor.add(0, group("b", 1, MIXED), {})
         return await drain(actor, 0, "a"), await drain(actor, 0, "b")
 
     a, b = asyncio.run(run())
@@ -61,9 +61,9 @@ def test_barrier_waits_for_the_last_group():
 def test_a_group_without_attempts_does_not_hold_the_others_up():
     async def run():
         actor = coordinator(schedule="barrier")
-        await actor.open(0, n_prompts=2, rho=0.5, step=1)
-        await actor.add(0, group("a", 0, MIXED))
-        await actor.add(0, group("b", 1, []))
+        await actor.open(0, uids=["a", "b"], rho=0.5, step=1)
+        await actor.add(0, group("a", 0, MIXED), {})
+        await actor.add(0, group("b", 1, []), {})
         return await drain(actor, 0, "a"), await drain(actor, 0, "b")
 
     a, b = asyncio.run(run())
@@ -73,8 +73,8 @@ def test_a_group_without_attempts_does_not_hold_the_others_up():
 def test_statistics_count_kinds_and_are_popped_once():
     async def run():
         actor = coordinator(schedule="barrier", replay_fraction=2.0)
-        await actor.open(0, n_prompts=1, rho=0.5, step=1)
-        await actor.add(0, group("a", 0, MIXED))
+        await actor.open(0, uids=["a"], rho=0.5, step=1)
+        await actor.add(0, group("a", 0, MIXED), {})
         await drain(actor, 0, "a")
         await actor.close(0, {"corrections/failed_sessions": 3})
         return await actor.pop_statistics(), await actor.pop_statistics()
@@ -91,8 +91,8 @@ def test_statistics_count_kinds_and_are_popped_once():
 def test_seed_reaches_the_draw():
     async def run(seed):
         actor = coordinator(schedule="barrier", replay_fraction=4.0, seed=seed)
-        await actor.open(0, n_prompts=1, rho=0.0, step=1)
-        await actor.add(0, group("a", 0, [False] * 8 + [True] * 8))
+        await actor.open(0, uids=["a"], rho=0.0, step=1)
+        await actor.add(0, group("a", 0, [False] * 8 + [True] * 8), {})
         return tuple(await drain(actor, 0, "a"))
 
     assert asyncio.run(run(1)) == asyncio.run(run(1))
@@ -104,9 +104,9 @@ def test_the_band_of_medium_difficulty_reaches_draw_and_statistics():
 
     async def run(**options):
         actor = coordinator(schedule="barrier", replay_fraction=0.5, **options)
-        await actor.open(0, n_prompts=2, rho=0.0, step=1)
-        await actor.add(0, group("half", 0, [True] * 4 + [False] * 4))
-        await actor.add(0, group("eighth", 1, [True] + [False] * 7))
+        await actor.open(0, uids=["a", "b"], rho=0.0, step=1)
+        await actor.add(0, group("half", 0, [True] * 4 + [False] * 4), {})
+        await actor.add(0, group("eighth", 1, [True] + [False] * 7), {})
         anchors = {uid: await drain(actor, 0, uid) for uid in ("half", "eighth")}
         return [uid for uid, sessions in anchors.items() if sessions], (await actor.pop_statistics())["anchors/medium"]
 
@@ -119,11 +119,82 @@ def test_the_band_of_medium_difficulty_reaches_draw_and_statistics():
 def test_batches_in_flight_do_not_mix():
     async def run():
         actor = coordinator(schedule="barrier")
-        await actor.open(0, n_prompts=1, rho=0.0, step=1)
-        await actor.open(1, n_prompts=1, rho=1.0, step=2)
-        await actor.add(1, group("b", 0, MIXED))
-        await actor.add(0, group("a", 0, MIXED))
+        await actor.open(0, uids=["a"], rho=0.0, step=1)
+        await actor.open(1, uids=["b"], rho=1.0, step=2)
+        await actor.add(1, group("b", 0, MIXED), {})
+        await actor.add(0, group("a", 0, MIXED), {})
         return await drain(actor, 0, "a"), await drain(actor, 1, "b")
 
     a, b = asyncio.run(run())
     assert set(a) <= {1, 3} and set(b) <= {0, 2}
+
+
+def candidates_of(*answers):
+    return [candidate.attempt.uid for answer in answers for candidate in answer]
+
+
+def texts(uid: str, n: int) -> dict[int, str]:
+    return {session: f"{uid}{session}" for session in range(n)}
+
+
+def test_replay_gives_the_groups_of_the_step_before_evenly_over_the_prompts():
+    async def run():
+        actor = coordinator(schedule="replay")
+        await actor.open(0, uids=["a", "b"], rho=0.5, step=1)
+        assert await actor.replayed(0, "a") == await actor.replayed(0, "b") == []
+        await actor.add(0, group("a", 0, MIXED), texts("a", 4))
+        await actor.add(0, group("b", 1, MIXED), texts("b", 4))
+        await actor.open(1, uids=["x", "y"], rho=0.5, step=2)
+        x, y, again = await actor.replayed(1, "x"), await actor.replayed(1, "y"), await actor.replayed(1, "x")
+        return x, y, again, await actor.pop_statistics()
+
+    x, y, again, stats = asyncio.run(run())
+    assert len(x) == len(y) == 1 and again == []
+    assert set(candidates_of(x, y)) <= {"a", "b"}
+    assert [c.attempt.correct for c in x + y] == [True, False], "rho = .5 of two anchors"
+    assert x[0].payload == f"{x[0].attempt.uid}{x[0].attempt.session}"
+    assert stats["anchors/total"] == stats["anchors/medium"] == 2
+    assert stats["anchors/correct"] == stats["anchors/failed"] == 1
+
+
+def test_replay_never_gives_what_is_older_than_a_step():
+    async def run():
+        actor = coordinator(schedule="replay")
+        await actor.open(0, uids=["a"], rho=0.0, step=1)
+        await actor.add(0, group("a", 0, MIXED), texts("a", 4))
+        await actor.open(1, uids=["b"], rho=0.0, step=2)
+        await actor.replayed(1, "b")
+        await actor.open(2, uids=["c"], rho=0.0, step=3)
+        return await actor.replayed(2, "c")
+
+    assert asyncio.run(run()) == []
+
+
+def test_batches_of_one_step_share_the_pool():
+    async def run():
+        actor = coordinator(schedule="replay", replay_fraction=1.0)
+        await actor.open(0, uids=["a", "b"], rho=0.0, step=1)
+        await actor.add(0, group("a", 0, MIXED), texts("a", 4))
+        await actor.add(0, group("b", 1, MIXED), texts("b", 4))
+        await actor.open(1, uids=["x"], rho=0.0, step=2)
+        await actor.open(2, uids=["y"], rho=0.0, step=2)
+        return await actor.replayed(1, "x"), await actor.replayed(2, "y")
+
+    x, y = asyncio.run(run())
+    assert len(x) == len(y) == 1 and x != y
+
+
+def test_a_restored_pool_goes_on_as_the_first_one():
+    async def run(restore):
+        actor = coordinator(schedule="replay")
+        await actor.open(0, uids=["a", "b"], rho=0.5, step=1)
+        await actor.add(0, group("a", 0, MIXED), texts("a", 4))
+        await actor.add(0, group("b", 1, MIXED), texts("b", 4))
+        if restore:
+            state = await actor.pool_state()
+            actor = coordinator(schedule="replay")
+            await actor.restore_pool(state)
+        await actor.open(1, uids=["x", "y"], rho=0.5, step=2)
+        return await actor.replayed(1, "x"), await actor.replayed(1, "y")
+
+    assert asyncio.run(run(True)) == asyncio.run(run(False)) != ([], [])

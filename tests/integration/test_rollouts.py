@@ -11,9 +11,10 @@ from omegaconf import OmegaConf
 from verl.experimental.agent_loop import AgentLoopOutput
 from verl.trainer.ppo.v1 import agent_loop_tq
 
+from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.prompts import CorrectionPrompt
-from verl_cipo.integration import rollouts
+from verl_cipo.integration import rollouts, verifying
 from verl_cipo.integration.coordinator import AnchorCoordinator
 from verl_cipo.integration.second_turn import second_turn_metrics
 
@@ -46,6 +47,7 @@ class Worker(rollouts.CIPOAgentLoopWorker):
     def __init__(self, cipo: CIPOConfig, log: list, *, broken: str = "", prompt_length: int = 10_000):
         self._groups = {}
         self._cipo = cipo
+        self._n = cipo.n_corrections or N
         self.log = log
         self.broken = broken
         self.tokenizer = Tokenizer()
@@ -68,6 +70,7 @@ def world(monkeypatch):
 
     async def run_agent_loop(self, sampling_params, trajectory, *, agent_name, trace, **kwargs):
         await asyncio.sleep(0)
+        log.append(("session", f"{kwargs['uid']}_{kwargs['session_id']}", sampling_params, kwargs))
         if self.broken and self.broken in kwargs["uid"]:
             raise RuntimeError("the engine went away")
         text = "right" if kwargs["session_id"] % 2 == 0 else "wrong"
@@ -93,15 +96,25 @@ def world(monkeypatch):
     return log
 
 
-def roll(log, *, prompts=1, validate=False, broken="", prompt_length=10_000, n_of=None, **options):
+def roll(
+    log, *, prompts=1, validate=False, broken="", prompt_length=10_000, n_of=None, pool=(), rollout=None, **options
+):
+    """Roll a batch of ``prompts`` prompts; ``pool``: groups of the step before, for schedule=replay."""
     cipo = CIPOConfig.from_mapping(options)
-    actor = AnchorCoordinator(cipo.to_mapping())
+    actor = AnchorCoordinator(cipo.to_mapping(), train_batch_size=prompts)
 
     async def run():
-        ticket = {"coordinator": Remote(actor), "batch": None if validate else 0}
-        if not validate:
-            await actor.open(0, n_prompts=prompts, rho=0.5, step=1)
+        ticket = {"coordinator": Remote(actor), "batch": 0 if cipo.rolls_out and not validate else None}
+        if pool:
+            await actor.open(-1, uids=[group.uid for group in pool], rho=0.5, step=0)
+            for group in pool:
+                data = {"raw_prompt": [{"role": "user", "content": f"{group.uid}?"}], "index": "old"}
+                data |= {"agent_name": "single_turn_agent", "global_steps": 0}
+                await actor.add(-1, group, {a.session: (f"try {a.session}", data) for a in group.attempts})
+        if ticket["batch"] is not None:
+            await actor.open(0, uids=[f"p{i}" for i in range(prompts)], rho=0.5, step=1)
         worker = Worker(cipo, log, broken=broken, prompt_length=prompt_length)
+        worker.config.actor_rollout_ref.rollout.update(rollout or {})
         await asyncio.gather(
             *[
                 worker._run_prompt(
@@ -113,6 +126,7 @@ def roll(log, *, prompts=1, validate=False, broken="", prompt_length=10_000, n_o
                             {"role": "user", "content": f"Q{i}?"},
                         ],
                         "agent_name": "single_turn_agent",
+                        "global_steps": 1,
                         rollouts.TICKET: ticket,
                         "__rollout_n__": (n_of or {}).get(i, 1 if validate else N),
                     },
@@ -158,7 +172,7 @@ def test_row_marks_say_anchor_outcome_and_copy(world):
     marks = [entry[3]["cipo"] for entry in world if entry[0] == "row" and "_c" in entry[1]]
     assert len(marks) == 4 * N
     for mark in marks:
-        assert mark["anchor_correct"] is (mark["anchor_session"] % 2 == 0)
+        assert mark["anchor_correct"] is (mark["anchor"] % 2 == 0)
         assert mark["copied"] is (mark["correct"] == mark["anchor_correct"])
 
 
@@ -245,3 +259,162 @@ def test_a_session_that_returns_nothing_is_counted(world, monkeypatch):
 
     monkeypatch.setattr(base, "_run_agent_loop", run_agent_loop)
     assert roll(world)["corrections/failed_sessions"] == 1
+
+
+# ---- schedule=replay
+
+
+def old_group(uid: str, outcomes: str) -> Group:
+    return Group(uid, tuple(Attempt(uid, "old", i, o == "c", float(o == "c")) for i, o in enumerate(outcomes)))
+
+
+def test_replayed_corrections_start_before_the_attempts_have_ended(world, monkeypatch):
+    base = rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class
+    whole = base._run_agent_loop
+
+    async def run_agent_loop(self, *args, **kwargs):
+        if "_c" not in kwargs["uid"]:
+            await asyncio.sleep(0.2)
+        await whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(base, "_run_agent_loop", run_agent_loop)
+    stats = roll(world, prompts=2, schedule="replay", pool=[old_group("a", "cw"), old_group("b", "cw")])
+    assert stats["anchors/total"] == 2
+    assert sum("_c" in name for name in rows(world)) == 2 * N
+    assert all("_c" in name for name in rows(world)[: 2 * N]), "corrections waited for the attempts"
+    for i in range(2):
+        end = world.index(("status", f"p{i}", "finished"))
+        assert all(position < end for position, entry in enumerate(world) if entry[1].startswith(f"p{i}_"))
+
+
+def test_a_replayed_correction_asks_about_its_own_prompt_and_has_the_step_of_its_host(world):
+    roll(world, schedule="replay", pool=[old_group("a", "w")])
+    kwargs = next(entry[3] for entry in world if entry[0] == "session" and "_c" in entry[1])
+    assert kwargs["uid"] == "p0_c0"
+    assert kwargs["index"] == "old"
+    assert kwargs["global_steps"] == 1
+    assert "a?" in kwargs["raw_prompt"][-1]["content"] and "try 0" in kwargs["raw_prompt"][-1]["content"]
+    mark = next(entry[3]["cipo"] for entry in world if entry[0] == "row" and "_c" in entry[1])
+    assert mark["anchor_correct"] is False
+
+
+def test_replay_without_a_step_before_rolls_the_attempts_out(world):
+    stats = roll(world, prompts=2, schedule="replay")
+    assert stats["anchors/total"] == 0
+    assert len(rows(world)) == 2 * N
+
+
+def test_the_attempts_are_left_to_the_next_step_with_their_prompt(world):
+    cipo = CIPOConfig.from_mapping({"schedule": "replay"})
+    actor = AnchorCoordinator(cipo.to_mapping(), train_batch_size=1)
+
+    async def run():
+        await actor.open(0, uids=["p0"], rho=0.5, step=1)
+        prompt = {"uid": "p0", "index": 7, "raw_prompt": [{"role": "user", "content": "Q?"}], "data_source": "d"}
+        ticket = {"coordinator": Remote(actor), "batch": 0}
+        await Worker(cipo, world)._run_prompt(
+            {**prompt, "agent_name": "single_turn_agent", rollouts.TICKET: ticket},
+            {},
+            {"validate": False, "step": 1, "sample_index": 7, "rollout_n": 0},
+        )
+        await actor.open(1, uids=["q"], rho=0.0, step=2)
+        return await actor.replayed(1, "q")
+
+    (candidate,) = asyncio.run(run())
+    text, data = candidate.payload
+    assert text == "wrong" and candidate.attempt.index == 7
+    assert data["raw_prompt"] == [{"role": "user", "content": "Q?"}] and data["data_source"] == "d"
+    assert not {"uid", "session_id", "trace", rollouts.TICKET} & data.keys()
+
+
+def test_source_paired_rolls_no_corrections_out(world):
+    stats = roll(world, source="paired", aux={"coef": 0.1})
+    assert len(rows(world)) == N
+    assert stats["anchors/total"] == 0
+    assert all("correct" in entry[3]["cipo"] for entry in world if entry[0] == "row")
+
+
+# ---- faults
+
+
+@pytest.fixture
+def no_pause(monkeypatch):
+    monkeypatch.setattr(verifying, "FIRST_PAUSE_S", 0.0)
+
+
+def test_a_verifier_that_fails_once_is_asked_again(world, monkeypatch, no_pause):
+    base = rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class
+    whole, asked = base._compute_score, set()
+
+    async def compute_score(self, outputs, kwargs):
+        name = (kwargs["uid"], kwargs["session_id"])
+        if name not in asked:
+            asked.add(name)
+            raise ConnectionError("the sandbox is away")
+        await whole(self, outputs, kwargs)
+
+    monkeypatch.setattr(base, "_compute_score", compute_score)
+    stats = roll(world)
+    assert len(rows(world)) == 2 * N
+    assert stats["verifier/errors"] == 2 * N
+    assert stats["verifier/given_up"] == stats["corrections/failed_sessions"] == 0
+
+
+def test_an_infrastructure_error_is_never_a_score_of_0(world, monkeypatch, no_pause):
+    base = rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class
+    whole = base._compute_score
+
+    async def compute_score(self, outputs, kwargs):
+        if outputs[-1].reward_score is None:  # as verl does
+            await whole(self, outputs, kwargs)
+            if "_c" in kwargs["uid"]:
+                outputs[-1].reward_score = 0.0
+                outputs[-1].extra_fields["reward_extra_info"] = {"outcome": "infrastructure_error"}
+
+    monkeypatch.setattr(base, "_compute_score", compute_score)
+    stats = roll(world, verifier_retries=1)
+    assert len(rows(world)) == N, "the attempts are there, the corrections without a verdict are not"
+    assert ("status", "p0", "finished") in world
+    assert stats["verifier/errors"] == 2 * N
+    assert stats["verifier/given_up"] == stats["corrections/failed_sessions"] == N
+
+
+def test_a_correction_that_takes_too_long_is_given_up(world, monkeypatch):
+    base = rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class
+    whole = base._run_agent_loop
+
+    async def run_agent_loop(self, *args, **kwargs):
+        if "_c" in kwargs["uid"] and kwargs["session_id"] == 1:
+            await asyncio.sleep(60)
+        await whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(base, "_run_agent_loop", run_agent_loop)
+    stats = roll(world, correction_timeout=0.2)
+    assert len(rows(world)) == 2 * N - 1
+    assert stats["corrections/timed_out"] == stats["corrections/failed_sessions"] == 1
+    assert ("status", "p0", "finished") in world
+
+
+# ---- full_determinism
+
+
+def seeds_of(log) -> dict[str, int]:
+    return {entry[1]: entry[2].get("seed") for entry in log if entry[0] == "session"}
+
+
+def test_full_determinism_gives_every_session_a_seed_of_its_own(world):
+    roll(world, prompts=2, replay_fraction=4.0, rollout={"full_determinism": True, "seed": 42})
+    seeds = seeds_of(world)
+    assert len(seeds) == 2 * N + 8 * N
+    assert len(set(seeds.values())) == len(seeds)
+    world.clear()
+    roll(world, prompts=2, replay_fraction=4.0, rollout={"full_determinism": True, "seed": 42})
+    assert seeds_of(world) == seeds
+    world.clear()
+    roll(world, prompts=2, rollout={"full_determinism": True, "seed": 43})
+    assert seeds_of(world)["p0_0"] != seeds["p0_0"]
+
+
+def test_without_it_the_sampling_parameters_are_verls(world):
+    roll(world)
+    assert set(seeds_of(world).values()) == {None}

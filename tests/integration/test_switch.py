@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from verl.utils import config as verl_config
 
-from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.config import CIPOConfig, CIPOConfigError
 from verl_cipo.integration import switch
 
 STOCK = ("verl.trainer.config", "ppo_trainer")
@@ -85,7 +85,8 @@ REFUSED = {
     "+algorithm.cipo.schedule=later": ["algorithm.cipo.schedule", "later", "streaming"],
     "+algorithm.cipo.prompt.template=/no/such/file": ["algorithm.cipo.prompt.template", "/no/such/file"],
     "trainer.use_v1=false": ["trainer.use_v1", "V1"],
-    "trainer.v1.trainer_mode=separate_async": ["trainer.v1.trainer_mode=separate_async", "sync"],
+    "trainer.v1.trainer_mode=later": ["trainer.v1.trainer_mode=later", "colocate_async", "separate_async", "sync"],
+    "+algorithm.cipo.source=paired": ["algorithm.cipo.source", "algorithm.cipo.aux.coef above 0"],
     "+trainer.v1.sync.parameter_sync_step=2": ["trainer.v1.sync.parameter_sync_step=2", "1"],
     "critic.enable=true": ["critic.enable=True"],
     "reward.reward_model.enable=true": ["reward.reward_model.enable_resource_pool"],
@@ -93,6 +94,45 @@ REFUSED = {
     "actor_rollout_ref.rollout.n=1": ["actor_rollout_ref.rollout.n=1", "at least 2"],
     "+actor_rollout_ref.rollout.agent.agent_loop_manager_class=my.Manager": ["my.Manager", switch.MANAGER_CLASS],
 }
+
+
+CONTRASTIVE = ["+algorithm.cipo.aux.coef=0.1", "+algorithm.cipo.aux.kind=contrastive"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([*CONTRASTIVE, "+algorithm.cipo.schedule=replay"], ["aux.kind=contrastive", "schedule=replay", "paired"]),
+        (
+            [*CONTRASTIVE, "algorithm.rollout_correction.bypass_mode=true"],
+            ["algorithm.rollout_correction.bypass_mode=True", "contrastive"],
+        ),
+        (
+            [CONTRASTIVE[0], "+algorithm.cipo.source=both", "algorithm.rollout_correction.bypass_mode=true"],
+            ["algorithm.rollout_correction.bypass_mode=True", "pairs"],
+        ),
+        (
+            [*CONTRASTIVE, "actor_rollout_ref.actor.policy_loss.loss_mode=geo_mean"],
+            ["actor_rollout_ref.actor.policy_loss.loss_mode=geo_mean", "divides by all rows"],
+        ),
+        ([CONTRASTIVE[0], "distillation.enabled=true"], ["distillation.enabled=True", "aux.coef"]),
+    ],
+    ids=["replay", "bypass", "bypass pairs", "geo_mean", "distillation"],
+)
+def test_what_the_auxiliary_loss_cannot_be_trained_with(overrides, words):
+    with pytest.raises(CIPOConfigError) as refused:
+        switched(*overrides)
+    assert all(word in str(refused.value) for word in words), str(refused.value)
+
+
+def test_what_the_auxiliary_loss_can_be_trained_with():
+    switched(*CONTRASTIVE, "+algorithm.cipo.schedule=replay", "+algorithm.cipo.source=paired")
+    switched(CONTRASTIVE[0], "+algorithm.cipo.schedule=replay", "algorithm.rollout_correction.bypass_mode=true")
+
+
+@pytest.mark.parametrize("mode", ["sync", "colocate_async", "separate_async"])
+def test_every_trainer_mode_gets_its_cipo_variant(mode):
+    assert switched(f"trainer.v1.trainer_mode={mode}").trainer.v1.trainer_mode == f"cipo_{mode}"
 
 
 @pytest.mark.parametrize("override", REFUSED, ids=lambda text: text.split("=")[0])

@@ -50,6 +50,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.stream)
 
+    @classmethod
+    def joined(cls, parts: Sequence["Rows"]) -> "Rows":
+        """The rows of all `parts` after one another."""
+        return cls(**{item.name: np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(cls)})
+
     def take(self, idx: np.ndarray | Sequence[int]) -> "Rows":
         """The rows at `idx` (positions or a bool mask), in that order."""
         idx = np.asarray(idx) if len(idx) else np.empty(0, dtype=np.int64)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 # Pass rates and shares are quotients of small integers: far below any difference that means something.
 _TOLERANCE = 1e-9
 
-# (round, lot, uid, session, attempt): the order in which the attempts of one kind and tier are taken.
-_Entry = tuple[int, bytes, str, int, "Attempt"]
+Rank = tuple[int, bytes, str, int]
+"""(round, lot, uid, session): the order in which the attempts of one kind and tier are taken."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,24 @@ def medium(pass_rate: float, *, delta_low: float, delta_high: float) -> bool:
     return delta_low - _TOLERANCE <= pass_rate <= delta_high + _TOLERANCE
 
 
+def ranks(group: Group, *, seed: int, step: int) -> list[tuple[Rank, Attempt]]:
+    """Where each attempt of `group` stands among all attempts of its kind (right or wrong) and tier of the batch."""
+    ranked = []
+    for kind in (True, False):
+        lots = sorted((*_lots(f"{seed}/{step}", a), a.session, a) for a in group.attempts if a.correct == kind)
+        ranked += [((turn, lot, group.uid, session), attempt) for turn, (_, lot, session, attempt) in enumerate(lots)]
+    return ranked
+
+
 def anchor_budget(n_prompts: int, replay_fraction: float) -> int:
     """Anchors for `n_prompts` prompts: replay_fraction * n_prompts, rounded half up."""
     return _round_half_up(replay_fraction * n_prompts)
+
+
+def quotas(budget: int, rho: float) -> dict[bool, int]:
+    """How many of `budget` anchors are right (True) and wrong (False): round(rho * budget) and the rest."""
+    right = _round_half_up(rho * budget)
+    return {True: right, False: budget - right}
 
 
 def select_anchors(
@@ -126,11 +141,10 @@ class AnchorSelector:
         self._budget = budget
         self._rho = rho
         self._band = {"delta_low": delta_low, "delta_high": delta_high}
-        self._draw_key = f"{seed}/{step}"
-        self._quota = {True: _round_half_up(rho * budget)}
-        self._quota[False] = budget - self._quota[True]
+        self._draw = {"seed": seed, "step": step}
+        self._quota = quotas(budget, rho)
         self._taken = {True: 0, False: 0}
-        self._waiting: dict[tuple[bool, bool], list[_Entry]] = {
+        self._waiting: dict[tuple[bool, bool], list[tuple[Rank, Attempt]]] = {
             (is_medium, kind): [] for is_medium in (True, False) for kind in (True, False)
         }
         self._seen: set[str] = set()
@@ -152,18 +166,13 @@ class AnchorSelector:
             raise ValueError(f"group {group.uid!r} was added before: allowed is once")
         self._seen.add(group.uid)
         is_medium = medium(group.pass_rate, **self._band)
-        self._queue(group, is_medium)
+        for rank, attempt in ranks(group, **self._draw):
+            heapq.heappush(self._waiting[is_medium, attempt.correct], (rank, attempt))
         if self.complete:
             return self._take_rest()
         if self._streaming and is_medium:
             return self._take_released()
         return []
-
-    def _queue(self, group: Group, is_medium: bool) -> None:
-        for kind in (True, False):
-            lots = sorted((*_lots(self._draw_key, a), a.session, a) for a in group.attempts if a.correct == kind)
-            for turn, (_, lot, session, attempt) in enumerate(lots):
-                heapq.heappush(self._waiting[is_medium, kind], (turn, lot, group.uid, session, attempt))
 
     def _take_released(self) -> list[Attempt]:
         """Out of the medium prompts, up to the budget released so far and to each kind's quota."""

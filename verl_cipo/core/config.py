@@ -57,6 +57,11 @@ def _choice(*options: str) -> _Rule:
     return _Rule("one of " + ", ".join(options), read)
 
 
+def _read_guard(value: Any) -> str:
+    # YAML reads a bare `off` as false.
+    return _GUARD.read("off" if value is False else value)
+
+
 def _read_flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError
@@ -69,6 +74,7 @@ def _read_text(value: Any) -> str:
     return value
 
 
+_GUARD = _choice("off", "warn", "adapt")
 _FLAG = _Rule("true or false", _read_flag)
 _SHARE = _number(0, 1)
 _WEIGHT = _number(0)
@@ -110,6 +116,23 @@ class PromptConfig:
 
 
 @dataclass(frozen=True)
+class AuxConfig:
+    """The auxiliary correction loss (`algorithm.cipo.aux`), added to verl's policy loss; coef 0 leaves it out."""
+
+    kind: str = _knob(
+        "nll",
+        _choice("nll", "contrastive"),
+        "nll, log-likelihood of verified corrections; contrastive, those preferred over the failed attempt.",
+    )
+    coef: float = _knob(0.0, _WEIGHT, "Weight of the auxiliary loss; 0 = off. source=paired is trained by it alone.")
+    beta: float = _knob(2.0, _WEIGHT, "Scale of the contrastive margin between mean log-probabilities per token.")
+    path: InitVar[str] = f"{ROOT}.aux"
+
+    def __post_init__(self, path: str) -> None:
+        _validate(self, path)
+
+
+@dataclass(frozen=True)
 class CIPOConfig:
     """All knobs of CIPO (`algorithm.cipo`). METHOD's numbers are the defaults.
 
@@ -119,6 +142,12 @@ class CIPOConfig:
     replay_fraction: float = _knob(
         1.0, _WEIGHT, "Anchors per step = round(replay_fraction * prompts); 0 trains plain GRPO."
     )
+    source: str = _knob(
+        "resample",
+        _choice("resample", "paired", "both"),
+        "Where corrections come from: resample, sampled from the policy; paired, failed attempts paired with right "
+        "rollouts of the step, no generation; both.",
+    )
     n_corrections: int | None = _knob(
         None,
         _number(2, integer=True, null=True),
@@ -126,8 +155,9 @@ class CIPOConfig:
     )
     schedule: str = _knob(
         "streaming",
-        _choice("streaming", "barrier"),
-        "When anchors are drawn: streaming, as prompts finish; barrier, after the last prompt of the batch.",
+        _choice("streaming", "barrier", "replay"),
+        "When anchors are drawn: streaming, as prompts finish; barrier, after the last prompt of the batch; replay, "
+        "from the attempts of the step before, so that corrections are rolled out beside the attempts.",
     )
     lambda_corr: float = _knob(
         1.0, _WEIGHT, "Weight of the correction stream against the base stream, each normalised by its own size."
@@ -156,11 +186,25 @@ class CIPOConfig:
     correct_threshold: float = _knob(
         0.5, _number(), "An attempt is right when its score is above this, where the verifier gives no `acc`."
     )
+    verifier_retries: int = _knob(
+        2,
+        _number(0, integer=True),
+        "How often a verifier that failed (an error, no verdict) is asked again before its session is given up.",
+    )
+    correction_timeout: float = _knob(
+        3600.0, _number(0), "Seconds after which a correction session is given up, so that one cannot hold the step."
+    )
+    guard: str = _knob(
+        "warn",
+        _Rule("off, warn or adapt", _read_guard),
+        "Watch for collapse (docs/method.md): off; warn, in log and metrics; adapt, also act against it.",
+    )
     val_corrections: int = _knob(
         1, _number(0, integer=True), "Second-turn corrections per validation attempt; 0 turns them off."
     )
     seed: int = _knob(1, _number(integer=True), "Seed of the draw of anchors.")
     prompt: PromptConfig = field(default_factory=PromptConfig, metadata={"doc": "The correction prompt."})
+    aux: AuxConfig = field(default_factory=AuxConfig, metadata={"doc": "The auxiliary correction loss."})
     path: InitVar[str] = ROOT
 
     def __post_init__(self, path: str) -> None:
@@ -170,6 +214,11 @@ class CIPOConfig:
             if values != sorted(values):
                 held = ", ".join(f"{path}.{name} = {value!r}" for name, value in zip(names, values, strict=True))
                 raise CIPOConfigError(f"{held}: allowed is {' <= '.join(names)}")
+        if self.source == "paired" and self.aux.coef == 0:
+            raise CIPOConfigError(
+                f"{path}.source = 'paired' with {path}.aux.coef = 0: pairs are trained by the auxiliary loss alone, "
+                f"set {path}.aux.coef above 0"
+            )
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], *, path: str = ROOT) -> "CIPOConfig":
@@ -178,10 +227,21 @@ class CIPOConfig:
         Raises: CIPOConfigError on an unknown key (with the nearest known one), a wrong type or a value out of range.
         """
         values = _known_keys(cls, mapping, path)
-        if "prompt" in values:
-            inner = f"{path}.prompt"
-            values["prompt"] = PromptConfig(**_known_keys(PromptConfig, values["prompt"], inner), path=inner)
+        for name, section in _SECTIONS.items():
+            if name in values:
+                inner = f"{path}.{name}"
+                values[name] = section(**_known_keys(section, values[name], inner), path=inner)
         return cls(**values, path=path)
+
+    @property
+    def rolls_out(self) -> bool:
+        """Whether corrections are sampled from the policy."""
+        return self.replay_fraction > 0 and self.source != "paired"
+
+    @property
+    def pairs(self) -> bool:
+        """Whether failed attempts are paired with right rollouts."""
+        return self.replay_fraction > 0 and self.source != "resample"
 
     def to_mapping(self) -> dict[str, Any]:
         """The plain nested dict that `from_mapping` reads back to an equal config."""
@@ -193,18 +253,23 @@ def describe(cls: type = CIPOConfig, prefix: str = "") -> dict[str, str]:
     lines = {}
     for knob in fields(cls):
         lines[prefix + knob.name] = knob.metadata["doc"]
-        if knob.name == "prompt":
-            lines.update(describe(PromptConfig, "prompt."))
+        if cls is CIPOConfig and knob.name in _SECTIONS:
+            lines.update(describe(_SECTIONS[knob.name], f"{knob.name}."))
     return lines
 
 
-def _validate(config: CIPOConfig | PromptConfig, path: str) -> None:
+_SECTIONS: dict[str, Any] = {"prompt": PromptConfig, "aux": AuxConfig}
+
+
+def _validate(config: CIPOConfig | PromptConfig | AuxConfig, path: str) -> None:
     """Check every field against its rule; an int in a float field becomes a float."""
     for knob in fields(config):
         value = getattr(config, knob.name)
-        if knob.name == "prompt":
-            if not isinstance(value, PromptConfig):
-                raise CIPOConfigError(f"{path}.prompt = {value!r}: allowed is a mapping (a PromptConfig in code)")
+        if "rule" not in knob.metadata:
+            section = _SECTIONS[knob.name]
+            if not isinstance(value, section):
+                allowed = f"allowed is a mapping (a {section.__name__} in code)"
+                raise CIPOConfigError(f"{path}.{knob.name} = {value!r}: {allowed}")
             continue
         rule: _Rule = knob.metadata["rule"]
         try:
@@ -221,7 +286,8 @@ def _known_keys(cls: type, mapping: Any, path: str) -> dict[str, Any]:
         raise CIPOConfigError(f"{path} = {mapping!r}: allowed is a mapping with the keys {', '.join(allowed)}")
     for key, value in mapping.items():
         if key not in allowed:
-            inner = [f"prompt.{knob.name}" for knob in fields(PromptConfig)] if cls is CIPOConfig else []
+            sections = _SECTIONS.items() if cls is CIPOConfig else ()
+            inner = [f"{name}.{knob.name}" for name, section in sections for knob in fields(section)]
             places = {name.rpartition(".")[2]: name for name in allowed + inner}
             near = difflib.get_close_matches(str(key), places, n=1)
             hint = f" Did you mean {path}.{places[near[0]]}?" if near else ""

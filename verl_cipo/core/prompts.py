@@ -25,10 +25,25 @@ TEMPLATES = {
     "in one fenced code block.",
 }
 
+# What is learnt from it is the solution of the first problem; the attempt is at another one, as a worked example.
+ADJACENT_TEMPLATE = """{question}
+
+Here is another problem and an attempt at it:
+<problem>
+{example}
+</problem>
+<attempt>
+{attempt}
+</attempt>
+
+The attempt may or may not be right. Take from it what helps, then give a complete solution to the first problem, in \
+the format that it asks for."""
+
 TAIL_MARK = "[...] "
 MIN_ATTEMPT_TOKENS = 16
 SKIP_REASONS = ("too_long", "no_text_question", "empty_attempt")
 
+_BRACED = re.compile(r"\{(\w+)\}")
 _PLACEHOLDER = re.compile(r"\{(question|attempt)\}")
 _THINK_BLOCK = re.compile(r"<think>.*?</think>", re.DOTALL)
 _TEMPLATE_KEY = f"{ROOT}.prompt.template"
@@ -71,8 +86,18 @@ def strip_thinking(text: str) -> str:
 
 def render(template: str, question: str, attempt: str) -> str:
     """Put question and attempt into the template, literally and in one pass: neither is searched for placeholders."""
-    values = {"question": question, "attempt": attempt}
-    return _PLACEHOLDER.sub(lambda match: values[match.group(1)], template)
+    return _fill(template, question=question, attempt=attempt)
+
+
+def _fill(template: str, **values: str) -> str:
+    return _BRACED.sub(lambda match: values.get(match.group(1), match.group()), template)
+
+
+def _last_question(messages: list[dict]) -> tuple[int | None, str | None]:
+    """Position of the last user message, and its content if that is a plain string (it may be an image, say)."""
+    last = max((i for i, message in enumerate(messages) if message.get("role") == "user"), default=None)
+    content = None if last is None else messages[last].get("content")
+    return last, content if isinstance(content, str) else None
 
 
 class CorrectionPrompt:
@@ -115,15 +140,35 @@ class CorrectionPrompt:
           empty_attempt: the view of the attempt holds no text;
           too_long: no more than 15 tokens of an attempt that has to be shortened would fit, or on_overflow is skip.
         """
-        last = max((i for i, message in enumerate(messages) if message.get("role") == "user"), default=None)
-        if last is None or not isinstance(question := messages[last].get("content"), str):
+        return self._fit(messages, attempt, self._template)
+
+    def build_adjacent(
+        self, messages: list[dict], attempt: str, *, attempted: list[dict]
+    ) -> tuple[list[dict] | None, str | None]:
+        """The chat that asks the question of `messages` and shows `attempt` at another problem as a worked example.
+
+        messages: chat of the prompt whose solution is wanted; attempted: chat of the prompt that `attempt` answers, of
+        which the last user message is shown. Both questions are kept whole, and the attempt is fitted as in `build`,
+        with the same returns; no_text_question is also the reason when `attempted` has no text question.
+        The text is ADJACENT_TEMPLATE whatever `template` is.
+        """
+        _, example = _last_question(attempted)
+        if example is None:
+            return None, "no_text_question"
+        return self._fit(messages, attempt, ADJACENT_TEMPLATE, example=example)
+
+    def _fit(
+        self, messages: list[dict], attempt: str, template: str, **values: str
+    ) -> tuple[list[dict] | None, str | None]:
+        last, question = _last_question(messages)
+        if last is None or question is None:
             return None, "no_text_question"
         view = (strip_thinking(attempt) if self._config.attempt_view == "no_thinking" else attempt).strip()
         if not view:
             return None, "empty_attempt"
 
         def chat(shown: str) -> list[dict]:
-            content = render(self._template, question, shown)
+            content = _fill(template, question=question, attempt=shown, **values)
             return [*map(dict, messages[:last]), {**messages[last], "content": content}]
 
         ids = self._encode(view)

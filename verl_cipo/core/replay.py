@@ -1,13 +1,16 @@
-"""The replay ratio rho: the share of correct attempts among the anchors, steered by the retention.
+"""The replay ratio rho, and the pool of attempts that `schedule: replay` draws anchors from.
 
-METHOD item 3. Retention is how often a correct anchor stays correct; when it is too low, more correct anchors are
-replayed, so that learning to correct does not erode what already works.
+METHOD item 3. Rho is the share of correct attempts among the anchors, steered by the retention: how often a correct
+anchor stays correct. When that is too low, more correct anchors are replayed, so that learning to correct does not
+erode what already works.
 """
 
-from collections.abc import Mapping
+import bisect
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from verl_cipo.core.anchors import Attempt, Group, Rank, medium, quotas, ranks
 from verl_cipo.core.config import CIPOConfig
 
 _MAX_PATIENCE_STEPS = 3
@@ -60,3 +63,66 @@ def update_rho(state: RhoState, retention: float | None, *, config: CIPOConfig) 
         )
         rho = min(max(rho * (1.0 + growth), config.rho_min), config.rho_max)
     return RhoState(rho=rho, prev_retention=retention, steps_below_target=below)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An attempt that may become an anchor of the next step.
+
+    rank: its place among those of its kind, medium difficulty first; payload: what rolling its corrections out takes.
+    """
+
+    rank: tuple[bool, Rank]
+    attempt: Attempt
+    payload: Any
+
+    @property
+    def medium(self) -> bool:
+        """Whether its prompt is of medium difficulty."""
+        return not self.rank[0]
+
+
+class ReplayPool:
+    """The attempts of one step that the next step's anchors are drawn from.
+
+    Of each kind, right and wrong, it keeps the `capacity` that `select_anchors` would take first, whatever rho will
+    be: so it is bounded while it fills, and `draw` gives what `select_anchors` would have given for the whole step.
+    """
+
+    def __init__(self, *, capacity: int, delta_low: float, delta_high: float, seed: int, step: int) -> None:
+        self._capacity = capacity
+        self._band = {"delta_low": delta_low, "delta_high": delta_high}
+        self._draw = {"seed": seed, "step": step}
+        self._kept: dict[bool, list[Candidate]] = {True: [], False: []}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._kept.values()))
+
+    def add(self, group: Group, payloads: Mapping[int, Any]) -> None:
+        """Offer the attempts of a finished group; `payloads` has one for each session."""
+        tier = not medium(group.pass_rate, **self._band)
+        for rank, attempt in ranks(group, **self._draw):
+            kept = self._kept[attempt.correct]
+            bisect.insort(kept, Candidate((tier, rank), attempt, payloads[attempt.session]), key=lambda c: c.rank)
+            del kept[self._capacity :]
+
+    def draw(self, budget: int, rho: float) -> list[Candidate]:
+        """Take `budget` candidates out, round(rho * budget) of them right; a kind that runs short is filled up."""
+        limit = quotas(budget, rho)
+        taken = {kind: min(limit[kind], len(self._kept[kind])) for kind in (True, False)}
+        for kind in (True, False):
+            taken[kind] = min(len(self._kept[kind]), budget - taken[not kind])
+        drawn = []
+        for kind in (True, False):
+            drawn += self._kept[kind][: taken[kind]]
+            del self._kept[kind][: taken[kind]]
+        return drawn
+
+    def candidates(self) -> list[Candidate]:
+        """Everything in the pool, for a checkpoint."""
+        return [*self._kept[True], *self._kept[False]]
+
+    def restore(self, candidates: Iterable[Candidate]) -> None:
+        """Put back what `candidates` returned, in that order."""
+        for candidate in candidates:
+            self._kept[candidate.attempt.correct].append(candidate)

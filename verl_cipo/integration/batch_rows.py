@@ -1,6 +1,9 @@
 """What each row of a TransferQueue batch is: attempt, correction of which anchor, or padding."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import transfer_queue as tq
@@ -8,16 +11,20 @@ from transfer_queue import KVBatchMeta
 
 from verl_cipo.core.advantage import BASE, CORRECTION, PADDING, Rows
 from verl_cipo.core.metrics import batch_metrics
-from verl_cipo.integration.outcome import verdict
 from verl_cipo.integration.rollouts import EXTRA
+
+APPENDED = 3
+"""Beside the streams of ``core.advantage``: rows for the auxiliary loss alone."""
 
 
 @dataclass(frozen=True)
 class RowTable:
-    """One sampled batch before padding and reordering, in the order it was sampled."""
+    """Sampled rows before padding and reordering, in the order they were sampled."""
 
     keys: list[str]
     rows: Rows
+    index: list[Any]
+    """The id in the data set of each row's prompt; a correction has that of its anchor."""
     scores: np.ndarray
     """(N,) raw verifier scores."""
     tokens: np.ndarray
@@ -26,41 +33,45 @@ class RowTable:
     """(N,) bool: a correction that repeats its attempt."""
 
     @classmethod
-    def fetch(cls, batch: KVBatchMeta, correct_threshold: float) -> "RowTable":
-        """Read the fields of ``batch`` that say what its rows are.
-
-        Raises:
-            ValueError: a row has no reward.
-        """
+    def fetch(cls, batch: KVBatchMeta) -> "RowTable":
+        """Read the fields of ``batch`` that say what its rows are."""
         data = tq.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=["uid", "rm_scores", "extra_fields"]
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            select_fields=["uid", "index", "rm_scores", "extra_fields"],
         )
-        extras = list(data["extra_fields"])
-        scores = data["rm_scores"].to_padded_tensor(padding=0.0).sum(dim=1).numpy()
-        marks = [extra.get(EXTRA) for extra in extras]
-        correct = [
-            # Attempts carry no mark when no corrections were wanted (replay_fraction=0).
-            mark["correct"] if mark else verdict(float(score), extra.get("reward_extra_info"), correct_threshold)
-            for mark, extra, score in zip(marks, extras, scores, strict=True)
-        ]
-        corrected = [bool(mark) and "anchor_correct" in mark for mark in marks]
+        marks = [extra[EXTRA] for extra in data["extra_fields"]]
+        corrected = ["anchor_correct" in mark for mark in marks]
         session, final = _sessions(batch.keys)
         rows = Rows(
             stream=np.where(corrected, CORRECTION, BASE).astype(np.int8),
             group=np.array(list(data["uid"]), dtype=object),
             session=session,
             final=final,
-            correct=np.array(correct, dtype=bool),
-            anchor_correct=np.array(
-                [is_corr and m["anchor_correct"] for is_corr, m in zip(corrected, marks, strict=True)], dtype=bool
-            ),
+            correct=np.array([mark["correct"] for mark in marks], dtype=bool),
+            anchor_correct=np.array([mark.get("anchor_correct", False) for mark in marks], dtype=bool),
         )
         return cls(
             keys=list(batch.keys),
             rows=rows,
-            scores=scores,
+            index=[_plain(index) for index in data["index"]],
+            scores=data["rm_scores"].to_padded_tensor(padding=0.0).sum(dim=1).numpy(),
             tokens=np.array([tag["response_len"] for tag in batch.tags], dtype=np.int64),
-            copied=np.array([is_corr and m["copied"] for is_corr, m in zip(corrected, marks, strict=True)], dtype=bool),
+            copied=np.array([mark.get("copied", False) for mark in marks], dtype=bool),
+        )
+
+    @classmethod
+    def joined(cls, tables: Sequence["RowTable"]) -> "RowTable":
+        """The rows of several batches after one another."""
+        if len(tables) == 1:
+            return tables[0]
+        return cls(
+            keys=[key for table in tables for key in table.keys],
+            rows=Rows.joined([table.rows for table in tables]),
+            index=[index for table in tables for index in table.index],
+            scores=np.concatenate([table.scores for table in tables]),
+            tokens=np.concatenate([table.tokens for table in tables]),
+            copied=np.concatenate([table.copied for table in tables]),
         )
 
     def correction_keys(self) -> list[str]:
@@ -68,9 +79,31 @@ class RowTable:
         return [self.keys[i] for i in np.flatnonzero(self.rows.stream == CORRECTION)]
 
     def streams(self, keys: list[str]) -> np.ndarray:
-        """(len(keys),) stream of each key of the sampled batch."""
+        """(len(keys),) stream of each key; rows that were appended since are a stream of their own."""
         stream = dict(zip(self.keys, self.rows.stream.tolist(), strict=True))
-        return np.array([stream[key] for key in keys], dtype=np.int8)
+        return np.array([stream.get(key, APPENDED) for key in keys], dtype=np.int8)
+
+    def stable_order(self, keys: list[str], *, seed: int, step: int) -> list[int]:
+        """Positions of ``keys`` in an order that depends on neither random uids nor on which session ended first.
+
+        The prompts are shuffled by (seed, step), the rows that belong to a prompt stay together. verl lists rows as
+        they were stored, so that mini-batches would differ between a run and its repetition.
+        """
+        index_of: dict[str, Any] = {}
+        # Attempts first: a correction may be one of another prompt.
+        for i in np.argsort(self.rows.stream, kind="stable").tolist():
+            index_of.setdefault(self.keys[i].split("_")[0], self.index[i])
+        lot = {
+            uid: hashlib.blake2b(f"{seed}/{step}/{index}".encode(), digest_size=8).digest()
+            for uid, index in index_of.items()
+        }
+
+        def place(key: str) -> tuple[bytes, str, int, int]:
+            group, session, output = key.rsplit("_", 2)
+            uid, _, inner = group.partition("_")
+            return lot[uid], inner, int(session), int(output)
+
+        return sorted(range(len(keys)), key=lambda i: place(keys[i]))
 
     def rows_in_order(self, batch: KVBatchMeta) -> Rows:
         """The rows in the order of ``batch``, which verl has padded and reordered since.
@@ -92,11 +125,14 @@ class RowTable:
             anchor_correct=rows.anchor_correct & ~padding,
         )
 
-    def metrics(self, *, n_padding: int) -> dict[str, float]:
-        """The ``cipo/`` metrics of the sampled batch."""
-        own = batch_metrics(rows=self.rows, scores=self.scores, tokens=self.tokens, copied=self.copied)
-        own["cipo/rows/padding"] = float(n_padding)
-        return own
+    def metrics(self) -> dict[str, float]:
+        """The ``cipo/`` metrics of the sampled rows."""
+        return batch_metrics(rows=self.rows, scores=self.scores, tokens=self.tokens, copied=self.copied)
+
+
+def _plain(value: Any) -> Any:
+    """A tensor or numpy scalar as the Python value it holds."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def _sessions(keys: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,18 +1,22 @@
 """One asyncio actor that sees the groups of all rollout workers and decides which attempts become anchors.
 
-Workers report a group when its attempts are verified and ask for anchors until the selection of their batch is
-complete. The decision itself is the pure ``core.anchors.AnchorSelector``; here is only who hears of it and when.
+Workers report a group when its attempts are verified. With `schedule` streaming and barrier they then ask for anchors
+until the selection of their batch is complete; with replay they ask at the start, and are given those of the step
+before. The decisions themselves are the pure ``core.anchors.AnchorSelector`` and ``core.replay.ReplayPool``; here is
+only who hears of them and when.
 """
 
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from verl_cipo.core.anchors import AnchorSelector, Group, anchor_budget, medium
+from verl_cipo.core.anchors import AnchorSelector, Attempt, Group, anchor_budget, medium
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.prompts import SKIP_REASONS
+from verl_cipo.core.replay import Candidate, ReplayPool
 
 COUNTED = dict.fromkeys(
     (
@@ -23,6 +27,9 @@ COUNTED = dict.fromkeys(
         "anchors/other",
         *(f"anchors/skipped/{reason}" for reason in SKIP_REASONS),
         "corrections/failed_sessions",
+        "corrections/timed_out",
+        "verifier/errors",
+        "verifier/given_up",
     ),
     0,
 )
@@ -33,14 +40,19 @@ COUNTED = dict.fromkeys(
 class _Batch:
     """The prompts of one ``generate_sequences`` call."""
 
-    selector: AnchorSelector
     opened: float
+    open_groups: int
+    """Groups whose corrections have not ended."""
+    unreported: int
+    """Groups whose attempts have not ended."""
+    selector: AnchorSelector | None
+    """None with schedule=replay."""
+    hosted: dict[str, list[Candidate]]
+    """uid -> anchors of the step before whose corrections are rolled out beside this prompt's attempts."""
     decided: dict[str, asyncio.Queue] = field(default_factory=dict)
     """uid -> lists of sessions to correct; None ends them."""
     pass_rates: dict[str, float] = field(default_factory=dict)
-    selected_at: float = 0.0
-    open_groups: int = 0
-    """Groups whose corrections have not ended."""
+    reported_at: float = 0.0
 
 
 class AnchorCoordinator:
@@ -48,69 +60,113 @@ class AnchorCoordinator:
 
     Args:
         config: ``algorithm.cipo`` as a plain mapping (it crosses a process boundary).
+        train_batch_size: prompts a step; bounds the pool of schedule=replay.
     """
 
-    def __init__(self, config: dict[str, Any]):
+    def __init__(self, config: dict[str, Any], train_batch_size: int):
         self.config = CIPOConfig.from_mapping(config)
+        self._band = {"delta_low": self.config.delta_low, "delta_high": self.config.delta_high}
+        self._capacity = anchor_budget(train_batch_size, self.config.replay_fraction)
         self._batches: dict[int, _Batch] = {}
         self._stats = Counter(COUNTED)
         self._validation: list[dict[str, Any]] = []
         self._validation_counts: Counter = Counter()
+        self._step = -1
+        self._ready = self._filling = self._new_pool(self._step)
 
-    async def open(self, batch_id: int, *, n_prompts: int, rho: float, step: int) -> None:
-        """Announce a batch of ``n_prompts`` groups before any of them can finish."""
-        self._batches[batch_id] = _Batch(
-            selector=AnchorSelector(
+    def _new_pool(self, step: int) -> ReplayPool:
+        return ReplayPool(capacity=self._capacity, seed=self.config.seed, step=step, **self._band)
+
+    async def open(self, batch_id: int, *, uids: list[str], rho: float, step: int) -> None:
+        """Announce a batch of prompts before any of them can finish."""
+        budget = anchor_budget(len(uids), self.config.replay_fraction)
+        selector, hosted = None, {}
+        if self.config.schedule == "replay":
+            hosted = self._replay(uids, budget, rho, step)
+        else:
+            selector = AnchorSelector(
                 schedule=self.config.schedule,
-                n_groups=n_prompts,
-                budget=anchor_budget(n_prompts, self.config.replay_fraction),
+                n_groups=len(uids),
+                budget=budget,
                 rho=rho,
-                delta_low=self.config.delta_low,
-                delta_high=self.config.delta_high,
                 seed=self.config.seed,
                 step=step,
-            ),
+                **self._band,
+            )
+        self._batches[batch_id] = _Batch(
             opened=time.monotonic(),
-            open_groups=n_prompts,
+            open_groups=len(uids),
+            unreported=len(uids),
+            selector=selector,
+            hosted=hosted,
         )
 
-    async def add(self, batch_id: int, group: Group) -> None:
-        """Report a finished group; wakes every group that thereby got anchors."""
-        batch = self._batches[batch_id]
-        batch.decided[group.uid] = asyncio.Queue()
-        batch.pass_rates[group.uid] = group.pass_rate if group.attempts else 0.0
+    def _replay(self, uids: list[str], budget: int, rho: float, step: int) -> dict[str, list[Candidate]]:
+        """Draw anchors from the groups that were reported before this step began, evenly over the prompts."""
+        if step > self._step:
+            self._step, self._ready, self._filling = step, self._filling, self._new_pool(step)
         started = time.monotonic()
-        anchors = batch.selector.add(group)
+        anchors = self._ready.draw(budget, rho)
         self._stats["seconds/selection"] += time.monotonic() - started
+        hosted: dict[str, list[Candidate]] = {}
+        for i, anchor in enumerate(anchors):
+            hosted.setdefault(uids[i % len(uids)], []).append(anchor)
+            self._count(anchor.attempt, in_band=anchor.medium)
+        return hosted
 
+    def _count(self, anchor: Attempt, *, in_band: bool) -> None:
+        self._stats["anchors/total"] += 1
+        self._stats["anchors/correct" if anchor.correct else "anchors/failed"] += 1
+        self._stats["anchors/medium" if in_band else "anchors/other"] += 1
+
+    async def replayed(self, batch_id: int, uid: str) -> list[Candidate]:
+        """The anchors whose corrections prompt ``uid`` hosts; schedule=replay."""
+        return self._batches[batch_id].hosted.pop(uid, [])
+
+    async def add(self, batch_id: int, group: Group, payloads: Mapping[int, Any]) -> None:
+        """Report a finished group; wakes every group that thereby got anchors.
+
+        Args:
+            payloads: session -> what the pool of schedule=replay must remember; empty with the others.
+        """
+        batch = self._batches[batch_id]
+        batch.unreported -= 1
+        if batch.selector is None:
+            self._filling.add(group, payloads)
+        else:
+            self._select(batch, batch.selector, group)
+        if batch.unreported == 0:
+            batch.reported_at = time.monotonic()
+            self._stats["seconds/rollout"] += batch.reported_at - batch.opened
+            for queue in batch.decided.values():
+                queue.put_nowait(None)
+
+    def _select(self, batch: _Batch, selector: AnchorSelector, group: Group) -> None:
+        batch.decided[group.uid] = asyncio.Queue()
+        batch.pass_rates[group.uid] = group.pass_rate
+        started = time.monotonic()
+        anchors = selector.add(group)
+        self._stats["seconds/selection"] += time.monotonic() - started
         sessions: dict[str, list[int]] = {}
         for anchor in anchors:
             sessions.setdefault(anchor.uid, []).append(anchor.session)
-            in_band = medium(
-                batch.pass_rates[anchor.uid], delta_low=self.config.delta_low, delta_high=self.config.delta_high
-            )
-            self._stats["anchors/total"] += 1
-            self._stats["anchors/correct" if anchor.correct else "anchors/failed"] += 1
-            self._stats["anchors/medium" if in_band else "anchors/other"] += 1
+            self._count(anchor, in_band=medium(batch.pass_rates[anchor.uid], **self._band))
         for uid, chosen in sessions.items():
             batch.decided[uid].put_nowait(chosen)
-        if batch.selector.complete:
-            batch.selected_at = time.monotonic()
-            self._stats["seconds/rollout"] += batch.selected_at - batch.opened
-            for queue in batch.decided.values():
-                queue.put_nowait(None)
 
     async def next(self, batch_id: int, uid: str) -> list[int] | None:
         """The next sessions of group ``uid`` to correct, or None when there will be no more."""
         return await self._batches[batch_id].decided[uid].get()
 
-    async def close(self, batch_id: int, counts: dict[str, float]) -> None:
-        """A group's corrections have ended; ``counts`` are added to the step's statistics."""
+    async def close(self, batch_id: int | None, counts: dict[str, float]) -> None:
+        """A group and its corrections have ended; ``counts`` are added to the step's statistics."""
         self._stats.update(counts)
+        if batch_id is None:
+            return
         batch = self._batches[batch_id]
         batch.open_groups -= 1
         if batch.open_groups == 0:
-            self._stats["seconds/correction"] += time.monotonic() - batch.selected_at
+            self._stats["seconds/correction"] += time.monotonic() - batch.reported_at
             del self._batches[batch_id]
 
     async def add_validation(self, records: list[dict[str, Any]], counts: dict[str, float]) -> None:
@@ -128,3 +184,14 @@ class AnchorCoordinator:
         records, self._validation = self._validation, []
         counts, self._validation_counts = self._validation_counts, Counter()
         return records, {name: float(value) for name, value in counts.items()}
+
+    async def pool_state(self) -> dict[str, Any]:
+        """The pool of schedule=replay for a checkpoint."""
+        return {"step": self._step, "ready": self._ready.candidates(), "filling": self._filling.candidates()}
+
+    async def restore_pool(self, state: dict[str, Any]) -> None:
+        """Put back what ``pool_state`` returned."""
+        self._step = state["step"]
+        self._ready, self._filling = self._new_pool(self._step - 1), self._new_pool(self._step)
+        self._ready.restore(state["ready"])
+        self._filling.restore(state["filling"])

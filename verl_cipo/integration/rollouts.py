@@ -1,37 +1,40 @@
 """Correction rollouts inside verl's agent-loop workers.
 
-Seams: ``rollout.agent.agent_loop_manager_class`` names :class:`CIPOAgentLoopManager`; its worker overrides
+Seam: the workers of the manager (manager.py) are :class:`CIPOAgentLoopWorker`, which overrides
 
-* ``_run_prompt``: only to know how many attempts a group has,
-* ``_run_agent_loop``: the attempt of a group that ends last rolls the group's corrections out before it returns, so
-  verl writes the prompt's status, which lets the trainer sample it, after the corrections,
-* ``_compute_score``: sees every session's output with its reward before it is stored,
+* ``_run_prompt``: knows how many attempts a group has; with schedule=replay it starts, beside them, corrections of
+  the step before,
+* ``_run_agent_loop``: the attempt of a group that ends last waits for the group's corrections, and with the other
+  schedules rolls them out, before it returns, so verl writes the prompt's status, which lets the trainer sample it,
+  after the corrections,
+* ``_compute_score``: sees every session's output with its reward before it is stored, and asks a verifier that failed
+  again,
 * ``_agent_loop_postprocess``: keeps second turns of the validation out of verl's own accuracy.
 
-A correction is an ordinary session of the prompt's own agent loop and reward loop. Its uid is ``{uid}_c{session}`` of
-its anchor: verl's replay buffer finds it by the part before "_", and the advantage groups by the whole.
+A correction is an ordinary session of its prompt's own agent loop and reward loop. Its uid is ``{uid}_c{number}``: uid
+of the prompt that it is rolled out with, number of its anchor. verl's replay buffer finds it by the part before "_",
+and the advantage groups by the whole.
 """
 
 import asyncio
+import functools
 import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
-from tensordict import TensorDict
 from verl.experimental.agent_loop import AgentLoopOutput
-from verl.trainer.ppo.v1 import AgentLoopManagerTQ, AgentLoopWorkerTQ
-from verl.utils import tensordict_utils as tu
+from verl.trainer.ppo.v1 import AgentLoopWorkerTQ
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
 from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.transitions import is_copy
-from verl_cipo.integration.budget import correction_prompt
-from verl_cipo.integration.coordinator import AnchorCoordinator
+from verl_cipo.integration.chats import correction_prompt
 from verl_cipo.integration.outcome import verdict
+from verl_cipo.integration.seeds import session_seed
 from verl_cipo.integration.switch import cipo_config
+from verl_cipo.integration.verifying import verify
 
 logger = logging.getLogger("verl_cipo")
 
@@ -39,6 +42,10 @@ TICKET = "__cipo__"
 """Field of a dispatched batch: which selection its groups belong to."""
 EXTRA = "cipo"
 """Field of ``AgentLoopOutput.extra_fields``: what a row is, read back by the trainer."""
+NOT_REPLAYED = ("uid", "session_id", "trace")
+"""What of a prompt's data belongs to one rollout of it."""
+OF_THE_HOST = ("global_steps",)
+"""What a correction has of the prompt that it is rolled out with: its step, from which verl takes its staleness."""
 
 
 @dataclass
@@ -51,8 +58,18 @@ class _Session:
 
 
 @dataclass
+class _Anchor:
+    """An attempt that is being corrected, and the data of its prompt: with schedule=replay that is another prompt."""
+
+    session: int
+    text: str
+    correct: bool
+    prompt: Mapping[str, Any]
+
+
+@dataclass
 class _Group:
-    """A prompt's attempts while they are rolled out, and then their corrections."""
+    """A prompt's attempts while they are rolled out, and the corrections that are rolled out with them."""
 
     uid: str
     index: Any
@@ -60,24 +77,28 @@ class _Group:
     validate: bool
     ticket: dict[str, Any]
     attempts: dict[int, _Session] = field(default_factory=dict)
+    anchors: dict[int, _Anchor] = field(default_factory=dict)
+    """By number: the session, or with schedule=replay the place in the list that the coordinator gave."""
     corrections: dict[tuple[int, int], _Session] = field(default_factory=dict)
-    """(anchor session, correction session) -> outcome."""
-    started: int = 0
-    """Correction sessions that were started."""
-    corrected: bool = False
-    """The correction phase was entered."""
+    """(anchor number, correction session) -> outcome."""
+    replayed: asyncio.Task | None = None
+    """Starts the corrections of the step before's anchors."""
+    tasks: list[asyncio.Task] = field(default_factory=list)
+    """Correction sessions."""
+    ended: bool = False
+    """The attempts have ended and the correction phase was entered."""
     counts: Counter = field(default_factory=Counter)
 
 
-def correction_uid(uid: str, session: int) -> str:
-    """The group id of the corrections of attempt ``session``."""
-    return f"{uid}_c{session}"
+def correction_uid(uid: str, number: int) -> str:
+    """The group id of the corrections of anchor ``number`` of prompt ``uid``."""
+    return f"{uid}_c{number}"
 
 
 def anchor_of(uid: str) -> tuple[str, int | None]:
-    """Split a row's uid into the prompt's uid and the anchor's session, None for an attempt."""
-    root, mark, session = uid.partition("_c")
-    return root, int(session) if mark else None
+    """Split a row's uid into the prompt's uid and the anchor's number, None for an attempt."""
+    root, mark, number = uid.partition("_c")
+    return root, int(number) if mark else None
 
 
 class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
@@ -87,6 +108,7 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         super().__init__(*args, **kwargs)
         self._groups: dict[str, _Group] = {}
         self._cipo = cipo_config(self.config)
+        self._n = self._cipo.n_corrections or self.rollout_config.n
         builder = create_continuous_token_builder(
             self.tokenizer,
             hf_model_type=self.hf_model_type,
@@ -103,9 +125,6 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         )
 
     async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
-        ticket = prompt.pop(TICKET, None)
-        if ticket is None:
-            return await super()._run_prompt(prompt, sampling_params, trajectory, trace)
         validate = trajectory["validate"]
         rollout = self.config.actor_rollout_ref.rollout
         group = _Group(
@@ -113,35 +132,60 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
             index=prompt["index"],
             pending=int(prompt.get("__rollout_n__", rollout.val_kwargs.n if validate else rollout.n)),
             validate=validate,
-            ticket=ticket,
+            ticket=prompt.pop(TICKET),
         )
         self._groups[group.uid] = group
+        context = (sampling_params, trajectory, prompt)
         try:
+            if self._cipo.schedule == "replay" and not validate and group.ticket["batch"] is not None:
+                group.replayed = asyncio.create_task(self._correct_replayed(group, *context))
             await super()._run_prompt(prompt, sampling_params, trajectory, trace)
-            if not group.corrected:
+            if not group.ended:
                 # verl started no session, or failed before it had started all; other groups wait for this one.
-                await self._correct(group, sampling_params, trajectory, prompt)
+                await self._attempts_ended(group, *context)
         finally:
             del self._groups[group.uid]
 
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
-        group = self._groups.get(kwargs["uid"])
-        if group is None:
-            return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
+        group = self._groups[kwargs["uid"]]
         try:
-            return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
+            return await self._run_session(sampling_params, trajectory, **kwargs)
         finally:
             group.pending -= 1
             if group.pending == 0:
-                await self._correct(group, sampling_params, trajectory, kwargs)
+                await self._attempts_ended(group, sampling_params, trajectory, kwargs)
+
+    async def _run_session(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
+        """verl's session; attempts and corrections come through here."""
+        rollout = self.config.actor_rollout_ref.rollout
+        if rollout.get("full_determinism", False):
+            root, number = anchor_of(kwargs["uid"])
+            seed = session_seed(
+                rollout.seed,
+                step=trajectory["step"],
+                validate=trajectory["validate"],
+                index=kwargs["index"],
+                anchor=None if number is None else self._groups[root].anchors[number].session,
+                session=kwargs["session_id"],
+            )
+            sampling_params = {**sampling_params, "seed": seed}
+        return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
 
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
-        await super()._compute_score(outputs, kwargs)
-        root, anchor = anchor_of(kwargs["uid"])
-        group = self._groups.get(root)
-        if group is None:
-            return
+        root, number = anchor_of(kwargs["uid"])
+        group = self._groups[root]
         final = outputs[-1]
+
+        def count(name: str) -> None:
+            group.counts[name] += 1
+
+        await verify(
+            functools.partial(super()._compute_score, outputs, kwargs),
+            final,
+            retries=self._cipo.verifier_retries,
+            count=count,
+            session=f"{kwargs['uid']}_{kwargs['session_id']}",
+        )
         outcome = _Session(
             text=self.tokenizer.decode(final.response_ids, skip_special_tokens=True),
             correct=verdict(
@@ -149,17 +193,17 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
             ),
             score=float(final.reward_score),
         )
-        if anchor is None:
+        if number is None:
             group.attempts[kwargs["session_id"]] = outcome
             mark = {"correct": outcome.correct}
         else:
-            attempt = group.attempts[anchor]
-            group.corrections[anchor, kwargs["session_id"]] = outcome
+            anchor = group.anchors[number]
+            group.corrections[number, kwargs["session_id"]] = outcome
             mark = {
                 "correct": outcome.correct,
-                "anchor_session": anchor,
-                "anchor_correct": attempt.correct,
-                "copied": is_copy(attempt.text, outcome.text),
+                "anchor": number,
+                "anchor_correct": anchor.correct,
+                "copied": is_copy(anchor.text, outcome.text),
             }
         for output in outputs:
             output.extra_fields[EXTRA] = mark
@@ -172,12 +216,16 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         if outputs:
             await self._compute_score(outputs, kwargs=kwargs)
 
-    async def _correct(self, group: _Group, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]) -> None:
-        """Roll out the corrections of ``group``. Nothing that goes wrong here costs a base row: it is counted."""
-        group.corrected = True
+    async def _attempts_ended(
+        self, group: _Group, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
+    ) -> None:
+        """Roll out the corrections that are left. Nothing that goes wrong here costs a base row: it is counted."""
+        group.ended = True
         try:
             if group.validate:
                 await self._correct_validation(group, sampling_params, trajectory, prompt)
+            elif group.ticket["batch"] is None:
+                await group.ticket["coordinator"].close.remote(None, dict(group.counts))
             else:
                 await self._correct_selected(group, sampling_params, trajectory, prompt)
         except Exception:
@@ -191,24 +239,42 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
             Attempt(uid=group.uid, index=group.index, session=session, correct=attempt.correct, score=attempt.score)
             for session, attempt in sorted(group.attempts.items())
         )
-        await coordinator.add.remote(batch, Group(uid=group.uid, attempts=attempts))
-        n = self._cipo.n_corrections or self.config.actor_rollout_ref.rollout.n
-        tasks: list[asyncio.Task] = []
         try:
-            while (sessions := await coordinator.next.remote(batch, group.uid)) is not None:
-                for session in sessions:
-                    tasks += await self._start(group, session, n, sampling_params, trajectory, prompt)
+            if group.replayed:
+                data = {key: value for key, value in prompt.items() if key not in NOT_REPLAYED}
+                payloads = {session: (attempt.text, data) for session, attempt in group.attempts.items()}
+                await coordinator.add.remote(batch, Group(uid=group.uid, attempts=attempts), payloads)
+                await group.replayed
+            else:
+                await coordinator.add.remote(batch, Group(uid=group.uid, attempts=attempts), {})
+                while (sessions := await coordinator.next.remote(batch, group.uid)) is not None:
+                    for session in sessions:
+                        anchor = self._own_anchor(group, session, prompt)
+                        await self._start(group, session, anchor, self._n, sampling_params, trajectory, prompt)
         finally:
-            await self._settle(group, tasks)
+            await self._settle(group)
             await coordinator.close.remote(batch, dict(group.counts))
+
+    async def _correct_replayed(
+        self, group: _Group, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
+    ) -> None:
+        """Start corrections of the step before's anchors while the attempts of ``group`` are rolled out."""
+        anchors = await group.ticket["coordinator"].replayed.remote(group.ticket["batch"], group.uid)
+        for number, candidate in enumerate(anchors):
+            text, data = candidate.payload
+            anchor = _Anchor(candidate.attempt.session, text, candidate.attempt.correct, data)
+            await self._start(group, number, anchor, self._n, sampling_params, trajectory, prompt)
 
     async def _correct_validation(
         self, group: _Group, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
     ) -> None:
-        tasks: list[asyncio.Task] = []
+        n = self._cipo.val_corrections
+        if n == 0:
+            return
         for session in sorted(group.attempts):
-            tasks += await self._start(group, session, self._cipo.val_corrections, sampling_params, trajectory, prompt)
-        await self._settle(group, tasks)
+            anchor = self._own_anchor(group, session, prompt)
+            await self._start(group, session, anchor, n, sampling_params, trajectory, prompt)
+        await self._settle(group)
         records = [
             {
                 "uid": group.uid,
@@ -236,29 +302,30 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
     async def _start(
         self,
         group: _Group,
-        session: int,
+        number: int,
+        anchor: _Anchor,
         n: int,
         sampling_params: dict,
         trajectory: dict,
-        prompt: Mapping[str, Any],
-    ) -> list[asyncio.Task]:
-        """Start ``n`` correction sessions of one attempt, or count why there are none."""
+        host: Mapping[str, Any],
+    ) -> None:
+        """Start ``n`` correction sessions of one anchor, or count why there are none."""
         messages, skipped = await asyncio.get_running_loop().run_in_executor(
-            None, self._prompt.build, list(prompt["raw_prompt"]), group.attempts[session].text
+            None, self._prompt.build, list(anchor.prompt["raw_prompt"]), anchor.text
         )
         if messages is None:
             group.counts[f"anchors/skipped/{skipped}"] += 1
-            return []
-        group.started += n
-        kwargs = {
-            key: value for key, value in prompt.items() if key not in ("uid", "session_id", "raw_prompt", "trace")
-        }
-        return [
+            return
+        group.anchors[number] = anchor
+        kwargs = {key: value for key, value in anchor.prompt.items() if key not in (*NOT_REPLAYED, "raw_prompt")}
+        kwargs |= {key: host[key] for key in OF_THE_HOST if key in host}
+        group.tasks += [
             asyncio.create_task(
-                super(CIPOAgentLoopWorker, self)._run_agent_loop(
+                self._run_correction(
+                    group,
                     sampling_params,
                     trajectory,
-                    uid=correction_uid(group.uid, session),
+                    uid=correction_uid(group.uid, number),
                     session_id=i,
                     raw_prompt=messages,
                     trace=False,
@@ -268,46 +335,30 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
             for i in range(n)
         ]
 
+    async def _run_correction(
+        self, group: _Group, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """One correction session; a failure is logged and leaves no outcome."""
+        uid, session = kwargs["uid"], kwargs["session_id"]
+        try:
+            await asyncio.wait_for(
+                self._run_session(sampling_params, trajectory, **kwargs), self._cipo.correction_timeout
+            )
+            return
+        except asyncio.TimeoutError:  # noqa: UP041, another class than TimeoutError in Python 3.10
+            group.counts["corrections/timed_out"] += 1
+            logger.error("correction %s_%d took over %g s", uid, session, self._cipo.correction_timeout)
+        except Exception:
+            logger.exception("correction %s_%d failed", uid, session)
+        group.corrections.pop((anchor_of(uid)[1], session), None)
+
     @staticmethod
-    async def _settle(group: _Group, tasks: list[asyncio.Task]) -> None:
-        for result in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(result, BaseException):
-                logger.error("a correction of prompt %s failed", group.uid, exc_info=result)
-        # Sessions that raised, and those whose agent loop returned nothing.
-        group.counts["corrections/failed_sessions"] += group.started - len(group.corrections)
+    def _own_anchor(group: _Group, session: int, prompt: Mapping[str, Any]) -> _Anchor:
+        attempt = group.attempts[session]
+        return _Anchor(session, attempt.text, attempt.correct, prompt)
 
-
-class CIPOAgentLoopManager(AgentLoopManagerTQ):
-    """verl's manager over :class:`CIPOAgentLoopWorker`, with the coordinator beside it."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.agent_loop_workers_class = ray.remote(CIPOAgentLoopWorker)
-        self.rho = 0.0
-        """Share of correct attempts among the anchors of the next batch; the trainer sets it."""
-        self._cipo = cipo_config(self.config)
-        self._batches = 0
-        self._coordinator = (
-            ray.remote(AnchorCoordinator).options(num_cpus=0, max_concurrency=100_000).remote(self._cipo.to_mapping())
-        )
-
-    def generate_sequences(self, prompts: TensorDict) -> None:
-        validate = bool(tu.get_non_tensor_data(prompts, "validate", False))
-        ticket: dict[str, Any] = {"coordinator": self._coordinator}
-        if validate and self._cipo.val_corrections > 0:
-            tu.assign_non_tensor_data(prompts, TICKET, ticket)
-        elif not validate and self._cipo.replay_fraction > 0:
-            ticket["batch"] = self._batches
-            self._batches += 1
-            step = int(tu.get_non_tensor_data(prompts, "global_steps", 0))
-            ray.get(self._coordinator.open.remote(ticket["batch"], n_prompts=len(prompts), rho=self.rho, step=step))
-            tu.assign_non_tensor_data(prompts, TICKET, ticket)
-        super().generate_sequences(prompts)
-
-    def pop_statistics(self) -> dict[str, float]:
-        """Selection and fault counts since the last call."""
-        return ray.get(self._coordinator.pop_statistics.remote())
-
-    def pop_validation(self) -> tuple[list[dict[str, Any]], dict[str, float]]:
-        """The validation's attempts since the last call, each with its corrections, and what was left out."""
-        return ray.get(self._coordinator.pop_validation.remote())
+    @staticmethod
+    async def _settle(group: _Group) -> None:
+        await asyncio.gather(*group.tasks)
+        # Sessions that raised or took too long, and those whose agent loop returned nothing.
+        group.counts["corrections/failed_sessions"] += len(group.tasks) - len(group.corrections)

@@ -15,19 +15,24 @@ import functools
 import importlib
 import importlib.util
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from verl_cipo.core.config import CIPOConfig, CIPOConfigError
+from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
 from verl_cipo.core.prompts import load_template
 from verl_cipo.integration.budget import check_prompt_length_early
 from verl_cipo.integration.estimator import NAME
 
 TRAINER_RESOLVER = "cipo.trainer"
 MANAGER_RESOLVER = "cipo.manager"
-MANAGER_CLASS = "verl_cipo.integration.rollouts.CIPOAgentLoopManager"
-TRAINER_OF_MODE = {"sync": "cipo_sync"}
+MANAGER_CLASS = "verl_cipo.integration.manager.CIPOAgentLoopManager"
+TRAINER_OF_MODE = {
+    "sync": "cipo_sync",
+    "colocate_async": "cipo_colocate_async",
+    "separate_async": "cipo_separate_async",
+}
 """verl's ``trainer.v1.trainer_mode`` -> the name of CIPO's variant in verl's trainer registry."""
 VALIDATE_SIGNATURE = ["config", "use_reference_policy", "use_critic"]
 
@@ -81,11 +86,38 @@ def check_combination(config: DictConfig) -> None:
         refuse("algorithm.filter_groups.enable", "group filtering would judge attempts and corrections as one group")
     if config.actor_rollout_ref.rollout.n < 2:
         refuse("actor_rollout_ref.rollout.n", "a group of one attempt has no group-relative advantage, use at least 2")
+    cipo = cipo_config(config)
+    if cipo.aux.coef > 0:
+        _check_aux(config, cipo, refuse)
     if config.trainer.v1.get("sync", {}).get("parameter_sync_step", 1) != 1:
         refuse("trainer.v1.sync.parameter_sync_step", "one update a rollout, leave it out or set 1")
     custom = OmegaConf.select(config, "actor_rollout_ref.rollout.agent.agent_loop_manager_class")
     if custom not in (None, MANAGER_CLASS):
         refuse("actor_rollout_ref.rollout.agent.agent_loop_manager_class", f"corrections need {MANAGER_CLASS}")
+
+
+def _check_aux(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str], None]) -> None:
+    """Refuse what the auxiliary loss cannot be trained with."""
+    if OmegaConf.select(config, "distillation.enabled"):
+        refuse("distillation.enabled", "verl's distillation loss takes the place of the one that aux.coef adds to")
+    appends = cipo.pairs or cipo.aux.kind == "contrastive" or cipo.lambda_corr == 0
+    if appends and OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode"):
+        refuse(
+            "algorithm.rollout_correction.bypass_mode",
+            "verl's loss then refuses a micro-batch of rows that only the auxiliary loss trains (pairs, contrastive, "
+            "lambda_corr=0), and there are no log-probabilities of the old policy to compare",
+        )
+    if appends and OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") == "geo_mean":
+        refuse(
+            "actor_rollout_ref.actor.policy_loss.loss_mode",
+            "geo_mean divides by all rows of a micro-batch, those too that only the auxiliary loss trains (pairs, the "
+            "contrastive loss, lambda_corr=0)",
+        )
+    if cipo.aux.kind == "contrastive" and cipo.rolls_out and cipo.schedule == "replay":
+        raise CIPOConfigError(
+            f"{ROOT}.aux.kind=contrastive with {ROOT}.schedule=replay: the failed attempts of the step before are not "
+            f"in the batch, use another schedule, {ROOT}.aux.kind=nll or {ROOT}.source=paired"
+        )
 
 
 def switch_on(config: DictConfig) -> CIPOConfig:

@@ -1,38 +1,42 @@
 """CIPO's variants of verl's V1 trainers.
 
 Overridden methods, each calling verl's own: ``_init_tokenizer`` (the prompt budget is checked before a worker
-starts), ``fit`` (rho goes to the rollout manager), ``_balance_batch`` (what each row is),
+starts), ``fit`` (rho and the pool go to the rollout manager), ``_balance_batch`` (what each row is; a stable order),
 ``_get_required_batch_multiple``/``_update_actor`` (one joint update with as many optimizer steps as GRPO),
-``_compute_advantage`` (rows for the estimator; metrics; rho), ``_validate`` (the second turn),
-``_save_checkpoint``/``_load_checkpoint`` (rho).
+``_compute_advantage`` (rows for the estimator; weights of the auxiliary loss), ``step`` (metrics, rho, the guard),
+``on_init_end`` (the auxiliary loss is installed), ``_validate`` (the second turn),
+``_save_checkpoint``/``_load_checkpoint`` (state.py).
 """
 
-import json
 import logging
 import os
 import time
+from dataclasses import replace
 from typing import Any
 
 import transfer_queue as tq
 from omegaconf import DictConfig, open_dict
 from transfer_queue import KVBatchMeta
-from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
+from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, PPOTrainerSync, register_trainer
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
-from verl_cipo.core.advantage import PADDING
 from verl_cipo.core.config import CIPOConfigError
+from verl_cipo.core.guard import ALARMS, Signals, actions, explain, update_guard
 from verl_cipo.core.metrics import check_names
-from verl_cipo.core.replay import RhoState, update_rho
+from verl_cipo.core.replay import update_rho
+from verl_cipo.integration import state
+from verl_cipo.integration.aux_batch import AuxRows, add_aux_rows, aux_metrics
 from verl_cipo.integration.batch_rows import RowTable
 from verl_cipo.integration.budget import check_prompt_length
+from verl_cipo.integration.chats import Chats
 from verl_cipo.integration.estimator import NAME, BatchRows, rows_of_batch
 from verl_cipo.integration.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
+from verl_cipo.integration.loss import METRIC as AUX_METRIC
+from verl_cipo.integration.loss import build_loss
 from verl_cipo.integration.second_turn import dump_second_turns, second_turn_metrics
 from verl_cipo.integration.switch import MANAGER_CLASS, TRAINER_OF_MODE, check_combination, cipo_config
 
 logger = logging.getLogger("verl_cipo")
-
-STATE_FILE = "cipo.json"
 
 
 class CIPOTrainerMixin:
@@ -51,14 +55,33 @@ class CIPOTrainerMixin:
             # Branches of verl test trainer_mode against its own names.
             config.trainer.v1.trainer_mode = self.verl_mode
         check_combination(config)
+        if self.verl_mode != "sync" and self.cipo.rolls_out and self.cipo.schedule != "replay":
+            logger.warning(
+                "algorithm.cipo.schedule=%s with trainer_mode=%s: the prompts of a dispatch can be trained when all of "
+                "them are rolled out, since anchors are drawn among them; schedule=replay waits for none",
+                self.cipo.schedule,
+                self.verl_mode,
+            )
         print(f"[verl_cipo] trainer {type(self).__name__}, {self.cipo}")
-        self._rho = RhoState.initial(self.cipo)
-        self._table: RowTable | None = None
+        self._state = state.TrainerState.initial(self.cipo)
+        self._pool: dict[str, Any] | None = None
+        """The pool of a checkpoint, until the rollout manager is there to take it."""
+        self._tables: list[RowTable] = []
+        """One for each update of the step: ``parameter_sync_step`` of them."""
+        self._aux: list[AuxRows] = []
+        """Likewise, with an auxiliary loss."""
+        self._advantage_seconds = 0.0
         super().__init__(config)
 
     def _init_tokenizer(self) -> None:
         super()._init_tokenizer()
         check_prompt_length(self.config, self.cipo, self.tokenizer)
+        self._chats = Chats.of(self.config, self.cipo, self.tokenizer)
+
+    def on_init_end(self) -> None:
+        super().on_init_end()
+        if self.cipo.aux.coef > 0:
+            self.actor_rollout_wg.set_loss_fn(build_loss(self.config.actor_rollout_ref.actor, self.cipo.aux))
 
     def fit(self, agent_loop_manager: Any) -> None:
         if not hasattr(agent_loop_manager, "pop_statistics"):
@@ -67,20 +90,56 @@ class CIPOTrainerMixin:
                 f"{self.config.actor_rollout_ref.rollout.agent.get('agent_loop_manager_class')} does not roll "
                 f"corrections out: use {MANAGER_CLASS}"
             )
-        agent_loop_manager.rho = self._rho.rho
+        agent_loop_manager.rho = self._state.rho.rho
+        if self._pool is not None:
+            agent_loop_manager.restore_pool(self._pool)
+            self._pool = None
         super().fit(agent_loop_manager)
 
+    def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+        self._tables, self._aux, self._advantage_seconds = [], [], 0.0
+        batch = super().step(metrics, timing_raw)
+        own = RowTable.joined(self._tables).metrics()
+        own["cipo/rows/padding"] = float(sum(tag.get("is_padding", False) for tag in batch.tags))
+        if self.cipo.aux.coef > 0:
+            own |= aux_metrics(self._aux)
+            own["cipo/rows/padding"] -= own["cipo/rows/aux"]
+            own["cipo/aux/loss"] = metrics.pop(f"actor/{AUX_METRIC}")
+        own |= {f"cipo/{name}": value for name, value in self.agent_loop_manager.pop_statistics().items()}
+        own["cipo/seconds/advantage"] = self._advantage_seconds
+        own["cipo/rho"] = self.agent_loop_manager.rho
+        rho = update_rho(self._state.rho, own.get("cipo/retention"), config=self.cipo)
+        self._state = replace(self._state, rho=rho)
+        if self.cipo.guard != "off":
+            own |= self._watch(own, entropy=metrics.get("actor/entropy"))
+        self.agent_loop_manager.rho = rho.rho
+        check_names(own)
+        metrics.update(own)
+        return batch
+
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
-        self._table = RowTable.fetch(batch, self.cipo.correct_threshold)
+        table = RowTable.fetch(batch)
+        self._tables.append(table)
+        if self.cipo.aux.coef > 0:
+            batch, aux = add_aux_rows(
+                batch,
+                table,
+                config=self.cipo,
+                chats=self._chats,
+                step=self.global_steps,
+                in_stream=self.cipo.lambda_corr > 0,
+            )
+            self._aux.append(aux)
         if self.cipo.lambda_corr == 0:
             # Without weight a correction still would enter entropy, KL and the loss's normaliser.
-            corrections = self._table.correction_keys()
+            corrections = table.correction_keys()
             if corrections:
                 tq.kv_clear(keys=corrections, partition_id=batch.partition_id)
                 dropped = set(corrections)
                 batch = batch.select_keys([key for key in batch.keys if key not in dropped])
-        # verl cuts mini-batches in this order, and corrections were stored after the attempts.
-        batch.reorder(interleaved(self._table.streams(batch.keys)))
+        batch.reorder(table.stable_order(batch.keys, seed=self.cipo.seed, step=self.global_steps))
+        # verl cuts mini-batches in this order.
+        batch.reorder(interleaved(table.streams(batch.keys)))
         return super()._balance_batch(batch, metrics, *args, **kwargs)
 
     def _optimizer_steps(self) -> int:
@@ -100,25 +159,42 @@ class CIPOTrainerMixin:
             self.actor_rollout_wg = worker_group
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        table = self._table
         started = time.monotonic()
-        rows = table.rows_in_order(batch)
         context = BatchRows(
-            rows=rows, config=self.cipo, loss_agg_mode=self.config.actor_rollout_ref.actor.loss_agg_mode
+            rows=self._tables[-1].rows_in_order(batch),
+            config=replace(self.cipo, lambda_corr=self._lambda_corr()),
+            loss_agg_mode=self.config.actor_rollout_ref.actor.loss_agg_mode,
         )
         with rows_of_batch(context):
             batch = super()._compute_advantage(batch, metrics)
-        seconds = time.monotonic() - started
-
-        own = table.metrics(n_padding=int((rows.stream == PADDING).sum()))
-        own |= {f"cipo/{name}": value for name, value in self.agent_loop_manager.pop_statistics().items()}
-        own["cipo/seconds/advantage"] = seconds
-        own["cipo/rho"] = self._rho.rho
-        check_names(own)
-        metrics.update(own)
-        self._rho = update_rho(self._rho, own.get("cipo/retention"), config=self.cipo)
-        self.agent_loop_manager.rho = self._rho.rho
+        if self.cipo.aux.coef > 0:
+            contrastive = self.cipo.aux.kind == "contrastive"
+            batch = self._aux[-1].put_fields(batch, optimizer_steps=self._optimizer_steps(), contrastive=contrastive)
+        self._advantage_seconds += time.monotonic() - started
         return batch
+
+    def _lambda_corr(self) -> float:
+        factor = actions(self._state.guard).lambda_factor if self.cipo.guard == "adapt" else 1.0
+        return self.cipo.lambda_corr * factor
+
+    def _watch(self, own: dict[str, float], entropy: float | None) -> dict[str, float]:
+        """Show the guard what the step measured; say aloud which alarms are new."""
+        signals = Signals(
+            w2c=own.get("cipo/transitions/w2c"),
+            c2c=own.get("cipo/transitions/c2c"),
+            copy_rate=own.get("cipo/copy_rate"),
+            entropy=entropy,
+            accuracy=own.get("cipo/accuracy/base"),
+        )
+        before = self._state.guard.alarms
+        guard = update_guard(self._state.guard, signals)
+        self._state = replace(self._state, guard=guard)
+        for alarm, explanation in explain(guard).items():
+            if alarm not in before:
+                logger.warning("step %d, guard: %s", self.global_steps, explanation)
+        return {f"cipo/guard/{alarm}": float(alarm in guard.alarms) for alarm in ALARMS} | {
+            "cipo/lambda": self._lambda_corr()
+        }
 
     def _validate(self) -> dict[str, float]:
         metrics = super()._validate()
@@ -134,10 +210,7 @@ class CIPOTrainerMixin:
 
     def _save_checkpoint(self) -> None:
         folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
-        os.makedirs(folder, exist_ok=True)
-        # Written before verl's, whose last act marks the checkpoint as complete.
-        with open(os.path.join(folder, STATE_FILE), "w") as file:
-            json.dump({"rho": self._rho.to_mapping()}, file)
+        state.save(folder, self._state, self.agent_loop_manager.pool_state())
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> None:
@@ -149,12 +222,7 @@ class CIPOTrainerMixin:
             folder = trainer.resume_from_path
         else:
             folder = find_latest_ckpt_path(os.path.abspath(trainer.default_local_dir))
-        path = os.path.join(folder, STATE_FILE)
-        if not os.path.exists(path):
-            logger.warning("%s is missing, it was saved without CIPO: rho starts at rho_init=%s", path, self._rho.rho)
-            return
-        with open(path) as file:
-            self._rho = RhoState.from_mapping(json.load(file)["rho"])
+        self._state, self._pool = state.load(folder, self._state)
 
 
 @register_trainer(TRAINER_OF_MODE["sync"])
@@ -162,3 +230,17 @@ class CIPOTrainerSync(CIPOTrainerMixin, PPOTrainerSync):
     """CIPO on verl's synchronous trainer: rollout and training share the devices."""
 
     verl_mode = "sync"
+
+
+@register_trainer(TRAINER_OF_MODE["colocate_async"])
+class CIPOTrainerColocateAsync(CIPOTrainerMixin, PPOTrainerColocateAsync):
+    """CIPO on verl's asynchronous trainer with shared devices: rollouts that are cut off go on after the update."""
+
+    verl_mode = "colocate_async"
+
+
+@register_trainer(TRAINER_OF_MODE["separate_async"])
+class CIPOTrainerSeparateAsync(CIPOTrainerMixin, PPOTrainerSeparateAsync):
+    """CIPO on verl's asynchronous trainer with devices of its own for rollout."""
+
+    verl_mode = "separate_async"

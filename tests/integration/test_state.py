@@ -1,0 +1,40 @@
+"""What CIPO puts beside verl's checkpoint and reads back."""
+
+import pytest
+
+from verl_cipo.core.anchors import Attempt
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.guard import GuardState, Signals, update_guard
+from verl_cipo.core.replay import Candidate, RhoState, update_rho
+from verl_cipo.integration.state import POOL_FILE, TrainerState, load, save
+
+CONFIG = CIPOConfig()
+INITIAL = TrainerState.initial(CONFIG)
+MOVED = TrainerState(
+    rho=update_rho(RhoState.initial(CONFIG), 0.4, config=CONFIG),
+    guard=update_guard(GuardState.initial(), Signals(w2c=0.2, c2c=0.7, copy_rate=0.5, entropy=1.0, accuracy=0.4)),
+)
+POOL = {
+    "step": 3,
+    "ready": [],
+    "filling": [Candidate((False, (0, b"lot", "u", 1)), Attempt("u", 7, 1, True, 1.0), ("text", {"raw_prompt": []}))],
+}
+
+
+def test_state_and_pool_come_back(tmp_path):
+    folder = tmp_path / "global_step_3"
+    save(str(folder), MOVED, POOL)
+    assert load(str(folder), INITIAL) == (MOVED, POOL)
+    assert MOVED != INITIAL
+
+
+def test_a_checkpoint_without_cipo_starts_anew_and_says_so(tmp_path, caplog):
+    assert load(str(tmp_path), INITIAL) == (INITIAL, None)
+    assert "cipo.json is missing" in caplog.text and "rho starts at 0.3" in caplog.text
+
+
+def test_half_a_checkpoint_is_an_error(tmp_path):
+    save(str(tmp_path), MOVED, POOL)
+    (tmp_path / POOL_FILE).unlink()
+    with pytest.raises(FileNotFoundError, match=POOL_FILE):
+        load(str(tmp_path), INITIAL)

@@ -1,0 +1,252 @@
+"""The rows that the auxiliary loss trains, in a TransferQueue batch.
+
+Two kinds: corrections of failed attempts that were sampled and verified as right (``source=resample``), which are in
+the batch already, and rows that are appended for this loss alone (aux_rows.py): the pairs of ``source=paired``, and the
+rejected side of ``aux.kind=contrastive``. Appended rows have an empty response mask and the tag ``is_padding``, so
+verl's losses and metrics do not see them.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import transfer_queue as tq
+from tensordict import TensorDict
+from torch import Tensor
+from transfer_queue import KVBatchMeta
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+from verl.workers.utils.padding import response_to_nested
+
+from verl_cipo.core.advantage import BASE, CORRECTION
+from verl_cipo.core.anchors import Attempt, Group
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.losses import CHOSEN, PARTNER, REJECTED, SIGN, UNTRAINED, WEIGHTS, aux_weights, partner_scores
+from verl_cipo.core.prompts import SKIP_REASONS
+from verl_cipo.integration.aux_rows import Shown, aux_row, aux_tag, draw_pairs, pair_prompt, pair_uid
+from verl_cipo.integration.batch_rows import RowTable
+from verl_cipo.integration.chats import Chats
+from verl_cipo.integration.rollouts import anchor_of
+
+COUNTED = dict.fromkeys(
+    (
+        "aux/rows",
+        "aux/pairs",
+        "aux/adjacent",
+        "aux/skipped/no_donor",
+        "aux/skipped/other_question",
+        *(f"aux/skipped/{reason}" for reason in SKIP_REASONS),
+        "rows/aux",
+    ),
+    0,
+)
+"""Counts that are logged every step, also where nothing happened."""
+
+_NewRow = tuple[str, dict[str, Any], dict[str, Any]]
+"""(key, fields, tag)"""
+
+
+@dataclass
+class AuxRows:
+    """Which rows of a batch the auxiliary loss trains, by key."""
+
+    sign: dict[str, float] = field(default_factory=dict)
+    pair: dict[str, int] = field(default_factory=dict)
+    token_mask: dict[str, Tensor] = field(default_factory=dict)
+    """Tokens that the policy wrote, of appended rows: their own mask is empty."""
+    counts: Counter = field(default_factory=Counter)
+
+    def put_fields(self, batch: KVBatchMeta, *, optimizer_steps: int, contrastive: bool) -> KVBatchMeta:
+        """Write the fields of ``core.losses`` for all rows of ``batch``, padding included.
+
+        Args:
+            batch: in the order of the update, with ``old_log_probs`` where the loss is contrastive.
+
+        Returns:
+            the batch, which now names these fields among those that the workers fetch.
+        """
+        wanted = ["response_mask", "old_log_probs"] if contrastive else ["response_mask"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=wanted)
+        nested = data["response_mask"]
+        mask = nested.to_padded_tensor(padding=0)
+        for i, key in enumerate(batch.keys):
+            if key in self.token_mask:
+                mask[i, : len(self.token_mask[key])] = self.token_mask[key].to(mask.dtype)
+        # Rollout correction may have rejected all tokens of a row since.
+        empty = {key for key, row in zip(batch.keys, mask, strict=True) if not row.any()}
+        if contrastive:
+            lost = {self.pair[key] for key in empty if key in self.pair}
+            empty |= {key for key, pair in self.pair.items() if pair in lost}
+        sign = torch.tensor([UNTRAINED if key in empty else self.sign.get(key, UNTRAINED) for key in batch.keys])
+        weights = aux_weights(mask, sign, optimizer_steps=optimizer_steps)
+        partner = torch.zeros(len(batch.keys))
+        if contrastive:
+            pair = torch.tensor([self.pair.get(key, -1) for key in batch.keys])
+            old = data["old_log_probs"].to_padded_tensor(padding=0.0)
+            partner = partner_scores(old, weights, sign, pair)
+        fields = {WEIGHTS: response_to_nested(weights, nested), SIGN: sign, PARTNER: partner}
+        return tq.kv_batch_put(
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            fields=TensorDict(fields, batch_size=len(batch.keys)),
+        )
+
+
+def aux_metrics(updates: Sequence[AuxRows]) -> dict[str, float]:
+    """Counts under ``cipo/`` over the updates of a step."""
+    counts = Counter(COUNTED)
+    for aux in updates:
+        counts.update(aux.counts)
+        counts["aux/rows"] += sum(sign == CHOSEN for sign in aux.sign.values())
+        counts["rows/aux"] += len(aux.token_mask)
+    return {f"cipo/{name}": float(count) for name, count in counts.items()}
+
+
+def add_aux_rows(
+    batch: KVBatchMeta, table: RowTable, *, config: CIPOConfig, chats: Chats, step: int, in_stream: bool
+) -> tuple[KVBatchMeta, AuxRows]:
+    """Choose what the auxiliary loss trains, and append the rows that it needs.
+
+    Args:
+        batch: as sampled.
+        table: its rows.
+        step: the training step; with ``config.seed`` it decides the draw of pairs.
+        in_stream: whether corrections are trained by the policy loss as well; else right ones get rows of their own.
+    """
+    aux = AuxRows()
+    rows: list[_NewRow] = []
+    if config.rolls_out:
+        rows += _resampled(batch, table, aux, config=config, in_stream=in_stream)
+    if config.pairs:
+        rows += _paired(batch, table, aux, config=config, chats=chats, step=step)
+    if not rows:
+        return batch, aux
+    keys, fields, tags = zip(*rows, strict=True)
+    tq.kv_batch_put(
+        keys=list(keys),
+        partition_id=batch.partition_id,
+        fields=list_of_dict_to_tensordict(list(fields)),
+        tags=list(tags),
+    )
+    grown = KVBatchMeta(
+        partition_id=batch.partition_id,
+        keys=[*batch.keys, *keys],
+        tags=[*batch.tags, *tags],
+        fields=batch.fields,
+        extra_info=batch.extra_info,
+    )
+    return grown, aux
+
+
+class _Source:
+    """Rows of the batch as plain dicts, fetched once."""
+
+    def __init__(self, batch: KVBatchMeta, keys: list[str]):
+        self._tags = dict(zip(batch.keys, batch.tags, strict=True))
+        self._row = {key: i for i, key in enumerate(keys)}
+        self._data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id) if keys else None
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        row = self._data[self._row[key]]
+        return {name: row[name] for name in row.keys()}  # noqa: SIM118, iterating a TensorDict walks its batch
+
+    def make(
+        self, aux: AuxRows, key: str, *, source: str, prompt_ids: Any, messages: list[dict], sign: float, pair: int
+    ) -> _NewRow:
+        """A row to append; its sign and trained tokens are noted in ``aux``."""
+        taken = self[source]
+        row = aux_row(taken, prompt_ids, uid=key.rsplit("_", 2)[0], messages=messages)
+        aux.sign[key], aux.pair[key], aux.token_mask[key] = sign, pair, taken["response_mask"]
+        return key, row, aux_tag(self._tags[source], row)
+
+
+def _resampled(
+    batch: KVBatchMeta, table: RowTable, aux: AuxRows, *, config: CIPOConfig, in_stream: bool
+) -> list[_NewRow]:
+    """Right corrections of failed attempts; for pairs, the first of each anchor beside the attempt itself."""
+    rows = table.rows
+    right = (rows.stream == CORRECTION) & rows.final & rows.correct & ~rows.anchor_correct
+    chosen = [table.keys[i] for i in np.flatnonzero(right)]
+    attempts = {}
+    if config.aux.kind == "contrastive":
+        first: dict[str, str] = {}
+        for key in sorted(chosen, key=lambda key: int(key.rsplit("_", 2)[1])):
+            first.setdefault(key.rsplit("_", 2)[0], key)
+        chosen = list(first.values())
+        of_session = {rows.session[i]: table.keys[i] for i in np.flatnonzero((rows.stream == BASE) & rows.final)}
+        for key in chosen:
+            uid, number = anchor_of(key.rsplit("_", 2)[0])
+            attempts[key] = of_session[f"{uid}_{number}"]
+    source = _Source(batch, [*(chosen if attempts or not in_stream else []), *attempts.values()])
+    made = []
+    for pair, key in enumerate(chosen):
+        group = key.rsplit("_", 2)[0]
+        if in_stream:
+            aux.sign[key], aux.pair[key] = CHOSEN, pair
+        if attempts or not in_stream:
+            correction = source[key]
+            shared = {"prompt_ids": correction["prompts"].tolist(), "messages": correction["raw_prompt"], "pair": pair}
+        if not in_stream:
+            made.append(source.make(aux, f"{group}a_{pair}_0", source=key, sign=CHOSEN, **shared))
+        if attempts:
+            made.append(source.make(aux, f"{group}r_{pair}_0", source=attempts[key], sign=REJECTED, **shared))
+    return made
+
+
+def _paired(
+    batch: KVBatchMeta, table: RowTable, aux: AuxRows, *, config: CIPOConfig, chats: Chats, step: int
+) -> list[_NewRow]:
+    """Failed attempts of the batch with right rollouts of the batch."""
+    groups, key_of = _groups(table)
+    pairs, skipped = draw_pairs(groups, config=config, step=step)
+    source = _Source(batch, sorted({key_of[attempt] for pair in pairs for attempt in (pair.anchor, pair.donor)}))
+
+    def shown(attempt: Attempt) -> Shown:
+        row = source[key_of[attempt]]
+        return Shown(
+            response_ids=row["responses"].tolist(),
+            messages=list(row["raw_prompt"]),
+            images=bool(row.get("multi_modal_inputs")),
+        )
+
+    made = []
+    for number, pair in enumerate(pairs):
+        messages, reason = pair_prompt(chats, pair, failed=shown(pair.anchor), right=shown(pair.donor))
+        if messages is None:
+            skipped[reason] += 1
+            continue
+        group = pair_uid(pair.anchor.uid, pair.anchor.session)
+        shared = {
+            "prompt_ids": chats.encode(messages),
+            "messages": messages,
+            # Beside the pairs of resampled corrections, which are numbered from 0.
+            "pair": len(batch.keys) + number,
+        }
+        made.append(source.make(aux, f"{group}_0_0", source=key_of[pair.donor], sign=CHOSEN, **shared))
+        if config.aux.kind == "contrastive":
+            made.append(source.make(aux, f"{group}_1_0", source=key_of[pair.anchor], sign=REJECTED, **shared))
+        aux.counts["aux/pairs"] += 1
+        aux.counts["aux/adjacent"] += not pair.same_prompt
+    aux.counts.update({f"aux/skipped/{reason}": count for reason, count in skipped.items()})
+    return made
+
+
+def _groups(table: RowTable) -> tuple[list[Group], dict[Attempt, str]]:
+    """The attempts of the batch by prompt, and the key of each one's final row."""
+    rows = table.rows
+    attempts: dict[str, list[Attempt]] = {}
+    key_of = {}
+    for i in np.flatnonzero((rows.stream == BASE) & rows.final):
+        key, uid = table.keys[i], rows.group[i]
+        attempt = Attempt(
+            uid=uid,
+            index=table.index[i],
+            session=int(key.rsplit("_", 2)[1]),
+            correct=bool(rows.correct[i]),
+            score=float(table.scores[i]),
+        )
+        attempts.setdefault(uid, []).append(attempt)
+        key_of[attempt] = key
+    return [Group(uid, tuple(own)) for uid, own in attempts.items()], key_of

@@ -1,0 +1,62 @@
+"""What CIPO adds to verl's checkpoint: rho, the guard's statistics and the pool of schedule=replay.
+
+``cipo.json`` and ``cipo_pool.pt`` lie beside verl's own files in ``global_step_N``. They are written before verl's last
+act of saving, which names the checkpoint as the newest: a run that is killed while it saves goes on from the one
+before. Anchors are drawn by hashes of (seed, step, index, session), so there is no random state to keep.
+"""
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.guard import GuardState
+from verl_cipo.core.replay import RhoState
+
+logger = logging.getLogger("verl_cipo")
+
+STATE_FILE = "cipo.json"
+POOL_FILE = "cipo_pool.pt"
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """What the trainer remembers between steps."""
+
+    rho: RhoState
+    guard: GuardState
+
+    @classmethod
+    def initial(cls, config: CIPOConfig) -> "TrainerState":
+        """The state before step 1."""
+        return cls(rho=RhoState.initial(config), guard=GuardState.initial())
+
+
+def save(folder: str, state: TrainerState, pool: dict[str, Any]) -> None:
+    """Write both files into ``folder``, which is made if need be.
+
+    Args:
+        pool: ``CIPOAgentLoopManager.pool_state()``.
+    """
+    os.makedirs(folder, exist_ok=True)
+    torch.save(pool, os.path.join(folder, POOL_FILE))
+    with open(os.path.join(folder, STATE_FILE), "w") as file:
+        json.dump({"rho": state.rho.to_mapping(), "guard": state.guard.to_mapping()}, file)
+
+
+def load(folder: str, initial: TrainerState) -> tuple[TrainerState, dict[str, Any] | None]:
+    """Read what :func:`save` wrote; a checkpoint that was saved without CIPO gives ``initial`` and no pool."""
+    path = os.path.join(folder, STATE_FILE)
+    if not os.path.exists(path):
+        logger.warning("%s is missing, it was saved without CIPO: rho starts at %s", path, initial.rho.rho)
+        return initial, None
+    with open(path) as file:
+        values = json.load(file)
+    # Our own file beside verl's data.pt, which is read the same way: it holds the prompts' own objects.
+    pool = torch.load(os.path.join(folder, POOL_FILE), weights_only=False)
+    state = TrainerState(rho=RhoState.from_mapping(values["rho"]), guard=GuardState.from_mapping(values["guard"]))
+    return state, pool

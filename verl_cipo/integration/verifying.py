@@ -1,0 +1,57 @@
+"""Asking verl's reward loop for a verdict, again when it failed.
+
+A verifier that could not judge, because a sandbox or a server was away, must not look like a wrong answer. It says so
+by raising, or by an ``outcome`` of ``infrastructure_error`` beside its score (verl_cipo.rewards does the former).
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from verl.experimental.agent_loop import AgentLoopOutput
+
+logger = logging.getLogger("verl_cipo")
+
+INFRASTRUCTURE_ERROR = "infrastructure_error"
+FIRST_PAUSE_S = 0.5
+"""Seconds before the second try; doubled before each further one."""
+
+
+class VerifierFailed(RuntimeError):
+    """The verifier gave no verdict, however often it was asked."""
+
+
+async def verify(
+    score: Callable[[], Awaitable[None]],
+    output: AgentLoopOutput,
+    *,
+    retries: int,
+    count: Callable[[str], None],
+    session: str,
+) -> None:
+    """Await ``score()``, which puts verdict and reward into ``output``; at most ``1 + retries`` times.
+
+    Args:
+        count: called with ``verifier/errors`` for each failure and ``verifier/given_up`` for the last.
+        session: names the session in the log.
+
+    Raises:
+        VerifierFailed: from the last error. verl then treats the session as failed: its row is missing, not 0.
+    """
+    for attempt in range(1 + retries):
+        if attempt:
+            await asyncio.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
+        try:
+            await score()
+            extra = output.extra_fields.get("reward_extra_info") or {}
+            if extra.get("outcome") != INFRASTRUCTURE_ERROR:
+                return
+            raise RuntimeError(f"the verifier reports an infrastructure error: {extra}")
+        except Exception as error:
+            # verl scores only an output that has no reward yet.
+            output.reward_score = None
+            count("verifier/errors")
+            logger.warning("verifying %s failed, try %d of %d: %s", session, attempt + 1, 1 + retries, error)
+            last = error
+    count("verifier/given_up")
+    raise VerifierFailed(f"no verdict on {session} after {1 + retries} tries") from last
