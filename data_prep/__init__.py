@@ -1,0 +1,1 @@
+"""Converters from published data sets to verl's parquet schema; see docs/data.md."""

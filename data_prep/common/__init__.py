@@ -1,0 +1,1 @@
+"""What the converters share: reading, checking, de-duplication, decontamination, writing."""

@@ -1,0 +1,110 @@
+"""What the converters of code sets share: the request for a program, and tests as the code verifier takes them.
+
+verl's form of tests is {"inputs": [...], "outputs": [...]}: texts for a program on standard input, or, with "fn_name",
+argument lists and results of a function.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from data_prep.common.options import positive
+from data_prep.common.records import Example
+from data_prep.common.rows import Dropped, Row
+
+_FENCE = "Put the complete program in one fenced ```python block."
+STDIN = f"Write a Python program that reads standard input and prints the answer to standard output. {_FENCE}"
+
+
+def max_tests_option(parser: argparse.ArgumentParser) -> None:
+    """--max_tests: tests cost time at every check, and some problems have hundreds."""
+    parser.add_argument("--max_tests", type=positive, help="keep the first this many tests (default: all)")
+
+
+def request(question: str, *, starter: str = "", fn_name: str = "") -> str:
+    """The prompt: a stdin/stdout program, or the function `fn_name`, or the starter code completed."""
+    if starter.strip():
+        task = f"Complete this code, keeping its names and signature:\n\n```python\n{starter.rstrip()}\n```\n\n{_FENCE}"
+    elif fn_name:
+        task = f"Write a Python function named `{fn_name}` that solves this. {_FENCE}"
+    else:
+        task = STDIN
+    return f"{question.strip()}\n\n{task}".lstrip()
+
+
+def tests(row: Row, field: str, found: Mapping[str, Any], max_tests: int | None) -> dict[str, Any]:
+    """verl's form of tests that have it nearly: checked, tests of a program as texts, cut to `max_tests`.
+
+    Raises: PrepError when inputs and outputs are not lists of equal length; Dropped when there are none, or when a
+    program that prints nothing would pass.
+    """
+    inputs, outputs, fn_name = found.get("inputs"), found.get("outputs"), found.get("fn_name")
+    if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs):
+        raise row.fault(field, "inputs and outputs that do not match", "two lists of equal length")
+    if fn_name and not (isinstance(fn_name, str) and fn_name.isidentifier()):
+        raise row.fault(field, f"fn_name {fn_name!r}", "the name of a function, or none")
+    if not inputs:
+        raise Dropped("no tests")
+    inputs, outputs = inputs[:max_tests], outputs[:max_tests]
+    if fn_name:
+        return {"inputs": inputs, "outputs": outputs, "fn_name": fn_name}
+    found = {
+        "inputs": [_lines(row, field, item) for item in inputs],
+        "outputs": [_lines(row, field, item) for item in outputs],
+    }
+    if not any(text.strip() for text in found["outputs"]):
+        raise Dropped("all expected outputs are empty")
+    return found
+
+
+def stdin_or_function(
+    row: Row,
+    data_source: str,
+    *,
+    question: str,
+    field: str,
+    found: Mapping[str, Any],
+    starter: str,
+    max_tests: int | None,
+    **kept: Any,
+) -> Example:
+    """An example whose tests decide which kind of program is asked for.
+
+    found: the tests, which errors say are in `field`; kept: id and extra of the example.
+    """
+    ground_truth = tests(row, field, found, max_tests)
+    fn_name = ground_truth.get("fn_name", "")
+    return Example(
+        data_source=data_source,
+        prompt=request(question, starter=starter if fn_name else "", fn_name=fn_name),
+        ability="code",
+        ground_truth=json.dumps(ground_truth),
+        question=question.strip(),
+        **kept,
+    )
+
+
+def input_output(row: Row) -> Mapping[str, Any]:
+    """The field input_output of APPS and TACO: an object as JSON text. Raises: Dropped when it is empty."""
+    if not row.text_or_empty("input_output").strip():
+        raise Dropped("no tests")
+    found = row.parsed("input_output")
+    if not isinstance(found, Mapping):
+        raise row.fault("input_output", type(found).__name__, 'an object {"inputs": [...], "outputs": [...]}')
+    return found
+
+
+def _lines(row: Row, field: str, item: Any) -> str:
+    """Some problems give the text as a list of its lines, or a line that is a number as a number."""
+    if isinstance(item, list):
+        item = "\n".join(_line(row, field, line) for line in item)
+    return _line(row, field, item)
+
+
+def _line(row: Row, field: str, item: Any) -> str:
+    if isinstance(item, int | float) and not isinstance(item, bool):
+        item = str(item)
+    if not isinstance(item, str):
+        raise row.fault(field, f"a test of a program with {type(item).__name__}", "text or a list of lines")
+    return item

@@ -1,0 +1,95 @@
+"""What the converters of math sets share: the reference answer, and sets that are a question and an answer."""
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+
+from data_prep.common.records import BOXED, Example
+from data_prep.common.rows import Row
+
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
+_BARE = re.compile(r"[^\s{}$]+")
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What the last \boxed{...}, \fbox{...} or \framebox{...} holds, braces balanced, or the word after a bare \boxed.
+
+    None where there is no box or the last one is empty or never closed.
+    """
+    boxes = list(_BOX.finditer(text))
+    if not boxes:
+        return None
+    start = boxes[-1].end()
+    if text[start : start + 1] != "{":
+        bare = _BARE.match(text, start)
+        return bare.group() if bare else None
+    depth, escaped = 0, False
+    for end in range(start, len(text)):
+        if escaped:
+            escaped = False
+        elif text[end] == "\\":
+            escaped = True
+        else:
+            depth += (text[end] == "{") - (text[end] == "}")
+            if not depth:
+                return text[start + 1 : end].strip() or None
+    return None
+
+
+def boxed_answer(row: Row, *names: str) -> str:
+    """The last boxed expression of a worked solution. Raises: PrepError where the field holds none."""
+    solution = row.text(*names)
+    answer = last_boxed(solution)
+    if answer is None:
+        raise row.fault(row.get(*names)[0], "no boxed answer", "a solution with its answer in \\boxed{...}")
+    return answer
+
+
+def whole_number(row: Row, answer: str, field: str) -> str:
+    """An answer of AIME, 0 to 999, without leading zeros. Raises: PrepError when it is something else."""
+    if not re.fullmatch(r"\d{1,3}", answer):
+        raise row.fault(field, repr(answer), "a whole number from 0 to 999")
+    return str(int(answer))
+
+
+def without_point_zero(row: Row, answer: str, field: str) -> str:
+    """27.0 as 27, whether it came as a number or as text."""
+    return answer.removesuffix(".0") if re.fullmatch(r"-?\d+\.0", answer) else answer
+
+
+def question_and_answer(
+    data_source: str,
+    *,
+    question: Sequence[str],
+    answer: Sequence[str],
+    solution: Sequence[str] = (),
+    id: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    check: Callable[[Row, str, str], str] | None = None,
+) -> Callable[[Row, argparse.Namespace], Example]:
+    """A converter for a set of questions with short answers.
+
+    question, answer, id: names of the field, the first that is there counts; solution: fields whose last boxed
+    expression is the answer where there is no answer field; keep: fields that go into extra_info as text;
+    check: (row, answer, field) -> answer, to normalise it or raise PrepError.
+    """
+
+    def convert(row: Row, args: argparse.Namespace) -> Example:
+        field, value = row.get(*answer)
+        if value is None and solution and row.get(*solution)[1] is not None:
+            field, found = row.get(*solution)[0], boxed_answer(row, *solution)
+        else:
+            found = row.scalar(*answer)
+            found = last_boxed(found) or found
+        text = row.text(*question).strip()
+        return Example(
+            data_source=data_source,
+            prompt=f"{text}\n\n{BOXED}",
+            ability="math",
+            ground_truth=check(row, found, field) if check else found,
+            question=text,
+            id=row.scalar_or_empty(*id) if id else "",
+            extra={name: row.scalar_or_empty(name) for name in keep},
+        )
+
+    return convert

@@ -1,0 +1,14 @@
+"""Types of command-line options."""
+
+import argparse
+
+
+def positive(text: str) -> int:
+    """An integer >= 1. Raises: argparse.ArgumentTypeError."""
+    try:
+        value = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: allowed is an integer >= 1") from error
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: allowed is an integer >= 1")
+    return value

@@ -1,0 +1,121 @@
+"""A raw row with checked access to its fields, and the errors that end a conversion."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+class PrepError(Exception):
+    """A conversion that cannot go on. The message is one line that says what is wrong and what is expected."""
+
+
+class Dropped(Exception):
+    """Raised by a converter to leave a well-formed row out. The message is the reason under which it is counted."""
+
+
+class Row:
+    """One raw row; every accessor raises PrepError `file:row: field NAME: found; expected ...` on a wrong type.
+
+    values: the row as JSON or Arrow gave it, nearly always a mapping; where: "file:row", the row counted from 1 (in
+    JSON lines: the line). Accessors take several names where published layouts differ and use the first that is there.
+    """
+
+    def __init__(self, values: Any, where: str):
+        self.values = values
+        self.where = where
+
+    def fault(self, field: str, found: str, expected: str) -> PrepError:
+        """The error to raise about `field`."""
+        return PrepError(f"{self.where}: field {field}: {found}; expected {expected}")
+
+    def get(self, *names: str) -> tuple[str, Any]:
+        """(name, value) of the first field that is there and not null, else (all names, None)."""
+        if not isinstance(self.values, Mapping):
+            raise PrepError(
+                f"{self.where}: {_kind(self.values)}; expected an object with the field {' or '.join(names)}"
+            )
+        for name in names:
+            if self.values.get(name) is not None:
+                return name, self.values[name]
+        return " or ".join(names), None
+
+    def text(self, *names: str) -> str:
+        """A string that is not blank, as it stands."""
+        name, value = self.get(*names)
+        if not isinstance(value, str) or not value.strip():
+            raise self.fault(name, _kind(value), "text that is not blank")
+        return self._utf8(name, value)
+
+    def text_or_empty(self, *names: str) -> str:
+        """A string; an absent or null field is the empty string."""
+        name, value = self.get(*names)
+        if value is not None and not isinstance(value, str):
+            raise self.fault(name, _kind(value), "text or null")
+        return self._utf8(name, value or "")
+
+    def scalar(self, *names: str) -> str:
+        """Text or a number, as text; 27.0 becomes 27."""
+        name, value = self.get(*names)
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+            raise self.fault(name, _kind(value), "text or a number")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return self._utf8(name, str(value).strip())
+
+    def scalar_or_empty(self, *names: str) -> str:
+        """As `scalar`; an absent or null field is the empty string."""
+        return "" if self.get(*names)[1] is None else self.scalar(*names)
+
+    def flag(self, *names: str) -> bool:
+        """True or false."""
+        name, value = self.get(*names)
+        if not isinstance(value, bool):
+            raise self.fault(name, _kind(value), "true or false")
+        return value
+
+    def scalars(self, *names: str) -> list[str]:
+        """A list of text and numbers, each as `scalar` gives it; may be empty."""
+        name, value = self.get(*names)
+        if not isinstance(value, list):
+            raise self.fault(name, _kind(value), "a list of text or numbers")
+        return [Row({name: item}, self.where).scalar(name) for item in value]
+
+    def struct(self, *names: str) -> "Row":
+        """A nested object, as a row of its own."""
+        name, value = self.get(*names)
+        if not isinstance(value, Mapping):
+            raise self.fault(name, _kind(value), "an object")
+        return Row({f"{name}.{key}": item for key, item in value.items()}, self.where)
+
+    def parsed(self, *names: str) -> Any:
+        """The value of a field that holds JSON as text.
+
+        Raises: Dropped when it holds an integer of more digits than Python reads; PrepError when it is not JSON.
+        """
+        name, value = self.get(*names)
+        if not isinstance(value, str):
+            raise self.fault(name, _kind(value), "JSON as text")
+        try:
+            return json.loads(value)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise self.fault(name, f"not JSON ({error})", "JSON as text") from error
+        except ValueError as error:
+            raise Dropped("a test with an integer of thousands of digits") from error
+
+    def _utf8(self, name: str, text: str) -> str:
+        """JSON can hold halves of surrogate pairs, which no file can."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise self.fault(name, f"half a surrogate pair at {error.start}", "text that UTF-8 can hold") from error
+        return text
+
+
+def _kind(value: Any) -> str:
+    """What an error says it found."""
+    if value is None:
+        return "missing or null"
+    if isinstance(value, str) and not value.strip():
+        return "blank text"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -1,0 +1,87 @@
+"""Reference answers of math sets."""
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.common.maths import last_boxed, whole_number, without_point_zero
+from data_prep.common.rows import PrepError, Row
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("\\boxed{3}", "3"),
+        ("First \\boxed{2}, no, \\boxed{3}.", "3"),
+        ("$\\boxed{\\frac{1}{2}}$", "\\frac{1}{2}"),
+        ("\\boxed{\\{1,2\\}}", "\\{1,2\\}"),
+        ("\\boxed{a\\\\{b}}", "a\\\\{b}"),
+        ("\\fbox{5} and text", "5"),
+        ("$\\framebox{204}$ minutes", "204"),
+        ("is $\\boxed 2$.", "2"),
+        ("\\boxed {7}", "7"),
+        ("\\boxed{ x }", "x"),
+        ("no box", None),
+        ("\\boxed{}", None),
+        ("\\boxed{1 and cut o", None),
+        ("\\boxedpart{1}", None),
+        ("\\boxed", None),
+    ],
+)
+def test_last_boxed(text, answer):
+    assert last_boxed(text) == answer
+
+
+@given(st.text(alphabet="ab{}\\1 ", max_size=30))
+def test_balanced_text_comes_back_whole(inside):
+    depth, escaped = 0, False
+    for character in inside:
+        if not escaped:
+            depth += (character == "{") - (character == "}")
+        escaped = character == "\\" and not escaped
+        if depth < 0:
+            return
+    if depth == 0 and not escaped and inside.strip():
+        assert last_boxed(f"\\boxed{{1}} then \\boxed{{{inside}}} end") == inside.strip()
+
+
+@pytest.mark.parametrize(("answer", "number"), [("025", "25"), ("0", "0"), ("000", "0"), ("999", "999")])
+def test_aime_answers_lose_leading_zeros(answer, number):
+    assert whole_number(Row({}, "f:1"), answer, "answer") == number
+
+
+@pytest.mark.parametrize("answer", ["1000", "-1", "2.5", "x", ""])
+def test_what_is_no_aime_answer(answer):
+    with pytest.raises(PrepError, match="f:1: field answer: .*; expected a whole number from 0 to 999"):
+        whole_number(Row({}, "f:1"), answer, "answer")
+
+
+@pytest.mark.parametrize(("answer", "number"), [("27.0", "27"), ("-1.0", "-1"), ("2.50", "2.50"), ("x.0", "x.0")])
+def test_point_zero(answer, number):
+    assert without_point_zero(Row({}, "f:1"), answer, "answer") == number
+
+
+def test_other_layouts_of_the_same_sets(run, write, tmp_path):
+    layouts = {
+        "aime24": {"ID": "2024-I-1", "Problem": "Find it.", "Solution": "So 33.", "Answer": 33},
+        "aime25": {"question": "Find it.", "answer": "033"},
+        "amc23": {"id": 0, "problem": "Find it.", "answer": 33.0, "url": "", "question": None},
+        "minerva": {"problem": "Find it.", "solution": "It is \\boxed{33}.", "type": "Astronomy", "idx": 0},
+    }
+    for name, row in layouts.items():
+        source = write(tmp_path / name / "test.jsonl", [row])
+        assert run(name, source) == 0
+        (made,) = pq.read_table(tmp_path / "out" / "test.parquet").to_pylist()
+        assert made["reward_model"]["ground_truth"] == "33", name
+        assert made["extra_info"]["question"] == "Find it."
+    source = write(tmp_path / "math-ai" / "test.jsonl", [{"id": 1, "problem": "Find it.", "solution": "\\boxed{033}"}])
+    assert run("aime24", source) == 0
+
+
+def test_images_leave_olympiadbench(run, write, cases, tmp_path):
+    row = cases["olympiadbench"].rows[0]
+    rows = [row, {**row, "modality": "Multimodal"}, {**row, "image_1": {"bytes": "x"}}]
+    source = write(tmp_path / "test.jsonl", rows)
+    assert run("olympiadbench", source) == 0
+    assert '"needs an image": 2' in (tmp_path / "out" / "test_stats.json").read_text()
