@@ -1,0 +1,1 @@
+"""Where the code verifier runs programs that it does not trust."""

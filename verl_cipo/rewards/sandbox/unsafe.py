@@ -1,0 +1,32 @@
+"""The subprocess backend: the same warm interpreter without namespaces. Not a sandbox.
+
+Limits and the seccomp filter hold here, too, so a program can start nothing, write no file and open no socket, but it
+reads every file that this user can read, the data set's expected outputs among them.
+"""
+
+from verl_cipo.rewards.outcome import VerifierInfrastructureError
+from verl_cipo.rewards.sandbox import seccomp
+from verl_cipo.rewards.sandbox.launch import interpreter, supervisor_command
+from verl_cipo.rewards.sandbox.warm_sandbox import Channels, Sandbox
+
+
+def start(*, numpy: bool = False) -> Sandbox:
+    """A warm interpreter, with numpy imported in it or not. Call it from a thread that outlives it.
+
+    Raises: VerifierInfrastructureError.
+    """
+    if not seccomp.supported():
+        raise VerifierInfrastructureError("backend=subprocess has no seccomp filter for this processor")
+    return Sandbox.start(lambda channels: command(channels, numpy=numpy))
+
+
+def command(channels: Channels, *, numpy: bool) -> list[str]:
+    """The command line of one interpreter."""
+    packages = interpreter().numpy
+    return supervisor_command(
+        job_fd=channels.job,
+        result_fd=channels.result,
+        status_fd=channels.status,
+        packages=str(packages[0].parent) if packages else "",
+        numpy=numpy,
+    )

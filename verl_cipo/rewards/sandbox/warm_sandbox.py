@@ -1,0 +1,288 @@
+"""One warm sandbox, seen from outside: starts it, hands it jobs, bounds and reads what comes back, kills it."""
+
+import json
+import os
+import select
+import signal
+import struct
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from verl_cipo.rewards.outcome import VerifierInfrastructureError
+from verl_cipo.rewards.sandbox.supervisor import IN_JAIL, READY, frame
+
+START_TIMEOUT_S = 30
+KILL_TIMEOUT_S = 10
+_CHUNK = 2**18
+# A run may start no threads, so numpy's own must not be asked for.
+ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+_READY, _IN_JAIL = struct.pack("<I", READY), struct.pack("<I", IN_JAIL)
+
+
+Answer = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class SandboxDiedError(RuntimeError):
+    """The sandbox ended by itself; it says nothing about the program."""
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The descriptors that a sandbox inherits besides stdout and stderr; info: bubblewrap's own report."""
+
+    job: int
+    result: int
+    status: int
+    info: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """How one run ended.
+
+    end: "exit"; "timeout" (the wall clock ran out); "flood" (it wrote more than it may).
+    code: its exit status, negative for a signal; None unless end is "exit".
+    stdout: what it wrote there. claim: the one frame that came on the result channel, None unless it is exactly one.
+    """
+
+    end: Literal["exit", "timeout", "flood"]
+    code: int | None = None
+    stdout: bytes = b""
+    claim: Any = None
+
+
+class Sandbox:
+    """A running sandbox. One job at a time; after "timeout" or "flood" it is closed."""
+
+    def __init__(self, process: subprocess.Popen, *, job: int, result: int, status: int) -> None:
+        self._process = process
+        self._stdout = process.stdout.fileno()
+        self._job, self._result, self._status = job, result, status
+        self._init: int | None = None
+        self.closed = False
+        for fd in (self._stdout, job, result, status):
+            os.set_blocking(fd, False)
+
+    @classmethod
+    def start(cls, command: Callable[[Channels], list[str]]) -> "Sandbox":
+        """Starts what `command` names and waits until it is warm.
+
+        Raises: VerifierInfrastructureError with what it wrote to stderr.
+        """
+        pipes: list[int] = []
+        try:
+            for _ in range(4):
+                pipes += os.pipe()
+            job_read, job, result, result_write, status, status_write, info, info_write = pipes
+            theirs = (job_read, result_write, status_write, info_write)
+            process = subprocess.Popen(
+                command(Channels(job_read, result_write, status_write, info_write)),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=theirs,
+                start_new_session=True,
+                env=ENVIRONMENT,
+            )
+        except OSError as error:
+            for fd in pipes:
+                os.close(fd)
+            raise VerifierInfrastructureError(f"the sandbox could not be started: {error}") from error
+        for fd in theirs:
+            os.close(fd)
+        sandbox = cls(process, job=job, result=result, status=status)
+        try:
+            sandbox._wait_until_warm(info)
+        except BaseException:
+            sandbox.close()
+            raise
+        finally:
+            os.close(info)
+        return sandbox
+
+    def _wait_until_warm(self, info: int) -> None:
+        poll = select.poll()
+        poll.register(self._status, select.POLLIN)
+        ready = poll.poll(1000 * START_TIMEOUT_S)
+        said = _read_now(self._status, 4)[0] if ready else b""
+        if said != _READY:
+            self._kill_group()
+            told = self._process.stderr.read().decode("utf-8", "replace").strip()
+            why = told or (f"not warm after {START_TIMEOUT_S} s" if not ready else "it ended without a word")
+            raise VerifierInfrastructureError(f"the sandbox could not be started: {why}{_hint(told)}")
+        os.set_blocking(info, False)
+        report = _read_now(info, 2**16)[0]
+        if report:
+            # Through a descriptor the signal cannot reach another process that was given the same number.
+            self._init = os.pidfd_open(json.loads(report)["child-pid"])
+
+    def run(
+        self,
+        job: dict[str, Any],
+        *,
+        timeout_s: float,
+        max_stdout: int = 2**20,
+        max_claim: int = 2**22,
+        answer: Answer | None = None,
+    ) -> Run:
+        """Runs one job to its end.
+
+        Args:
+            job: what `supervisor.child` reads.
+            timeout_s: wall clock seconds; time spent in `answer` is not counted.
+            max_stdout, max_claim: what may come on stdout and on the result channel, bytes.
+            answer: for a checker, what to reply to a call that it asks for.
+
+        Raises:
+            SandboxDiedError: the sandbox is gone; try another one.
+        """
+        try:
+            return self._converse(job, timeout_s, max_stdout, max_claim, answer)
+        except BaseException:
+            # Half a conversation is left in its pipes.
+            self.close()
+            raise
+
+    def _converse(
+        self, job: dict[str, Any], timeout_s: float, max_stdout: int, max_claim: int, answer: Answer | None
+    ) -> Run:
+        to_send = memoryview(frame(job))
+        stdout, result, status = bytearray(), bytearray(), bytearray()
+        buffers = {self._stdout: stdout, self._result: result, self._status: status}
+        poll = select.poll()
+        for fd in buffers:
+            poll.register(fd, select.POLLIN)
+        poll.register(self._job, select.POLLOUT)
+        deadline = time.monotonic() + timeout_s
+        while len(status) < 8:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return self._end("timeout")
+            for fd, _ in poll.poll(max(1, left * 1000)):
+                if fd == self._job:
+                    to_send = self._write_now(to_send)
+                    if not to_send:
+                        poll.unregister(fd)
+                    continue
+                data, ended = _read_now(fd, _CHUNK if fd != self._status else 8 - len(status))
+                buffers[fd] += data
+                if fd == self._status and (ended or len(status) >= 4 and status[:4] != _IN_JAIL):
+                    raise self._died()
+                if ended:
+                    poll.unregister(fd)
+            if len(stdout) > max_stdout or len(result) > max_claim:
+                return self._end("flood")
+            if answer is not None and (call := _pop_call(result)) is not None:
+                asked = time.monotonic()
+                to_send = memoryview(frame(answer(call)))
+                poll.register(self._job, select.POLLOUT)
+                deadline += time.monotonic() - asked
+        # The writer is dead, so what it wrote is in the pipes, and none of it may be left for the next run.
+        for fd, limit in ((self._stdout, max_stdout), (self._result, max_claim)):
+            while data := _read_now(fd, _CHUNK)[0]:
+                buffers[fd] += data
+            if len(buffers[fd]) > limit:
+                return self._end("flood")
+        code = os.waitstatus_to_exitcode(struct.unpack_from("<I", status, 4)[0])
+        return Run("exit", code, bytes(stdout), _only_frame(result))
+
+    def _write_now(self, data: memoryview) -> memoryview:
+        try:
+            return data[os.write(self._job, data) :]
+        except BlockingIOError:
+            return data
+        except BrokenPipeError as error:
+            raise self._died() from error
+
+    def _end(self, end: Literal["timeout", "flood"]) -> Run:
+        self.close()
+        return Run(end)
+
+    def _died(self) -> SandboxDiedError:
+        self.close()
+        return SandboxDiedError(f"the sandbox ended by itself with status {self._process.returncode}")
+
+    def close(self) -> None:
+        """Kills all of the sandbox and waits until it is gone."""
+        if self.closed:
+            return
+        self.closed = True
+        # The namespace's first process takes all others with it, and bubblewrap then ends by itself.
+        if self._init is not None:
+            try:
+                signal.pidfd_send_signal(self._init, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # It is gone already.
+            os.close(self._init)
+        else:
+            self._kill_group()
+        try:
+            self._process.wait(KILL_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._kill_group()
+            self._process.wait(KILL_TIMEOUT_S)
+        self._process.stdout.close()
+        self._process.stderr.close()
+        for fd in (self._job, self._result, self._status):
+            os.close(fd)
+
+    def _kill_group(self) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _read_now(fd: int, size: int) -> tuple[bytes, bool]:
+    """What is there to read, and whether the other end is closed."""
+    try:
+        data = os.read(fd, size)
+    except BlockingIOError:
+        return b"", False
+    return data, not data
+
+
+def _first_frame(data: bytearray) -> bytes | None:
+    """The body of the first frame of `data`; None while it is not complete."""
+    if len(data) < 4:
+        return None
+    (size,) = struct.unpack_from("<I", data)
+    return bytes(data[4 : 4 + size]) if len(data) >= 4 + size else None
+
+
+def _only_frame(data: bytearray) -> Any:
+    """The one frame of `data`; None when it is not exactly one, or not JSON."""
+    body = _first_frame(data)
+    if body is None or len(data) != 4 + len(body):
+        return None
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _pop_call(data: bytearray) -> dict[str, Any] | None:
+    """Takes a checker's question off `data`: the call it asks for. None when none is there, or its verdict is."""
+    body = _first_frame(data)
+    if body is None:
+        return None
+    content = json.loads(body)
+    if "call" not in content:
+        return None
+    del data[: 4 + len(body)]
+    return content["call"]
+
+
+def _hint(told: str) -> str:
+    """What to do about what bubblewrap wrote, to be put behind it."""
+    refusals = ("namespace", "/proc/sys", "Permission denied", "Operation not permitted", "Read-only file system")
+    if any(refusal in told for refusal in refusals):
+        return (
+            ". Unprivileged user namespaces are needed: sysctl user.max_user_namespaces and "
+            "kernel.apparmor_restrict_unprivileged_userns on the host, and in Docker "
+            "--security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined"
+        )
+    if "nknown option" in told:
+        return ". bubblewrap 0.8.0 or newer is needed"
+    return ""
