@@ -31,7 +31,8 @@ def test_readme_knobs_are_knobs():
     from verl_cipo.core.config import CIPOConfig
 
     known = CIPOConfig().to_mapping()
-    known |= {f"prompt.{name}": value for name, value in known.pop("prompt").items()}
+    for section in ("prompt", "aux"):
+        known |= {f"{section}.{name}": value for name, value in known.pop(section).items()}
     rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `")]
     named = [name for row in rows for name in re.findall(r"`([\w.]+)`", row.split("|")[1])]
     assert len(named) > 8

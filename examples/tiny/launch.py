@@ -76,33 +76,47 @@ class TrainingFailed(RuntimeError):
     """verl ended with a non-zero exit code; the message holds the end of its log."""
 
 
+def metrics_lines(path: Path) -> list[dict]:
+    """The lines of a ``metrics.jsonl``; one that was cut off in the writing is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
 def merge_metrics(kept: Path, fresh: Path) -> None:
     """Move the lines of ``fresh`` behind those of ``kept``, in place of what ``kept`` has from their first step on.
 
-    A run that was killed logged steps after its last checkpoint, which the next one takes again. A line that was cut
-    off in the writing is dropped.
+    A run that was killed logged steps after its last checkpoint, which the next one takes again.
     """
-
-    def lines(path: Path) -> list[str]:
-        if not path.exists():
-            return []
-        return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-    new = lines(fresh)
+    new = metrics_lines(fresh)
     if new:
-        first = json.loads(new[0])["step"]
-        old = [line for line in lines(kept) if json.loads(line)["step"] < first]
+        old = [line for line in metrics_lines(kept) if line["step"] < new[0]["step"]]
         whole = kept.with_suffix(".tmp")
-        whole.write_text("".join([*old, *new]))
+        whole.write_text("".join(json.dumps(line) + "\n" for line in [*old, *new]))
         whole.replace(kept)
     fresh.unlink(missing_ok=True)
+
+
+def checkpoint_to_resume(checkpoints: Path, metrics: Path) -> Path | None:
+    """The newest whole checkpoint of a step that was logged; None when there is none.
+
+    verl saves a step before it logs it: what was killed in between goes on from the checkpoint before, or the metrics
+    would lack a step.
+    """
+    tracker = checkpoints / "latest_checkpointed_iteration.txt"
+    if not tracker.exists():
+        return None
+    logged = max((line["step"] for line in metrics_lines(metrics) if "training/global_step" in line["data"]), default=0)
+    last = min(int(tracker.read_text()), logged)
+    saved = {int(folder.name.rpartition("_")[2]): folder for folder in checkpoints.glob("global_step_*")}
+    return max(((step, folder) for step, folder in saved.items() if step <= last), default=(0, None))[1]
 
 
 def train(
     options: list[str],
     *,
     output: Path,
-    resume: bool = False,
+    resume: Path | None = None,
     on_line: Callable[[dict], None] = lambda _: None,
     config_args: tuple[str, ...] = ("--config-path", "pkg://verl_cipo.config", "--config-name", "cpu"),
     env: dict[str, str] | None = None,
@@ -113,7 +127,8 @@ def train(
     Args:
         options: Hydra overrides.
         output: gets ``metrics.jsonl`` (verl's file logger, a line a step) and ``train.log``.
-        resume: go on from the newest checkpoint; ``metrics.jsonl`` goes on with it, ``train.log`` starts anew.
+        resume: folder of the checkpoints that the run goes on from; ``metrics.jsonl`` goes on with it, ``train.log``
+            starts anew. Where there is no checkpoint, the run starts from step 1.
         on_line: called with each line of verl's file logger as it appears.
         config_args: which config; empty for verl's own.
         env: added to :data:`CPU_ENV`.
@@ -129,13 +144,20 @@ def train(
     output = output.resolve()
     output.mkdir(parents=True, exist_ok=True)
     kept, metrics, log = output / "metrics.jsonl", output / "metrics.part.jsonl", output / "train.log"
-    if resume:
-        # Of a run whose launcher was killed too.
+    if resume is not None:
+        # Of a run whose launcher was killed, too.
         merge_metrics(kept, metrics)
-        options = [*options, "trainer.resume_mode=auto", "trainer.val_before_train=false"]
-    else:
+    checkpoint = checkpoint_to_resume(resume, kept) if resume is not None else None
+    if checkpoint is None:
         kept.unlink(missing_ok=True)
         metrics.unlink(missing_ok=True)
+    else:
+        options = [
+            *options,
+            "trainer.resume_mode=resume_path",
+            f"trainer.resume_from_path={checkpoint}",
+            "trainer.val_before_train=false",
+        ]
     environment = {**os.environ, **CPU_ENV, "VERL_FILE_LOGGER_PATH": str(metrics), **(env or {})}
     with open(log, "w") as log_file:
         process = subprocess.Popen(

@@ -61,9 +61,6 @@ def main() -> int:
     made = prepare.prepare(folder, replace(prepare.QUICK if quick else prepare.FULL, seed=args.seed))
     print(prepare.report(made, quick))
 
-    if args.resume and not (output / "checkpoints" / "latest_checkpointed_iteration.txt").exists():
-        print(f"--resume: no checkpoint in {output / 'checkpoints'} yet, starting from step 1")
-        args.resume = False
     if not args.resume:
         for stale in ("rollouts", "validation", "checkpoints"):
             shutil.rmtree(output / stale, ignore_errors=True)
@@ -92,7 +89,9 @@ def main() -> int:
             bar.set_postfix({name: f"{value:.2f}" for name, value in shown.items() if value is not None})
             bar.update(line["step"] - bar.n)
 
-        peak_mb = launch.train(options, output=output, on_line=advance, resume=args.resume)
+        peak_mb = launch.train(
+            options, output=output, on_line=advance, resume=output / "checkpoints" if args.resume else None
+        )
 
     lines = show.read_metrics(output / "metrics.jsonl")
     trainer = TRAINER_LINE.search((output / "train.log").read_text(errors="replace"))

@@ -395,6 +395,22 @@ def test_a_correction_that_takes_too_long_is_given_up(world, monkeypatch):
     assert ("status", "p0", "finished") in world
 
 
+def test_a_correction_whose_row_is_not_stored_counts_as_failed(world, monkeypatch):
+    base = rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class
+    whole = base._agent_loop_postprocess
+
+    async def postprocess(self, output, validate, **kwargs):
+        if "_c" in kwargs["uid"] and kwargs["session_id"] == 1:
+            await self._compute_score([output], kwargs)
+            raise ConnectionError("the storage went away")
+        await whole(self, output, validate, **kwargs)
+
+    monkeypatch.setattr(base, "_agent_loop_postprocess", postprocess)
+    stats = roll(world)
+    assert len(rows(world)) == 2 * N - 1
+    assert stats["corrections/failed_sessions"] == 1
+
+
 # ---- full_determinism
 
 
