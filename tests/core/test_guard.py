@@ -120,6 +120,22 @@ def test_copying_counts_in_units_of_the_noise(by, alarms):
     assert run(*steps(0.5, 0.5), *steps(0.3, 0.7)).alarms == alarms
 
 
+@pytest.mark.parametrize(
+    ("fall", "rise", "raised", "kept"),
+    [(0.07, 0.07, True, True), (0.055, 0.07, False, True), (0.07, 0.055, False, True), (0.028, 0.07, False, False)],
+)
+def test_three_errors_raise_copying_and_half_of_them_keep_it(fall, rise, raised, kept):
+    calm = run(*copying([0.4] * 60, [0.6] * 60))
+    # One error is .0886 * sqrt(.0281 + .0281) = .0210; .07 is 3.3 of them, .055 2.6 and .028 1.3.
+    w2c, c2c = calm.best_w2c.value - fall, calm.c2c_then.value + rise
+    moved = replace(
+        calm, w2c=replace(calm.w2c, value=w2c, last=w2c + 0.1), c2c=replace(calm.c2c, value=c2c, last=c2c + 0.1)
+    )
+    step = Signals(w2c=w2c, c2c=c2c)
+    assert ("copying" in run(step, state=moved).alarms) == raised
+    assert ("copying" in run(step, state=replace(moved, alarms=("copying",))).alarms) == kept
+
+
 def test_a_small_fall_without_any_noise_is_no_alarm():
     assert run(*[Signals(w2c=0.5, c2c=0.5)] * 40, *[Signals(w2c=0.48, c2c=0.52)] * 40).alarms == ()
     assert run(*[Signals(accuracy=0.5)] * 40, *[Signals(accuracy=0.46)] * 40).alarms == ()
@@ -272,6 +288,24 @@ def test_lambda_falls_while_an_alarm_lasts_and_recovers():
     over = replace(twice, copy_rate=Level())
     assert actions(run(Signals(), state=over)).lambda_factor == pytest.approx(0.704)
     assert actions(run(*[Signals()] * 5, state=over)).lambda_factor == 1.0
+
+
+@pytest.mark.parametrize(
+    ("alarm", "factor"), [("accuracy", 0.8), ("copying", 0.8), ("copy_rate", 0.8), ("entropy", 1.0)]
+)
+def test_every_alarm_but_entropy_lowers_lambda(alarm, factor):
+    good = Signals(w2c=0.6, c2c=0.3, copy_rate=0.2, entropy=0.5, accuracy=0.7)
+    level = {
+        "accuracy": {"accuracy": 0.2},
+        "copying": {"w2c": 0.1, "c2c": 0.9},
+        "copy_rate": {"copy_rate": 0.95},
+        "entropy": {"entropy": 0.01},
+    }[alarm]
+    calm = run(*[good] * 20)
+    moved = {name: replace(getattr(calm, name), value=value, last=value) for name, value in level.items()}
+    state = run(Signals(**level), state=replace(calm, **moved))
+    assert state.alarms == (alarm,)
+    assert actions(state).lambda_factor == pytest.approx(factor)
 
 
 @given(steps=st.lists(signals, max_size=60))

@@ -86,6 +86,8 @@ def test_by_hand():
             "cipo/retention": 2 / 3,
             # k0 and k3 of the 5 final corrections
             "cipo/copy_rate": 0.4,
+            # k3 of k3 and k4
+            "cipo/copy_rate_failed": 0.5,
         }
     )
     check_names(metrics)

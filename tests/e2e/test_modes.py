@@ -59,6 +59,29 @@ def async_resumed_run(task_folder, tmp_path_factory, async_run):
     )
 
 
+@pytest.fixture(scope="session")
+def separate_run(task_folder, tmp_path_factory):
+    """verl's asynchronous trainer with vLLM servers of its own: two updates a step, weights handed over in a file."""
+    return run(
+        task_folder,
+        tmp_path_factory.mktemp("separate"),
+        "algorithm.adv_estimator=cipo",
+        "+algorithm.cipo.schedule=replay",
+        "trainer.v1.trainer_mode=separate_async",
+        "trainer.v1.separate_async.parameter_sync_step=2",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+        "actor_rollout_ref.rollout.nnodes=1",
+        "actor_rollout_ref.rollout.n_gpus_per_node=1",
+        "actor_rollout_ref.rollout.checkpoint_engine.backend=file",
+        "+actor_rollout_ref.rollout.checkpoint_engine.custom_backend_module=file_weights",
+        "ray_kwargs.ray_init.num_gpus=2",
+        "trainer.total_training_steps=3",
+        "trainer.test_freq=-1",
+        "trainer.val_before_train=false",
+        env={"PYTHONPATH": str(Path(__file__).parent)},
+    )
+
+
 def pairs(rows: list[dict]) -> dict[str, list[dict]]:
     """Rows made for the auxiliary loss by the uid of their group."""
     made = {}
@@ -141,3 +164,16 @@ def test_asynchronous_training_goes_on_from_its_checkpoint(async_run, async_resu
     assert first["cipo/rho"] == saved["rho"]["rho"]
     assert first["cipo/rows/base"] == second["cipo/rows/base"] == 16
     assert first["cipo/rows/correction"] + second["cipo/rows/correction"] > 0
+
+
+def test_separate_asynchronous_training(separate_run):
+    log = (separate_run.folder / "train.log").read_text(errors="replace")
+    assert "[verl_cipo] trainer CIPOTrainerSeparateAsync" in log
+    assert [line["step"] for line in separate_run.metrics] == [1, 2, 3]
+    rollouts = [row for step in (1, 2, 3) for row in separate_run.rollouts(step)]
+    for metrics in separate_run.steps:
+        # Of both updates of the step together.
+        assert metrics["cipo/rows/base"] == 16
+        assert 0 <= metrics["training/off_policy/trajectory_staleness/max"] <= 2
+    corrections = sum(metrics["cipo/rows/correction"] for metrics in separate_run.steps)
+    assert corrections == sum("_c" in row["uid"] for row in rollouts) > 0

@@ -197,7 +197,7 @@ class CIPOConfig:
     guard: str = _knob(
         "warn",
         _Rule("off, warn or adapt", _read_guard),
-        "Watch for collapse (docs/method.md): off; warn, in log and metrics; adapt, also act against it.",
+        "Watch for collapse (docs/guard.md): off; warn, in log and metrics; adapt, also lower lambda_corr meanwhile.",
     )
     val_corrections: int = _knob(
         1, _number(0, integer=True), "Second-turn corrections per validation attempt; 0 turns them off."

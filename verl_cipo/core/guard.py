@@ -1,8 +1,8 @@
 """The collapse guard: alarms from running statistics of a step's signals, and what to do about them.
 
 METHOD, known failure modes: a policy may learn to repeat the attempt that it is shown, and correction training may
-cost what the policy could do before. A step measures both on few anchors, so every threshold but two is in units of
-the noise that the signal itself shows from step to step. docs/guard.md says what was tried.
+cost what the policy could do before. A step measures these on few anchors, so a change counts in units of the noise
+that the signal itself shows from step to step. docs/guard.md says what was tried.
 """
 
 import math
@@ -40,7 +40,7 @@ class Thresholds:
     entropy_release: float = 0.35
     """Share of its start at which the entropy alarm ends."""
     lambda_decay: float = 0.8
-    """Factor on lambda_factor for every step with an alarm."""
+    """Factor on lambda_factor for every step with an alarm out of ACTED_ON."""
     lambda_recovery: float = 1.1
     """Factor on lambda_factor for every step without one."""
     lambda_floor: float = 0.25
@@ -51,6 +51,9 @@ LIMITS = Thresholds()
 
 ALARMS = ("copying", "copy_rate", "entropy", "accuracy")
 """Names of the alarms, in the order in which they are reported."""
+
+ACTED_ON = ("copying", "copy_rate", "accuracy")
+"""Those that lower lambda_factor. GRPO alone lowers entropy too, so its alarm does not speak against corrections."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,8 @@ def update_guard(state: GuardState, signals: Signals) -> GuardState:
     elif state.c2c_then.count == 0:
         state = replace(state, c2c_then=state.c2c)
     raised = tuple(name for name in ALARMS if _CHECKS[name](state, name in state.alarms))
-    factor = state.lambda_factor * (LIMITS.lambda_decay if raised else LIMITS.lambda_recovery)
+    lower = any(name in ACTED_ON for name in raised)
+    factor = state.lambda_factor * (LIMITS.lambda_decay if lower else LIMITS.lambda_recovery)
     return replace(state, alarms=raised, lambda_factor=min(max(factor, LIMITS.lambda_floor), 1.0))
 
 

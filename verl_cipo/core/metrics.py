@@ -35,6 +35,7 @@ METRICS: dict[str, str] = {
     "cipo/transitions/w2c": "Of the corrections of wrong attempts: share that is right.",
     "cipo/transitions/w2w": "Of the corrections of wrong attempts: share that is wrong.",
     "cipo/copy_rate": "Share of corrections that repeat the attempt up to white space.",
+    "cipo/copy_rate_failed": "The same of the corrections of wrong attempts: copying a right one is no fault.",
     "cipo/reward/base": "Mean raw verifier score of the attempts.",
     "cipo/reward/correction": "Mean raw verifier score of the corrections, before risk shaping.",
     "cipo/accuracy/base": "Share of attempts that are right.",
@@ -112,6 +113,9 @@ def batch_metrics(*, rows: Rows, scores: np.ndarray, tokens: np.ndarray, copied:
         metrics["retention"] = transitions.retention
     if final.any():
         metrics["copy_rate"] = float(copied[final].mean())
+    failed = final & ~rows.anchor_correct
+    if failed.any():
+        metrics["copy_rate_failed"] = float(copied[failed].mean())
     return {PREFIX + name: value for name, value in metrics.items()}
 
 

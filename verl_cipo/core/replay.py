@@ -102,9 +102,12 @@ class ReplayPool:
         """Offer the attempts of a finished group; `payloads` has one for each session."""
         tier = not medium(group.pass_rate, **self._band)
         for rank, attempt in ranks(group, **self._draw):
-            kept = self._kept[attempt.correct]
-            bisect.insort(kept, Candidate((tier, rank), attempt, payloads[attempt.session]), key=lambda c: c.rank)
-            del kept[self._capacity :]
+            self._keep(Candidate((tier, rank), attempt, payloads[attempt.session]))
+
+    def _keep(self, candidate: Candidate) -> None:
+        kept = self._kept[candidate.attempt.correct]
+        bisect.insort(kept, candidate, key=lambda other: other.rank)
+        del kept[self._capacity :]
 
     def draw(self, budget: int, rho: float) -> list[Candidate]:
         """Take `budget` candidates out, round(rho * budget) of them right; a kind that runs short is filled up."""
@@ -123,6 +126,6 @@ class ReplayPool:
         return [*self._kept[True], *self._kept[False]]
 
     def restore(self, candidates: Iterable[Candidate]) -> None:
-        """Put back what `candidates` returned, in that order."""
+        """Put back what `candidates` returned."""
         for candidate in candidates:
-            self._kept[candidate.attempt.correct].append(candidate)
+            self._keep(candidate)

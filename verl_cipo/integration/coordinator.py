@@ -121,7 +121,7 @@ class AnchorCoordinator:
 
     async def replayed(self, batch_id: int, uid: str) -> list[Candidate]:
         """The anchors whose corrections prompt ``uid`` hosts; schedule=replay."""
-        return self._batches[batch_id].hosted.pop(uid, [])
+        return self._batches[batch_id].hosted.get(uid, [])
 
     async def add(self, batch_id: int, group: Group, payloads: Mapping[int, Any]) -> None:
         """Report a finished group; wakes every group that thereby got anchors.
@@ -186,8 +186,13 @@ class AnchorCoordinator:
         return records, {name: float(value) for name, value in counts.items()}
 
     async def pool_state(self) -> dict[str, Any]:
-        """The pool of schedule=replay for a checkpoint."""
-        return {"step": self._step, "ready": self._ready.candidates(), "filling": self._filling.candidates()}
+        """The pool of schedule=replay for a checkpoint.
+
+        Anchors of batches that are under way, which only an asynchronous trainer has at a checkpoint, go back into it:
+        verl dispatches the prompts that host them again.
+        """
+        hosted = [anchor for batch in self._batches.values() for part in batch.hosted.values() for anchor in part]
+        return {"step": self._step, "ready": self._ready.candidates(), "filling": self._filling.candidates() + hosted}
 
     async def restore_pool(self, state: dict[str, Any]) -> None:
         """Put back what ``pool_state`` returned."""

@@ -9,6 +9,7 @@ starts), ``fit`` (rho and the pool go to the rollout manager), ``_balance_batch`
 """
 
 import logging
+import math
 import os
 import time
 from dataclasses import replace
@@ -179,6 +180,9 @@ class CIPOTrainerMixin:
 
     def _watch(self, own: dict[str, float], entropy: float | None) -> dict[str, float]:
         """Show the guard what the step measured; say aloud which alarms are new."""
+        if entropy is not None and not math.isfinite(entropy):
+            logger.error("step %d: actor/entropy is %s, the guard leaves it out", self.global_steps, entropy)
+            entropy = None
         signals = Signals(
             w2c=own.get("cipo/transitions/w2c"),
             c2c=own.get("cipo/transitions/c2c"),
