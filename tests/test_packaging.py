@@ -44,7 +44,7 @@ def pin_lines() -> list[str]:
 def cpu_requirements() -> list[Requirement]:
     """Everything that the CPU environment is asked for by name."""
     extras = PROJECT["optional-dependencies"]
-    declared = [*PROJECT["dependencies"], *extras["dev"], *extras["plot"]]
+    declared = [*PROJECT["dependencies"], *extras["dev"], *extras["eval"]]
     return [Requirement(line) for line in [*declared, *lines(ROOT / "requirements/cpu-vllm.txt")]]
 
 
@@ -66,7 +66,7 @@ def test_a_plain_install_asks_for_no_package_that_comes_in_builds():
 def test_extras():
     extras = PROJECT["optional-dependencies"]
 
-    assert {"gpu", "plot", "dev"} <= set(extras)
+    assert {"gpu", "eval", "dev"} <= set(extras)
     assert Requirement(extras["gpu"][0]).extras == {"vllm", "fsdp"}
 
 

