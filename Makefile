@@ -30,6 +30,7 @@ venv: ## make or bring up to date .venv
 demo: venv ## train a small model with CIPO on the CPU: real verl, Ray, FSDP2 and vLLM
 	$(BIN) examples/tiny/run.py --output $(DEMO_DIR) $(if $(STEPS),--steps $(STEPS))
 
+test: export TEST_TOOLS := 1
 test: lint ## linters and the whole test suite
 	$(BIN) -m pytest $(PYTEST_ARGS)
 

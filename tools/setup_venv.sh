@@ -29,25 +29,28 @@ inputs() { cat "${INPUTS[@]}" | cksum; }
 made_here() { [ -f "$READY" ] && [ "$(sed -n 1p "$READY")" = "$PWD" ] && "$VENV/bin/python" -c '' 2>/dev/null; }
 is_ready() { made_here && [ "$(sed -n 2p "$READY")" = "$(inputs)" ]; }
 
-apt_try() { # apt_try PACKAGE WHY: false when it cannot be installed here
+apt_try() { # apt_try "PACKAGE..." WHY: false when it cannot be installed here
     local sudo=()
     if [ "$(id -u)" != 0 ]; then sudo=(sudo -n); fi
     if ! command -v apt-get >/dev/null || ! "${sudo[@]}" true 2>/dev/null; then return 1; fi
     say "$2: installing $1 with apt-get"
     "${sudo[@]}" apt-get update -qq || say "setup: apt-get update failed, trying with the lists that are there"
-    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1" >/dev/null
+    # Several packages are several words.
+    # shellcheck disable=SC2086
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $1 >/dev/null
 }
 
 apt_install() { # apt_install PACKAGE WHY
     apt_try "$1" "$2" || die "$2. Install it first; on Debian and Ubuntu: sudo apt-get install $1"
 }
 
-# The sandbox of the code verifier. The demo does without, so its lack is said and does not end the set-up.
-want_bubblewrap() {
-    if command -v bwrap >/dev/null; then return; fi
-    apt_try bubblewrap "bubblewrap, the sandbox of verl_cipo.rewards.code, is missing" ||
-        say "setup: bubblewrap is missing: verl_cipo.rewards.code and its tests will fail. On Debian and Ubuntu:" \
-            "sudo apt-get install bubblewrap"
+want() { # want "PROGRAM..." "PACKAGE..." WHAT: any of the programs; the demo does without, so a lack is said and no more
+    local program
+    for program in $1; do
+        if command -v "$program" >/dev/null; then return; fi
+    done
+    apt_try "$2" "$3 is missing" ||
+        say "setup: $3 is missing, its tests will fail. On Debian and Ubuntu: sudo apt-get install $2"
 }
 
 check_machine() {
@@ -99,7 +102,10 @@ install_alias() { # built from a copy: setuptools leaves build folders beside th
     pip_install --no-deps --no-build-isolation "$VENV/alias"
 }
 
-want_bubblewrap
+want bwrap bubblewrap "bubblewrap, the sandbox of verl_cipo.rewards.code,"
+if [ -n "${TEST_TOOLS:-}" ]; then
+    want "chromium chromium-browser google-chrome" "chromium fonts-dejavu-core" "a browser, in which the report is opened,"
+fi
 if is_ready; then exit 0; fi
 if command -v flock >/dev/null; then
     exec 9>.venv.lock

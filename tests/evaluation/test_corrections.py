@@ -1,0 +1,114 @@
+import argparse
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from verl_cipo.evaluation import cli_second_turns
+from verl_cipo.evaluation.corrections import FIGURES, correction_figures, given_responses
+from verl_cipo.integration.second_turn import dump_second_turns, second_turn_metrics
+
+
+def record(uid: str, anchor: bool, *turns: tuple[bool, bool]) -> dict:
+    """An attempt at problem `uid`; turns: (correct, copied)."""
+    return {
+        "uid": uid,
+        "anchor_correct": anchor,
+        "corrections": [{"correct": correct, "copied": copied} for correct, copied in turns],
+    }
+
+
+# Problem a: a right attempt, kept and broken; a wrong one, repaired. b: a right one alone; a wrong one, copied twice.
+RECORDS = [
+    record("a", True, (True, True), (False, False)),
+    record("a", False, (True, False), (False, False)),
+    record("b", True),
+    record("b", False, (False, True), (False, True)),
+]
+
+
+def test_the_figures_of_a_hand_made_dump():
+    found = {name: figure.estimate for name, figure in correction_figures(RECORDS, resamples=200).items()}
+    assert found == {
+        "accuracy_turn1": 2 / 4,
+        "accuracy_turn2": (0.5 + 0.5 + 1 + 0) / 4,
+        "gain": 0.0,
+        "c2c": 1 / 2,
+        "c2w": 1 / 2,
+        "w2c": 1 / 4,
+        "w2w": 3 / 4,
+        "over_correction": 1 / 6,
+        "repair": 1 / 6,
+        "copy_rate": 3 / 6,
+        "without_correction": 1 / 4,
+    }
+    assert list(found) == list(FIGURES)
+
+
+def test_intervals_are_over_problems_and_not_over_corrections():
+    one = correction_figures([record("a", False, *[(i % 2 == 0, False) for i in range(50)])])
+    assert one["w2c"].problems == 1 and one["w2c"].low != one["w2c"].low, "one problem has no interval"
+    two = correction_figures([record(name, False, *[(name < "c", False)] * 9) for name in "abcd"])
+    assert two["w2c"].problems == 4 and (two["w2c"].low, two["w2c"].high) != (0.5, 0.5)
+
+
+def test_a_rate_without_an_attempt_of_its_kind_is_left_out():
+    found = correction_figures([record("a", True, (True, False)), record("b", True, (True, False))])
+    assert "w2c" not in found and found["c2c"].estimate == 1.0
+    assert "copy_rate" not in correction_figures([record("a", True)])
+    with pytest.raises(ValueError, match="nothing to report"):
+        correction_figures([])
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.booleans(), st.lists(st.tuples(st.booleans(), st.booleans()), max_size=3)),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_a_dump_says_what_training_logged_when_attempts_are_even(drawn):
+    """Training weighs attempts, this weighs problems: the same where every problem has as many attempts."""
+    records = [record(f"{i}", anchor, *turns) for i, (_, anchor, turns) in enumerate(drawn)]
+    logged = second_turn_metrics(records, {})
+    found = correction_figures(records, resamples=20)
+    for name in ("accuracy_turn1", "accuracy_turn2", "copy_rate", "c2c", "c2w", "w2c", "w2w"):
+        assert (f"cipo/val/{name}" in logged) == (name in found)
+        if name in found:
+            assert found[name].estimate == pytest.approx(logged[f"cipo/val/{name}"])
+
+
+def test_a_given_response_is_the_anchor():
+    rows = [{"uid": "debugbench-3_0_0", "acc": True, "anchor_correct": False, "copied": False}]
+    assert given_responses(rows) == [record("debugbench-3", False, (True, False))]
+
+
+def run(*arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    cli_second_turns.add_arguments(parser)
+    return cli_second_turns.run(parser.parse_args(list(map(str, arguments))))
+
+
+def test_the_dumps_of_a_run_are_read(tmp_path, capsys):
+    for step in (10, 9):
+        dump_second_turns([each | {"data_source": "s"} for each in RECORDS], str(tmp_path), step)
+    output = tmp_path / "out.json"
+    assert run("--second-turns", tmp_path / "corrections", "--output", output) == 0
+    steps = json.loads(output.read_text())["steps"]
+    assert [step["file"].rpartition("/")[2] for step in steps] == ["9.jsonl", "10.jsonl"]
+    assert steps[0]["benchmarks"]["s"]["w2c"]["estimate"] == 0.25
+    assert "| 9 | s | 50.0" in capsys.readouterr().out == output.with_suffix(".md").read_text()
+
+
+def test_a_line_that_is_no_record_is_named(tmp_path, capsys):
+    dump_second_turns([each | {"data_source": "s"} for each in RECORDS], str(tmp_path), 1)
+    file = tmp_path / "corrections" / "1.jsonl"
+    file.write_text(file.read_text() + '{"uid": "a"}\n{"torn')
+    assert run("--second-turns", file, "--output", tmp_path / "out.json") == 1
+    told = capsys.readouterr().err
+    assert f"{file}:5: lacks anchor_correct, corrections" in told and f"{file}:6: not JSON" in told
+    assert run("--second-turns", file, "--output", tmp_path / "out.json", "--skip-bad") == 0
+    (step,) = json.loads((tmp_path / "out.json").read_text())["steps"]
+    assert step["bad_lines"] == 2 and step["benchmarks"]["s"]["c2c"]["estimate"] == 0.5
+    assert run("--second-turns", tmp_path / "gone", "--output", tmp_path / "out.json") == 1

@@ -1,0 +1,98 @@
+"""What a second turn makes of the first: transition rates, accuracy of both turns, copying, over-correction.
+
+The records are those of `validation_data_dir/corrections/{step}.jsonl`, from training and from `--suite` alike.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from verl_cipo.evaluation.intervals import Interval, interval, ratio_interval
+
+FIGURES = {
+    "accuracy_turn1": "Share of attempts that are right.",
+    "accuracy_turn2": "Share that is right after the correction; an attempt without a correction keeps its verdict.",
+    "gain": "accuracy_turn2 - accuracy_turn1.",
+    "c2c": "Share of corrections of right attempts that stay right.",
+    "c2w": "Share of corrections of right attempts that become wrong.",
+    "w2c": "Share of corrections of wrong attempts that become right.",
+    "w2w": "Share of corrections of wrong attempts that stay wrong.",
+    "over_correction": "Share of all corrections that turn a right attempt wrong.",
+    "repair": "Share of all corrections that turn a wrong attempt right.",
+    "copy_rate": "Share of corrections that repeat the attempt up to white space.",
+    "without_correction": "Share of attempts without one: it did not fit the prompt, or there was nothing to show.",
+}
+
+
+def correction_figures(
+    records: Iterable[Mapping[str, Any]], *, confidence: float = 0.95, resamples: int = 9999
+) -> dict[str, Interval]:
+    """The figures of FIGURES, with intervals over problems.
+
+    Args:
+        records: one an attempt: uid (of its problem), anchor_correct, and corrections with correct and copied each.
+        confidence: of the intervals.
+        resamples: bootstrap resamples.
+
+    Returns:
+        One interval a name. A rate without an attempt of its kind is left out.
+
+    Raises:
+        ValueError: there is no record.
+    """
+    per_problem: dict[str, np.ndarray] = {}
+    for record in records:
+        turns = record["corrections"]
+        first = bool(record["anchor_correct"])
+        right = sum(bool(turn["correct"]) for turn in turns)
+        second = right / len(turns) if turns else float(first)
+        stays = (right, len(turns) - right)
+        per_problem.setdefault(str(record["uid"]), np.zeros(9))[:] += [
+            1,
+            first,
+            second,
+            *(stays if first else (0, 0)),
+            *((0, 0) if first else stays),
+            sum(bool(turn["copied"]) for turn in turns),
+            not turns,
+        ]
+    if not per_problem:
+        raise ValueError("no record of a correction: nothing to report")
+    attempts, first, second, cc, cw, wc, ww, copied, without = np.array(list(per_problem.values())).T
+    options = {"confidence": confidence, "resamples": resamples}
+    figures = {
+        "accuracy_turn1": interval(first / attempts, **options),
+        "accuracy_turn2": interval(second / attempts, **options),
+        "gain": interval((second - first) / attempts, **options),
+        "without_correction": interval(without / attempts, **options),
+    }
+    right, wrong = cc + cw, wc + ww
+    for name, parts, totals in (
+        ("c2c", cc, right),
+        ("c2w", cw, right),
+        ("w2c", wc, wrong),
+        ("w2w", ww, wrong),
+        ("over_correction", cw, right + wrong),
+        ("repair", wc, right + wrong),
+        ("copy_rate", copied, right + wrong),
+    ):
+        if totals.any():
+            figures[name] = ratio_interval(parts, totals, **options)
+    return {name: figures[name] for name in FIGURES if name in figures}
+
+
+def given_responses(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Records for `correction_figures` from the dump of a benchmark whose prompts hold a response to be corrected.
+
+    Args:
+        rows: with uid, acc, and anchor_correct and copied as `generate` writes them for CriticBench and DebugBench.
+    """
+    return [
+        {
+            "uid": row["uid"].split("_")[0],
+            "anchor_correct": row["anchor_correct"],
+            "corrections": [{"correct": row["acc"], "copied": row["copied"]}],
+        }
+        for row in rows
+    ]

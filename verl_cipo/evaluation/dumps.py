@@ -1,0 +1,275 @@
+"""The samples of a run's problems, read from the JSONL that verl dumps (`validation_data_dir`, `rollout_data_dir`).
+
+A line is a row of a batch: input, output, gts, score, step, with verl's V1 trainers uid, and whatever the verifier
+returned (acc, pred). Dumps of `--suite` are alike, with response_tokens and truncated. The uid is the row's key,
+`{prompt}_{session}_{index}`; CIPO's own rows are told by it:
+
+- `{prompt}_c{i}_{session}_{index}` is a correction; `{prompt}_c{i}r_...`, `{prompt}_c{i}a_...` and `{prompt}_p{i}_...`
+  are rows that only the auxiliary loss trains, `pad...` is padding;
+- of several rows of a session, the one of the highest index is its answer.
+
+Dumps of the V0 trainer have no uid: there a problem is what shares input and ground truth.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+CORRECT_THRESHOLD = 0.5
+_ROW_KEY = re.compile(r"(?P<prompt>.+?)(?:_(?P<tag>[cp]\d+[ar]?))?_(?P<session>\d+)_(?P<index>\d+)")
+_PADDING = re.compile(r"pad[0-9a-f]{32}(?:_.*)?")
+_CORRECTION = re.compile(r"c\d+")
+_SHOWN_BAD_LINES = 20
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A verified response.
+
+    chars and tokens: its length; truncated: whether it was cut off. None is what the dump does not tell.
+    """
+
+    correct: bool
+    chars: int
+    pred: str | None = None
+    tokens: int | None = None
+    truncated: bool | None = None
+
+
+@dataclass
+class Problem:
+    """A problem and its samples; key, of input and ground truth, is the same in every run."""
+
+    benchmark: str
+    key: tuple[str, str]
+    samples: list[Sample] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that cannot be used, and why."""
+
+    path: Path
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.reason}"
+
+
+class BadLinesError(ValueError):
+    """Lines that are no rows; the message names the first ones."""
+
+    def __init__(self, lines: Sequence[BadLine]) -> None:
+        self.lines = tuple(lines)
+        more = [f"... and {len(lines) - _SHOWN_BAD_LINES} more"] if len(lines) > _SHOWN_BAD_LINES else []
+        super().__init__("\n".join([*map(str, lines[:_SHOWN_BAD_LINES]), *more]))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was read: rows counts them by kind, skipped lists the bad lines left out."""
+
+    files: tuple[Path, ...]
+    problems: tuple[Problem, ...]
+    rows: dict[str, int]
+    skipped: tuple[BadLine, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to read.
+
+    name: benchmark of rows that name none; None takes it from the path.
+    step: which `{step}.jsonl` of a folder; None is the newest.
+    skip_bad: leave bad lines out.
+    correct_threshold: a score above it is right, where the verifier gave no acc of its own.
+    count_tokens: length of a response in tokens, where a row has no response_tokens; None leaves it unknown.
+    max_tokens: a response of so many tokens was cut off.
+    """
+
+    name: str | None = None
+    step: int | None = None
+    skip_bad: bool = False
+    correct_threshold: float = CORRECT_THRESHOLD
+    count_tokens: Callable[[str], int] | None = None
+    max_tokens: int | None = None
+
+
+def find_files(path: Path, step: int | None = None) -> list[Path]:
+    """The dumps that `path` stands for.
+
+    Args:
+        path: a file, or a folder: of `{step}.jsonl`, one of which is taken, or of other JSONL files, all of which are.
+        step: which one; None is the newest.
+
+    Raises:
+        FileNotFoundError: there is none, or none of that step.
+    """
+    if path.is_file():
+        return [path]
+    found = sorted(path.glob("*.jsonl"))
+    steps = {int(file.stem): file for file in found if file.stem.isdecimal()}
+    if steps and step is None:
+        return [steps[max(steps)]]
+    if step in steps:
+        return [steps[step]]
+    if steps:
+        raise FileNotFoundError(f"{path} has no dump of step {step}; it has {', '.join(map(str, sorted(steps)))}")
+    inside = {str(file.parent) for file in path.glob("*/*.jsonl") if file.stem.isdecimal()}
+    if inside or not found:
+        hint = f": did you mean {' or '.join(sorted(inside))}?" if inside else ""
+        raise FileNotFoundError(f"{path} is neither a JSONL file nor a folder of dumps{hint}")
+    return found
+
+
+def read_run(paths: Sequence[Path], options: Options | None = None) -> Run:
+    """Read the dumps of one run; see :func:`find_files` for what a path may be.
+
+    Raises:
+        FileNotFoundError: a path holds no dump.
+        BadLinesError: naming every line that is no row, unless options.skip_bad.
+        ValueError: two paths are one file, or no attempt was found.
+    """
+    options = options or Options()
+    files = [file for path in paths for file in find_files(path, options.step)]
+    if twice := [str(file) for file, count in Counter(map(Path.resolve, files)).items() if count > 1]:
+        raise ValueError(f"given twice: {', '.join(twice)}")
+    reader = _Reader(options)
+    total = sum(file.stat().st_size for file in files)
+    with tqdm(total=total, desc="reading", unit="B", unit_scale=True, disable=None) as bar:
+        for file in files:
+            reader.read(file, bar.update)
+    if reader.bad and not options.skip_bad:
+        raise BadLinesError(reader.bad)
+    if not reader.problems:
+        raise ValueError(f"no attempt in {', '.join(map(str, files))}")
+    for problem, sessions in reader.problems.values():
+        problem.samples.extend(sample for _, sample in sessions.values())
+    return Run(
+        files=tuple(files),
+        problems=tuple(problem for problem, _ in reader.problems.values()),
+        rows=dict(reader.rows),
+        skipped=tuple(reader.bad),
+    )
+
+
+class _Reader:
+    """Collects problems; sessions map to the index of their last row and its sample."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.problems: dict[Any, tuple[Problem, dict[Any, tuple[int, Sample]]]] = {}
+        self.rows: Counter[str] = Counter()
+        self.bad: list[BadLine] = []
+
+    def read(self, path: Path, advance: Callable[[int], object]) -> None:
+        default = self.options.name or _name_of(path)
+        benchmarks = self._benchmarks_beside(path)
+        for number, row in self._lines(path, advance):
+            try:
+                self._take(path, row, default, benchmarks)
+            except ValueError as error:
+                self.bad.append(BadLine(path, number, str(error)))
+
+    def _lines(self, path: Path, advance: Callable[[int], object]) -> Iterator[tuple[int, dict[str, Any]]]:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                advance(len(line))
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    torn = "" if line.endswith(b"\n") else "; the file ends in the middle of it"
+                    self.bad.append(BadLine(path, number, f"not JSON: {error}{torn}"))
+                    continue
+                if isinstance(row, dict):
+                    yield number, row
+                else:
+                    self.bad.append(BadLine(path, number, "not a JSON object"))
+
+    def _benchmarks_beside(self, path: Path) -> dict[str, str]:
+        """Benchmark by prompt, from the dump of the correction turn that CIPO writes beside verl's."""
+        beside = path.parent / "corrections" / path.name
+        if not beside.is_file():
+            return {}
+        rows = (row for _, row in self._lines(beside, lambda _: None))
+        return {row["uid"]: row["data_source"] for row in rows if row.get("uid") and row.get("data_source")}
+
+    def _take(self, path: Path, row: dict[str, Any], default: str, benchmarks: dict[str, str]) -> None:
+        _check(row)
+        uid = row.get("uid")
+        key = _ROW_KEY.fullmatch(uid) if uid is not None else None
+        if uid is not None and _PADDING.fullmatch(uid):
+            self.rows["padding"] += 1
+            return
+        if key and key["tag"]:
+            self.rows["corrections" if _CORRECTION.fullmatch(key["tag"]) else "auxiliary"] += 1
+            return
+        prompt = key["prompt"] if key else uid
+        benchmark = str(row.get("data_source") or benchmarks.get(prompt) or default)
+        text = (row["input"], json.dumps(row.get("gts")))
+        problem, sessions = self.problems.setdefault((path, benchmark, prompt or text), (Problem(benchmark, text), {}))
+        session, index = (key["session"], int(key["index"])) if key else (len(sessions), 0)
+        last = sessions.get(session, (-1, None))[0]
+        if index == last:
+            raise ValueError(f"the uid {uid} was there before")
+        self.rows["attempts" if last < 0 else "earlier outputs"] += 1
+        if index > last:
+            sessions[session] = (index, self._sample(row))
+
+    def _sample(self, row: dict[str, Any]) -> Sample:
+        output, pred = row["output"], row.get("pred")
+        tokens = row.get("response_tokens")
+        if tokens is None and self.options.count_tokens:
+            tokens = self.options.count_tokens(output)
+        truncated = row.get("truncated")
+        if truncated is None and row.get("finish_reason") is not None:
+            truncated = row["finish_reason"] == "length"
+        if truncated is None and tokens is not None and self.options.max_tokens is not None:
+            truncated = tokens >= self.options.max_tokens
+        return Sample(
+            correct=verdict(row, self.options.correct_threshold),
+            chars=len(output),
+            pred=None if pred is None else str(pred),
+            tokens=tokens,
+            truncated=None if truncated is None else bool(truncated),
+        )
+
+
+def _check(row: dict[str, Any]) -> None:
+    """Raises: ValueError saying what keeps `row` from being a row of a dump."""
+    if missing := [name for name in ("input", "output", "score") if name not in row]:
+        hint = "; this is a dump of corrections: give the dump of the attempts" if "anchor_correct" in row else ""
+        raise ValueError(f"lacks {', '.join(missing)}{hint}")
+    for name in ("input", "output"):
+        if not isinstance(row[name], str):
+            raise ValueError(f"{name} is no text: {row[name]!r:.80}")
+    if not isinstance(row.get("uid", ""), str):
+        raise ValueError(f"uid is no text: {row['uid']!r:.80}")
+    if not isinstance(row["score"], int | float) or not math.isfinite(row["score"]):
+        raise ValueError(f"score is no finite number: {row['score']!r:.80}")
+
+
+def verdict(row: dict[str, Any], threshold: float = CORRECT_THRESHOLD) -> bool:
+    """Whether a row was found right: by its acc, else by its score.
+
+    verl files the bare score of a verifier without a dict under acc; such an acc says no more than the score.
+    """
+    score, acc = row["score"], row.get("acc")
+    if isinstance(acc, bool) or (isinstance(acc, int | float) and acc != score):
+        return acc > 0.5
+    return score > threshold
+
+
+def _name_of(path: Path) -> str:
+    """What a file is named after: its own name, or its folder's where that is only a step."""
+    return path.resolve().parent.name if path.stem.isdecimal() else path.stem

@@ -1,0 +1,110 @@
+"""Sampling from a checkpoint with vLLM's offline engine."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from verl_cipo.evaluation.suites import EvaluationError, Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """An answer. text: without special tokens; tokens: how many it took; truncated: it was cut off by max_tokens."""
+
+    text: str
+    tokens: int
+    truncated: bool
+
+
+class Engine(Protocol):
+    """What generation needs of a model."""
+
+    tokenizer: Any
+    max_model_len: int
+    """Tokens of prompt and answer together, at most."""
+
+    def encode(self, messages: list[dict]) -> list[int]:
+        """Tokens of a chat, with the generation prompt."""
+        ...
+
+    def sample(self, prompts: Sequence[list[int]], *, seeds: Sequence[int], sampling: Sampling) -> list[Completion]:
+        """One answer a prompt."""
+        ...
+
+
+def model_folder(checkpoint: str) -> str:
+    """The checkpoint, if it is a Hugging Face folder with weights; a name that is no path is left to vLLM.
+
+    Raises: EvaluationError for a folder without weights; for a checkpoint of verl it names verl's merger.
+    """
+    folder = Path(checkpoint).expanduser()
+    if not folder.exists():
+        if len(folder.parts) > 2 or checkpoint.startswith((".", "/", "~")):
+            raise EvaluationError(f"--checkpoint {checkpoint}: no such folder")
+        return checkpoint
+    weights = [file for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind)]
+    if (folder / "config.json").is_file() and weights:
+        return str(folder)
+    for shards in (folder, folder / "actor"):
+        if any(shards.glob("model_world_size_*_rank_*.pt")) or (shards / "dist_ckpt").is_dir():
+            backend = "megatron" if (shards / "dist_ckpt").is_dir() else "fsdp"
+            raise EvaluationError(
+                f"--checkpoint {checkpoint}: a checkpoint of verl in shards; merge it first and give --target_dir:\n"
+                f"    python -m verl.model_merger merge --backend {backend} --local_dir {shards} "
+                f"--target_dir {folder / 'merged'}"
+            )
+    raise EvaluationError(f"--checkpoint {checkpoint}: expected config.json and *.safetensors or *.bin in it")
+
+
+class VLLMEngine:
+    """vLLM's `LLM`.
+
+    Args:
+        checkpoint: Hugging Face folder.
+        options: arguments of `vllm.LLM`, such as tensor_parallel_size, max_model_len, dtype.
+        template: arguments of the tokenizer's chat template, such as enable_thinking.
+    """
+
+    def __init__(self, checkpoint: str, *, options: Mapping[str, Any], template: Mapping[str, Any]) -> None:
+        try:
+            import vllm
+        except ImportError as error:
+            raise EvaluationError(f"generation needs vLLM, which cannot be imported: {error}") from error
+        self._vllm = vllm
+        self._template = dict(template)
+        self._llm = vllm.LLM(model=checkpoint, **options)
+        self.tokenizer = self._llm.get_tokenizer()
+        self.max_model_len = self._llm.llm_engine.model_config.max_model_len
+
+    def encode(self, messages: list[dict]) -> list[int]:
+        """Tokens of a chat, with the generation prompt."""
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=True, add_generation_prompt=True, return_dict=False, **self._template
+        )
+
+    def sample(self, prompts: Sequence[list[int]], *, seeds: Sequence[int], sampling: Sampling) -> list[Completion]:
+        """One answer a prompt, each drawn with its own seed, so that an answer does not depend on its batch."""
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": prompt} for prompt in prompts],
+            [
+                self._vllm.SamplingParams(
+                    n=1,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    max_tokens=sampling.max_tokens,
+                    seed=seed,
+                )
+                for seed in seeds
+            ],
+            use_tqdm=False,
+        )
+        answers = [output.outputs[0] for output in outputs]
+        return [
+            Completion(
+                text=self.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
+                tokens=len(answer.token_ids),
+                truncated=answer.finish_reason == "length",
+            )
+            for answer in answers
+        ]

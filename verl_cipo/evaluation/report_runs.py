@@ -1,0 +1,132 @@
+"""What a report is made of: runs on disk, and arms, which are the runs (seeds) of one label."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verl_cipo.evaluation.dumps import BadLine
+
+METRICS_FILE, VALIDATION = "metrics.jsonl", "validation"
+CORRECTIONS = Path(VALIDATION, "corrections")
+
+Steps = dict[int, dict[str, float]]
+"""Figures by training step and name."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    label: that of its arm; name: unlike that of any other run of the report; metrics: every finite figure that verl's
+    file logger wrote; folder: where its dumps lie, None for a run given as a metrics file.
+    """
+
+    label: str
+    name: str
+    metrics: Steps
+    folder: Path | None = None
+
+    def dumps(self, under: Path | str) -> dict[int, Path]:
+        """The dumps ``{folder}/{under}/{step}.jsonl`` by step, in order; empty where there are none."""
+        if self.folder is None:
+            return {}
+        found = [path for path in (self.folder / under).glob("*.jsonl") if path.stem.isdecimal()]
+        return {int(path.stem): path for path in sorted(found, key=lambda path: int(path.stem))}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The runs of one label, in the order given."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+
+def read_lines(path: Path, wanted: Mapping[str, type], bad: list[BadLine]) -> Iterable[tuple[int, dict[str, Any]]]:
+    """The JSON objects of a JSONL file, one a line, with their line numbers; empty lines are passed over.
+
+    wanted: the keys, with their type, without which a line is malformed. Such a line is added to `bad` and left out.
+    Raises: OSError.
+    """
+    # Bytes, split at \n alone: a text file would split at characters that a dump holds unescaped, such as U+2028,
+    # and a torn last line may end within a character.
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if not raw.strip():
+                continue
+            try:
+                line = json.loads(raw)
+            except ValueError as error:
+                bad.append(BadLine(path, number, f"not JSON: {error}"))
+                continue
+            fields = line if isinstance(line, dict) else {}
+            lacking = [
+                f"{key} ({kind.__name__})" for key, kind in wanted.items() if not isinstance(fields.get(key), kind)
+            ]
+            if lacking:
+                bad.append(BadLine(path, number, f"lacks {', '.join(lacking)}"))
+                continue
+            yield number, fields
+
+
+def read_metrics(path: Path, bad: list[BadLine]) -> Steps:
+    """Lines ``{"step": int, "data": {name: value}}`` of verl's file logger, joined by step.
+
+    Of a figure that was logged twice for a step, as where the files of a killed and of its resumed run were joined,
+    the later one counts. What is no finite number is left out. `bad` and raises: see `read_lines`.
+    """
+    steps: Steps = {}
+    for _, line in read_lines(path, {"step": int, "data": dict}, bad):
+        figures = steps.setdefault(line["step"], {})
+        for name, value in line["data"].items():
+            if isinstance(value, (int, float)) and abs(value) < float("inf"):
+                figures[name] = float(value)
+    return dict(sorted(steps.items()))
+
+
+def split_label(given: str) -> tuple[str, Path]:
+    """``label=path`` in its parts; of a path alone, an empty label."""
+    label, equals, path = given.partition("=")
+    return (label, Path(path)) if equals and not Path(given).exists() else ("", Path(given))
+
+
+def read_arms(given: Sequence[str], bad: list[BadLine]) -> list[Arm]:
+    """The arms of the command line's runs, in the order in which their labels first come.
+
+    A run without a label is an arm named after its folder, or after its file. Malformed lines are added to `bad`.
+    Raises: FileNotFoundError where a path or its metrics are missing; ValueError on a file without a step, on a run
+    that was given twice, and on a run without a label that has the name of another arm.
+    """
+    runs: dict[str, list[Run]] = {}
+    seen: set[Path] = set()
+    labelled = [split_label(item) for item in given]
+    names = [label or _name_of(path) for label, path in labelled]
+    for name, (label, path) in zip(names, labelled, strict=True):
+        if not label and names.count(name) > 1:
+            raise ValueError(
+                f"{path}: another run is called {name} as well; say which arms they are of, as in cipo={path}"
+            )
+    for label, (_, path) in zip(names, labelled, strict=True):
+        metrics = path / METRICS_FILE if path.is_dir() else path
+        if not metrics.is_file():
+            raise FileNotFoundError(
+                f"run {label}: {metrics} is not there; give the folder that holds {METRICS_FILE}, or the file that "
+                f"verl's file logger wrote (VERL_FILE_LOGGER_PATH)"
+            )
+        if metrics.resolve() in seen:
+            raise ValueError(f"run {label}: {metrics} was given twice")
+        seen.add(metrics.resolve())
+        figures = read_metrics(metrics, bad)
+        if not figures:
+            raise ValueError(f"run {label}: {metrics} holds no step that can be read")
+        seeds = runs.setdefault(label, [])
+        name = f"{label} #{len(seeds) + 1}" if names.count(label) > 1 else label
+        seeds.append(Run(label=label, name=name, metrics=figures, folder=path if path.is_dir() else None))
+    return [Arm(label, tuple(seeds)) for label, seeds in runs.items()]
+
+
+def _name_of(path: Path) -> str:
+    path = path.resolve()
+    return path.parent.name if path.name == METRICS_FILE else path.stem if path.is_file() else path.name

@@ -1,0 +1,201 @@
+"""The benchmarks as named suites, read from config/suites.yaml, and their problems, read from data_prep's files."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SUITES_FILE = Path(__file__).resolve().parents[1] / "config" / "suites.yaml"
+VERIFIERS = ("math", "code", "critique")
+
+
+class EvaluationError(ValueError):
+    """An evaluation that cannot be done. The message says what is missing or wrong, and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a benchmark is sampled.
+
+    n: attempts a problem; temperature: 0 is greedy, and then n is 1; top_p in (0, 1]; max_tokens: of an answer.
+    """
+
+    n: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+
+    def __post_init__(self) -> None:
+        for name, fine, allowed in (
+            ("n", isinstance(self.n, int) and self.n >= 1, "an integer >= 1"),
+            ("temperature", self.temperature >= 0, "a number >= 0"),
+            ("top_p", 0 < self.top_p <= 1, "a number above 0, at most 1"),
+            ("max_tokens", isinstance(self.max_tokens, int) and self.max_tokens >= 1, "an integer >= 1"),
+        ):
+            if not fine:
+                raise EvaluationError(f"sampling.{name} = {getattr(self, name)!r}: allowed is {allowed}")
+        if self.temperature == 0 and self.n > 1:
+            raise EvaluationError(
+                f"sampling.n = {self.n} with temperature 0: the attempts would be equal, allowed is 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """A benchmark as a suite asks for it; the fields are those of suites.yaml.
+
+    corrections: second turns an attempt, 0 for none.
+    """
+
+    name: str
+    file: str
+    converter: str
+    verifier: str
+    sampling: Sampling
+    corrections: int
+    group: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A row of a benchmark's file.
+
+    key: names the problem in dumps, without an underscore; messages: the chat; group: see suites.yaml.
+    """
+
+    key: str
+    messages: list[dict[str, Any]]
+    ground_truth: Any
+    data_source: str
+    extra_info: dict[str, Any]
+    group: str | None = None
+
+
+def load_suite(name: str, file: Path = SUITES_FILE) -> list[Benchmark]:
+    """The benchmarks of a suite, in its order.
+
+    Raises: EvaluationError when the file is no such YAML, or the suite is not in it.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise EvaluationError(f"{file}: {error}") from error
+    known = _table(content, f"{file}", {"benchmarks", "suites"})
+    return _suite(name, known["suites"], known["benchmarks"], str(file), ())
+
+
+def check_files(benchmarks: list[Benchmark], data_dir: Path) -> None:
+    """Raises: EvaluationError naming every benchmark whose file is missing, with the command that makes it."""
+    missing = [one for one in benchmarks if not (data_dir.expanduser() / one.file).is_file()]
+    if missing:
+        told = [
+            f"{one.name}: {path} is missing; make it with\n    {one.converter} --local_save_dir {path.parent}"
+            for one in missing
+            for path in (data_dir.expanduser() / one.file,)
+        ]
+        raise EvaluationError("benchmark data is missing\n" + "\n".join(told))
+
+
+def read_problems(benchmark: Benchmark, data_dir: Path, *, limit: int | None = None) -> list[Problem]:
+    """The problems of a benchmark, the first `limit` of them.
+
+    Raises: EvaluationError when the file is missing or lacks a column, with the command that makes it.
+    """
+    import pyarrow.parquet as pq
+
+    check_files([benchmark], data_dir)
+    path = data_dir.expanduser() / benchmark.file
+    table = pq.read_table(path)
+    columns = ("data_source", "prompt", "reward_model", "extra_info")
+    if missing := [column for column in columns if column not in table.column_names]:
+        raise EvaluationError(
+            f"{path}: no column {', '.join(missing)}; expected verl's schema, which this writes:\n"
+            f"    {benchmark.converter} --local_save_dir {path.parent}"
+        )
+    if limit is not None:
+        table = table.slice(0, limit)
+    if not len(table):
+        raise EvaluationError(f"{path}: holds no row")
+    optional = [column for column in ("ability",) if column in table.column_names]
+    problems = []
+    for index, row in enumerate(table.select([*columns, *optional]).to_pylist()):
+        extra = row["extra_info"] or {}
+        ability = row.get("ability")
+        if {ability, benchmark.verifier} == {"math", "code"}:
+            raise EvaluationError(
+                f"{path}: row {index} is for the verifier {ability}, benchmark {benchmark.name} has "
+                f"{benchmark.verifier}: make a file of the other rows alone"
+            )
+        problems.append(
+            Problem(
+                key=f"{benchmark.name.replace('_', '-')}-{index}",
+                messages=row["prompt"],
+                ground_truth=row["reward_model"]["ground_truth"],
+                data_source=row["data_source"],
+                extra_info=extra,
+                group=extra.get(benchmark.group) if benchmark.group else None,
+            )
+        )
+    return problems
+
+
+def digest(problems: list[Problem]) -> str:
+    """A digest of prompts and ground truths, the same for the same problems in the same order."""
+    found = hashlib.blake2b(digest_size=16)
+    for problem in problems:
+        found.update(json.dumps([problem.messages, problem.ground_truth], default=str).encode())
+    return found.hexdigest()
+
+
+def _suite(name: str, suites: Mapping, benchmarks: Mapping, where: str, above: tuple[str, ...]) -> list[Benchmark]:
+    if name in above:
+        raise EvaluationError(f"{where}: suite {name} is made of itself")
+    if name not in suites:
+        near = difflib.get_close_matches(name, suites, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise EvaluationError(f"suite {name!r} is not in {where}.{hint} Allowed are {', '.join(suites)}")
+    place = f"{where}: suites.{name}"
+    if "suites" in (suites[name] or {}):
+        parts = _table(suites[name], place, {"suites"})["suites"]
+        return [one for part in parts for one in _suite(part, suites, benchmarks, where, (*above, name))]
+    suite = _table(suites[name], place, {"sampling", "corrections", "benchmarks"})
+    knobs = {knob.name for knob in fields(Sampling)}
+    sampling = Sampling(**_table(suite["sampling"], f"{place}.sampling", knobs))
+    if not isinstance(suite["corrections"], int) or suite["corrections"] < 0:
+        raise EvaluationError(f"{place}.corrections = {suite['corrections']!r}: allowed is an integer >= 0")
+    found = []
+    for one, own in suite["benchmarks"].items():
+        if one not in benchmarks:
+            raise EvaluationError(f"{place}: benchmark {one!r} is not among {', '.join(benchmarks)}")
+        own = _table(own or {}, f"{place}.benchmarks.{one}", knobs, required=set())
+        described = _table(
+            benchmarks[one],
+            f"{where}: benchmarks.{one}",
+            {"file", "converter", "verifier", "group"},
+            required={"file", "converter", "verifier"},
+        )
+        if described["verifier"] not in VERIFIERS:
+            raise EvaluationError(
+                f"{where}: benchmarks.{one}.verifier = {described['verifier']!r}: allowed is one of "
+                f"{', '.join(VERIFIERS)}"
+            )
+        found.append(
+            Benchmark(name=one, sampling=replace(sampling, **own), corrections=int(suite["corrections"]), **described)
+        )
+    return found
+
+
+def _table(value: Any, where: str, allowed: set[str], required: set[str] | None = None) -> dict[str, Any]:
+    """The mapping, all of whose keys are allowed; all allowed ones are required unless said otherwise."""
+    if not isinstance(value, Mapping):
+        raise EvaluationError(f"{where} is {value!r}: allowed is a mapping with the keys {', '.join(sorted(allowed))}")
+    if unknown := sorted(set(value) - allowed):
+        raise EvaluationError(f"{where} has the unknown keys {unknown}: allowed are {', '.join(sorted(allowed))}")
+    if missing := sorted((allowed if required is None else required) - set(value)):
+        raise EvaluationError(f"{where} lacks the keys {', '.join(missing)}")
+    return dict(value)

@@ -1,0 +1,116 @@
+"""A report of one or more runs: one HTML page that loads nothing, and its pictures.
+
+    python -m verl_cipo.report RUN --output report.html
+    python -m verl_cipo.report cipo=run1 cipo=run2 grpo=run3 --output report.html --png pictures
+
+A RUN is a folder with metrics.jsonl, and with validation/ where trainer.validation_data_dir was that; or the metrics
+file alone. Runs with one label are seeds of one arm. docs/report.md says what is shown.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from verl_cipo.evaluation.dumps import BadLine, BadLinesError
+from verl_cipo.evaluation.report_examples import gather
+from verl_cipo.evaluation.report_runs import read_arms
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m verl_cipo.report", description="A report of one or more runs, as one HTML page."
+    )
+    made.add_argument("runs", metavar="RUN", nargs="+", help="[label=]folder, or [label=]file of metrics")
+    made.add_argument("--output", type=Path, required=True, help="the HTML file to write")
+    made.add_argument("--png", type=Path, metavar="DIR", help="also write every picture as a PNG into this folder")
+    made.add_argument("--title", default="CIPO report", help="default: %(default)s")
+    made.add_argument("--smooth", type=_positive, default=5, metavar="STEPS", help="running mean, default: %(default)s")
+    made.add_argument("--examples", type=_positive, default=400, help="corrections to show, default: %(default)s")
+    made.add_argument(
+        "--characters", type=_positive, default=4000, help="longest text of an example, default: %(default)s"
+    )
+    made.add_argument("--skip-bad", action="store_true", help="leave malformed lines out, count them and say so")
+    return made
+
+
+def write_report(args: argparse.Namespace) -> list[Path]:
+    """Write what `parser` was asked for; the files written.
+
+    Raises: BadLinesError naming all malformed lines, unless skip_bad; FileNotFoundError, ValueError as in `read_arms`;
+    ImportError without matplotlib.
+    """
+    from verl_cipo.evaluation import report_charts, report_page, report_sections, report_tables
+
+    bad: list[BadLine] = []
+    arms = read_arms(args.runs, bad)
+    if len(arms) > len(report_charts.COLOURS):
+        raise ValueError(
+            f"{len(arms)} arms, and {len(report_charts.COLOURS)} colours that can be told apart: give seeds of one arm "
+            "the same label, as in cipo=run1 cipo=run2, or make two reports"
+        )
+    sections = report_sections.sections(arms, window=args.smooth, bad=bad)
+    runs = [run for arm in arms for run in arm.runs]
+    examples = gather(runs, limit=args.examples, characters=args.characters, bad=bad)
+    # A dump of corrections is read for the examples and for pass@K.
+    lines = list({(line.path, line.line): line for line in bad}.values())
+    if lines and not args.skip_bad:
+        raise BadLinesError(lines)
+    html = report_page.page(
+        title=args.title,
+        arms=arms,
+        overview=report_tables.overview(arms),
+        sections=sections,
+        examples=examples,
+        notice=f"{len(lines)} malformed lines were left out." if lines else "",
+        window=args.smooth,
+    )
+    _write(args.output, html.encode())
+    written = [args.output]
+    if args.png is not None:
+        for chart in (chart for section in sections for chart in section.charts):
+            written.append(args.png / f"{chart.name}.png")
+            _write(written[-1], report_charts.png(chart))
+    for line in lines:
+        print(f"left out: {line}", file=sys.stderr)
+    return written
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0, or 1 with a line on what is wrong."""
+    args = parser().parse_args(arguments)
+    try:
+        written = write_report(args)
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        print("the report needs matplotlib: pip install 'verl_cipo[eval]'", file=sys.stderr)
+        return 1
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        if isinstance(error, BadLinesError):
+            print("mend or remove these lines, or leave them out with --skip-bad", file=sys.stderr)
+        return 1
+    print("\n".join(map(str, written)))
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: allowed is 1 or more")
+    return value
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all: a report that was there stays until the new one is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
