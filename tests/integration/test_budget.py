@@ -66,3 +66,27 @@ def test_main_ppo_stops_before_ray(task_folder, tmp_path):
     assert last.startswith("verl_cipo: actor_rollout_ref.rollout.prompt_length=20 is too small for any correction")
     assert "Traceback" not in result.stderr
     assert "ray init" not in result.stdout
+
+
+def test_a_driver_that_cannot_read_the_model_leaves_the_check_to_the_trainer(caplog, tmp_path):
+    from hydra import compose, initialize_config_module
+
+    from verl_cipo.integration.budget import check_prompt_length_early
+
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        composed = compose("ppo_trainer", overrides=[f"actor_rollout_ref.model.path={tmp_path / 'not' / 'here'}"])
+    check_prompt_length_early(composed, CIPOConfig())
+    assert "the prompt budget is checked later" in caplog.text
+
+
+def test_a_model_section_that_cannot_be_used_is_still_an_error(task_folder):
+    from hydra import compose, initialize_config_module
+    from hydra.errors import InstantiationException
+
+    from verl_cipo.integration.budget import load_tokenizer
+
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        overrides = [f"actor_rollout_ref.model.path={task_folder / 'model'}", "+actor_rollout_ref.model.no_such_key=1"]
+        composed = compose("ppo_trainer", overrides=overrides)
+    with pytest.raises((InstantiationException, TypeError), match="no_such_key"):
+        load_tokenizer(composed)

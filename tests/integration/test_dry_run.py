@@ -14,6 +14,7 @@ from verl_cipo.integration import dry_run
 
 PACKAGE = "pkg://verl_cipo.config"
 BASE = [
+    "critic.enable=false",
     "actor_rollout_ref.model.path=/no/such/model",
     "actor_rollout_ref.rollout.name=vllm",
     "actor_rollout_ref.rollout.n=4",
@@ -42,6 +43,7 @@ def plan(*overrides: str, **kwargs) -> dry_run.Plan:
 
 
 def refusal(capsys, *overrides: str, name: str = "cipo_trainer") -> str:
+    capsys.readouterr()
     status = dry_run.main(["--config-path", PACKAGE, "--config-name", name, *BASE, *overrides])
     captured = capsys.readouterr()
     assert status == 1
@@ -108,6 +110,7 @@ REFUSED = {
     "rollout dataclass": (["actor_rollout_ref.rollout.expert_parallel_size=2"], ["expert_parallel_size"]),
     "reward function": (["reward.custom_reward_function.path=/no/reward.py"], ["/no/reward.py"]),
     "trainer mode": (["algorithm.adv_estimator=grpo", "trainer.v1.trainer_mode=later"], ["later", "separate_async"]),
+    "V0": (["algorithm.adv_estimator=grpo", "trainer.use_v1=false"], ["trainer.use_v1=False"]),
     "naive weight transfer": (
         [*SEPARATE, "actor_rollout_ref.rollout.checkpoint_engine.backend=naive"],
         ["nccl", "separate async"],
@@ -189,7 +192,10 @@ def test_stdout_is_the_config_and_nothing_else(capsys):
     config = yaml.safe_load(captured.out)
     assert config["data"]["train_batch_size"] == 16
     assert config["trainer"]["v1"]["trainer_mode"] == "cipo_sync"
-    assert "dry run: accepted, cipo by CIPOTrainerSync: 16 prompts, 128 rollouts by vllm" in captured.err
+    assert (
+        "dry run: accepted, cipo by CIPOTrainerSync, rollout by vllm\na step: 16 prompts, 128 rollouts, 2 "
+        in captured.err
+    )
 
 
 def test_plugin_that_is_not_loaded_is_an_error(monkeypatch):

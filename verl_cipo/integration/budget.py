@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
 from verl_cipo.core.config import CIPOConfig, CIPOConfigError
@@ -11,22 +12,34 @@ from verl_cipo.integration.chats import Chats
 logger = logging.getLogger("verl_cipo")
 
 
-def check_prompt_length_early(config: DictConfig, cipo: CIPOConfig) -> None:
-    """:func:`check_prompt_length` in the driver, with the tokenizer that verl will load.
-
-    A driver that cannot read the model, because only the cluster can, leaves the check to the trainer.
+def load_tokenizer(config: DictConfig) -> Any | None:
+    """The tokenizer that verl will load; None where this machine cannot read the model, because only the cluster can.
 
     Raises:
-        CIPOConfigError: as :func:`check_prompt_length`.
+        hydra.errors.InstantiationException: the model's section cannot be used for another reason.
     """
     from verl.utils.config import omega_conf_to_dataclass
 
     try:
-        tokenizer = omega_conf_to_dataclass(config.actor_rollout_ref.model).tokenizer
-    except OSError as error:
-        logger.warning("the prompt budget is checked later, the driver cannot load the tokenizer: %s", error)
-        return
-    check_prompt_length(config, cipo, tokenizer)
+        return omega_conf_to_dataclass(config.actor_rollout_ref.model).tokenizer
+    except (OSError, InstantiationException) as error:
+        # Hydra wraps what the constructor of a dataclass raises.
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        logger.warning("the prompt budget is checked later, the driver cannot load the tokenizer: %s", cause)
+        return None
+
+
+def check_prompt_length_early(config: DictConfig, cipo: CIPOConfig) -> None:
+    """:func:`check_prompt_length` in the driver; one that cannot read the model leaves the check to the trainer.
+
+    Raises:
+        CIPOConfigError: as :func:`check_prompt_length`.
+    """
+    tokenizer = load_tokenizer(config)
+    if tokenizer is not None:
+        check_prompt_length(config, cipo, tokenizer)
 
 
 def check_prompt_length(config: DictConfig, cipo: CIPOConfig, tokenizer: Any) -> None:
