@@ -1,5 +1,7 @@
 """What CIPO puts beside verl's checkpoint and reads back."""
 
+import logging
+
 import pytest
 
 from verl_cipo.core.anchors import Attempt
@@ -29,7 +31,8 @@ def test_state_and_pool_come_back(tmp_path):
 
 
 def test_a_checkpoint_without_cipo_starts_anew_and_says_so(tmp_path, caplog):
-    assert load(str(tmp_path), INITIAL) == (INITIAL, None)
+    with caplog.at_level(logging.WARNING, logger="verl_cipo"):
+        assert load(str(tmp_path), INITIAL) == (INITIAL, None)
     assert "cipo.json is missing" in caplog.text and "rho starts at 0.3" in caplog.text
 
 
