@@ -147,7 +147,7 @@ def train(
     if resume is not None:
         # Of a run whose launcher was killed, too.
         merge_metrics(kept, metrics)
-    checkpoint = checkpoint_to_resume(resume, kept) if resume is not None else None
+    checkpoint = checkpoint_to_resume(resume.resolve(), kept) if resume is not None else None
     if checkpoint is None:
         kept.unlink(missing_ok=True)
         metrics.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from verl_cipo.core.losses import PARTNER, SIGN, WEIGHTS
 from verl_cipo.core.prompts import CorrectionPrompt
 from verl_cipo.integration import aux_batch, batch_rows
 from verl_cipo.integration.aux_batch import add_aux_rows, aux_metrics
-from verl_cipo.integration.batch_rows import RowTable
+from verl_cipo.integration.batch_rows import RowTable, without_torn_corrections
 from verl_cipo.integration.chats import Chats
 
 # key -> (answer, right, anchor right or None for an attempt)
@@ -206,3 +206,28 @@ def test_appended_rows_keep_their_place_in_the_stable_order(queue):
     assert [batch.keys[i] for i in order] == [shuffled[i] for i in again]
     assert sorted(order) == list(range(len(batch.keys)))
     assert table.streams(batch.keys).tolist() == [0] * 5 + [1] * 4 + [3] * 4
+
+
+def test_an_attempt_whose_row_is_missing_makes_no_pair(queue):
+    del queue.rows["a_1_0"]
+    batch, aux = grown(queue, aux={"kind": "contrastive"})
+    assert batch.keys == [key for key in ROWS if key != "a_1_0"] and not aux.sign
+
+
+def test_a_correction_that_shows_an_image_gets_no_row_of_its_own(queue):
+    queue.rows["a_c1_1_0"]["multi_modal_inputs"] = {"pixel_values": torch.zeros(1)}
+    batch, aux = grown(queue, in_stream=False)
+    assert len(batch.keys) == len(ROWS) + 1
+    assert aux_metrics([aux])["cipo/aux/skipped/no_text_question"] == 1
+    assert aux_metrics([aux])["cipo/aux/rows"] == 1
+
+
+def test_a_correction_that_was_stored_in_part_is_cleared(queue, monkeypatch):
+    cleared = []
+    monkeypatch.setattr(queue, "kv_clear", lambda keys, partition_id: cleared.extend(keys), raising=False)
+    tags = [{"status": "success"} for _ in ROWS]
+    whole = KVBatchMeta(partition_id="train", keys=list(ROWS), tags=tags)
+    assert without_torn_corrections(whole) is whole
+    torn = KVBatchMeta(partition_id="train", keys=[*ROWS, "a_c1_3_0"], tags=[*tags, {}])
+    assert without_torn_corrections(torn).keys == list(ROWS)
+    assert cleared == ["a_c1_3_0"]

@@ -1,14 +1,13 @@
 """What CIPO puts beside verl's checkpoint and reads back."""
 
+import json
 import logging
-
-import pytest
 
 from verl_cipo.core.anchors import Attempt
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.guard import GuardState, Signals, update_guard
 from verl_cipo.core.replay import Candidate, RhoState, update_rho
-from verl_cipo.integration.state import POOL_FILE, TrainerState, load, save
+from verl_cipo.integration.state import POOL_FILE, STATE_FILE, TrainerState, load, save
 
 CONFIG = CIPOConfig()
 INITIAL = TrainerState.initial(CONFIG)
@@ -36,8 +35,9 @@ def test_a_checkpoint_without_cipo_starts_anew_and_says_so(tmp_path, caplog):
     assert "cipo.json is missing" in caplog.text and "rho starts at 0.3" in caplog.text
 
 
-def test_half_a_checkpoint_is_an_error(tmp_path):
-    save(str(tmp_path), MOVED, POOL)
-    (tmp_path / POOL_FILE).unlink()
-    with pytest.raises(FileNotFoundError, match=POOL_FILE):
-        load(str(tmp_path), INITIAL)
+def test_a_checkpoint_of_before_guard_and_pool_goes_on_with_its_rho(tmp_path, caplog):
+    (tmp_path / STATE_FILE).write_text(json.dumps({"rho": MOVED.rho.to_mapping()}))
+    with caplog.at_level(logging.WARNING, logger="verl_cipo"):
+        state, pool = load(str(tmp_path), INITIAL)
+    assert (state.rho, state.guard, pool) == (MOVED.rho, INITIAL.guard, None)
+    assert POOL_FILE in caplog.text

@@ -68,6 +68,18 @@ def test_after_the_last_try_there_is_no_score():
     assert counts == {"verifier/errors": 3, "verifier/given_up": 1}
 
 
+def test_an_agent_loop_that_scores_by_itself_is_not_overruled():
+    output = AgentLoopOutput(prompt_ids=[1], response_ids=[2], response_mask=[1], metrics={}, reward_score=0.0)
+    output.extra_fields["reward_extra_info"] = {"outcome": "infrastructure_error"}
+
+    async def score():
+        if output.reward_score is None:  # as verl does, by the data set's own verifier
+            output.reward_score, output.extra_fields["reward_extra_info"] = 1.0, {}
+
+    with pytest.raises(VerifierFailed):
+        asyncio.run(verify(score, output, retries=2, count=lambda _: None, session="u_0"))
+
+
 def test_no_retries():
     error, counts = ask(["infrastructure_error"], retries=0)
     assert isinstance(error, VerifierFailed) and counts["verifier/errors"] == 1

@@ -178,14 +178,21 @@ def _resampled(
         of_session = {rows.session[i]: table.keys[i] for i in np.flatnonzero((rows.stream == BASE) & rows.final)}
         for key in chosen:
             uid, number = anchor_of(key.rsplit("_", 2)[0])
-            attempts[key] = of_session[f"{uid}_{number}"]
-    source = _Source(batch, [*(chosen if attempts or not in_stream else []), *attempts.values()])
+            # An attempt whose row could not be stored still was corrected.
+            if f"{uid}_{number}" in of_session:
+                attempts[key] = of_session[f"{uid}_{number}"]
+        chosen = list(attempts)
+    appends = bool(attempts) or not in_stream
+    source = _Source(batch, [*(chosen if appends else []), *attempts.values()])
     made = []
     for pair, key in enumerate(chosen):
         group = key.rsplit("_", 2)[0]
+        if appends and source[key].get("multi_modal_inputs"):
+            aux.counts["aux/skipped/no_text_question"] += 1
+            continue
         if in_stream:
             aux.sign[key], aux.pair[key] = CHOSEN, pair
-        if attempts or not in_stream:
+        if appends:
             correction = source[key]
             shared = {"prompt_ids": correction["prompts"].tolist(), "messages": correction["raw_prompt"], "pair": pair}
         if not in_stream:

@@ -17,6 +17,19 @@ APPENDED = 3
 """Beside the streams of ``core.advantage``: rows for the auxiliary loss alone."""
 
 
+def without_torn_corrections(batch: KVBatchMeta) -> KVBatchMeta:
+    """``batch`` without corrections that were stored in part, which are cleared.
+
+    TransferQueue knows a key before it has its data: a correction that ends in the middle of being stored, because it
+    took too long or the storage failed, leaves a key without a status, and verl samples what it finds.
+    """
+    torn = {key for key, tag in zip(batch.keys, batch.tags, strict=True) if "_c" in key and "status" not in tag}
+    if not torn:
+        return batch
+    tq.kv_clear(keys=sorted(torn), partition_id=batch.partition_id)
+    return batch.select_keys([key for key in batch.keys if key not in torn])
+
+
 @dataclass(frozen=True)
 class RowTable:
     """Sampled rows before padding and reordering, in the order they were sampled."""

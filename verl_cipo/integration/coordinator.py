@@ -158,12 +158,13 @@ class AnchorCoordinator:
         """The next sessions of group ``uid`` to correct, or None when there will be no more."""
         return await self._batches[batch_id].decided[uid].get()
 
-    async def close(self, batch_id: int | None, counts: dict[str, float]) -> None:
-        """A group and its corrections have ended; ``counts`` are added to the step's statistics."""
+    async def close(self, batch_id: int | None, uid: str, counts: dict[str, float]) -> None:
+        """Group ``uid`` and its corrections have ended; ``counts`` are added to the step's statistics."""
         self._stats.update(counts)
         if batch_id is None:
             return
         batch = self._batches[batch_id]
+        batch.hosted.pop(uid, None)
         batch.open_groups -= 1
         if batch.open_groups == 0:
             self._stats["seconds/correction"] += time.monotonic() - batch.reported_at
@@ -188,8 +189,8 @@ class AnchorCoordinator:
     async def pool_state(self) -> dict[str, Any]:
         """The pool of schedule=replay for a checkpoint.
 
-        Anchors of batches that are under way, which only an asynchronous trainer has at a checkpoint, go back into it:
-        verl dispatches the prompts that host them again.
+        Anchors whose corrections are under way, which only an asynchronous trainer has at a checkpoint, go back into
+        it: verl dispatches the prompts that host them again. What ends while verl saves is in neither.
         """
         hosted = [anchor for batch in self._batches.values() for part in batch.hosted.values() for anchor in part]
         return {"step": self._step, "ready": self._ready.candidates(), "filling": self._filling.candidates() + hosted}

@@ -225,7 +225,7 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
             if group.validate:
                 await self._correct_validation(group, sampling_params, trajectory, prompt)
             elif group.ticket["batch"] is None:
-                await group.ticket["coordinator"].close.remote(None, dict(group.counts))
+                await group.ticket["coordinator"].close.remote(None, group.uid, dict(group.counts))
             else:
                 await self._correct_selected(group, sampling_params, trajectory, prompt)
         except Exception:
@@ -253,7 +253,7 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
                         await self._start(group, session, anchor, self._n, sampling_params, trajectory, prompt)
         finally:
             await self._settle(group)
-            await coordinator.close.remote(batch, dict(group.counts))
+            await coordinator.close.remote(batch, group.uid, dict(group.counts))
 
     async def _correct_replayed(
         self, group: _Group, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]

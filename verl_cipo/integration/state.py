@@ -49,14 +49,22 @@ def save(folder: str, state: TrainerState, pool: dict[str, Any]) -> None:
 
 
 def load(folder: str, initial: TrainerState) -> tuple[TrainerState, dict[str, Any] | None]:
-    """Read what :func:`save` wrote; a checkpoint that was saved without CIPO gives ``initial`` and no pool."""
+    """Read what :func:`save` wrote; what a checkpoint lacks, one saved without CIPO say, is as in ``initial``.
+
+    Returns:
+        the state, and the pool or None.
+    """
     path = os.path.join(folder, STATE_FILE)
     if not os.path.exists(path):
         logger.warning("%s is missing, it was saved without CIPO: rho starts at %s", path, initial.rho.rho)
         return initial, None
     with open(path) as file:
         values = json.load(file)
+    guard = GuardState.from_mapping(values["guard"]) if "guard" in values else initial.guard
+    state = TrainerState(rho=RhoState.from_mapping(values["rho"]), guard=guard)
+    path = os.path.join(folder, POOL_FILE)
+    if not os.path.exists(path):
+        logger.warning("%s is missing: with schedule=replay the next step has no corrections", path)
+        return state, None
     # Our own file beside verl's data.pt, which is read the same way: it holds the prompts' own objects.
-    pool = torch.load(os.path.join(folder, POOL_FILE), weights_only=False)
-    state = TrainerState(rho=RhoState.from_mapping(values["rho"]), guard=GuardState.from_mapping(values["guard"]))
-    return state, pool
+    return state, torch.load(path, weights_only=False)

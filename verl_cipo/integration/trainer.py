@@ -27,7 +27,7 @@ from verl_cipo.core.metrics import check_names
 from verl_cipo.core.replay import update_rho
 from verl_cipo.integration import state
 from verl_cipo.integration.aux_batch import AuxRows, add_aux_rows, aux_metrics
-from verl_cipo.integration.batch_rows import RowTable
+from verl_cipo.integration.batch_rows import RowTable, without_torn_corrections
 from verl_cipo.integration.budget import check_prompt_length
 from verl_cipo.integration.chats import Chats
 from verl_cipo.integration.estimator import NAME, BatchRows, rows_of_batch
@@ -105,7 +105,9 @@ class CIPOTrainerMixin:
         if self.cipo.aux.coef > 0:
             own |= aux_metrics(self._aux)
             own["cipo/rows/padding"] -= own["cipo/rows/aux"]
-            own["cipo/aux/loss"] = metrics.pop(f"actor/{AUX_METRIC}")
+            # verl leaves the update out until trainer.critic_warmup.
+            if (loss := metrics.pop(f"actor/{AUX_METRIC}", None)) is not None:
+                own["cipo/aux/loss"] = loss
         own |= {f"cipo/{name}": value for name, value in self.agent_loop_manager.pop_statistics().items()}
         own["cipo/seconds/advantage"] = self._advantage_seconds
         own["cipo/rho"] = self.agent_loop_manager.rho
@@ -119,6 +121,7 @@ class CIPOTrainerMixin:
         return batch
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
+        batch = without_torn_corrections(batch)
         table = RowTable.fetch(batch)
         self._tables.append(table)
         if self.cipo.aux.coef > 0:

@@ -32,12 +32,16 @@ async def verify(
     """Await ``score()``, which puts verdict and reward into ``output``; at most ``1 + retries`` times.
 
     Args:
+        retries: further tries; none for an output that its agent loop has scored.
         count: called with ``verifier/errors`` for each failure and ``verifier/given_up`` for the last.
         session: names the session in the log.
 
     Raises:
         VerifierFailed: from the last error. verl then treats the session as failed: its row is missing, not 0.
     """
+    if output.reward_score is not None:
+        # The agent loop has scored it itself: verl would ask another verifier in its place.
+        retries = 0
     for attempt in range(1 + retries):
         if attempt:
             await asyncio.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
