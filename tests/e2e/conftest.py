@@ -82,6 +82,8 @@ def cipo_run(task_folder, tmp_path_factory) -> Run:
         *cpu_options(),
         "algorithm.adv_estimator=cipo",
         "trainer.save_freq=2",
+        # Seeds: of so few prompts, unseeded rollouts may all come out alike, and then there is no gradient to see.
+        "actor_rollout_ref.rollout.full_determinism=true",
         config_args=(),
     )
 
