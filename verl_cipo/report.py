@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from verl_cipo.evaluation.dumps import BadLine, BadLinesError
+from verl_cipo.evaluation.jsonl import BadLine, BadLinesError
 from verl_cipo.evaluation.report_examples import gather
 from verl_cipo.evaluation.report_runs import read_arms
 

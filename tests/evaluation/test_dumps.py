@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from verl_cipo.evaluation.dumps import BadLinesError, Options, Sample, find_files, read_run, verdict
+from verl_cipo.evaluation.dumps import Options, Sample, find_files, read_run, verdict
+from verl_cipo.evaluation.jsonl import BadLinesError
 
 UID = "0135f9ff-21c8-4ddd-9d25-d2634f36cb1b"
 

@@ -34,7 +34,7 @@ def test_figures_that_are_not_finite_are_no_figures(tmp_path):
     [
         (b'{"step": 1, "data": {"a"', "not JSON"),
         (b'{"step": 1, "data": {"\xe2\x80', "not JSON"),
-        (b"[1]", "lacks step (int), data (dict)"),
+        (b"[1]", "not a JSON object"),
         (b'{"step": "1", "data": {}}', "lacks step (int)"),
         (b'{"step": 1}', "lacks data (dict)"),
     ],

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from verl_cipo import evaluate
-from verl_cipo.evaluation.dumps import BadLinesError
+from verl_cipo.evaluation.jsonl import BadLinesError
 from verl_cipo.evaluation.rescore import HeldOut, Strictness, rescore_step
 
 QUESTION = "user\nHow many?\nassistant\n"
@@ -30,6 +30,7 @@ MATHS = [
     row("a_c0_0_0", r"\boxed{16}"),
     row("a_c0_1_0", "sixteen"),
     row("a_p0_0_0", "a pair"),
+    row("a_c0r_0_0", "a right correction under its anchor"),
     row("pad0123_0_0", "padding"),
 ]
 

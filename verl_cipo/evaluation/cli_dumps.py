@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from verl_cipo.evaluation.append_log import write_whole
-from verl_cipo.evaluation.dumps import CORRECT_THRESHOLD, BadLinesError, Options, Run, read_run
+from verl_cipo.evaluation.dumps import CORRECT_THRESHOLD, Options, Run, read_run
 from verl_cipo.evaluation.intervals import CONFIDENCE
+from verl_cipo.evaluation.jsonl import BadLinesError
 from verl_cipo.evaluation.summary import Settings, compare, measure, summarize
 from verl_cipo.evaluation.tables import as_csv, as_markdown, comparison_as_json, run_as_json
 

@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from verl_cipo.evaluation.append_log import write_whole
+from verl_cipo.evaluation.jsonl import by_step
 from verl_cipo.evaluation.rescore import STREAMS, HeldOut, Strictness, rescore_step
 from verl_cipo.evaluation.suite_results import percent
 from verl_cipo.evaluation.suites import EvaluationError
@@ -92,7 +93,7 @@ def step_files(run: Path, steps: list[int] | None = None) -> list[Path]:
     Raises: EvaluationError when there is none, or not all of `steps`.
     """
     folder = run / "rollouts" if (run / "rollouts").is_dir() else run
-    found = {int(file.stem): file for file in folder.glob("*.jsonl") if file.stem.isdecimal()}
+    found = by_step(folder)
     if not found:
         raise EvaluationError(f"{folder} holds no {{step}}.jsonl: give what trainer.rollout_data_dir was set to")
     if missing := sorted(set(steps or ()) - found.keys()):

@@ -11,8 +11,8 @@ from typing import Any
 
 from verl_cipo.evaluation.append_log import write_whole
 from verl_cipo.evaluation.corrections import FIGURES, correction_figures
-from verl_cipo.evaluation.dumps import BadLine, BadLinesError
 from verl_cipo.evaluation.intervals import CONFIDENCE
+from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, by_step, read_objects
 from verl_cipo.evaluation.suite_results import percent, plain
 
 _SHOWN = ("accuracy_turn1", "accuracy_turn2", "c2c", "c2w", "w2c", "w2w", "over_correction", "copy_rate")
@@ -60,26 +60,18 @@ def run(args: argparse.Namespace) -> int:
 def read_records(file: Path) -> tuple[list[dict[str, Any]], list[BadLine]]:
     """The records of a `corrections/{step}.jsonl`, and the lines that are none."""
     records, bad = [], []
-    with open(file, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                bad.append(BadLine(file, number, f"not JSON: {error}"))
-                continue
-            needed = ("uid", "anchor_correct", "corrections")
-            missing = [name for name in needed if not isinstance(record, dict) or name not in record]
-            if missing:
-                bad.append(BadLine(file, number, f"lacks {', '.join(missing)}"))
-            else:
-                records.append(record)
+    for number, record in read_objects(file, bad):
+        if missing := [name for name in ("uid", "anchor_correct", "corrections") if name not in record]:
+            bad.append(BadLine(file, number, f"lacks {', '.join(missing)}"))
+        else:
+            records.append(record)
     return records, bad
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    found = sorted((file for file in path.glob("*.jsonl") if file.stem.isdecimal()), key=lambda file: int(file.stem))
+    found = list(by_step(path).values())
     if not found:
         raise FileNotFoundError(f"{path} is neither a JSONL file nor a folder of {{step}}.jsonl")
     return found

@@ -15,18 +15,19 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, by_step, read_objects
+
 CORRECT_THRESHOLD = 0.5
 _ROW_KEY = re.compile(r"(?P<prompt>.+?)(?:_(?P<tag>[cp]\d+[ar]?))?_(?P<session>\d+)_(?P<index>\d+)")
-_PADDING = re.compile(r"pad[0-9a-f]{32}(?:_.*)?")
+_PADDING = re.compile(r"pad[0-9a-f]+(?:_.*)?")
 _CORRECTION = re.compile(r"c\d+")
-_SHOWN_BAD_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -50,27 +51,6 @@ class Problem:
     benchmark: str
     key: tuple[str, str]
     samples: list[Sample] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class BadLine:
-    """A line that cannot be used, and why."""
-
-    path: Path
-    line: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.reason}"
-
-
-class BadLinesError(ValueError):
-    """Lines that are no rows; the message names the first ones."""
-
-    def __init__(self, lines: Sequence[BadLine]) -> None:
-        self.lines = tuple(lines)
-        more = [f"... and {len(lines) - _SHOWN_BAD_LINES} more"] if len(lines) > _SHOWN_BAD_LINES else []
-        super().__init__("\n".join([*map(str, lines[:_SHOWN_BAD_LINES]), *more]))
 
 
 @dataclass(frozen=True)
@@ -115,14 +95,13 @@ def find_files(path: Path, step: int | None = None) -> list[Path]:
     """
     if path.is_file():
         return [path]
-    found = sorted(path.glob("*.jsonl"))
-    steps = {int(file.stem): file for file in found if file.stem.isdecimal()}
+    found, steps = sorted(path.glob("*.jsonl")), by_step(path)
     if steps and step is None:
         return [steps[max(steps)]]
     if step in steps:
         return [steps[step]]
     if steps:
-        raise FileNotFoundError(f"{path} has no dump of step {step}; it has {', '.join(map(str, sorted(steps)))}")
+        raise FileNotFoundError(f"{path} has no dump of step {step}; it has {', '.join(map(str, steps))}")
     inside = {str(file.parent) for file in path.glob("*/*.jsonl") if file.stem.isdecimal()}
     if inside or not found:
         hint = f": did you mean {' or '.join(sorted(inside))}?" if inside else ""
@@ -161,6 +140,23 @@ def read_run(paths: Sequence[Path], options: Options | None = None) -> Run:
     )
 
 
+def row_kind(uid: str | None) -> tuple[str, str | None]:
+    """What a row is, attempts, corrections, auxiliary or padding, and the prompt that its uid names.
+
+    Without a uid all rows pass for attempts.
+    """
+    if uid is None:
+        return "attempts", None
+    if _PADDING.fullmatch(uid):
+        return "padding", None
+    key = _ROW_KEY.fullmatch(uid)
+    if key is None:
+        return "attempts", uid
+    if key["tag"] is None:
+        return "attempts", key["prompt"]
+    return ("corrections" if _CORRECTION.fullmatch(key["tag"]) else "auxiliary"), key["prompt"]
+
+
 class _Reader:
     """Collects problems; sessions map to the index of their last row and its sample."""
 
@@ -173,48 +169,28 @@ class _Reader:
     def read(self, path: Path, advance: Callable[[int], object]) -> None:
         default = self.options.name or _name_of(path)
         benchmarks = self._benchmarks_beside(path)
-        for number, row in self._lines(path, advance):
+        for number, row in read_objects(path, self.bad, blank_lines=True, advance=advance):
             try:
                 self._take(path, row, default, benchmarks)
             except ValueError as error:
                 self.bad.append(BadLine(path, number, str(error)))
-
-    def _lines(self, path: Path, advance: Callable[[int], object]) -> Iterator[tuple[int, dict[str, Any]]]:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                advance(len(line))
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    torn = "" if line.endswith(b"\n") else "; the file ends in the middle of it"
-                    self.bad.append(BadLine(path, number, f"not JSON: {error}{torn}"))
-                    continue
-                if isinstance(row, dict):
-                    yield number, row
-                else:
-                    self.bad.append(BadLine(path, number, "not a JSON object"))
 
     def _benchmarks_beside(self, path: Path) -> dict[str, str]:
         """Benchmark by prompt, from the dump of the correction turn that CIPO writes beside verl's."""
         beside = path.parent / "corrections" / path.name
         if not beside.is_file():
             return {}
-        rows = (row for _, row in self._lines(beside, lambda _: None))
+        rows = (row for _, row in read_objects(beside, self.bad, blank_lines=True))
         return {row["uid"]: row["data_source"] for row in rows if row.get("uid") and row.get("data_source")}
 
     def _take(self, path: Path, row: dict[str, Any], default: str, benchmarks: dict[str, str]) -> None:
         _check(row)
         uid = row.get("uid")
+        kind, prompt = row_kind(uid)
+        if kind != "attempts":
+            self.rows[kind] += 1
+            return
         key = _ROW_KEY.fullmatch(uid) if uid is not None else None
-        if uid is not None and _PADDING.fullmatch(uid):
-            self.rows["padding"] += 1
-            return
-        if key and key["tag"]:
-            self.rows["corrections" if _CORRECTION.fullmatch(key["tag"]) else "auxiliary"] += 1
-            return
-        prompt = key["prompt"] if key else uid
         benchmark = str(row.get("data_source") or benchmarks.get(prompt) or default)
         text = (row["input"], json.dumps(row.get("gts")))
         problem, sessions = self.problems.setdefault((path, benchmark, prompt or text), (Problem(benchmark, text), {}))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from verl_cipo.evaluation.dumps import BadLine
+from verl_cipo.evaluation.jsonl import BadLine
 from verl_cipo.evaluation.report_runs import CORRECTIONS, Run, read_lines
 
 TRANSITIONS: tuple[str, ...] = ("w2c", "c2w", "c2c", "w2w")

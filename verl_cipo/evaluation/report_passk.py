@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from verl_cipo.evaluation import dumps
+from verl_cipo.evaluation.jsonl import BadLine
 from verl_cipo.evaluation.passk import pass_at_k, powers_of_two
 from verl_cipo.evaluation.report_runs import VALIDATION, Arm
 from verl_cipo.evaluation.report_series import Curve, combine
 
 
-def pass_curves(arm: Arm, bad: list[dumps.BadLine]) -> dict[int, Curve]:
+def pass_curves(arm: Arm, bad: list[BadLine]) -> dict[int, Curve]:
     """pass@K over K at the first and at the last step that all runs of the arm have dumped, by step.
 
     Empty where there is no such step, one entry where it is the same. `bad` takes malformed lines, which are left out.
@@ -26,7 +27,7 @@ def pass_curves(arm: Arm, bad: list[dumps.BadLine]) -> dict[int, Curve]:
     return curves
 
 
-def pass_by_k(path: Path, bad: list[dumps.BadLine]) -> dict[float, float]:
+def pass_by_k(path: Path, bad: list[BadLine]) -> dict[float, float]:
     """pass@K by K of one dump: the mean over the problems with at least K samples, then over the benchmarks.
 
     K are the powers of two up to the median number of samples, as far as every benchmark has a problem with so many.

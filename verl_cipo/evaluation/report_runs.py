@@ -1,12 +1,11 @@
 """What a report is made of: runs on disk, and arms, which are the runs (seeds) of one label."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl_cipo.evaluation.dumps import BadLine
+from verl_cipo.evaluation.jsonl import BadLine, by_step, read_objects
 
 METRICS_FILE, VALIDATION = "metrics.jsonl", "validation"
 CORRECTIONS = Path(VALIDATION, "corrections")
@@ -32,8 +31,7 @@ class Run:
         """The dumps ``{folder}/{under}/{step}.jsonl`` by step, in order; empty where there are none."""
         if self.folder is None:
             return {}
-        found = [path for path in (self.folder / under).glob("*.jsonl") if path.stem.isdecimal()]
-        return {int(path.stem): path for path in sorted(found, key=lambda path: int(path.stem))}
+        return by_step(self.folder / under)
 
 
 @dataclass(frozen=True)
@@ -50,25 +48,12 @@ def read_lines(path: Path, wanted: Mapping[str, type], bad: list[BadLine]) -> It
     wanted: the keys, with their type, without which a line is malformed. Such a line is added to `bad` and left out.
     Raises: OSError.
     """
-    # Bytes, split at \n alone: a text file would split at characters that a dump holds unescaped, such as U+2028,
-    # and a torn last line may end within a character.
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if not raw.strip():
-                continue
-            try:
-                line = json.loads(raw)
-            except ValueError as error:
-                bad.append(BadLine(path, number, f"not JSON: {error}"))
-                continue
-            fields = line if isinstance(line, dict) else {}
-            lacking = [
-                f"{key} ({kind.__name__})" for key, kind in wanted.items() if not isinstance(fields.get(key), kind)
-            ]
-            if lacking:
-                bad.append(BadLine(path, number, f"lacks {', '.join(lacking)}"))
-                continue
-            yield number, fields
+    for number, line in read_objects(path, bad, blank_lines=True):
+        lacking = [f"{key} ({kind.__name__})" for key, kind in wanted.items() if not isinstance(line.get(key), kind)]
+        if lacking:
+            bad.append(BadLine(path, number, f"lacks {', '.join(lacking)}"))
+            continue
+        yield number, line
 
 
 def read_metrics(path: Path, bad: list[BadLine]) -> Steps:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from verl_cipo.evaluation.dumps import BadLine
+from verl_cipo.evaluation.jsonl import BadLine
 from verl_cipo.evaluation.report_charts import Chart, Series, Strips
 from verl_cipo.evaluation.report_passk import pass_curves
 from verl_cipo.evaluation.report_runs import Arm, Run

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from verl_cipo.evaluation import strict_math
-from verl_cipo.evaluation.dumps import BadLine, BadLinesError, verdict
+from verl_cipo.evaluation.dumps import row_kind, verdict
 from verl_cipo.evaluation.intervals import ratio_interval
+from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, read_objects
 from verl_cipo.evaluation.perturbed import departures
 from verl_cipo.evaluation.strict_math import CONFIRMED, REJECTED, UNDECIDED
 from verl_cipo.evaluation.suite_results import plain
@@ -23,7 +24,8 @@ from verl_cipo.rewards.code import compute_score, last_program
 from verl_cipo.rewards.sandbox import pool
 from verl_cipo.rewards.sandbox.cases import read_tests
 
-STREAMS = ("base", "correction")
+_STREAM_OF = {"attempts": "base", "corrections": "correction"}
+STREAMS = tuple(_STREAM_OF.values())
 _RESAMPLES = 2000
 _EXAMPLES = 20
 _SHOWN_CHARS = 300
@@ -230,32 +232,18 @@ def _retest(row: dict[str, Any], how: Strictness) -> tuple[str, str]:
 
 
 def _place(row: dict[str, Any]) -> tuple[str, str]:
-    """The stream of a row, empty for pairs and padding, and its problem."""
-    uid = row.get("uid")
-    if uid is None:
-        return "base", json.dumps([row["input"], row["gts"]], sort_keys=True)
-    root, _, rest = uid.partition("_")
-    if root.startswith("pad") or rest.startswith("p"):
-        return "", root
-    return ("correction" if rest.startswith("c") else "base"), root
+    """The stream of a row, empty for those of the auxiliary loss and padding, and its problem."""
+    kind, prompt = row_kind(row.get("uid"))
+    return _STREAM_OF.get(kind, ""), prompt or json.dumps([row["input"], row["gts"]], sort_keys=True)
 
 
 def _read(file: Path) -> tuple[list[dict[str, Any]], list[BadLine]]:
     rows, bad = [], []
-    with open(file, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                torn = "" if line.endswith(b"\n") else "; the file ends in the middle of it"
-                bad.append(BadLine(file, number, f"not JSON: {error}{torn}"))
-                continue
-            fields = row if isinstance(row, dict) else {}
-            missing = [name for name in ("input", "output", "gts", "score") if name not in fields]
-            if missing:
-                bad.append(BadLine(file, number, f"lacks {', '.join(missing)}"))
-            elif not isinstance(row["input"], str) or not isinstance(row["output"], str):
-                bad.append(BadLine(file, number, "input and output are to be text"))
-            else:
-                rows.append(row)
+    for number, row in read_objects(file, bad):
+        if missing := [name for name in ("input", "output", "gts", "score") if name not in row]:
+            bad.append(BadLine(file, number, f"lacks {', '.join(missing)}"))
+        elif not isinstance(row["input"], str) or not isinstance(row["output"], str):
+            bad.append(BadLine(file, number, "input and output are to be text"))
+        else:
+            rows.append(row)
     return rows, bad
