@@ -194,11 +194,11 @@ def test_bad_lines_are_named_and_skipped_only_when_asked(tmp_path, capsys):
     file = write(tmp_path / "1.jsonl", [*MATHS, {"input": "q"}, MATHS[0] | {"output": None}])
     file.write_text(file.read_text() + '{"input": "torn')
     with pytest.raises(
-        BadLinesError, match=r":10: lacks output, gts, score\n.*:11: input and.*\n.*:12: not JSON.*ends in"
+        BadLinesError, match=r":11: lacks output, gts, score\n.*:12: input and.*\n.*:13: not JSON.*ends in"
     ):
         rescore_step(file, Strictness())
     assert run("--rescore", tmp_path, "--output", tmp_path / "out" / "gap.json") == 1
-    assert "1.jsonl:10" in capsys.readouterr().err
+    assert "1.jsonl:11" in capsys.readouterr().err
     assert run("--rescore", tmp_path, "--output", tmp_path / "out" / "gap.json", "--skip-bad") == 0
     assert "skipped 3 bad lines" in capsys.readouterr().err
 
