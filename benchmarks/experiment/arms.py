@@ -1,0 +1,48 @@
+"""What the learning experiment compares."""
+
+from dataclasses import dataclass
+
+CONTROL = "grpo_equal_rollouts"
+"""The honest control: GRPO that samples as many responses a step as CIPO does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A way to train, or not to.
+
+    algo: verl's `algorithm.adv_estimator`, None for the model as it starts; rollouts: responses a prompt as a multiple
+    of the setting's n, so that every arm but `grpo` samples the same number a step; options: further ones for verl.
+    """
+
+    name: str
+    what: str
+    algo: str | None
+    rollouts: int = 1
+    options: tuple[str, ...] = ()
+
+
+def _cipo(name: str, what: str, *knobs: str) -> Arm:
+    return Arm(name=name, what=what, algo="cipo", options=tuple(f"algorithm.cipo.{knob}" for knob in knobs))
+
+
+MAIN = (
+    Arm(name="base", what="the model before training", algo=None),
+    Arm(name="grpo", what="GRPO, half the rollouts", algo="grpo"),
+    Arm(name=CONTROL, what="GRPO, n doubled", algo="grpo", rollouts=2),
+    _cipo("cipo", "CIPO, defaults (schedule=streaming)"),
+    _cipo("cipo_barrier", "CIPO, schedule=barrier", "schedule=barrier"),
+    _cipo("cipo_replay", "CIPO, schedule=replay", "schedule=replay"),
+)
+ABLATIONS = (
+    _cipo("no_rho_control", "rho stays at .3", "rho_adaptive=false"),
+    _cipo("no_risk_shaping", "no penalty for c->w", "lambda_risk=0"),
+    _cipo("no_difficulty", "anchors from any prompt", "delta_low=0", "delta_high=1"),
+    _cipo("lambda_025", "correction stream at .25", "lambda_corr=0.25"),
+    _cipo("lambda_05", "correction stream at .5", "lambda_corr=0.5"),
+    _cipo("lambda_2", "correction stream at 2", "lambda_corr=2"),
+    _cipo("aux_nll", "log-likelihood of right corrections added, .1", "aux.coef=0.1"),
+    _cipo("paired", "pairs in place of sampled corrections, .1", "source=paired", "aux.coef=0.1"),
+    _cipo("failed_only", "anchors are failed attempts", "rho_adaptive=false", "rho_init=0", "rho_min=0"),
+    _cipo("hard_prompts", "anchors from prompts solved at most 3 times in 8 first", "delta_low=0", "delta_high=0.375"),
+)
+ARMS = {arm.name: arm for arm in (*MAIN, *ABLATIONS)}

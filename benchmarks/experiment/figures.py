@@ -1,0 +1,87 @@
+"""Figures of the learning experiment over seeds, and its paired differences.
+
+Two arms of one seed start from the same model and are asked the same held-out problems, so they are compared seed by
+seed. A seed draws its own problems, starting model, order of data and rollouts: the seeds are the independent units.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from verl_cipo.evaluation.intervals import stratified_interval
+from verl_cipo.evaluation.passk import pass_at_k
+
+KS = (1, 8, 32)
+RATES = ("w2c", "c2w", "c2c", "turn2", "copy_rate")
+COSTS = ("tokens", "train_s", "wall_s")
+
+Runs = Mapping[int, Mapping[str, Any]]
+"""The results of one arm by seed."""
+
+
+def per_problem(result: Mapping[str, Any], k: int) -> np.ndarray:
+    """(P,) unbiased pass@k of each held-out problem. Raises: ValueError when k is above the number of samples."""
+    return pass_at_k(result["made_with"]["setting"]["samples"], np.array(result["right"]), k)
+
+
+def rates(result: Mapping[str, Any]) -> dict[str, float]:
+    """The correction turn of one run: w2c and c2c are shares of the wrong and of the right attempts, c2w = 1 - c2c;
+    turn2 and copy_rate are shares of all corrections. nan where there was no such attempt."""
+    total = {name: sum(problem[name] for problem in result["turns"]) for name in ("c2c", "c2w", "w2c", "w2w", "copies")}
+    wrong, right = total["w2c"] + total["w2w"], total["c2c"] + total["c2w"]
+    return {
+        "w2c": total["w2c"] / wrong if wrong else math.nan,
+        "c2w": total["c2w"] / right if right else math.nan,
+        "c2c": total["c2c"] / right if right else math.nan,
+        "turn2": (total["w2c"] + total["c2c"]) / (wrong + right),
+        "copy_rate": total["copies"] / (wrong + right),
+    }
+
+
+def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
+    """All figures of one run: pass@K for the K of :data:`KS` that its samples allow, the rates, the costs."""
+    samples = result["made_with"]["setting"]["samples"]
+    found = {f"pass@{k}": float(per_problem(result, k).mean()) for k in KS if k <= samples}
+    return found | rates(result) | {name: float(result[name]) for name in COSTS}
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Mean over seeds, its 95 % interval by Student's t (None below two seeds), and the values."""
+    mean, ci95 = float(np.mean(values)), None
+    if len(values) > 1:
+        half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+        ci95 = [mean - float(half), mean + float(half)]
+    return {"mean": mean, "ci95": ci95, "values": list(values)}
+
+
+def summary_of(runs: Runs) -> dict[str, Any]:
+    """Every figure of an arm over its seeds."""
+    found = [figures_of(runs[seed]) for seed in sorted(runs)]
+    return {"seeds": sorted(runs)} | {name: over_seeds([figures[name] for figures in found]) for name in found[0]}
+
+
+def difference(arm: Runs, control: Runs) -> dict[str, Any]:
+    """Arm minus control over the seeds that both have.
+
+    Returns:
+        `seeds`, and by figure: `diff`, the mean over seeds; `ci95`, by Student's t over the seeds, which holds for
+        another seed (None below two seeds); for pass@K also `ci95_problems`, by bootstrap over the problems within the
+        seeds, which holds for other problems asked of these very models. Empty without a common seed.
+    """
+    seeds = sorted(set(arm) & set(control))
+    if not seeds:
+        return {}
+    mine, theirs = [figures_of(arm[seed]) for seed in seeds], [figures_of(control[seed]) for seed in seeds]
+    found: dict[str, Any] = {"seeds": seeds}
+    for name in mine[0]:
+        over = over_seeds([a[name] - b[name] for a, b in zip(mine, theirs, strict=True)])
+        found[name] = {"diff": over["mean"], "ci95": over["ci95"], "values": over["values"]}
+    for k in KS:
+        if f"pass@{k}" in found:
+            paired = [per_problem(arm[seed], k) - per_problem(control[seed], k) for seed in seeds]
+            within = stratified_interval(paired, resamples=2000)
+            found[f"pass@{k}"]["ci95_problems"] = [within.low, within.high]
+    return found

@@ -1,0 +1,188 @@
+"""One run of the learning experiment: train an arm through verl, sample the held-out problems, keep what came of it.
+
+A run is a folder `{arm}_seed{seed}`; what is done is not done again. `result.json` is written last and says what it was
+made with, so that a folder made with other settings is refused and not mixed in.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.experiment.arms import Arm
+from examples.tiny import launch, prepare
+
+RESULT = "result.json"
+SUITE = "held_out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all arms share.
+
+    task: problems and starting model, its seed replaced by the run's; steps: optimizer steps, one a batch; prompts: a
+    step; n: attempts a prompt; samples: attempts at each held-out problem; turn_samples: how many of them are followed
+    by a correction turn, which are drawn anew.
+    """
+
+    task: prepare.Settings
+    steps: int
+    prompts: int = 16
+    n: int = 8
+    learning_rate: float = 1e-4
+    samples: int = 32
+    turn_samples: int = 8
+
+
+def run(arm: Arm, seed: int, setting: Setting, output: Path) -> dict[str, Any]:
+    """The result of one run, made now or read from `output`.
+
+    Returns:
+        `right`: per held-out problem, right attempts out of `samples`; `turns`: per problem, the numbers of c2c, c2w,
+        w2c and w2w among its corrections; `copies`: per problem, corrections that repeat the attempt; `tokens`:
+        generated in training; `train_s`: seconds of verl's steps; `wall_s`: with start-up; `made_with`.
+
+    Raises:
+        ValueError: the folder holds a run made with other settings.
+        TrainingFailed: verl ended with an error.
+    """
+    folder = output / f"{arm.name}_seed{seed}"
+    made_with = json.loads(json.dumps({"arm": asdict(arm), "seed": seed, "setting": asdict(setting)}))
+    _claim(folder, made_with)
+    if (folder / RESULT).exists():
+        return json.loads((folder / RESULT).read_text())
+    task = output / "tasks" / f"seed{seed}"
+    prepare.prepare(task, replace(setting.task, seed=seed))
+    trained = _train(arm, seed, setting, task, folder) if arm.algo else {"tokens": 0, "train_s": 0.0, "wall_s": 0.0}
+    evaluation = folder / "evaluation"
+    checkpoint = folder / "checkpoint" if arm.algo else task / "model"
+    _sample(checkpoint, setting, task, evaluation, log=folder / "evaluate.log")
+    result = {**trained, **_counts(evaluation), "made_with": made_with}
+    (folder / "result.tmp").write_text(json.dumps(result) + "\n")
+    (folder / "result.tmp").replace(folder / RESULT)
+    return result
+
+
+def _claim(folder: Path, made_with: dict[str, Any]) -> None:
+    record = folder / "made_with.json"
+    if record.exists() and (before := json.loads(record.read_text())) != made_with:
+        raise ValueError(
+            f"{folder} holds a run made with {before}, not {made_with}: remove it or take another --output"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(made_with) + "\n")
+
+
+def _train(arm: Arm, seed: int, setting: Setting, task: Path, folder: Path) -> dict[str, Any]:
+    """Train, and leave the last weights in `checkpoint` as a Hugging Face folder."""
+    record = folder / "trained.json"
+    if record.exists():
+        return json.loads(record.read_text())
+    started = time.monotonic()
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    shapes = launch.Task(folder=task, train_batch_size=setting.prompts, n=setting.n * arm.rollouts)
+    launch.train(
+        [
+            *launch.overrides(shapes),
+            f"algorithm.adv_estimator={arm.algo}",
+            f"data.seed={seed}",
+            *([f"algorithm.cipo.seed={seed}"] if arm.algo == "cipo" else []),
+            f"actor_rollout_ref.actor.optim.lr={setting.learning_rate}",
+            f"trainer.total_training_steps={setting.steps}",
+            "trainer.total_epochs=1000",
+            "trainer.val_before_train=false",
+            "trainer.test_freq=-1",
+            f"trainer.save_freq={setting.steps}",
+            "actor_rollout_ref.actor.checkpoint.save_contents=[model,hf_model]",
+            f"trainer.default_local_dir={folder / 'checkpoints'}",
+            *arm.options,
+        ],
+        output=folder,
+    )
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    last = folder / "checkpoints" / f"global_step_{setting.steps}" / "actor" / "huggingface"
+    shutil.move(last, folder / "checkpoint")
+    shutil.rmtree(folder / "checkpoints")
+    steps = [line["data"] for line in launch.metrics_lines(folder / "metrics.jsonl")]
+    steps = [data for data in steps if "training/global_step" in data]
+    if len(steps) != setting.steps:
+        raise RuntimeError(f"{folder / 'metrics.jsonl'} holds {len(steps)} steps of {setting.steps}")
+    rows = setting.prompts * setting.n * arm.rollouts
+    found = {
+        "tokens": round(sum(_generated(data, rows) for data in steps)),
+        "train_s": round(sum(data["timing_s/step"] for data in steps), 1),
+        "wall_s": round(time.monotonic() - started, 1),
+    }
+    record.write_text(json.dumps(found) + "\n")
+    return found
+
+
+def _generated(data: dict[str, float], rows: int) -> float:
+    """Tokens generated in a step: CIPO counts its two streams, GRPO's are verl's mean over its rows."""
+    if "cipo/tokens/base" in data:
+        return data["cipo/tokens/base"] + data.get("cipo/tokens/correction", 0)
+    return data["response_length/mean"] * rows
+
+
+def _sample(checkpoint: Path, setting: Setting, task: Path, output: Path, *, log: Path) -> None:
+    """Attempts and corrections at the held-out problems, by the package's own evaluation and verifier."""
+    sampling = {"temperature": 1.0, "top_p": 1.0, "max_tokens": launch.Task.response_length}
+    held_out = {"file": "val.parquet", "converter": "python examples/tiny/prepare.py", "verifier": "math"}
+    suites = {
+        "benchmarks": {"attempts": held_out, "turns": held_out},
+        "suites": {
+            "one_turn": {
+                "sampling": {**sampling, "n": setting.samples},
+                "corrections": 0,
+                "benchmarks": {"attempts": None},
+            },
+            "two_turns": {
+                "sampling": {**sampling, "n": setting.turn_samples},
+                "corrections": 1,
+                "benchmarks": {"turns": None},
+            },
+            SUITE: {"suites": ["one_turn", "two_turns"]},
+        },
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "suites.yaml").write_text(yaml.safe_dump(suites))
+    length = launch.Task.correction_prompt_length + launch.Task.response_length
+    command = [sys.executable, "-m", "verl_cipo.evaluate", "--suite", SUITE, "--suites", str(output / "suites.yaml")]
+    command += ["--checkpoint", str(checkpoint), "--data-dir", str(task / "data"), "--output", str(output)]
+    command += ["--engine", f"max_model_len={length}", "dtype=float32", "enforce_eager=true", "max_num_seqs=256"]
+    with open(log, "w") as file:
+        done = subprocess.run(command, env={**os.environ, **launch.CPU_ENV}, stdout=file, stderr=subprocess.STDOUT)
+    if done.returncode:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        raise RuntimeError(
+            f"the evaluation of {checkpoint} ended with code {done.returncode}, the end of {log}:\n{tail}"
+        )
+
+
+def _counts(evaluation: Path) -> dict[str, Any]:
+    right: dict[str, int] = defaultdict(int)
+    for row in _lines(evaluation / "attempts" / "0.jsonl"):
+        right[row["uid"].split("_")[0].rpartition("-")[2]] += row["acc"]
+    turns: dict[str, dict[str, int]] = {
+        problem: dict.fromkeys(("c2c", "c2w", "w2c", "w2w", "copies"), 0) for problem in right
+    }
+    for record in _lines(evaluation / "turns" / "corrections" / "0.jsonl"):
+        counts = turns[record["uid"].rpartition("-")[2]]
+        for correction in record["corrections"]:
+            counts[("c" if record["anchor_correct"] else "w") + "2" + ("c" if correction["correct"] else "w")] += 1
+            counts["copies"] += correction["copied"]
+    order = sorted(right, key=int)
+    return {"right": [right[problem] for problem in order], "turns": [turns[problem] for problem in order]}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    with open(path, encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]

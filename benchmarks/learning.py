@@ -1,0 +1,155 @@
+"""Does CIPO learn more than GRPO? The reference experiment, with the controls and ablations.
+
+    python benchmarks/learning.py --quick                       # two small runs, the path alone: under 5 minutes
+    python benchmarks/learning.py --seeds 11 12 13              # the main arms; a run is 8 to 20 minutes on 2 cores
+    python benchmarks/learning.py --seeds 11 --arms all         # and the ablations
+    python benchmarks/learning.py --seeds 11 12 13 --json benchmarks/results/learning.json
+
+Each run makes a model, trains it through `verl.trainer.main_ppo` (real Ray, FSDP2 and vLLM) and samples held-out
+problems with `python -m verl_cipo.evaluate`. Runs are kept below --output one by one: a second call does what is
+missing and prints the table of all that is there. The settings were chosen on seeds below 10; report on others.
+"""
+
+import argparse
+import gzip
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.experiment import figures
+from benchmarks.experiment.arms import ARMS, CONTROL, MAIN
+from benchmarks.experiment.runs import Setting, run
+from examples.tiny import prepare
+from examples.tiny.problems import Level
+from examples.tiny.warmup import Warmup
+
+ROOT = Path(__file__).resolve().parents[1]
+FULL = Setting(
+    task=prepare.Settings(
+        level=Level(events=(3, 5)), val=192, warmup=Warmup(steps=500, stop_pass1=0.15, stop_w2c=0.12)
+    ),
+    steps=60,
+)
+QUICK = Setting(
+    task=prepare.Settings(
+        train=64,
+        val=16,
+        level=prepare.QUICK.level,
+        shape=prepare.QUICK.shape,
+        warmup=Warmup(steps=60, rows=24, lr=1e-2, own_from=1000, look_from=60, stop_pass1=0.0, stop_w2c=0.0),
+    ),
+    steps=2,
+    prompts=4,
+    n=4,
+    samples=8,
+    turn_samples=2,
+)
+COLUMNS = ("pass@1", "pass@8", "pass@32", "w2c", "c2w", "turn2", "copy_rate")
+
+
+def main() -> int:
+    """Run what is missing and print the table; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("outputs/learning"), help="where the runs are kept")
+    parser.add_argument("--arms", nargs="+", default=["main"], metavar="ARM", help=f"main, all, or {', '.join(ARMS)}")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[11], help="default 11")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1); each takes 9 GB")
+    parser.add_argument("--quick", action="store_true", help="a setting that shows the path and no learning")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the summary there, raw metrics in FILE's folder"
+    )
+    args = parser.parse_args()
+    names = {"main": [arm.name for arm in MAIN], "all": list(ARMS)}
+    wanted = [CONTROL, "cipo"] if args.quick else [n for name in args.arms for n in names.get(name, [name])]
+    if unknown := [name for name in wanted if name not in ARMS]:
+        parser.error(f"--arms {' '.join(unknown)}: allowed are main, all, {', '.join(ARMS)}")
+    setting = QUICK if args.quick else FULL
+    output = (args.output / ("quick" if args.quick else "full")).resolve()
+
+    # Seed by seed, so that what is done compares all arms; a seed's model is made before its runs part.
+    for seed in args.seeds:
+        first, *others = [ARMS[name] for name in dict.fromkeys(wanted)]
+        done = [run(first, seed, setting, output)]
+        with ThreadPoolExecutor(args.jobs) as pool:
+            done += pool.map(lambda arm, seed=seed: run(arm, seed, setting, output), others)
+        print(f"seed {seed}: {len(done)} runs", flush=True)
+    found = read(output)
+    summary = summarise(found)
+    print(table(summary))
+    if args.json:
+        write(args.json, summary, output)
+    return 0
+
+
+def read(output: Path) -> dict[str, dict[int, dict[str, Any]]]:
+    """The finished runs below `output`: results by arm and seed, the arms in the order of their declaration."""
+    found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in ARMS}
+    for file in output.glob("*/result.json"):
+        result = json.loads(file.read_text())
+        found[result["made_with"]["arm"]["name"]][result["made_with"]["seed"]] = result
+    return {name: runs for name, runs in found.items() if runs}
+
+
+def summarise(found: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
+    """What goes into learning.json: the figures of each arm, and each arm minus the control."""
+    control = found.get(CONTROL, {})
+    setting = next(iter(next(iter(found.values())).values()))["made_with"]["setting"]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    differences = {name: figures.difference(runs, control) for name, runs in found.items() if name != CONTROL}
+    return {
+        "commit": commit,
+        "setting": setting,
+        "seeds": sorted(set(found.get("cipo", {})) & set(control)),
+        "arms": {name: figures.summary_of(runs) for name, runs in found.items()},
+        "cipo_minus_grpo_equal_rollouts": differences.get("cipo", {}),
+        "minus_grpo_equal_rollouts": differences,
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The arms, then their differences to the control with 95 % intervals over the seeds, in percent; Markdown."""
+    columns = [name for name in COLUMNS if all(name in arm for arm in summary["arms"].values())]
+    lines = [
+        "| arm | seeds | " + " | ".join(columns) + " | generated tokens | training, s |",
+        "|" + "---|" * (len(columns) + 4),
+    ]
+    for name, arm in summary["arms"].items():
+        cells = [f"{100 * arm[column]['mean']:.1f}" for column in columns]
+        cells += [f"{arm['tokens']['mean']:,.0f}", f"{arm['train_s']['mean']:.0f}"]
+        lines.append(f"| {name} | {len(arm['seeds'])} | " + " | ".join(cells) + " |")
+    lines += ["", f"| minus {CONTROL} | seeds | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 2)]
+    for name, one in summary["minus_grpo_equal_rollouts"].items():
+        if one:
+            cells = [_difference(one[column]) for column in columns]
+            lines.append(f"| {name} | {len(one['seeds'])} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _difference(figure: dict[str, Any]) -> str:
+    interval = f" [{100 * figure['ci95'][0]:+.1f}, {100 * figure['ci95'][1]:+.1f}]" if figure["ci95"] else ""
+    return f"{100 * figure['diff']:+.1f}{interval}"
+
+
+def write(file: Path, summary: dict[str, Any], output: Path) -> None:
+    """The summary, and beside it in `learning/` each run's metrics and result as compressed JSON lines."""
+    raw = file.parent / "learning"
+    raw.mkdir(parents=True, exist_ok=True)
+    for result in sorted(output.glob("*/result.json")):
+        metrics = result.parent / "metrics.jsonl"
+        lines = metrics.read_bytes() if metrics.exists() else b""
+        # No time in the header: the same runs give the same bytes.
+        with (
+            open(raw / f"{result.parent.name}.jsonl.gz", "wb") as target,
+            gzip.GzipFile("", "wb", 9, target, 0) as packed,
+        ):
+            packed.write(lines + result.read_bytes())
+    file.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""benchmarks/learning.py: its figures on made results, its cache, and its small setting through real verl and vLLM."""
+
+import gzip
+import json
+import math
+
+import pytest
+
+from benchmarks import learning
+from benchmarks.experiment import figures, runs
+from benchmarks.experiment.arms import ABLATIONS, ARMS, CONTROL
+
+TURNS = {"c2c": 3, "c2w": 1, "w2c": 1, "w2w": 3, "copies": 2}
+
+
+def result(arm: str, seed: int, right: list[int], samples: int = 8, **more) -> dict:
+    turns = [TURNS, dict.fromkeys(TURNS, 0)]
+    made_with = {"arm": {"name": arm}, "seed": seed, "setting": {"samples": samples}}
+    return {"right": right, "turns": turns, "tokens": 10, "train_s": 2.0, "wall_s": 3.0, "made_with": made_with} | more
+
+
+def test_figures_of_a_run():
+    found = figures.figures_of(result("cipo", 1, [4, 0]))
+    assert found["pass@1"] == pytest.approx(0.25) and found["pass@8"] == pytest.approx(0.5)
+    assert "pass@32" not in found  # of 8 samples
+    assert (found["w2c"], found["c2c"], found["c2w"]) == (0.25, 0.75, 0.25)
+    assert (found["turn2"], found["copy_rate"]) == (0.5, 0.25)
+    assert found["tokens"] == 10
+
+
+def test_a_rate_without_such_attempts_is_not_a_number():
+    found = figures.rates(result("cipo", 1, [0, 0], turns=[TURNS | {"c2c": 0, "c2w": 0}] * 2))
+    assert math.isnan(found["c2c"]) and math.isnan(found["c2w"]) and found["w2c"] == 0.25
+
+
+def test_interval_over_seeds_is_students():
+    # Mean 2, standard deviation 1, three values: half width 4.302653 / sqrt(3).
+    found = figures.over_seeds([1.0, 2.0, 3.0])
+    assert found["mean"] == 2 and found["ci95"] == pytest.approx([2 - 2.484138, 2 + 2.484138], abs=1e-5)
+    assert figures.over_seeds([1.0])["ci95"] is None
+
+
+def test_difference_is_paired_by_seed_and_leaves_out_seeds_of_one_arm():
+    arm = {1: result("cipo", 1, [8, 4]), 2: result("cipo", 2, [4, 4]), 3: result("cipo", 3, [0, 0])}
+    control = {1: result(CONTROL, 1, [4, 4]), 2: result(CONTROL, 2, [2, 4])}
+    found = figures.difference(arm, control)
+    assert found["seeds"] == [1, 2]
+    assert found["pass@1"]["values"] == pytest.approx([0.25, 0.125]) and found["pass@1"]["diff"] == pytest.approx(
+        0.1875
+    )
+    low, high = found["pass@1"]["ci95_problems"]
+    assert low < 0.1875 <= high
+    assert figures.difference(arm, {7: result(CONTROL, 7, [1, 1])}) == {}
+
+
+def test_table_shows_arms_and_differences():
+    found = {CONTROL: {1: result(CONTROL, 1, [2, 2])}, "cipo": {1: result("cipo", 1, [4, 4])}}
+    text = learning.table(learning.summarise(found))
+    assert "| cipo | 1 | 50.0 |" in text and f"| minus {CONTROL} |" in text and "| cipo | 1 | +25.0 |" in text
+
+
+def test_arms_sample_alike_and_differ_in_what_they_say():
+    doubled = {name for name, arm in ARMS.items() if arm.rollouts == 2}
+    assert doubled == {CONTROL}
+    assert len({(arm.algo, arm.rollouts, arm.options) for arm in ARMS.values()}) == len(ARMS)
+    assert all(arm.options for arm in ABLATIONS)
+
+
+def test_a_run_of_other_settings_is_refused(tmp_path):
+    (tmp_path / "cipo_seed1").mkdir()
+    (tmp_path / "cipo_seed1" / "made_with.json").write_text('{"seed": 2}')
+    with pytest.raises(ValueError, match="cipo_seed1 holds a run made with .* remove it or take another --output"):
+        runs.run(ARMS["cipo"], 1, learning.QUICK, tmp_path)
+
+
+def test_unknown_arm_is_named(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["learning.py", "--arms", "grop"])
+    with pytest.raises(SystemExit):
+        learning.main()
+    assert "--arms grop: allowed are main, all, base, grpo" in capsys.readouterr().err
+
+
+@pytest.mark.vllm
+def test_the_small_setting_runs_is_kept_and_is_written(tmp_path, monkeypatch, capsys):
+    summary = tmp_path / "results" / "learning.json"
+    monkeypatch.setattr(
+        "sys.argv", ["learning.py", "--quick", "--output", str(tmp_path / "runs"), "--json", str(summary)]
+    )
+    assert learning.main() == 0
+    first = json.loads(summary.read_text())
+    assert first["seeds"] == [11] and set(first["arms"]) == {CONTROL, "cipo"}
+    assert {"diff", "ci95"} <= first["cipo_minus_grpo_equal_rollouts"]["pass@8"].keys()
+    steps, prompts, n = learning.QUICK.steps, learning.QUICK.prompts, learning.QUICK.n
+    kept = {path.name: gzip.decompress(path.read_bytes()).splitlines() for path in summary.parent.glob("learning/*.gz")}
+    assert set(kept) == {"cipo_seed11.jsonl.gz", f"{CONTROL}_seed11.jsonl.gz"}
+    *metrics, last = map(json.loads, kept["cipo_seed11.jsonl.gz"])
+    assert [line["data"]["cipo/rows/correction"] for line in metrics] == [prompts * n] * steps
+    assert len(last["right"]) == learning.QUICK.task.val and last["tokens"] > 0
+
+    # What is done is not done again: neither trains without verl.
+    monkeypatch.setattr(runs.launch, "train", None)
+    assert learning.main() == 0
+    assert json.loads(summary.read_text()) == first
+    assert "| cipo | 1 |" in capsys.readouterr().out
