@@ -77,7 +77,10 @@ class TrainingFailed(RuntimeError):
 
 
 def metrics_lines(path: Path) -> list[dict]:
-    """The lines of a ``metrics.jsonl``; one that was cut off in the writing is left out."""
+    """Lines of verl's file logger: ``{"step": int, "data": {name: value}}``.
+
+    None where the file is not there; a line that was cut off in the writing, or is being written, is left out.
+    """
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -187,11 +190,10 @@ def _follow(process: subprocess.Popen, metrics: Path, on_line: Callable[[dict], 
     seen = 0
     while True:
         ended = process.poll() is not None
-        lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-        complete = [line for line in lines if line.endswith("\n")]
-        for line in complete[seen:]:
-            on_line(json.loads(line))
-        seen = len(complete)
+        lines = metrics_lines(metrics)
+        for line in lines[seen:]:
+            on_line(line)
+        seen = len(lines)
         if ended:
             return
         if timeout is not None and time.monotonic() - started > timeout:

@@ -93,7 +93,7 @@ def main() -> int:
             options, output=output, on_line=advance, resume=output / "checkpoints" if args.resume else None
         )
 
-    lines = show.read_metrics(output / "metrics.jsonl")
+    lines = launch.metrics_lines(output / "metrics.jsonl")
     trainer = TRAINER_LINE.search((output / "train.log").read_text(errors="replace"))
     summary = show.summarise(
         lines,

@@ -1,17 +1,11 @@
 """What a run of the demo shows: a table, curves.png and summary.json, all from metrics.jsonl."""
 
-import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 VAL_PASS1 = "val-core/openai/gsm8k/acc/mean@"
 W2C, C2C = "cipo/val/w2c", "cipo/val/c2c"
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of verl's file logger: ``{"step": int, "data": {name: value}}``."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def validations(lines: list[dict[str, Any]]) -> list[dict[str, float]]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cipo.core.guard import ALARMS, LIMITS, Actions, GuardState, Level, Signals, actions, explain, update_guard
+from verl_cipo.core.guard import ALARMS, LIMITS, GuardState, Level, Signals, explain, update_guard
 
 shares = st.floats(0, 1)
 signals = st.builds(
@@ -279,15 +279,15 @@ def test_alarms_come_in_a_fixed_order_and_each_has_its_line():
 
 def test_lambda_falls_while_an_alarm_lasts_and_recovers():
     calm = GuardState.initial()
-    assert actions(calm) == Actions(lambda_factor=1.0)
+    assert calm.lambda_factor == 1.0
     alarmed = run(*[Signals(copy_rate=0.95)] * 10)
-    assert actions(alarmed).lambda_factor == pytest.approx(0.8)
+    assert alarmed.lambda_factor == pytest.approx(0.8)
     twice = run(Signals(copy_rate=0.95), state=alarmed)
-    assert actions(twice).lambda_factor == pytest.approx(0.64)
-    assert actions(run(*[Signals(copy_rate=0.95)] * 50, state=twice)).lambda_factor == LIMITS.lambda_floor == 0.25
+    assert twice.lambda_factor == pytest.approx(0.64)
+    assert run(*[Signals(copy_rate=0.95)] * 50, state=twice).lambda_factor == LIMITS.lambda_floor == 0.25
     over = replace(twice, copy_rate=Level())
-    assert actions(run(Signals(), state=over)).lambda_factor == pytest.approx(0.704)
-    assert actions(run(*[Signals()] * 5, state=over)).lambda_factor == 1.0
+    assert run(Signals(), state=over).lambda_factor == pytest.approx(0.704)
+    assert run(*[Signals()] * 5, state=over).lambda_factor == 1.0
 
 
 @pytest.mark.parametrize(
@@ -305,13 +305,13 @@ def test_every_alarm_but_entropy_lowers_lambda(alarm, factor):
     moved = {name: replace(getattr(calm, name), value=value, last=value) for name, value in level.items()}
     state = run(Signals(**level), state=replace(calm, **moved))
     assert state.alarms == (alarm,)
-    assert actions(state).lambda_factor == pytest.approx(factor)
+    assert state.lambda_factor == pytest.approx(factor)
 
 
 @given(steps=st.lists(signals, max_size=60))
 def test_lambda_stays_in_its_range_and_alarms_are_known_names(steps):
     state = run(*steps)
-    assert 0.25 <= actions(state).lambda_factor <= 1.0
+    assert 0.25 <= state.lambda_factor <= 1.0
     assert set(state.alarms) <= set(ALARMS)
 
 

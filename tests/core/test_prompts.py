@@ -137,6 +137,12 @@ def ask(question="What is 2+2?"):
     return [{"role": "user", "content": question}]
 
 
+def test_the_template_is_the_configured_one(tmp_path):
+    (tmp_path / "own.txt").write_text("Q: {question} A: {attempt} Again:")
+    (message,), _ = builder(10_000, template=str(tmp_path / "own.txt")).build(ask(), "5")
+    assert message["content"] == "Q: What is 2+2? A: 5 Again:"
+
+
 # Tokens of a chat of one user message, without question and attempt.
 FRAME = 3 + len(MATH) - len("{question}{attempt}")
 

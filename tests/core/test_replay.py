@@ -68,6 +68,14 @@ def test_every_gain_is_the_configured_one():
     assert update_rho(RhoState(0.1, 0.6, 1), 0.4, config=config).rho == pytest.approx(0.17)
 
 
+def test_start_and_bounds_are_the_configured_ones():
+    config = CIPOConfig(rho_init=0.45, rho_min=0.4, rho_max=0.5)
+    assert RhoState.initial(config).rho == 0.45
+    # As above: 1.421 and .1764 without bounds.
+    assert update_rho(RhoState(0.7, 0.8, 5), 0.0, config=config).rho == 0.5
+    assert update_rho(RhoState(0.21, 0.8, 0), 1.0, config=config).rho == 0.4
+
+
 def test_without_a_correct_anchor_nothing_changes():
     state = RhoState(0.4, 0.7, 2)
     assert update_rho(state, None, config=CONFIG) == state

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 VERL_KEYS = ["data_source", "prompt", "ability", "reward_model", "extra_info"]
@@ -116,3 +117,15 @@ def test_converters_import_neither_torch_nor_verl_nor_datasets(cases):
     code = "import sys, " + ", ".join(f"data_prep.{name}" for name in cases)
     code += "; assert not {'torch', 'verl', 'verl_cipo', 'datasets'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["apps", "code_contests", "humaneval_plus", "livecodebench", "taco"])
+def test_max_tests_keeps_the_first_tests(name, cases, write, run, tmp_path):
+    case = cases[name]
+    write(tmp_path / "raw" / (case.file + ".jsonl"), case.rows)
+    assert run(name, tmp_path / "raw", *case.options, "--max_tests", "1") == 0
+    rows = pq.read_table(tmp_path / "out" / f"{case.split}.parquet").to_pylist()
+    kept = [parsed(row["reward_model"]["ground_truth"]).get("inputs") for row in rows]
+    whole = [truth.get("inputs") for truth in case.truths]
+    assert kept == [inputs and inputs[:1] for inputs in whole]
+    assert kept != whole, "the case has a row of more than one test"

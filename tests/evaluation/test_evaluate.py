@@ -84,13 +84,13 @@ def test_the_same_call_writes_the_same_bytes(tmp_path):
 
 
 def test_a_step_of_each_folder_is_chosen(tmp_path):
-    for step, verdicts in ((1, "0"), (2, "1"), (3, "0")):
+    for step, verdicts in ((1, "00"), (2, "01"), (3, "11")):
         dump(tmp_path / "val" / f"{step}.jsonl", [verdicts])
     val = tmp_path / "val"
 
     assert run("--dumps", val, "--step", 2, "--compare", val, "--compare-step", 1, "--output", tmp_path / "x.json") == 0
     figures = json.loads((tmp_path / "x.json").read_text())
-    assert figures["comparison"]["differences"]["val"]["avg@n"]["estimate"] == 1.0
+    assert figures["comparison"]["differences"]["val"]["avg@n"]["estimate"] == 0.5
 
 
 def test_bad_lines_end_the_run_unless_skipped(tmp_path, capsys):

@@ -86,6 +86,15 @@ def test_options_take_the_place_of_the_suites(data, engine):
     assert told["problems"] == 2 and told["attempts"] == 6 and "corrections" not in told
 
 
+def test_the_seed_decides_the_draws(data, engine):
+    asked = []
+    for name, seed in (("first", 1), ("again", 1), ("other", 2)):
+        engine.asked.clear()
+        assert run(data, "--seed", seed, "--output", data / name) == 0
+        asked.append(sorted(drawn for _, drawn in engine.asked))
+    assert asked[0] == asked[1] and not set(asked[0]) & set(asked[2])
+
+
 def test_the_prompt_of_a_run_can_be_given(data, engine):
     (data / "mine.txt").write_text("Q {question} A {attempt}")
     assert run(data, "--prompt", f"template={data / 'mine.txt'}", "attempt_view=whole") == 0

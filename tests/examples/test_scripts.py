@@ -121,6 +121,91 @@ def test_a_correction_prompt_has_room_for_question_and_attempt(script):
         assert config.reward.custom_reward_function.path == "pkg://verl_cipo.rewards.math"
 
 
+ACTOR, ROLLOUT, LAYOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.actor.megatron"
+# Variable -> a value that is no script's default, and the settings that have to hold it.
+SET_AS_GIVEN = {
+    "EXPERIMENT": ("mine", ["trainer.experiment_name"]),
+    "LOGGER": ("[wandb]", ["trainer.logger"]),
+    "NNODES": ("3", ["trainer.nnodes"]),
+    "GPUS_PER_NODE": ("5", ["trainer.n_gpus_per_node"]),
+    "STEPS": ("9", ["trainer.total_training_steps"]),
+    "LEARNING_RATE": ("3e-6", [f"{ACTOR}.optim.lr"]),
+    "KL_COEF": ("0.5", [f"{ACTOR}.kl_loss_coef"]),
+    "CLIP_RATIO": ("0.3", [f"{ACTOR}.clip_ratio", f"{ACTOR}.clip_ratio_low", f"{ACTOR}.clip_ratio_high"]),
+    "TEMPERATURE": ("0.7", [f"{ROLLOUT}.temperature", f"{ROLLOUT}.val_kwargs.temperature"]),
+    "GROUP_SIZE": ("5", [f"{ROLLOUT}.n"]),
+    "REPLAY_FRACTION": ("0.5", ["algorithm.cipo.replay_fraction"]),
+    "SCHEDULE": ("barrier", ["algorithm.cipo.schedule"]),
+    "TRAIN_BATCH_SIZE": ("48", ["data.train_batch_size"]),
+    "MINI_BATCH_SIZE": ("16", [f"{ACTOR}.ppo_mini_batch_size"]),
+    "VAL_N": ("7", [f"{ROLLOUT}.val_kwargs.n"]),
+    "MAX_PROMPT_LENGTH": ("99", ["data.max_prompt_length"]),
+    "MAX_RESPONSE_LENGTH": ("99", ["data.max_response_length"]),
+    "CORRECTION_PROMPT_LENGTH": ("999", [f"{ROLLOUT}.prompt_length"]),
+    "MAX_TOKENS_PER_GPU": ("77777", [f"{ACTOR}.ppo_max_token_len_per_gpu"]),
+    "ROLLOUT_TP": ("3", [f"{ROLLOUT}.tensor_model_parallel_size"]),
+    "ROLLOUT_MEMORY": ("0.1", [f"{ROLLOUT}.gpu_memory_utilization"]),
+    "THINKING": ("True", ["+data.apply_chat_template_kwargs.enable_thinking"]),
+    "TENSOR_PARALLEL": ("3", [f"{LAYOUT}.tensor_model_parallel_size"]),
+    "PIPELINE_PARALLEL": ("3", [f"{LAYOUT}.pipeline_model_parallel_size"]),
+    "CONTEXT_PARALLEL": ("3", [f"{LAYOUT}.context_parallel_size"]),
+    "EXPERT_PARALLEL": ("3", [f"{LAYOUT}.expert_model_parallel_size"]),
+    "EXPERT_TENSOR_PARALLEL": ("3", [f"{LAYOUT}.expert_tensor_parallel_size"]),
+}
+# Variable -> as it is given, and the settings that it makes.
+SET_AS_MADE = {
+    "MODEL_PATH": ({"MODEL_PATH": "/m"}, {"actor_rollout_ref.model.path": "'/m'"}),
+    "VAL_SETS": ({"VAL_SETS": "x"}, {"data.val_files": "['/home/user/data/x/test.parquet']"}),
+    "TRAIN_FILES": ({"TRAIN_FILES": "/a"}, {"data.train_files": "['/a']"}),
+    "VAL_FILES": ({"VAL_FILES": "/b"}, {"data.val_files": "['/b']"}),
+    "OUTPUT_DIR": ({"OUTPUT_DIR": "/o"}, {"trainer.validation_data_dir": "'/o/validation'"}),
+    "ROLLOUT_NNODES": (
+        {"MODE": "separate_async", "NNODES": "4", "ROLLOUT_NNODES": "3"},
+        {"trainer.nnodes": "1", f"{ROLLOUT}.nnodes": "3"},
+    ),
+    "ROLLOUT_GPUS_PER_NODE": (
+        {"MODE": "separate_async", "NNODES": "1", "GPUS_PER_NODE": "8", "ROLLOUT_GPUS_PER_NODE": "3"},
+        {"trainer.n_gpus_per_node": "5", f"{ROLLOUT}.n_gpus_per_node": "3"},
+    ),
+}
+# Set by other tests.
+ELSEWHERE = {"ALGO", "ROLLOUTS", "MODE", "ROLLOUT", "DRY_RUN", "PYTHON", "CONFIG_NAME", "DATA_DIR", "OFFLOAD"}
+
+
+def assigned(path: Path) -> set[str]:
+    """Variables that a script takes from its environment."""
+    return set(re.findall(r"^ *([A-Z_]+)=\$\{\1:-", path.read_text(), re.MULTILINE))
+
+
+def taken() -> list[tuple[str, str]]:
+    return [(script, name) for script, path in SCRIPTS.items() for name in sorted(assigned(COMMON) | assigned(path))]
+
+
+@pytest.mark.parametrize(("script", "name"), [pair for pair in taken() if pair[1] not in ELSEWHERE])
+def test_every_variable_of_every_script_arrives(script, name):
+    if name in SET_AS_GIVEN:
+        value, keys = SET_AS_GIVEN[name]
+        variables, settings = {name: value}, dict.fromkeys(keys, value)
+    else:
+        variables, settings = SET_AS_MADE[name]
+    found = overrides(script, **variables)
+    assert {key: found[key] for key in settings} == settings
+
+
+@pytest.mark.parametrize("script", [SMALL, MEGATRON])
+def test_offload_moves_the_actors_weights_and_optimizer(script):
+    found = overrides(script, OFFLOAD="False")
+    assert [value for key, value in found.items() if key.startswith(ACTOR) and "_offload" in key] == ["False", "False"]
+
+
+def test_asynchronous_runs_take_the_schedule_too():
+    assert overrides(MATH, MODE="colocate_async", SCHEDULE="barrier")["algorithm.cipo.schedule"] == "barrier"
+
+
+def test_the_config_may_be_another_one():
+    assert arguments(MATH, CONFIG_NAME="mine")[2:4] == ["--config-name", "mine"]
+
+
 NAMES = {
     "trainer.experiment_name",
     "trainer.default_local_dir",
@@ -271,11 +356,9 @@ def test_dry_run_fails_where_the_run_would():
 
 def test_every_variable_is_documented():
     page = (ROOT / "docs" / "launch.md").read_text()
-    assigned = set()
-    for path in [COMMON, *SCRIPTS.values()]:
-        assigned |= set(re.findall(r"^ *([A-Z_]+)=\$\{\1:-", path.read_text(), re.MULTILINE))
-    assert len(assigned) > 30
+    known = set().union(*(assigned(path) for path in [COMMON, *SCRIPTS.values()]))
+    assert len(known) > 30
     documented = {
         name for row in page.splitlines() if row.startswith("| `") for name in re.findall(r"`([A-Z_]+)`", row)
     }
-    assert assigned == documented
+    assert known == documented

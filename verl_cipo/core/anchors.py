@@ -5,11 +5,12 @@ METHOD items 2, 3 and 5. An anchor is an attempt that the policy is asked to cor
 Prompts that share an `index` share their draws too, and are then told apart by uid.
 """
 
-import hashlib
 import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from verl_cipo.core.lots import lot
 
 # Pass rates and shares are quotients of small integers: far below any difference that means something.
 _TOLERANCE = 1e-9
@@ -62,8 +63,8 @@ def ranks(group: Group, *, seed: int, step: int) -> list[tuple[Rank, Attempt]]:
     """Where each attempt of `group` stands among all attempts of its kind (right or wrong) and tier of the batch."""
     ranked = []
     for kind in (True, False):
-        lots = sorted((*_lots(f"{seed}/{step}", a), a.session, a) for a in group.attempts if a.correct == kind)
-        ranked += [((turn, lot, group.uid, session), attempt) for turn, (_, lot, session, attempt) in enumerate(lots)]
+        lots = sorted((*_lots(seed, step, a), a.session, a) for a in group.attempts if a.correct == kind)
+        ranked += [((turn, own, group.uid, session), attempt) for turn, (_, own, session, attempt) in enumerate(lots)]
     return ranked
 
 
@@ -207,14 +208,14 @@ class AnchorSelector:
         return heapq.heappop(self._waiting[tier, kind])[-1]
 
 
-def _lots(key: str, attempt: Attempt) -> tuple[bytes, bytes]:
+def _lots(seed: int, step: int, attempt: Attempt) -> tuple[bytes, bytes]:
     """The attempt's lot within its prompt and the one among the prompts of a round.
 
     Two independent ones: were the least of a prompt's lots also its lot among the prompts, those with more attempts of
     the kind would be drawn more often.
     """
-    digest = hashlib.blake2b(f"{key}/{attempt.index}/{attempt.session}".encode(), digest_size=16).digest()
-    return digest[:8], digest[8:]
+    drawn = lot(seed, step, attempt.index, attempt.session, size=16)
+    return drawn[:8], drawn[8:]
 
 
 def _round_half_up(value: float) -> int:

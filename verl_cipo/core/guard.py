@@ -114,7 +114,8 @@ class GuardState:
 
     The first five are the levels of the signals. best_accuracy, best_w2c: those levels when they were most surely
     high; c2c_then: that of c2c at the time of best_w2c, or its first one after that; start_entropy: mean of the first
-    steps, None until then; alarms: names out of ALARMS that are on; lambda_factor: see `Actions`.
+    steps, None until then; alarms: names out of ALARMS that are on; lambda_factor: what `guard: adapt` multiplies
+    algorithm.cipo.lambda_corr by in the next step, in (0, 1], 1 as long as nothing was wrong.
     """
 
     w2c: Level = Level()
@@ -154,16 +155,6 @@ class GuardState:
         )
 
 
-@dataclass(frozen=True)
-class Actions:
-    """What `guard: adapt` does in the next step.
-
-    lambda_factor: factor in (0, 1] on algorithm.cipo.lambda_corr.
-    """
-
-    lambda_factor: float = 1.0
-
-
 def update_guard(state: GuardState, signals: Signals) -> GuardState:
     """The state after a step with `signals`. Raises: ValueError on a signal that is not finite."""
     levels = {}
@@ -186,11 +177,6 @@ def update_guard(state: GuardState, signals: Signals) -> GuardState:
     lower = any(name in ACTED_ON for name in raised)
     factor = state.lambda_factor * (LIMITS.lambda_decay if lower else LIMITS.lambda_recovery)
     return replace(state, alarms=raised, lambda_factor=min(max(factor, LIMITS.lambda_floor), 1.0))
-
-
-def actions(state: GuardState) -> Actions:
-    """What to do in the next step; `Actions()` as long as nothing was wrong."""
-    return Actions(lambda_factor=state.lambda_factor)
 
 
 def explain(state: GuardState) -> dict[str, str]:

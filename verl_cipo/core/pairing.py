@@ -4,12 +4,12 @@ METHOD item 7. Nothing is generated: the donor is a right rollout of the same pr
 has one, whose solution is then learnt beside the failed attempt as a worked example.
 """
 
-import hashlib
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from verl_cipo.core.anchors import Attempt, Group
+from verl_cipo.core.lots import lot
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def pair_up(groups: Sequence[Group], anchors: Sequence[Attempt], *, seed: int, s
         own = position[anchor.uid]
         nearest = _nearest(solved, own, len(ring))
         donors = [attempt for attempt in ring[nearest].attempts if attempt.correct]
-        donor = min(donors, key=lambda attempt: (_lot(seed, step, anchor, attempt), attempt.session))
+        drawn_for = (seed, step, anchor.index, anchor.session)
+        donor = min(donors, key=lambda attempt: (lot(*drawn_for, attempt.index, attempt.session), attempt.session))
         pairs.append(Pair(anchor=anchor, donor=donor, same_prompt=nearest == own))
     return pairs
 
@@ -59,8 +60,3 @@ def _nearest(places: list[int], own: int, size: int) -> int:
     i = bisect_left(places, own)
     after, before = places[i % len(places)], places[i - 1]
     return after if (after - own) % size <= (own - before) % size else before
-
-
-def _lot(seed: int, step: int, anchor: Attempt, donor: Attempt) -> bytes:
-    names = f"{seed}/{step}/{anchor.index}/{anchor.session}/{donor.index}/{donor.session}"
-    return hashlib.blake2b(names.encode(), digest_size=8).digest()

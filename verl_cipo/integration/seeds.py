@@ -4,8 +4,9 @@ verl 0.9 then gives all requests of a replica one seed, so that the n attempts o
 n times, would be equal and no group would have an advantage. A seed that verl finds in the sampling parameters stays.
 """
 
-import hashlib
 from typing import Any
+
+from verl_cipo.core.lots import lot
 
 
 def session_seed(rollout_seed: int, *, step: int, validate: bool, index: Any, anchor: int | None, session: int) -> int:
@@ -15,5 +16,4 @@ def session_seed(rollout_seed: int, *, step: int, validate: bool, index: Any, an
         index: the prompt's id in the data set.
         anchor: number of the anchor among those of its prompt, None for an attempt.
     """
-    name = f"{rollout_seed}/{step}/{validate}/{index}/{anchor}/{session}"
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big") >> 1
+    return int.from_bytes(lot(rollout_seed, step, validate, index, anchor, session, size=4), "big") >> 1

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from verl_cipo.rewards.arguments import refuse_unknown
 from verl_cipo.rewards.outcome import Outcome, result
 from verl_cipo.rewards.sandbox import pool
 from verl_cipo.rewards.sandbox.cases import CallTest, CheckTest, ProgramTest, Test, read_tests
@@ -81,12 +82,7 @@ def compute_score(
         TypeError: an argument is unknown.
         ValueError: an argument is out of range, or the ground truth is malformed.
     """
-    if unknown := set(unknown) - {"reward_router_address", "reward_model_tokenizer"}:
-        raise TypeError(
-            f"compute_score got unknown arguments {sorted(unknown)}: reward_kwargs may set backend, allow_unsafe, "
-            "timeout_s, total_timeout_s, memory_mb, workers, max_tests, continuous, float_tolerance, "
-            "sandbox_fusion_url and concurrent_semaphore"
-        )
+    refuse_unknown(compute_score, unknown)
     _validate(backend, allow_unsafe, sandbox_fusion_url)
     workers = min(8, max(2, len(os.sched_getaffinity(0)) // 4)) if workers is None else workers
     for name, value, least in (

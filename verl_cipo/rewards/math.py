@@ -10,6 +10,7 @@ docs/math-verifier.md says what is accepted, refused and known to be judged wron
 from typing import Any
 
 from verl_cipo.rewards.answers import last_answer, reference_answers
+from verl_cipo.rewards.arguments import refuse_unknown
 from verl_cipo.rewards.outcome import Outcome, result
 from verl_cipo.rewards.values import exact_part, normalize
 from verl_cipo.rewards.verdict import for_algebra, quick_verdict
@@ -57,11 +58,7 @@ def compute_score(
         TypeError: an argument is unknown.
         ValueError: an argument is out of range, or the ground truth holds no answer.
     """
-    if unknown := set(unknown) - {"reward_router_address", "reward_model_tokenizer"}:
-        raise TypeError(
-            f"compute_score got unknown arguments {sorted(unknown)}: reward_kwargs may set timeout_s, workers, "
-            "memory_mb, max_chars and last_number"
-        )
+    refuse_unknown(compute_score, unknown)
     for name, value in (
         ("timeout_s", timeout_s),
         ("workers", workers),
