@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cipo.core import BASE, CORRECTION, LOSS_AGG_MODES, PADDING, Rows, group_relative, stream_scales
+from verl_cipo.core import BASE, CORRECTION, LOSS_AGG_MODES, PADDING, Rows, advantage, group_relative, stream_scales
 from verl_cipo.core import two_stream_advantage as two_stream
 
 MODES = st.sampled_from(LOSS_AGG_MODES)
@@ -231,6 +231,26 @@ def test_shapes_and_final_rows_are_checked():
     table = [(*line[:3], i != 3, *line[4:]) for i, line in enumerate(TABLE)]
     with pytest.raises(ValueError, match="session 'k1' has 0 final rows"):
         two_stream(TOKEN_REWARDS, MASK, rows(table), **HOW)
+
+
+def test_a_batch_of_several_blocks_is_multiplied_like_one(monkeypatch):
+    monkeypatch.setattr(advantage, "_BLOCK", 8)  # two rows of four tokens
+    assert torch.equal(advantages(), two_stream(TOKEN_REWARDS, MASK.float(), rows(TABLE), **HOW))
+    per_row = torch.tensor([2.0, -0.5, 0.0, 1.0, -3.0])
+    for mask in (MASK[:5], MASK[:5].bool(), MASK[:5].float()):
+        expected = per_row.unsqueeze(-1) * mask
+        result = advantage._on_tokens(per_row, mask)
+        assert result.numpy().tobytes() == expected.numpy().tobytes() and result.dtype == expected.dtype
+    assert advantage._on_tokens(per_row.double(), MASK[:5]).dtype == torch.float64
+    assert advantage._on_tokens(per_row.to("meta"), MASK[:5].to("meta")).device.type == "meta"
+
+
+def test_a_result_is_its_own_and_can_be_written_to():
+    first = advantages()
+    kept = first.clone()
+    second = advantages()
+    second += 1
+    assert torch.equal(first, kept)
 
 
 # ---- properties

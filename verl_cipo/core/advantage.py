@@ -20,6 +20,9 @@ BASE, CORRECTION, PADDING = 0, 1, 2
 SEQ_MEAN_MODES = ("seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean")
 LOSS_AGG_MODES = ("token-mean", "token-sum", *SEQ_MEAN_MODES)
 
+# Elements that are multiplied at once: 4 MiB of float32.
+_BLOCK = 1 << 20
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -68,8 +71,7 @@ def group_relative(
 
     scores: float32, as verl's rewards are, or float64, shape (N,); group: N hashable names. A group of one has mean 0
     and std 1, as in verl (which has these two in float32 even for float64 scores: equal up to 1e-7 there).
-    Groups with equal scores in equal order share one computation of mean and std, so that with 0/1 rewards hardly any
-    are computed. Returns a new tensor of shape (N,).
+    Groups of one size share one call for their means and one for their std. Returns a new tensor of shape (N,).
     """
     if scores.dim() != 1 or len(group) != len(scores):
         raise ValueError(f"scores {tuple(scores.shape)} and {len(group)} group names: allowed is one shape (N,)")
@@ -78,20 +80,17 @@ def group_relative(
     values = scores.detach().cpu()
     codes = _codes(group)
     grouped = values[torch.from_numpy(np.argsort(codes, kind="stable"))]
-    raw = grouped.numpy()
     size = np.bincount(codes)
-    stats = np.empty((len(size), 2), dtype=raw.dtype)
-    known: dict[bytes, tuple[float, float]] = {}
-    for i, end in enumerate(np.cumsum(size).tolist()):
-        start = end - int(size[i])
-        key = raw[start:end].tobytes()
-        if key not in known:
-            one = grouped[start:end]
-            known[key] = (0.0, 1.0) if len(one) == 1 else (one.mean().item(), one.std().item())
-        stats[i] = known[key]
-    mean, std = torch.from_numpy(stats[codes]).unbind(dim=1)
-    centred = values - mean
-    return (centred / (std + epsilon) if norm_by_std else centred).to(scores.device)
+    start = np.cumsum(size) - size
+    mean, std = values.new_zeros(len(size)), values.new_ones(len(size))
+    for n in np.unique(size[size > 1]):
+        same = np.flatnonzero(size == n)
+        one_a_line = grouped[torch.from_numpy(start[same, None] + np.arange(n))]
+        mean[torch.from_numpy(same)] = one_a_line.mean(dim=1)
+        std[torch.from_numpy(same)] = one_a_line.std(dim=1)
+    of_row = torch.from_numpy(codes)
+    centred = values - mean[of_row]
+    return (centred / (std[of_row] + epsilon) if norm_by_std else centred).to(scores.device)
 
 
 def stream_scales(
@@ -181,7 +180,24 @@ def two_stream_advantage(
     advantage = advantage * torch.from_numpy(scale).to(advantage)
     per_row = advantage.new_zeros(len(rows))
     per_row[torch.from_numpy(real)] = advantage[torch.from_numpy(session)]
-    return per_row.unsqueeze(-1) * response_mask
+    return _on_tokens(per_row, response_mask)
+
+
+def _on_tokens(per_row: Tensor, mask: Tensor) -> Tensor:
+    """per_row.unsqueeze(-1) * mask, bit for bit, in a fraction of the time; shapes (N,), (N, T) -> (N, T).
+
+    Two things make that product slow on the CPU, where verl's driver computes. The system hands the result's memory
+    out page by page; numpy asks for huge pages. And a mask of integers is turned into floats as a whole first, in
+    memory of its own; a block's worth of them stays in the cache.
+    """
+    if mask.device.type != "cpu":
+        return per_row.unsqueeze(-1) * mask
+    like = torch.empty(0, dtype=torch.result_type(per_row.unsqueeze(-1), mask)).numpy()
+    result = torch.from_numpy(np.empty(mask.shape, dtype=like.dtype))
+    block = max(1, _BLOCK // max(1, mask.shape[1]))
+    for i in range(0, len(mask), block):
+        torch.mul(per_row[i : i + block].unsqueeze(-1), mask[i : i + block], out=result[i : i + block])
+    return result
 
 
 def _codes(names: Sequence[Hashable] | np.ndarray) -> np.ndarray:

@@ -1,0 +1,258 @@
+"""What a step of CIPO costs verl's driver beside GRPO: each part of it, and whether memory grows with the steps.
+
+    python benchmarks/driver.py --json outputs/driver.json      # 512 prompts x 16 rollouts x 8k tokens, 6 GB
+    python benchmarks/driver.py --quick                         # an eighth of the prompts
+
+A made-up step with one anchor a prompt and as many corrections as rollouts, so that it trains twice the rows of GRPO.
+Run are the project's own classes, in one process; left out is what moves data between processes (Ray, TransferQueue).
+
+selection   the coordinator (a process of its own): every group reported, anchors drawn and handed out
+prompts     what the driver does for the correction prompts: nothing. They are made in the rollout workers, one an
+            anchor, while others generate; prompt_in_worker_ms is one of them, with an attempt of all tokens
+rows        the table of what each row is with its score, its order, the mini-batches, the rows for the estimator
+estimator   verl's compute_advantage with adv_estimator=cipo, less what it takes with grpo on the same rows: below 0
+            when CIPO's is faster
+metrics     the metrics of the batch, rho and the guard
+
+The limit is a tenth of verl's compute_advantage for GRPO on the same batch, plus 50 ms; over it the exit status is 1.
+``overhead_whole_ms`` counts the whole estimator in place of the difference, though GRPO's is not run then.
+
+The estimator writes its result into huge pages. In a virtual machine that gives free memory back to its host (a balloon
+with free page reporting) they have to be fetched from there again after a pause of a few seconds, as the case is when
+other work slows the rounds down: the estimator's figure, and that one alone, then is that of the host.
+"""
+
+import asyncio
+import gc
+import sys
+import tracemalloc
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.ray_trainer import compute_advantage
+
+from benchmarks.common import batch_of, lengths_of, milliseconds, parser, token_fields, write_json
+from examples.tiny.prepare import make_tokenizer
+from verl_cipo.core.anchors import Attempt, Group
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.prompts import TEMPLATES
+from verl_cipo.integration.batch_rows import RowTable, row_sums
+from verl_cipo.integration.chats import correction_prompt
+from verl_cipo.integration.coordinator import AnchorCoordinator
+from verl_cipo.integration.estimator import NAME, BatchRows, register, rows_of_batch
+from verl_cipo.integration.joint_update import interleaved
+from verl_cipo.integration.state import TrainerState
+from verl_cipo.integration.steering import Steering
+
+PROMPTS, ROLLOUTS, TOKENS = 512, 16, 8192
+MEMORY_PROMPTS, MEMORY_ROLLOUTS, MEMORY_TOKENS = 32, 8, 128
+# Of which the first quarter fills caches.
+MEMORY_STEPS = 200
+ALGORITHM = OmegaConf.create({"norm_adv_by_std_in_grpo": True})
+
+
+class Manager:
+    rho = 0.3
+
+
+class Step(Steering):
+    """The steps of a run over made-up rollouts; what lives as long as a run lives here, too."""
+
+    def __init__(self, prompts: int, rollouts: int, tokens: int):
+        self.cipo = CIPOConfig()
+        self._state = TrainerState.initial(self.cipo)
+        self.global_steps = 1
+        self.manager = Manager()
+        self.coordinator = AnchorCoordinator(self.cipo.to_mapping(), train_batch_size=prompts)
+        self.shape = (prompts, rollouts, tokens)
+
+    def roll_out(self) -> None:
+        """Make the attempts of a step, draw their anchors, and make the corrections."""
+        prompts, rollouts, tokens = self.shape
+        rng = np.random.default_rng(self.global_steps)
+        self.groups = []
+        for i in range(prompts):
+            uid = f"{self.global_steps:016x}{i:016x}"
+            right = rng.random(rollouts) < rng.random()
+            attempts = [
+                Attempt(uid=uid, index=i, session=j, correct=bool(mark), score=float(mark))
+                for j, mark in enumerate(right)
+            ]
+            self.groups.append(Group(uid, tuple(attempts)))
+        self.anchors = self.select()
+        self.keys, self.marks, self.uid, self.index = [], [], [], []
+        for group in self.groups:
+            for attempt in group.attempts:
+                self._row(group.uid, attempt.index, attempt.session, {"correct": attempt.correct})
+        for group in self.groups:
+            for number in self.anchors[group.uid]:
+                anchor = group.attempts[number]
+                for session, right in enumerate((rng.random(rollouts) < 0.5).tolist()):
+                    mark = {"correct": right, "anchor": number, "anchor_correct": anchor.correct, "copied": False}
+                    self._row(f"{group.uid}_c{number}", anchor.index, session, mark)
+        self.scores = np.array([float(mark["correct"]) for mark in self.marks], dtype=np.float32)
+        self.lengths = lengths_of(len(self.keys), tokens, rng)
+        ends = torch.from_numpy(np.concatenate([[0], np.cumsum(self.lengths)]))
+        rewards = torch.zeros(int(ends[-1]))
+        rewards[ends[1:] - 1] = torch.from_numpy(self.scores)
+        self.rewards = torch.nested.nested_tensor_from_jagged(rewards, ends)
+
+    def _row(self, group: str, index: int, session: int, mark: dict[str, Any]) -> None:
+        self.keys.append(f"{group}_{session}_0")
+        self.uid.append(group)
+        self.index.append(index)
+        self.marks.append(mark)
+
+    def select(self) -> dict[str, list[int]]:
+        """uid -> sessions that became anchors, as the workers are told."""
+        return asyncio.run(self._select())
+
+    async def _select(self) -> dict[str, list[int]]:
+        uids = [group.uid for group in self.groups]
+        await self.coordinator.open(0, uids=uids, rho=self.manager.rho, step=self.global_steps)
+        for group in self.groups:
+            await self.coordinator.add(0, group, {})
+        chosen: dict[str, list[int]] = {}
+        for uid in uids:
+            chosen[uid] = []
+            while (sessions := await self.coordinator.next(0, uid)) is not None:
+                chosen[uid] += sessions
+            await self.coordinator.close(0, uid, {})
+        self.statistics = await self.coordinator.pop_statistics()
+        return chosen
+
+    def lay_out(self) -> None:
+        """The table of the rows, the order of the batch, and the rows in it."""
+        self.table = RowTable.of_marks(
+            list(self.keys),
+            self.marks,
+            group=self.uid,
+            index=self.index,
+            scores=row_sums(self.rewards),
+            tokens=self.lengths,
+        )
+        tags = [{} for _ in self.keys]
+        batch = KVBatchMeta(partition_id="train", keys=list(self.keys), tags=tags)
+        batch.reorder(self.table.stable_order(batch.keys, seed=self.cipo.seed, step=self.global_steps))
+        batch.reorder(interleaved(self.table.streams(batch.keys)))
+        self.rows = self.table.rows_in_order(batch)
+        self.place = batch.keys
+
+    def advantages(self, fields: dict[str, torch.Tensor], adv_estimator: str) -> torch.Tensor:
+        """Through verl's compute_advantage; ``fields`` in the order of the batch."""
+        context = BatchRows(rows=self.rows, config=self.cipo, loss_agg_mode="token-mean")
+        with rows_of_batch(context):
+            data = compute_advantage(batch_of(fields, self.rows.group), adv_estimator, config=ALGORITHM)
+        return data.batch["advantages"]
+
+    def fields(self) -> dict[str, torch.Tensor]:
+        """Rewards and mask in the order of the batch."""
+        position = {key: i for i, key in enumerate(self.keys)}
+        order = np.array([position[key] for key in self.place])
+        return token_fields(self.scores[order], self.lengths[order])
+
+    def measure(self) -> dict[str, float]:
+        """Metrics of the step; moves rho and the guard."""
+        own = self.table.metrics() | {f"cipo/{name}": value for name, value in self.statistics.items()}
+        self._steer(own, self.manager, entropy=1.0)
+        return own
+
+
+def worker_prompt(tokens: int) -> Callable[[], Any]:
+    """Builds one correction prompt over the demo's tokenizer, with room for the attempt of ``tokens`` tokens."""
+    tokenizer = make_tokenizer(TEMPLATES["math"])
+
+    def count(messages: list[dict]) -> int:
+        return len(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+    prompt = correction_prompt(CIPOConfig(), tokenizer, prompt_length=2 * tokens, count_tokens=count)
+    question = [{"role": "user", "content": "What is 2 + 2?"}]
+    attempt = "1 " * (tokens // 2)
+    return partial(prompt.build, question, attempt)
+
+
+def overhead(prompts: int, rollouts: int, tokens: int, *, rounds: int) -> dict[str, Any]:
+    """The parts of a step, ms, their sums and the limit."""
+    step = Step(prompts, rollouts, tokens)
+    step.roll_out()
+    step.lay_out()
+    fields = step.fields()
+    light = {"selection": step.select, "rows": step.lay_out, "metrics": step.measure}
+    parts = milliseconds(light, rounds=rounds)
+    estimators = milliseconds({name: partial(step.advantages, fields, name) for name in ("grpo", NAME)}, rounds=rounds)
+    parts |= {"prompts": 0.0, "estimator": estimators[NAME] - estimators["grpo"]}
+    figures = {
+        "rows": len(step.keys),
+        "tokens": tokens,
+        "grpo_compute_advantage_ms": estimators["grpo"],
+        "cipo_compute_advantage_ms": estimators[NAME],
+        "parts_ms": parts,
+        "overhead_ms": sum(parts.values()),
+        "overhead_whole_ms": sum(parts.values()) + estimators["grpo"],
+        "limit_ms": 0.1 * estimators["grpo"] + 50,
+        "prompt_in_worker_ms": milliseconds({"one": worker_prompt(tokens)}, rounds=rounds)["one"],
+    }
+    return figures
+
+
+def memory(prompts: int, rollouts: int, tokens: int, *, steps: int) -> dict[str, float]:
+    """kB that Python holds and that the process has, after a quarter of the steps and after all of them."""
+    step = Step(prompts, rollouts, tokens)
+    held = {}
+    tracemalloc.start()
+    try:
+        for i in range(1, steps + 1):
+            step.global_steps = i
+            step.roll_out()
+            step.lay_out()
+            step.advantages(step.fields(), NAME)
+            step.measure()
+            if i in (steps // 4, steps):
+                gc.collect()
+                status = Path("/proc/self/status").read_text().splitlines()
+                resident = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+                held[i] = {"python_kb": tracemalloc.get_traced_memory()[0] / 1024, "resident_kb": float(resident)}
+    finally:
+        tracemalloc.stop()
+    first, last = held[steps // 4], held[steps]
+    grown = {f"{name}_a_step": (last[name] - first[name]) / (steps - steps // 4) for name in last}
+    return {"steps": steps, **last, **grown}
+
+
+def main(arguments: list[str] | None = None, shape: tuple[int, int, int] = (PROMPTS, ROLLOUTS, TOKENS)) -> int:
+    """Measure and print the table; returns the exit status."""
+    args = parser(__doc__).parse_args(arguments)
+    torch.set_num_threads(1)
+    register()
+    prompts, rollouts, tokens = shape
+    if args.quick:
+        prompts = max(1, prompts // 8)
+    figures = overhead(prompts, rollouts, tokens, rounds=3 if args.quick else 7)
+    figures["memory"] = memory(
+        MEMORY_PROMPTS, MEMORY_ROLLOUTS, MEMORY_TOKENS, steps=MEMORY_STEPS // 5 if args.quick else MEMORY_STEPS
+    )
+    print(f"{prompts} prompts x {rollouts} rollouts x {tokens} tokens, {figures['rows']} rows with the corrections")
+    print("ms of processor time, one thread")
+    print("| part | ms |\n| --- | ---: |")
+    for name in ("selection", "prompts", "rows", "estimator", "metrics"):
+        print(f"| {name} | {figures['parts_ms'][name]:.1f} |")
+    for name in ("overhead", "limit", "grpo_compute_advantage", "cipo_compute_advantage", "overhead_whole"):
+        print(f"| {name} | {figures[f'{name}_ms']:.1f} |")
+    print(f"| one prompt in a worker | {figures['prompt_in_worker_ms']:.1f} |")
+    print("memory after {steps} small steps: Python {python_kb:.0f} kB, process {resident_kb:.0f} kB; grown a step: "
+          "{python_kb_a_step:.2f} kB, {resident_kb_a_step:.2f} kB".format(**figures["memory"]))  # fmt: skip
+    if args.json:
+        write_json(args.json, figures)
+    return int(figures["overhead_ms"] > figures["limit_ms"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
