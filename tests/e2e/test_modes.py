@@ -19,6 +19,10 @@ AUX = [
 ]
 
 
+# Replayed anchors are those of the step before, so that no prompt waits for another.
+COLOCATED = [*AUX, "+algorithm.cipo.schedule=replay", "trainer.v1.trainer_mode=colocate_async"]
+
+
 @pytest.fixture(scope="session")
 def contrastive_run(task_folder, tmp_path_factory):
     """Both sources, the contrastive loss, two mini-batches a step, and a verifier that fails at first sight."""
@@ -39,9 +43,7 @@ def async_run(task_folder, tmp_path_factory):
     return run(
         task_folder,
         tmp_path_factory.mktemp("async"),
-        *AUX,
-        "+algorithm.cipo.schedule=replay",
-        "trainer.v1.trainer_mode=colocate_async",
+        *COLOCATED,
         "reward.custom_reward_function.path=pkg://verl_cipo.rewards.math",
         "reward.custom_reward_function.name=compute_score",
         "algorithm.rollout_correction.rollout_is=token",
@@ -57,9 +59,7 @@ def async_resumed_run(task_folder, tmp_path_factory, async_run):
     return run(
         task_folder,
         tmp_path_factory.mktemp("async_resumed"),
-        *AUX,
-        "+algorithm.cipo.schedule=replay",
-        "trainer.v1.trainer_mode=colocate_async",
+        *COLOCATED,
         "trainer.resume_mode=resume_path",
         f"trainer.resume_from_path={async_run.folder / 'checkpoints' / 'global_step_3'}",
         "trainer.val_before_train=false",

@@ -8,7 +8,8 @@ from verl.utils.model import compute_position_id_with_mask
 
 from verl_cipo.core.config import AuxConfig, CIPOConfig, PromptConfig
 from verl_cipo.core.prompts import CorrectionPrompt
-from verl_cipo.integration.batch import append_pairs
+from verl_cipo.integration.aux_proto import append_rows, plan_aux
+from verl_cipo.integration.batch import objects, row_table
 from verl_cipo.integration.chats import Chats
 
 PAD = 0
@@ -55,13 +56,12 @@ def scored(outcomes, *, width=3, channels=None, seed=0, extra=True):
         "rm_scores": rewards,
         "rollout_log_probs": -torch.rand(n, R) * response_attention,
     }
-    chats = np.empty(n, dtype=object)
-    for row, (i, _) in enumerate(marks):
-        chats[row] = [{"role": "user", "content": f"Q{i}"}]
     other = {
+        "session_id": np.array([session for own in outcomes for session in range(len(own))], dtype=np.int64),
+        "cipo": objects([{"correct": mark == "+"} for _, mark in marks]),
         "uid": np.array([f"u{i}" for i, _ in marks]),
         "index": np.array([i for i, _ in marks], dtype=np.int64),
-        "raw_prompt": chats,
+        "raw_prompt": objects([[{"role": "user", "content": f"Q{i}"}] for i, _ in marks]),
         "data_source": np.array(["toy"] * n, dtype=object),
     }
     if extra:
@@ -78,7 +78,7 @@ def scored(outcomes, *, width=3, channels=None, seed=0, extra=True):
 
 
 def appended(batch, *, kind="nll", step=1, optimizer_steps=1, prompt_length=1000, **knobs):
-    knobs = {"replay_fraction": 4.0, "aux": AuxConfig(kind=kind, coef=0.1)} | knobs
+    knobs = {"source": "paired", "replay_fraction": 4.0, "aux": AuxConfig(kind=kind, coef=0.1)} | knobs
     prompt = CorrectionPrompt(
         PromptConfig(),
         prompt_length=prompt_length,
@@ -86,14 +86,9 @@ def appended(batch, *, kind="nll", step=1, optimizer_steps=1, prompt_length=1000
         encode=encode,
         decode=decode,
     )
-    return append_pairs(
-        batch,
-        config=CIPOConfig(**knobs),
-        chats=Chats(prompt=prompt, encode=encode_chat, decode=decode),
-        pad_token_id=PAD,
-        step=step,
-        optimizer_steps=optimizer_steps,
-    )
+    chats = Chats(prompt=prompt, encode=encode_chat, decode=decode)
+    plan = plan_aux(batch, row_table(batch), config=CIPOConfig(**knobs), chats=chats, step=step)
+    return append_rows(batch, plan, pad_token_id=PAD, optimizer_steps=optimizer_steps), plan.counts
 
 
 def text_of(batch, row, part):

@@ -6,7 +6,7 @@ from transfer_queue import KVBatchMeta
 
 from verl_cipo.core.advantage import BASE, CORRECTION, PADDING, Rows
 from verl_cipo.core.config import CIPOConfig
-from verl_cipo.integration.batch_rows import RowTable, _sessions
+from verl_cipo.integration.batch_rows import RowTable, _sessions, row_sums
 from verl_cipo.integration.estimator import BatchRows, compute_cipo_advantage, rows_of_batch
 
 KEYS = ["a_0_0", "a_1_0", "a_c0_0_0", "a_c0_1_0"]
@@ -85,3 +85,9 @@ def test_metrics_follow_from_the_rows():
     assert metrics["cipo/transitions/c2c"] == 0.5
     assert metrics["cipo/copy_rate"] == 0.5
     assert "cipo/transitions/w2c" not in metrics
+
+
+def test_rows_of_unequal_length_are_summed():
+    rows = [torch.tensor([0.0, 0.5]), torch.tensor([]), torch.tensor([1.0]), torch.tensor([0.0, 0.25, -1.0])]
+    jagged = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+    assert row_sums(jagged).tolist() == [0.5, 0.0, 1.0, -0.75]

@@ -99,6 +99,30 @@ def test_seed_reaches_the_draw():
     assert len({asyncio.run(run(seed)) for seed in range(5)}) > 1
 
 
+def test_seed_reaches_the_draw_of_the_next_step():
+    async def run(seed):
+        actor = coordinator(schedule="replay", replay_fraction=4.0, seed=seed)
+        await actor.open(0, uids=["a"], rho=0.0, step=1)
+        await actor.add(0, group("a", 0, [False] * 16), texts("a", 16))
+        await actor.open(1, uids=["x"], rho=0.0, step=2)
+        return tuple(candidate.attempt.session for candidate in await actor.replayed(1, "x"))
+
+    assert asyncio.run(run(1)) == asyncio.run(run(1))
+    assert len({asyncio.run(run(seed)) for seed in range(5)}) > 1
+
+
+def test_the_next_step_has_as_many_anchors_as_replay_fraction_says():
+    async def run(replay_fraction):
+        actor = coordinator(schedule="replay", replay_fraction=replay_fraction)
+        await actor.open(0, uids=["a", "b"], rho=0.0, step=1)
+        await actor.add(0, group("a", 0, [False] * 8), texts("a", 8))
+        await actor.add(0, group("b", 1, [False] * 8), texts("b", 8))
+        await actor.open(1, uids=["x", "y"], rho=0.0, step=2)
+        return len(await actor.replayed(1, "x")) + len(await actor.replayed(1, "y"))
+
+    assert [asyncio.run(run(fraction)) for fraction in (0.5, 1.0, 3.0)] == [1, 2, 6]
+
+
 def test_the_band_of_medium_difficulty_reaches_draw_and_statistics():
     """One anchor for two prompts, with half and an eighth of the attempts right: it comes from the one in the band."""
 

@@ -103,6 +103,7 @@ def test_a_model_folder_that_is_broken_is_not_taken_for_a_missing_one(tmp_path, 
 MEGATRON = "actor_rollout_ref.actor.megatron"
 REFUSED = {
     "unknown key of verl": (["data.train_batchsize=1"], ["train_batchsize"]),
+    "unknown estimator": (["algorithm.adv_estimator=cipoo"], ["Unknown advantage estimator", "cipoo"]),
     "unknown knob": (["+algorithm.cipo.lambda_cor=1"], ["algorithm.cipo.lambda_cor", "lambda_corr"]),
     "knob out of range": (["algorithm.cipo.rho_max=2"], ["algorithm.cipo.rho_max", "[0, 1]"]),
     "CIPO's combinations": (["critic.enable=true"], ["critic.enable=True"]),

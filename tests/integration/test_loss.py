@@ -36,7 +36,7 @@ PROMPTS, RESPONSES = [3, 1, 4, 2, 2, 3], [4, 2, 1, 3, 5, 2]
 POLICY_ROWS = torch.tensor([1, 1, 1, 1, 0, 0])
 NLL_SIGN = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 0.0])
 PAIR_SIGN = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, -1.0])
-AUX = {kind: AuxConfig(kind=kind, coef=0.3) for kind in ("nll", "contrastive")}
+AUX = {kind: AuxConfig(kind=kind, coef=0.3, beta=1.5) for kind in ("nll", "contrastive")}
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.prompts import CorrectionPrompt
 from verl_cipo.integration import rollouts, verifying
+from verl_cipo.integration.chats import correction_prompt
 from verl_cipo.integration.coordinator import AnchorCoordinator
 from verl_cipo.integration.second_turn import second_turn_metrics
 
@@ -179,6 +180,31 @@ def test_row_marks_say_anchor_outcome_and_copy(world):
 def test_n_corrections_and_replay_fraction_set_the_number_of_rows(world):
     roll(world, prompts=4, replay_fraction=0.5, n_corrections=3)
     assert sum("_c" in name for name in rows(world)) == 2 * 3
+
+
+def test_a_worker_reads_its_options_from_verls_config(monkeypatch):
+    """The worker of the other tests is made without verl's constructor."""
+
+    def verls(self, config):
+        self.config, self.rollout_config = config, SimpleNamespace(n=8)
+
+    monkeypatch.setattr(rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class, "__init__", verls)
+    monkeypatch.setattr(rollouts, "agent_loop_prompt", lambda worker, cipo: cipo.prompt)
+
+    def made(**options):
+        return rollouts.CIPOAgentLoopWorker(OmegaConf.create({"algorithm": {"cipo": options}}))
+
+    assert made(n_corrections=3)._n == 3 and made()._n == 8
+    worker = made(verifier_retries=5, prompt={"attempt_view": "tail"})
+    assert worker._cipo.verifier_retries == 5 and worker._prompt.attempt_view == "tail"
+
+
+def test_the_correction_prompt_is_the_configured_one():
+    cipo = CIPOConfig.from_mapping({"prompt": {"template": "code", "attempt_view": "whole"}})
+    prompt = correction_prompt(cipo, Tokenizer(), prompt_length=10_000, count_tokens=lambda messages: 1)
+    (message,), why = prompt.build([{"role": "user", "content": "Q?"}], "<think>so</think>4")
+    assert why is None
+    assert "one fenced code block" in message["content"] and "<think>so</think>4" in message["content"]
 
 
 def test_correct_threshold_decides_where_the_verifier_gives_no_acc(world):

@@ -41,3 +41,9 @@ def test_a_checkpoint_of_before_guard_and_pool_goes_on_with_its_rho(tmp_path, ca
         state, pool = load(str(tmp_path), INITIAL)
     assert (state.rho, state.guard, pool) == (MOVED.rho, INITIAL.guard, None)
     assert POOL_FILE in caplog.text
+
+
+def test_without_a_pool_the_state_alone_is_written(tmp_path):
+    save(str(tmp_path), MOVED, None)
+    assert [file.name for file in tmp_path.iterdir()] == [STATE_FILE]
+    assert load(str(tmp_path), INITIAL) == (MOVED, None)

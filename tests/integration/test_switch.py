@@ -84,7 +84,6 @@ REFUSED = {
     "+algorithm.cipo.delta_low=0.9": ["algorithm.cipo.delta_low", "0.9", "delta_high"],
     "+algorithm.cipo.schedule=later": ["algorithm.cipo.schedule", "later", "streaming"],
     "+algorithm.cipo.prompt.template=/no/such/file": ["algorithm.cipo.prompt.template", "/no/such/file"],
-    "trainer.use_v1=false": ["trainer.use_v1", "V1"],
     "trainer.v1.trainer_mode=later": ["trainer.v1.trainer_mode=later", "colocate_async", "separate_async", "sync"],
     "+algorithm.cipo.source=paired": ["algorithm.cipo.source", "algorithm.cipo.aux.coef above 0"],
     "+trainer.v1.sync.parameter_sync_step=2": ["trainer.v1.sync.parameter_sync_step=2", "1"],
@@ -94,6 +93,74 @@ REFUSED = {
     "actor_rollout_ref.rollout.n=1": ["actor_rollout_ref.rollout.n=1", "at least 2"],
     "+actor_rollout_ref.rollout.agent.agent_loop_manager_class=my.Manager": ["my.Manager", switch.MANAGER_CLASS],
 }
+
+
+V0 = "trainer.use_v1=false"
+REFUSED_BY_V0 = {
+    "+algorithm.cipo.schedule=replay": ["algorithm.cipo.schedule=replay", "use barrier"],
+    "trainer.v1.trainer_mode=colocate_async": ["trainer.v1.trainer_mode=colocate_async", "trainer.use_v1=true"],
+    "trainer.balance_batch=false": ["trainer.balance_batch=False", "set it to true"],
+    "trainer.critic_warmup=3": ["trainer.critic_warmup=3", "set it to 0"],
+    "actor_rollout_ref.actor.use_prefix_grouper=true": ["actor_rollout_ref.actor.use_prefix_grouper=True"],
+    "skip.rollout.enable=true": ["skip.rollout.enable=True"],
+    "+actor_rollout_ref.rollout.agent.agent_loop_manager_class=my.Manager": ["my.Manager", switch.MANAGER_CLASS_V0],
+    "critic.enable=true": ["critic.enable=True"],
+}
+
+
+@pytest.mark.parametrize("override", REFUSED_BY_V0, ids=lambda text: text.split("=")[0])
+def test_what_the_v0_trainer_cannot_serve(override):
+    with pytest.raises(CIPOConfigError) as refused:
+        switched(V0, override)
+    assert all(word in str(refused.value) for word in REFUSED_BY_V0[override]), str(refused.value)
+
+
+def test_v0_trains_corrections_by_the_auxiliary_loss_beside_a_weight_of_their_own_only():
+    aux = "+algorithm.cipo.aux.coef=0.1"
+    with pytest.raises(CIPOConfigError, match=r"algorithm\.cipo\.lambda_corr=0 .*or trainer\.use_v1=true"):
+        switched(V0, aux, "+algorithm.cipo.lambda_corr=0")
+    switched(V0, aux, "+algorithm.cipo.lambda_corr=0", "+algorithm.cipo.source=paired")
+    switched(V0, aux, "+algorithm.cipo.schedule=replay", "+algorithm.cipo.source=paired")
+
+
+@pytest.mark.parametrize("source", [STOCK, OURS], ids=["stock", "ours"])
+def test_v0_draws_at_the_barrier_and_says_so(source, caplog):
+    with caplog.at_level("WARNING", logger="verl_cipo"):
+        config = switched(V0, source=source)
+    assert config.algorithm.cipo.schedule == "barrier"
+    assert config.actor_rollout_ref.rollout.agent.agent_loop_manager_class == switch.MANAGER_CLASS_V0
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "schedule=streaming with trainer.use_v1=False" in said and "barrier" in said
+    # verl's TaskRunner resolves the config and has it validated again.
+    OmegaConf.resolve(config)
+    caplog.clear()
+    switch.switch_on(config)
+    assert config.algorithm.cipo.schedule == "barrier" and not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("use_v1", "estimator", "changed"), [("false", "cipo", True), ("true", "cipo", False), ("false", "grpo", False)]
+)
+def test_v0_with_cipo_and_nothing_else_gets_cipos_trainer(use_v1, estimator, changed, monkeypatch):
+    from verl.trainer import main_ppo_v0
+    from verl.trainer.ppo.ray_trainer import RayPPOTrainer
+
+    monkeypatch.setattr(main_ppo_v0, "RayPPOTrainer", RayPPOTrainer)
+    monkeypatch.setattr(switch, "check_prompt_length_early", lambda *_: None)
+    config = composed(f"algorithm.adv_estimator={estimator}", f"trainer.use_v1={use_v1}")
+    # verl goes on to check batch and micro-batch sizes, which this config leaves open.
+    with pytest.raises(Exception, match="micro_batch_size"):
+        verl_config.validate_config(config=config, use_reference_policy=False, use_critic=False)
+    assert (main_ppo_v0.RayPPOTrainer is not RayPPOTrainer) == changed
+    assert main_ppo_v0.RayPPOTrainer.__name__ == ("CIPOTrainerV0" if changed else "RayPPOTrainer")
+
+
+def test_within_ray_a_refusal_is_raised_and_not_an_exit(monkeypatch):
+    """verl's V0 TaskRunner validates in an actor: an exit there would lose the message."""
+    monkeypatch.setattr(switch.ray, "is_initialized", lambda: True)
+    config = composed("algorithm.adv_estimator=cipo", V0, "trainer.balance_batch=false")
+    with pytest.raises(CIPOConfigError, match="trainer.balance_batch"):
+        verl_config.validate_config(config=config, use_reference_policy=False, use_critic=False)
 
 
 CONTRASTIVE = ["+algorithm.cipo.aux.coef=0.1", "+algorithm.cipo.aux.kind=contrastive"]

@@ -1,20 +1,23 @@
-"""The guard in the trainer: what a step shows it, and what it does to the weight of the corrections.
+"""The guard in the trainer: what a step shows it, and what it does to the weight of the corrections; the options.
 
 verl's part of a step is replaced; tests/e2e has the whole path.
 """
 
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
 
 from verl_cipo.core.advantage import BASE, CORRECTION, Rows
-from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.config import AuxConfig, CIPOConfig
 from verl_cipo.core.guard import ALARMS, GuardState
 from verl_cipo.integration import estimator
+from verl_cipo.integration import trainer as trainer_module
 from verl_cipo.integration.batch_rows import RowTable
 from verl_cipo.integration.state import TrainerState
 from verl_cipo.integration.trainer import CIPOTrainerMixin
@@ -49,6 +52,12 @@ class Verl:
         metrics["actor/entropy"] = self.entropy
         return batch
 
+    def _balance_batch(self, batch, metrics):
+        return batch
+
+    def on_init_end(self):
+        pass
+
     def _compute_advantage(self, batch, metrics):
         self.weights.append(estimator._current.get().config.lambda_corr)
         return batch
@@ -62,14 +71,15 @@ class Manager:
 
 
 class Trainer(CIPOTrainerMixin, Verl):
-    def __init__(self, guard="adapt", alarms=(), lambda_factor=1.0):
-        self.cipo = CIPOConfig(guard=guard, lambda_corr=2.0)
+    def __init__(self, guard="adapt", alarms=(), lambda_factor=1.0, **options):
+        self.cipo = CIPOConfig(guard=guard, **{"lambda_corr": 2.0, **options})
         self.config = OmegaConf.create({"actor_rollout_ref": {"actor": {"loss_agg_mode": "token-mean"}}})
         state = TrainerState.initial(self.cipo)
         self._state = replace(state, guard=replace(state.guard, alarms=tuple(alarms), lambda_factor=lambda_factor))
         self.agent_loop_manager = Manager()
         self.global_steps = 7
         self.weights = []
+        self._tables, self._aux, self._advantage_seconds, self._chats = [], [], 0.0, None
 
 
 def one_step(trainer) -> dict:
@@ -114,7 +124,7 @@ def test_an_entropy_that_is_no_number_ends_no_run(caplog):
 
 
 def test_an_alarm_is_said_once(caplog, monkeypatch):
-    from verl_cipo.integration import trainer as module
+    from verl_cipo.integration import steering as module
 
     def alarmed(state, signals):
         return replace(state, alarms=("copy_rate",))
@@ -126,3 +136,98 @@ def test_an_alarm_is_said_once(caplog, monkeypatch):
         one_step(trainer)
     said = [record for record in caplog.records if "guard:" in record.message]
     assert len(said) == 1 and "step 7" in said[0].message
+
+
+def test_the_estimator_weighs_and_punishes_as_configured():
+    """Corrections score 1 and 0 - lambda_risk = -3, so +-2 about their mean, times lambda_corr = .5."""
+    rows = replace(TABLE.rows, anchor_correct=np.array([False, False, True, True]))
+    context = estimator.BatchRows(
+        rows=rows, config=CIPOConfig(lambda_corr=0.5, lambda_risk=3.0), loss_agg_mode="seq-mean-token-mean"
+    )
+    with estimator.rows_of_batch(context):
+        advantages, _ = estimator.compute_cipo_advantage(
+            torch.tensor([[1.0], [0.0], [1.0], [0.0]]), torch.ones(4, 1), config={"norm_adv_by_std_in_grpo": False}
+        )
+    assert advantages[:, 0].tolist() == [0.5, -0.5, 1.0, -1.0]
+
+
+@pytest.fixture
+def balanced(monkeypatch):
+    """balanced(trainer, table) -> keys of the batch as verl gets it, keys that were cleared, in_stream of the loss."""
+
+    def balance(trainer, table=TABLE):
+        cleared, in_stream = [], []
+
+        def add_aux_rows(batch, *_, **options):
+            in_stream.append(options["in_stream"])
+            return batch, SimpleNamespace()
+
+        monkeypatch.setattr(RowTable, "fetch", lambda batch: table)
+        monkeypatch.setattr(trainer_module.tq, "kv_clear", lambda keys, partition_id: cleared.extend(keys))
+        monkeypatch.setattr(trainer_module, "add_aux_rows", add_aux_rows)
+        tags = [{"status": "success"} for _ in table.keys]
+        batch = trainer._balance_batch(KVBatchMeta(partition_id="train", keys=list(table.keys), tags=tags), {})
+        return batch.keys, cleared, in_stream
+
+    return balance
+
+
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_corrections_without_weight_leave_the_batch(balanced, weight):
+    keys, cleared, _ = balanced(Trainer(lambda_corr=weight))
+    assert sorted(keys) == (KEYS if weight else KEYS[:2])
+    assert cleared == ([] if weight else KEYS[2:])
+
+
+@pytest.mark.parametrize(("coef", "weight", "in_stream"), [(0.0, 2.0, []), (0.5, 2.0, [True]), (0.5, 0.0, [False])])
+def test_rows_for_the_auxiliary_loss_are_added_where_it_is_on(balanced, coef, weight, in_stream):
+    trainer = Trainer(lambda_corr=weight, aux=AuxConfig(coef=coef))
+    assert balanced(trainer)[2] == in_stream
+    assert len(trainer._aux) == len(in_stream)
+
+
+def test_the_order_of_the_prompts_is_drawn_by_the_seed(balanced):
+    uids = "abcdefgh"
+    eight = replace(
+        RowTable.joined([TABLE] * 2),
+        keys=[f"{uid}_0_0" for uid in uids],
+        rows=replace(Rows.joined([TABLE.rows] * 2), stream=np.full(8, BASE, dtype=np.int8)),
+        index=list(range(8)),
+    )
+    orders = {seed: tuple(balanced(Trainer(seed=seed), eight)[0]) for seed in (1, 2, 3)}
+    assert len(set(orders.values())) == 3
+    assert orders[2] == tuple(balanced(Trainer(seed=2), eight)[0])
+
+
+@pytest.mark.parametrize(("coef", "installed"), [(0.0, []), (0.5, [AuxConfig(coef=0.5, kind="contrastive")])])
+def test_the_loss_is_installed_where_it_has_weight(monkeypatch, coef, installed):
+    losses = []
+    monkeypatch.setattr(trainer_module, "build_loss", lambda actor, aux: aux)
+    trainer = Trainer(aux=AuxConfig(coef=coef, kind="contrastive"))
+    trainer.actor_rollout_wg = SimpleNamespace(set_loss_fn=losses.append)
+    trainer.on_init_end()
+    assert losses == installed
+
+
+@pytest.mark.parametrize(
+    ("coef", "kind", "put"), [(0.0, "nll", []), (0.5, "nll", [False]), (0.5, "contrastive", [True])]
+)
+def test_the_update_gets_the_fields_of_the_loss(coef, kind, put):
+    seen = []
+
+    def put_fields(batch, *, optimizer_steps, contrastive):
+        seen.append(contrastive)
+        return batch
+
+    trainer = Trainer(aux=AuxConfig(coef=coef, kind=kind))
+    trainer._tables, trainer._aux = [TABLE], [SimpleNamespace(put_fields=put_fields)]
+    trainer._optimizer_steps = lambda: 1
+    trainer._compute_advantage(KVBatchMeta(partition_id="train", keys=KEYS, tags=[{} for _ in KEYS]), {})
+    assert seen == put
+
+
+def test_without_a_second_turn_validation_asks_for_none():
+    # The manager of this file has no second turns to give.
+    assert Trainer(val_corrections=0)._report_second_turns(Manager()) == {}
+    with pytest.raises(AttributeError, match="pop_validation"):
+        Trainer(val_corrections=1)._report_second_turns(Manager())

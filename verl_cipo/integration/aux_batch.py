@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 import transfer_queue as tq
 from tensordict import TensorDict
@@ -20,15 +19,13 @@ from transfer_queue import KVBatchMeta
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.utils.padding import response_to_nested
 
-from verl_cipo.core.advantage import BASE, CORRECTION
-from verl_cipo.core.anchors import Attempt, Group
+from verl_cipo.core.anchors import Attempt
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.losses import CHOSEN, PARTNER, REJECTED, SIGN, UNTRAINED, WEIGHTS, aux_weights, partner_scores
 from verl_cipo.core.prompts import SKIP_REASONS
 from verl_cipo.integration.aux_rows import Shown, aux_row, aux_tag, draw_pairs, pair_prompt, pair_uid
 from verl_cipo.integration.batch_rows import RowTable
 from verl_cipo.integration.chats import Chats
-from verl_cipo.integration.rollouts import anchor_of
 
 COUNTED = dict.fromkeys(
     (
@@ -166,22 +163,8 @@ def _resampled(
     batch: KVBatchMeta, table: RowTable, aux: AuxRows, *, config: CIPOConfig, in_stream: bool
 ) -> list[_NewRow]:
     """Right corrections of failed attempts; for pairs, the first of each anchor beside the attempt itself."""
-    rows = table.rows
-    right = (rows.stream == CORRECTION) & rows.final & rows.correct & ~rows.anchor_correct
-    chosen = [table.keys[i] for i in np.flatnonzero(right)]
-    attempts = {}
-    if config.aux.kind == "contrastive":
-        first: dict[str, str] = {}
-        for key in sorted(chosen, key=lambda key: int(key.rsplit("_", 2)[1])):
-            first.setdefault(key.rsplit("_", 2)[0], key)
-        chosen = list(first.values())
-        of_session = {rows.session[i]: table.keys[i] for i in np.flatnonzero((rows.stream == BASE) & rows.final)}
-        for key in chosen:
-            uid, number = anchor_of(key.rsplit("_", 2)[0])
-            # An attempt whose row could not be stored still was corrected.
-            if f"{uid}_{number}" in of_session:
-                attempts[key] = of_session[f"{uid}_{number}"]
-        chosen = list(attempts)
+    attempts = table.preferences() if config.aux.kind == "contrastive" else {}
+    chosen = list(attempts) if config.aux.kind == "contrastive" else table.right_corrections()
     appends = bool(attempts) or not in_stream
     source = _Source(batch, [*(chosen if appends else []), *attempts.values()])
     made = []
@@ -206,7 +189,7 @@ def _paired(
     batch: KVBatchMeta, table: RowTable, aux: AuxRows, *, config: CIPOConfig, chats: Chats, step: int
 ) -> list[_NewRow]:
     """Failed attempts of the batch with right rollouts of the batch."""
-    groups, key_of = _groups(table)
+    groups, key_of = table.attempts()
     pairs, skipped = draw_pairs(groups, config=config, step=step)
     source = _Source(batch, sorted({key_of[attempt] for pair in pairs for attempt in (pair.anchor, pair.donor)}))
 
@@ -238,22 +221,3 @@ def _paired(
         aux.counts["aux/adjacent"] += not pair.same_prompt
     aux.counts.update({f"aux/skipped/{reason}": count for reason, count in skipped.items()})
     return made
-
-
-def _groups(table: RowTable) -> tuple[list[Group], dict[Attempt, str]]:
-    """The attempts of the batch by prompt, and the key of each one's final row."""
-    rows = table.rows
-    attempts: dict[str, list[Attempt]] = {}
-    key_of = {}
-    for i in np.flatnonzero((rows.stream == BASE) & rows.final):
-        key, uid = table.keys[i], rows.group[i]
-        attempt = Attempt(
-            uid=uid,
-            index=table.index[i],
-            session=int(key.rsplit("_", 2)[1]),
-            correct=bool(rows.correct[i]),
-            score=float(table.scores[i]),
-        )
-        attempts.setdefault(uid, []).append(attempt)
-        key_of[attempt] = key
-    return [Group(uid, tuple(own)) for uid, own in attempts.items()], key_of

@@ -2,12 +2,13 @@
 
 Response mask, rewards, log-probabilities and advantages of such a row are zero, as those of verl's own padding rows
 are, so policy loss, KL, entropy, their normalisers, rollout-correction weights and group statistics do not see it. It
-is trained through the fields of ``core.losses`` alone. What does see it are means over rows: verl's data metrics, the
-sequence-level metrics of rollout correction, and the policy loss geo_mean, which divides by all rows of a micro-batch;
-and the policy loss bypass_mode refuses a micro-batch of nothing else. So the best moment to add such rows is right
-before the update of the actor; any moment after the reward is right for the training itself.
+is trained through the fields of ``core.losses`` alone. What does see it are means over rows: the sequence-level metrics
+of rollout correction, and the policy loss geo_mean, which divides by all rows of a micro-batch; and the policy loss
+bypass_mode refuses a micro-batch of nothing else. Any moment after the reward is right to add such rows. In the V1
+trainers it is ``_balance_batch``, so that verl pads and spreads them with the others, and the tag ``is_padding`` keeps
+them out of its data metrics.
 
-Here is what both data planes share, and the row as TransferQueue holds it. ``batch`` appends them to a DataProto.
+Here is what both data planes share, and the row as TransferQueue holds it. ``aux_proto`` appends them to a DataProto.
 """
 
 from collections import Counter
@@ -100,7 +101,7 @@ def pair_prompt(chats: Chats, pair: Pair, *, failed: Shown, right: Shown) -> tup
 
 
 def aux_row(source: Mapping[str, Any], prompt_ids: Sequence[int], *, uid: str, messages: list[dict]) -> dict[str, Any]:
-    """The row of ``batch.append_rows`` from one unpadded sample, such as an element of ``tq.kv_batch_get``.
+    """The row of ``aux_proto.append_rows`` from one unpadded sample, such as an element of ``tq.kv_batch_get``.
 
     Args:
         source: the sample whose response is taken; tensors without a batch dimension: prompts (P,), responses (R,),
@@ -114,7 +115,7 @@ def aux_row(source: Mapping[str, Any], prompt_ids: Sequence[int], *, uid: str, m
         not among the keys, since verl makes its padding rows by copying a row of another length.
 
     Raises:
-        ValueError: as ``batch.append_rows``.
+        ValueError: as ``aux_proto.append_rows``.
     """
     check_keys(source, needed=("prompts", "responses", "input_ids", "position_ids", "response_mask"))
     response, sequence = source["responses"], len(source["input_ids"])

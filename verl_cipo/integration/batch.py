@@ -1,261 +1,106 @@
-"""Paired corrections appended to a scored batch of verl's DataProto, as rows for the auxiliary loss.
+"""The V0 trainer's batch, verl's DataProto: what its rows are, corrections joined to it, rows that fill it up."""
 
-What such a row is, and what of verl sees it, is said in ``aux_rows``.
-"""
-
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from tensordict import TensorDict
-from torch import Tensor
 from verl import DataProto
 
-from verl_cipo.core.anchors import Attempt, Group
-from verl_cipo.core.config import CIPOConfig
-from verl_cipo.core.losses import CHOSEN, PARTNER, REJECTED, SIGN, UNTRAINED, WEIGHTS, aux_weights, partner_scores
-from verl_cipo.integration.aux_rows import ZERO, Shown, check_keys, draw_pairs, in_channels, pair_prompt, pair_uid
-from verl_cipo.integration.chats import Chats
-from verl_cipo.integration.outcome import verdict
+from verl_cipo.core.losses import PARTNER, SIGN, WEIGHTS
+from verl_cipo.integration.aux_rows import ZERO
+from verl_cipo.integration.batch_rows import RowTable
+from verl_cipo.integration.rollouts import EXTRA, anchor_of
 
-PAIR = "cipo_aux_pair"
-"""int64 (N,): equal for the two rows of a pair, -1 where a row is in none."""
-
-_SEQUENCE = ("prompts", "responses", "input_ids", "attention_mask", "position_ids")
-_PER_ROW = ("uid", "index", "raw_prompt")
+SESSION = "session_id"
+"""Column of a rollout: the row's number among those of its uid."""
+OF_THE_DATA_SET = ("data_source", "reward_model", "extra_info")
+"""Columns that verl's V0 trainer leaves in the batch while it rolls out; a correction has those of its anchor."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AuxRow:
-    """A row to append: the response, its mask and every other field of row ``source`` under another prompt."""
-
-    source: int
-    uid: str
-    messages: list[dict]
-    prompt_ids: list[int]
-    sign: float
-    """CHOSEN or REJECTED."""
-    pair: int
+def objects(values: Sequence[Any]) -> np.ndarray:
+    """A column of a DataProto, also of values that numpy would take for rows of their own."""
+    column = np.empty(len(values), dtype=object)
+    for i, value in enumerate(values):
+        column[i] = value
+    return column
 
 
-def append_pairs(
-    batch: DataProto,
-    *,
-    config: CIPOConfig,
-    chats: Chats,
-    pad_token_id: int,
-    step: int,
-    optimizer_steps: int,
-) -> tuple[DataProto, Counter]:
-    """Pair failed attempts of a scored batch with right rollouts and append a row for each pair.
-
-    Which pairs: :func:`aux_rows.draw_pairs`; under which prompt: :func:`aux_rows.pair_prompt`. The right rollout is the
-    row's response. With ``aux.kind=contrastive`` a second row has the failed attempt as its response to that prompt.
+def row_table(batch: DataProto) -> RowTable:
+    """What the rows of a rolled-out and verified batch are; keys are as the V1 trainers have them.
 
     Args:
-        batch: after rollout and reward; see :func:`append_rows`. Its non-tensor keys must hold ``uid``, ``index`` and
-            ``raw_prompt`` (verl's ``_get_gen_batch`` takes the last two out).
-        config: all knobs; ``source`` is not looked at.
-        chats: over the policy's tokenizer.
-        pad_token_id: fills prompts on the left.
-        step: the training step; with ``config.seed`` it decides the draws.
-        optimizer_steps: how many optimizer steps the batch is trained with.
-
-    Returns:
-        a new batch, and how many pairs were made (``pairs``), those of two prompts among them (``adjacent``), and
-        failed attempts without one: ``no_donor``, ``other_question``, or the reason why no prompt could be built.
-
-    Raises:
-        ValueError: as :func:`append_rows`, or a row has no reward.
+        batch: with ``rm_scores`` and the columns that the workers of ``legacy_rollouts`` add.
     """
-    groups, row_of, prompt_of = _groups(batch, config.correct_threshold)
-    pairs, counts = draw_pairs(groups, config=config, step=step)
-    images = batch.non_tensor_batch.get("multi_modal_inputs")
-
-    def shown(attempt: Attempt) -> Shown:
-        i = row_of[attempt]
-        has_images = images is not None and bool(images[i])
-        return Shown(response_ids=_response_ids(batch, i), messages=prompt_of[attempt.uid], images=has_images)
-
-    rows: list[AuxRow] = []
-    for pair in pairs:
-        messages, reason = pair_prompt(chats, pair, failed=shown(pair.anchor), right=shown(pair.donor))
-        if messages is None:
-            counts[reason] += 1
-            continue
-        shared = {
-            "uid": pair_uid(pair.anchor.uid, pair.anchor.session),
-            "messages": messages,
-            "prompt_ids": chats.encode(messages),
-            "pair": counts["pairs"],
-        }
-        rows.append(AuxRow(source=row_of[pair.donor], sign=CHOSEN, **shared))
-        if config.aux.kind == "contrastive":
-            rows.append(AuxRow(source=row_of[pair.anchor], sign=REJECTED, **shared))
-        counts["pairs"] += 1
-        counts["adjacent"] += not pair.same_prompt
-    return append_rows(batch, rows, pad_token_id=pad_token_id, optimizer_steps=optimizer_steps), counts
-
-
-def append_rows(batch: DataProto, rows: Sequence[AuxRow], *, pad_token_id: int, optimizer_steps: int) -> DataProto:
-    """A new batch with ``rows`` after those of ``batch``, and the auxiliary fields on all of them.
-
-    The rows of ``batch`` keep every bit, except that prompts are padded further on the left when a new one is longer.
-    What a new row gets:
-
-    * sequence tensors: its prompt, with the response of row ``source``; position ids count the tokens, in every channel
-      where they have several (text has equal positions in all),
-    * response mask, rewards, and all that verl computes from a row (log-probabilities, values, advantages): zeros; the
-      trained tokens are those of the source's mask,
-    * other tensors over prompt and response, or over the prompt (second dimension as wide as theirs): the source's part
-      over the response, zeros over the prompt,
-    * ``uid``, ``raw_prompt`` (``raw_prompt_ids``): its own; ``multi_modal_inputs``: none,
-    * everything else, tensors over the response and non-tensor keys alike: the source's.
-
-    Args:
-        batch: prompts padded on the left, responses on the right.
-        rows: may be empty; the fields are there all the same.
-        pad_token_id: fills prompts on the left.
-        optimizer_steps: see ``core.losses.aux_weights``. The partner of contrastive rows stays 0 until
-            :func:`fill_partners`.
-
-    Raises:
-        ValueError: the batch lacks a needed key, or holds one that cannot be made for a new row; rows were appended
-            before; a source has no trained token.
-    """
-    tensors = dict(batch.batch.items())
-    check_keys(tensors, needed=(*_SEQUENCE, "response_mask"))
-    check_keys(batch.non_tensor_batch, needed=("uid",))
-    if SIGN in tensors:
-        raise ValueError(f"the batch has {SIGN!r}: rows were appended before, allowed is once")
-    source = torch.tensor([row.source for row in rows], dtype=torch.int64)
-    old_width = tensors["prompts"].shape[1]
-    width = max([old_width, *(len(row.prompt_ids) for row in rows)])
-    response_width = tensors["responses"].shape[1]
-    # A tensor as wide as the prompts is one over the prompt, unless responses are as wide.
-    over_prompt = {old_width + response_width, old_width} - {response_width}
-
-    prompts = tensors["prompts"].new_full((len(rows), width), pad_token_id)
-    prompt_mask = tensors["attention_mask"].new_zeros((len(rows), width))
-    for i, row in enumerate(rows):
-        start = width - len(row.prompt_ids)
-        prompts[i, start:] = torch.tensor(row.prompt_ids)
-        prompt_mask[i, start:] = 1
-    attention = torch.cat([prompt_mask, tensors["attention_mask"][source, old_width:]], dim=1)
-    positions = (attention.cumsum(dim=-1) - 1).clamp(min=0)
-    made = {
-        "prompts": prompts,
-        "input_ids": torch.cat([prompts, tensors["responses"][source]], dim=1),
-        "attention_mask": attention,
-        "position_ids": in_channels(positions, tensors["position_ids"]),
-    }
-
-    out = {}
-    for key, tensor in tensors.items():
-        if key in ("prompts", "input_ids"):
-            tensor = _widen(tensor, width - old_width, fill=pad_token_id, dim=1)
-        elif key == "position_ids":
-            tensor = _widen(tensor, width - old_width, fill=0, dim=-1)
-        elif tensor.dim() > 1 and tensor.shape[1] in over_prompt:
-            tensor = _widen(tensor, width - old_width, fill=0, dim=1)
-            if key not in made:
-                made[key] = tensor[source]
-                made[key][:, :width] = 0
-        elif key in ZERO:
-            made[key] = torch.zeros_like(tensor[source])
-        new = made[key] if key in made else tensor[source]
-        out[key] = torch.cat([tensor, new.to(tensor.dtype)])
-
-    untrained = len(batch)
-    out[SIGN] = torch.tensor([UNTRAINED] * untrained + [row.sign for row in rows])
-    out[PAIR] = torch.tensor([-1] * untrained + [row.pair for row in rows], dtype=torch.int64)
-    token_mask = torch.cat([tensors["response_mask"], tensors["response_mask"][source]])
-    out[WEIGHTS] = aux_weights(token_mask, out[SIGN], optimizer_steps=optimizer_steps)
-    out[PARTNER] = torch.zeros(len(token_mask))
-    return DataProto(
-        batch=TensorDict(out, batch_size=[len(token_mask)]),
-        non_tensor_batch=_append_non_tensors(batch.non_tensor_batch, rows),
-        meta_info=dict(batch.meta_info),
+    fields = batch.non_tensor_batch
+    keys = [f"{uid}_{session}_0" for uid, session in zip(fields["uid"], fields[SESSION], strict=True)]
+    written = batch.batch["attention_mask"][:, -batch.batch["responses"].shape[1] :]
+    return RowTable.of_marks(
+        keys,
+        list(fields[EXTRA]),
+        group=list(fields["uid"]),
+        index=list(fields["index"]),
+        scores=batch.batch["rm_scores"].sum(dim=-1).numpy(),
+        tokens=written.sum(dim=-1).numpy(),
     )
 
 
-def fill_partners(batch: DataProto, old_log_probs: Tensor) -> None:
-    """Set the partners of contrastive pairs in place; rows in any order.
+def joined(batch: DataProto, corrections: DataProto) -> DataProto:
+    """A new batch: the rows of ``batch``, then ``corrections``, which take what they lack from their anchors' rows.
 
     Args:
-        batch: with the fields of :func:`append_rows`.
-        old_log_probs: (N, T), what the policy before the update gives to the rows' responses, read only where a token
-            has a weight. ``batch.batch["old_log_probs"]`` holds that when the rows were appended before verl computed
-            it, and zeros when they were appended later.
-
-    Raises:
-        ValueError: a pair is not complete.
+        batch: attempts, with the columns of the data set and those of their rollout.
+        corrections: with the columns of a rollout.
     """
-    fields = batch.batch
-    fields[PARTNER] = partner_scores(old_log_probs, fields[WEIGHTS], fields[SIGN], fields[PAIR])
+    row_of = {key: row for row, key in enumerate(row_table(batch).keys)}
+    anchors = [anchor_of(uid) for uid in corrections.non_tensor_batch["uid"]]
+    source = np.array([row_of[f"{uid}_{session}_0"] for uid, session in anchors])
+    tensors = {}
+    for key, own in batch.batch.items():
+        new = corrections.batch[key] if key in corrections.batch else own[torch.from_numpy(source)]
+        tensors[key] = torch.cat([own, new])
+    columns = {}
+    for key in (
+        *batch.non_tensor_batch,
+        *(key for key in corrections.non_tensor_batch if key not in batch.non_tensor_batch),
+    ):
+        own, new = batch.non_tensor_batch.get(key), corrections.non_tensor_batch.get(key)
+        if new is None and key in OF_THE_DATA_SET:
+            new = own[source]
+        # What an agent loop tells of some of its sessions only is None of the others, as verl has it.
+        own = objects([None] * len(batch)) if own is None else own
+        new = objects([None] * len(corrections)) if new is None else new
+        columns[key] = np.concatenate([own, new])
+    size = len(batch) + len(corrections)
+    return DataProto(batch=TensorDict(tensors, batch_size=[size]), non_tensor_batch=columns, meta_info=batch.meta_info)
 
 
-def _groups(batch: DataProto, threshold: float) -> tuple[list[Group], dict[Attempt, int], dict[str, list[dict]]]:
-    """The batch's groups, the row of each attempt, and each prompt's chat. Rows without a trained token are left out.
+@dataclass(frozen=True)
+class Padding:
+    """Where rows that only fill the batch up stand among those of a batch."""
 
-    A session is numbered by its place among the rows of its prompt.
-    """
-    check_keys(batch.non_tensor_batch, needed=_PER_ROW)
-    uids, indexes, chats = (batch.non_tensor_batch[name] for name in _PER_ROW)
-    rewards = next((batch.batch[name] for name in ("rm_scores", "token_level_scores") if name in batch.batch), None)
-    if rewards is None:
-        raise ValueError(f"the batch has {sorted(batch.batch.keys())}: it has no reward, rm_scores must be among them")
-    scores = rewards.sum(dim=-1).tolist()
-    trained = (batch.batch["response_mask"] != 0).any(dim=-1).tolist()
-    extra_keys = batch.meta_info.get("reward_extra_keys", [])
-    attempts: dict[str, list[Attempt]] = {}
-    row_of, prompt_of, seen = {}, {}, Counter()
-    for i, uid in enumerate(uids):
-        session = seen[uid]
-        seen[uid] += 1
-        if not trained[i]:
-            continue
-        extra = {key: batch.non_tensor_batch[key][i] for key in extra_keys}
-        attempt = Attempt(
-            uid=uid,
-            index=indexes[i],
-            session=session,
-            correct=verdict(scores[i], extra, threshold),
-            score=scores[i],
-        )
-        attempts.setdefault(uid, []).append(attempt)
-        row_of[attempt] = i
-        prompt_of[uid] = list(chats[i])
-    return [Group(uid, tuple(own)) for uid, own in attempts.items()], row_of, prompt_of
+    real: np.ndarray
+    """(M,) bool, M >= N: True for the N rows of the batch, in its order."""
+
+    def add(self, batch: DataProto) -> DataProto:
+        """A new batch of M rows; padding is a copy of the shortest row that nothing trains."""
+        if self.real.all():
+            return batch
+        shortest = int(batch.batch["attention_mask"].sum(dim=-1).argmin())
+        padded = batch.select_idxs(np.where(self.real, np.cumsum(self.real) - 1, shortest))
+        for key in (*ZERO, WEIGHTS, SIGN, PARTNER):
+            if key in padded.batch:
+                padded.batch[key][torch.from_numpy(~self.real)] = 0
+        return padded
+
+    def remove(self, batch: DataProto) -> DataProto:
+        """The N rows of the batch out of M that were computed of what :meth:`add` returned."""
+        return batch if self.real.all() else batch.select_idxs(np.flatnonzero(self.real))
 
 
-def _response_ids(batch: DataProto, row: int) -> list[int]:
+def response_ids(batch: DataProto, row: int) -> list[int]:
+    """The response of a row without its padding."""
     responses = batch.batch["responses"][row]
     return responses[batch.batch["attention_mask"][row, -len(responses) :] != 0].tolist()
-
-
-def _widen(tensor: Tensor, by: int, *, fill: int, dim: int) -> Tensor:
-    shape = list(tensor.shape)
-    shape[dim] = by
-    return torch.cat([tensor.new_full(shape, fill), tensor], dim=dim)
-
-
-def _append_non_tensors(fields: Mapping[str, np.ndarray], rows: Sequence[AuxRow]) -> dict[str, np.ndarray]:
-    source = np.array([row.source for row in rows], dtype=np.int64)
-    own = {
-        "uid": [row.uid for row in rows],
-        "raw_prompt": [row.messages for row in rows],
-        "raw_prompt_ids": [row.prompt_ids for row in rows],
-        "multi_modal_inputs": [{} for _ in rows],
-    }
-    out = {}
-    for key, values in fields.items():
-        new = values[source]
-        if key in own:
-            new = np.empty(len(rows), dtype=object)
-            for i, value in enumerate(own[key]):
-                new[i] = value
-        out[key] = np.concatenate([values, new])
-    return out

@@ -1,17 +1,19 @@
-"""What each row of a TransferQueue batch is: attempt, correction of which anchor, or padding."""
+"""What each row of a batch is: attempt, correction of which anchor, or padding; and how TransferQueue holds that."""
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import transfer_queue as tq
+from torch import Tensor
 from transfer_queue import KVBatchMeta
 
 from verl_cipo.core.advantage import BASE, CORRECTION, PADDING, Rows
+from verl_cipo.core.anchors import Attempt, Group
+from verl_cipo.core.lots import lot
 from verl_cipo.core.metrics import batch_metrics
-from verl_cipo.integration.rollouts import EXTRA
+from verl_cipo.integration.rollouts import EXTRA, anchor_of
 
 APPENDED = 3
 """Beside the streams of ``core.advantage``: rows for the auxiliary loss alone."""
@@ -53,23 +55,43 @@ class RowTable:
             partition_id=batch.partition_id,
             select_fields=["uid", "index", "rm_scores", "extra_fields"],
         )
-        marks = [extra[EXTRA] for extra in data["extra_fields"]]
+        return cls.of_marks(
+            list(batch.keys),
+            [extra[EXTRA] for extra in data["extra_fields"]],
+            group=list(data["uid"]),
+            index=list(data["index"]),
+            scores=row_sums(data["rm_scores"]),
+            tokens=np.array([tag["response_len"] for tag in batch.tags], dtype=np.int64),
+        )
+
+    @classmethod
+    def of_marks(
+        cls,
+        keys: list[str],
+        marks: Sequence[Mapping[str, Any]],
+        *,
+        group: Sequence[str],
+        index: Sequence[Any],
+        scores: np.ndarray,
+        tokens: np.ndarray,
+    ) -> "RowTable":
+        """From what the workers noted on each row under ``EXTRA``; keys are ``{group}_{session}_{output}``."""
         corrected = ["anchor_correct" in mark for mark in marks]
-        session, final = _sessions(batch.keys)
+        session, final = _sessions(keys)
         rows = Rows(
             stream=np.where(corrected, CORRECTION, BASE).astype(np.int8),
-            group=np.array(list(data["uid"]), dtype=object),
+            group=np.array(group, dtype=object),
             session=session,
             final=final,
             correct=np.array([mark["correct"] for mark in marks], dtype=bool),
             anchor_correct=np.array([mark.get("anchor_correct", False) for mark in marks], dtype=bool),
         )
         return cls(
-            keys=list(batch.keys),
+            keys=keys,
             rows=rows,
-            index=[_plain(index) for index in data["index"]],
-            scores=data["rm_scores"].to_padded_tensor(padding=0.0).sum(dim=1).numpy(),
-            tokens=np.array([tag["response_len"] for tag in batch.tags], dtype=np.int64),
+            index=[_plain(value) for value in index],
+            scores=scores,
+            tokens=tokens,
             copied=np.array([mark.get("copied", False) for mark in marks], dtype=bool),
         )
 
@@ -86,6 +108,45 @@ class RowTable:
             tokens=np.concatenate([table.tokens for table in tables]),
             copied=np.concatenate([table.copied for table in tables]),
         )
+
+    def attempts(self) -> tuple[list[Group], dict[Attempt, str]]:
+        """The attempts by prompt, and the key of each one's final row."""
+        rows = self.rows
+        attempts: dict[str, list[Attempt]] = {}
+        key_of = {}
+        for i in np.flatnonzero((rows.stream == BASE) & rows.final):
+            key, uid = self.keys[i], rows.group[i]
+            attempt = Attempt(
+                uid=uid,
+                index=self.index[i],
+                session=int(key.rsplit("_", 2)[1]),
+                correct=bool(rows.correct[i]),
+                score=float(self.scores[i]),
+            )
+            attempts.setdefault(uid, []).append(attempt)
+            key_of[attempt] = key
+        return [Group(uid, tuple(own)) for uid, own in attempts.items()], key_of
+
+    def right_corrections(self) -> list[str]:
+        """Keys of right corrections of failed attempts."""
+        rows = self.rows
+        right = (rows.stream == CORRECTION) & rows.final & rows.correct & ~rows.anchor_correct
+        return [self.keys[i] for i in np.flatnonzero(right)]
+
+    def preferences(self) -> dict[str, str]:
+        """The first right correction of each failed attempt -> the attempt, both as keys."""
+        first: dict[str, str] = {}
+        for key in sorted(self.right_corrections(), key=lambda key: int(key.rsplit("_", 2)[1])):
+            first.setdefault(key.rsplit("_", 2)[0], key)
+        rows = self.rows
+        of_session = {rows.session[i]: self.keys[i] for i in np.flatnonzero((rows.stream == BASE) & rows.final)}
+        attempts = {}
+        for group, key in first.items():
+            uid, number = anchor_of(group)
+            # An attempt whose row could not be stored still was corrected.
+            if f"{uid}_{number}" in of_session:
+                attempts[key] = of_session[f"{uid}_{number}"]
+        return attempts
 
     def correction_keys(self) -> list[str]:
         """Keys of the correction rows."""
@@ -106,15 +167,12 @@ class RowTable:
         # Attempts first: a correction may be one of another prompt.
         for i in np.argsort(self.rows.stream, kind="stable").tolist():
             index_of.setdefault(self.keys[i].split("_")[0], self.index[i])
-        lot = {
-            uid: hashlib.blake2b(f"{seed}/{step}/{index}".encode(), digest_size=8).digest()
-            for uid, index in index_of.items()
-        }
+        lots = {uid: lot(seed, step, index) for uid, index in index_of.items()}
 
         def place(key: str) -> tuple[bytes, str, int, int]:
             group, session, output = key.rsplit("_", 2)
             uid, _, inner = group.partition("_")
-            return lot[uid], inner, int(session), int(output)
+            return lots[uid], inner, int(session), int(output)
 
         return sorted(range(len(keys)), key=lambda i: place(keys[i]))
 
@@ -141,6 +199,15 @@ class RowTable:
     def metrics(self) -> dict[str, float]:
         """The ``cipo/`` metrics of the sampled rows."""
         return batch_metrics(rows=self.rows, scores=self.scores, tokens=self.tokens, copied=self.copied)
+
+
+def row_sums(nested: Tensor) -> np.ndarray:
+    """(N,) sum of each row of a jagged (N, *) tensor, which is not padded for it; 0 for an empty row."""
+    values, offsets = nested.values().numpy(), nested.offsets().numpy()
+    sums = np.zeros(len(offsets) - 1, dtype=values.dtype)
+    filled = np.flatnonzero(np.diff(offsets))
+    sums[filled] = np.add.reduceat(values, offsets[filled])
+    return sums
 
 
 def _plain(value: Any) -> Any:

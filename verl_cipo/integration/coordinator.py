@@ -36,6 +36,13 @@ COUNTED = dict.fromkeys(
 """Counts that are logged every step, also where nothing happened."""
 
 
+def count_anchor(stats: Counter, anchor: Attempt, *, in_band: bool) -> None:
+    """Add a drawn anchor to ``stats``; ``in_band``: its prompt is of medium difficulty."""
+    stats["anchors/total"] += 1
+    stats["anchors/correct" if anchor.correct else "anchors/failed"] += 1
+    stats["anchors/medium" if in_band else "anchors/other"] += 1
+
+
 @dataclass
 class _Batch:
     """The prompts of one ``generate_sequences`` call."""
@@ -111,13 +118,8 @@ class AnchorCoordinator:
         hosted: dict[str, list[Candidate]] = {}
         for i, anchor in enumerate(anchors):
             hosted.setdefault(uids[i % len(uids)], []).append(anchor)
-            self._count(anchor.attempt, in_band=anchor.medium)
+            count_anchor(self._stats, anchor.attempt, in_band=anchor.medium)
         return hosted
-
-    def _count(self, anchor: Attempt, *, in_band: bool) -> None:
-        self._stats["anchors/total"] += 1
-        self._stats["anchors/correct" if anchor.correct else "anchors/failed"] += 1
-        self._stats["anchors/medium" if in_band else "anchors/other"] += 1
 
     async def replayed(self, batch_id: int, uid: str) -> list[Candidate]:
         """The anchors whose corrections prompt ``uid`` hosts; schedule=replay."""
@@ -150,7 +152,7 @@ class AnchorCoordinator:
         sessions: dict[str, list[int]] = {}
         for anchor in anchors:
             sessions.setdefault(anchor.uid, []).append(anchor.session)
-            self._count(anchor, in_band=medium(batch.pass_rates[anchor.uid], **self._band))
+            count_anchor(self._stats, anchor, in_band=medium(batch.pass_rates[anchor.uid], **self._band))
         for uid, chosen in sessions.items():
             batch.decided[uid].put_nowait(chosen)
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.distributed import fsdp
 from verl.plugin.platform import PlatformBase, PlatformRegistry
 
 
@@ -110,9 +111,25 @@ def _use_gloo_once() -> None:
     distributed.initialize_global_process_group_ray = initialize
 
 
+class _Unpinned(fsdp.CPUOffloadPolicy):
+    """Offloading without pinned memory, whatever is asked for."""
+
+    def __init__(self, pin_memory: bool = False):
+        super().__init__(pin_memory=False)
+
+
+def _pin_nothing() -> None:
+    """Let a reference policy load: verl offloads it with pinned memory, which torch has only beside an accelerator.
+
+    No option of verl reaches the policy. verl imports it by name after this plugin has run.
+    """
+    fsdp.CPUOffloadPolicy = _Unpinned
+
+
 def register() -> None:
     """Make ``VERL_PLATFORM=cpu`` known to verl and let its FSDP2 engine resolve on it."""
     PlatformRegistry.register(platform="cpu")(PlatformCPU)
     # verl's engine registry has no CPU entry; the FSDP engine registered for cuda runs on any torch device.
     os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
     _use_gloo_once()
+    _pin_nothing()

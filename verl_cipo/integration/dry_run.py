@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.reward import get_custom_reward_fn
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.trainer.ppo.v1 import get_trainer_cls
@@ -108,6 +109,8 @@ def check(config: DictConfig) -> Plan:
         raise LayoutError("trainer.use_v1=False: the dry run knows verl's V1 trainers only")
     if not is_switch(verl_config.validate_config):
         raise RuntimeError("verl_cipo is not registered with verl: run `python -m verl_cipo.doctor`")
+    # verl looks it up at the first advantages, when the first step is rolled out.
+    core_algos.get_adv_estimator_fn(config.algorithm.adv_estimator)
     if config.algorithm.adv_estimator == NAME:
         cipo = switch_on(config)
         tokenizer = load_tokenizer(config)

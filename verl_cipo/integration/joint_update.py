@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
+from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
+from verl.utils import tensordict_utils as tu
 
 
 def optimizer_steps(config: DictConfig, prompts: int) -> int:
@@ -48,16 +50,19 @@ def interleaved(streams: np.ndarray) -> list[int]:
 class JointUpdate:
     """The actor's worker group, with the mini-batch size of the joint update in place of GRPO's.
 
-    ``PPOTrainer._update_actor`` asks for ``ppo_mini_batch_size * n`` rows a mini-batch. With corrections in the batch
-    that would mean more optimizer steps; the same number of larger mini-batches is what CIPO wants.
+    ``_update_actor`` of verl's trainers asks for ``ppo_mini_batch_size * n`` rows a mini-batch. With corrections in it
+    a batch would take more optimizer steps; the same number of larger mini-batches is what CIPO wants.
     """
 
     def __init__(self, worker_group: Any, mini_batch_size: int):
         self._worker_group = worker_group
         self._mini_batch_size = mini_batch_size
 
-    def update_actor(self, batch: KVBatchMeta) -> Any:
-        batch.extra_info["mini_batch_size"] = self._mini_batch_size
+    def update_actor(self, batch: KVBatchMeta | TensorDict) -> Any:
+        if isinstance(batch, TensorDict):
+            tu.assign_non_tensor(batch, mini_batch_size=self._mini_batch_size)
+        else:
+            batch.extra_info["mini_batch_size"] = self._mini_batch_size
         return self._worker_group.update_actor(batch)
 
     def __getattr__(self, name: str) -> Any:

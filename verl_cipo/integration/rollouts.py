@@ -24,14 +24,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from verl.experimental.agent_loop import AgentLoopOutput
+from verl.experimental.agent_loop import AgentLoopOutput, AgentLoopWorker
 from verl.trainer.ppo.v1 import AgentLoopWorkerTQ
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
 from verl_cipo.core.anchors import Attempt, Group
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.prompts import CorrectionPrompt
 from verl_cipo.core.transitions import is_copy
 from verl_cipo.integration.chats import correction_prompt
 from verl_cipo.integration.outcome import verdict
+from verl_cipo.integration.second_turn import attempt_record
 from verl_cipo.integration.seeds import session_seed
 from verl_cipo.integration.switch import cipo_config
 from verl_cipo.integration.verifying import verify
@@ -101,6 +104,24 @@ def anchor_of(uid: str) -> tuple[str, int | None]:
     return root, int(number) if mark else None
 
 
+def agent_loop_prompt(worker: AgentLoopWorker, cipo: CIPOConfig) -> CorrectionPrompt:
+    """The correction prompt of a rollout worker: tokens are counted as its agent loops render the chat."""
+    builder = create_continuous_token_builder(
+        worker.tokenizer,
+        hf_model_type=worker.hf_model_type,
+        chat_template_kwargs=worker.config.data.get("apply_chat_template_kwargs", {}),
+        processor=worker.processor,
+    )
+    # An agent loop may offer the model a selection of the tools: counting all of them is never too few tokens.
+    tools = [tool.tool_schema.model_dump(exclude_unset=True, exclude_none=True) for tool in worker.tools]
+    return correction_prompt(
+        cipo,
+        worker.tokenizer,
+        prompt_length=worker.rollout_config.prompt_length,
+        count_tokens=lambda messages: len(builder.build_initial_tokens(messages, tools=tools or None)),
+    )
+
+
 class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
     """verl's worker, with corrections; the coordinator's handle comes with each batch."""
 
@@ -109,20 +130,7 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         self._groups: dict[str, _Group] = {}
         self._cipo = cipo_config(self.config)
         self._n = self._cipo.n_corrections or self.rollout_config.n
-        builder = create_continuous_token_builder(
-            self.tokenizer,
-            hf_model_type=self.hf_model_type,
-            chat_template_kwargs=self.config.data.get("apply_chat_template_kwargs", {}),
-            processor=self.processor,
-        )
-        # An agent loop may offer the model a selection of the tools: counting all of them is never too few tokens.
-        tools = [tool.tool_schema.model_dump(exclude_unset=True, exclude_none=True) for tool in self.tools]
-        self._prompt = correction_prompt(
-            self._cipo,
-            self.tokenizer,
-            prompt_length=self.rollout_config.prompt_length,
-            count_tokens=lambda messages: len(builder.build_initial_tokens(messages, tools=tools or None)),
-        )
+        self._prompt = agent_loop_prompt(self, self._cipo)
 
     async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
         validate = trajectory["validate"]
@@ -276,15 +284,12 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
             await self._start(group, session, anchor, n, sampling_params, trajectory, prompt)
         await self._settle(group)
         records = [
-            {
-                "uid": group.uid,
-                "session": session,
-                "question": prompt["raw_prompt"][-1]["content"],
-                "attempt": attempt.text,
-                "anchor_correct": attempt.correct,
-                "gts": (prompt.get("reward_model") or {}).get("ground_truth"),
-                "data_source": prompt.get("data_source"),
-                "corrections": [
+            attempt_record(
+                prompt,
+                session=session,
+                text=attempt.text,
+                correct=attempt.correct,
+                corrections=[
                     {
                         "correction": outcome.text,
                         "correct": outcome.correct,
@@ -294,7 +299,7 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
                     for (anchor, _), outcome in sorted(group.corrections.items())
                     if anchor == session
                 ],
-            }
+            )
             for session, attempt in sorted(group.attempts.items())
         ]
         await group.ticket["coordinator"].add_validation.remote(records, dict(group.counts))

@@ -2,9 +2,31 @@
 
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from verl_cipo.core.transitions import Transitions
+
+
+def attempt_record(
+    prompt: Mapping[str, Any], *, session: int, text: str, correct: bool, corrections: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """An attempt of the validation with its corrections, as the dump holds it.
+
+    Args:
+        prompt: its row of the data set, with ``uid`` and ``raw_prompt``.
+        corrections: ``correction`` (its text), ``correct``, ``score`` and ``copied`` of each.
+    """
+    return {
+        "uid": prompt["uid"],
+        "session": session,
+        "question": prompt["raw_prompt"][-1]["content"],
+        "attempt": text,
+        "anchor_correct": correct,
+        "gts": (prompt.get("reward_model") or {}).get("ground_truth"),
+        "data_source": prompt.get("data_source"),
+        "corrections": corrections,
+    }
 
 
 def second_turn_metrics(records: list[dict[str, Any]], counts: dict[str, float]) -> dict[str, float]:

@@ -36,14 +36,15 @@ class TrainerState:
         return cls(rho=RhoState.initial(config), guard=GuardState.initial())
 
 
-def save(folder: str, state: TrainerState, pool: dict[str, Any]) -> None:
+def save(folder: str, state: TrainerState, pool: dict[str, Any] | None) -> None:
     """Write both files into ``folder``, which is made if need be.
 
     Args:
-        pool: ``CIPOAgentLoopManager.pool_state()``.
+        pool: ``CIPOAgentLoopManager.pool_state()``; None, where the V0 trainer has none, leaves its file out.
     """
     os.makedirs(folder, exist_ok=True)
-    torch.save(pool, os.path.join(folder, POOL_FILE))
+    if pool is not None:
+        torch.save(pool, os.path.join(folder, POOL_FILE))
     with open(os.path.join(folder, STATE_FILE), "w") as file:
         json.dump({"rho": state.rho.to_mapping(), "guard": state.guard.to_mapping()}, file)
 

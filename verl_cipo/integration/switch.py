@@ -6,18 +6,22 @@ Two things happen when the plugin loads, both light:
   imports the CIPO trainers at the moment verl asks for the mode, in the process that asks, and not in every process
   that imports verl; with another estimator it is verl's own mode. ``${cipo.manager:...}`` does the same for the
   rollout manager. ``cipo_trainer.yaml`` uses both; that path needs no hook.
-* for verl's own config, ``verl.utils.config.validate_config`` is wrapped. It is the one function that ``main_ppo``
-  calls with the whole config in the driver before Ray starts. With any other estimator the wrapper calls verl's
-  function and does nothing else.
+* for verl's own config, and for the V0 trainer, ``verl.utils.config.validate_config`` is wrapped. It is the one
+  function that ``main_ppo`` calls with the whole config in the driver before Ray starts. With any other estimator the
+  wrapper calls verl's function and does nothing else. With ``trainer.use_v1=False`` it also puts CIPO's V0 trainer in
+  place of verl's (legacy.py says how).
 """
 
 import functools
 import importlib
 import importlib.util
 import inspect
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import ray
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
@@ -25,9 +29,12 @@ from verl_cipo.core.prompts import load_template
 from verl_cipo.integration.budget import check_prompt_length_early
 from verl_cipo.integration.estimator import NAME
 
+logger = logging.getLogger("verl_cipo")
+
 TRAINER_RESOLVER = "cipo.trainer"
 MANAGER_RESOLVER = "cipo.manager"
 MANAGER_CLASS = "verl_cipo.integration.manager.CIPOAgentLoopManager"
+MANAGER_CLASS_V0 = "verl_cipo.integration.legacy_rollouts.CIPOAgentLoopManagerV0"
 TRAINER_OF_MODE = {
     "sync": "cipo_sync",
     "colocate_async": "cipo_colocate_async",
@@ -38,7 +45,7 @@ VALIDATE_SIGNATURE = ["config", "use_reference_policy", "use_critic"]
 
 
 class ChangedSeamError(RuntimeError):
-    """verl's ``validate_config`` is not the function this hook was written for."""
+    """What is hooked into is not what the hook was written for."""
 
 
 def cipo_config(config: DictConfig) -> CIPOConfig:
@@ -68,12 +75,9 @@ def check_combination(config: DictConfig) -> None:
         raise CIPOConfigError(f"{key}={OmegaConf.select(config, key)} does not work with adv_estimator=cipo: {allowed}")
 
     if importlib.util.find_spec("transfer_queue") is None:
-        raise CIPOConfigError("verl's V1 trainer needs TransferQueue, which is missing: pip install TransferQueue")
-    if not config.trainer.use_v1:
-        refuse("trainer.use_v1", "CIPO runs on verl's V1 trainer, set trainer.use_v1=true")
-    trainer = config.trainer.v1
-    if not OmegaConf.is_interpolation(trainer, "trainer_mode") and trainer.trainer_mode not in TRAINER_OF_MODE:
-        refuse("trainer.v1.trainer_mode", f"use one of {sorted(TRAINER_OF_MODE)}")
+        raise CIPOConfigError("verl_cipo needs TransferQueue, which is missing: pip install TransferQueue")
+    cipo = cipo_config(config)
+    (_check_v1 if config.trainer.use_v1 else _check_v0)(config, cipo, refuse)
     if config.critic.enable:
         refuse("critic.enable", "CIPO has no critic, leave it null or false")
     if config.reward.reward_model.enable and not config.reward.reward_model.enable_resource_pool:
@@ -86,14 +90,62 @@ def check_combination(config: DictConfig) -> None:
         refuse("algorithm.filter_groups.enable", "group filtering would judge attempts and corrections as one group")
     if config.actor_rollout_ref.rollout.n < 2:
         refuse("actor_rollout_ref.rollout.n", "a group of one attempt has no group-relative advantage, use at least 2")
-    cipo = cipo_config(config)
+    if OmegaConf.select(config, "skip.rollout_tq.enable"):
+        refuse("skip.rollout_tq.enable", "corrections belong to the rollouts of their step, not to stored ones")
+    _check_pipeline(config, refuse)
     if cipo.aux.coef > 0:
         _check_aux(config, cipo, refuse)
-    if config.trainer.v1.get("sync", {}).get("parameter_sync_step", 1) != 1:
-        refuse("trainer.v1.sync.parameter_sync_step", "one update a rollout, leave it out or set 1")
+    needed = MANAGER_CLASS if config.trainer.use_v1 else MANAGER_CLASS_V0
     custom = OmegaConf.select(config, "actor_rollout_ref.rollout.agent.agent_loop_manager_class")
-    if custom not in (None, MANAGER_CLASS):
-        refuse("actor_rollout_ref.rollout.agent.agent_loop_manager_class", f"corrections need {MANAGER_CLASS}")
+    # cipo_trainer.yaml names that of V1, whatever trainer is asked for.
+    if custom not in (None, MANAGER_CLASS, needed):
+        refuse("actor_rollout_ref.rollout.agent.agent_loop_manager_class", f"corrections need {needed}")
+
+
+def _check_v1(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str], None]) -> None:
+    trainer = config.trainer.v1
+    if not OmegaConf.is_interpolation(trainer, "trainer_mode") and trainer.trainer_mode not in TRAINER_OF_MODE:
+        refuse("trainer.v1.trainer_mode", f"use one of {sorted(TRAINER_OF_MODE)}")
+    if trainer.get("sync", {}).get("parameter_sync_step", 1) != 1:
+        refuse("trainer.v1.sync.parameter_sync_step", "one update a rollout, leave it out or set 1")
+
+
+def _check_v0(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str], None]) -> None:
+    """Refuse what CIPO cannot do, or verl does not do, with ``trainer.use_v1=False``."""
+    trainer = config.trainer
+    # verl's TaskRunner has resolved the config when it has it validated again.
+    if trainer.v1.trainer_mode not in ("sync", TRAINER_OF_MODE["sync"]):
+        refuse("trainer.v1.trainer_mode", "trainer.use_v1=false has no asynchronous trainer, set trainer.use_v1=true")
+    if not trainer.balance_batch:
+        refuse("trainer.balance_batch", "with trainer.use_v1=false corrections join the batch there, set it to true")
+    if trainer.critic_warmup > 0:
+        refuse("trainer.critic_warmup", "with trainer.use_v1=false rho moves with the actor's update, set it to 0")
+    if OmegaConf.select(config, "actor_rollout_ref.actor.use_prefix_grouper"):
+        refuse(
+            "actor_rollout_ref.actor.use_prefix_grouper",
+            "with trainer.use_v1=false it would keep the rows of a prompt together, which mixed mini-batches do not",
+        )
+    if OmegaConf.select(config, "skip.rollout.enable"):
+        refuse("skip.rollout.enable", "with trainer.use_v1=false a replayed rollout lacks what CIPO notes on its rows")
+    if cipo.schedule == "replay" and cipo.rolls_out:
+        refuse(f"{ROOT}.schedule", "trainer.use_v1=false knows no anchors of the step before, use barrier")
+    if cipo.lambda_corr == 0 and cipo.rolls_out and cipo.aux.coef > 0:
+        refuse(
+            f"{ROOT}.lambda_corr",
+            f"with trainer.use_v1=false and {ROOT}.aux.coef above 0 corrections need a weight of their own, set it "
+            f"above 0, {ROOT}.source=paired or trainer.use_v1=true",
+        )
+
+
+def _check_pipeline(config: DictConfig, refuse: Callable[[str, str], None]) -> None:
+    """Megatron's interleaved pipeline takes micro-batches in groups, which the rows of a step need not fill."""
+    key = "actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size"
+    if (OmegaConf.select(config, key) or 1) == 1:
+        return
+    sizes = ("actor.use_dynamic_bsz", "rollout.log_prob_use_dynamic_bsz", "ref.log_prob_use_dynamic_bsz")
+    for size in sizes:
+        if not OmegaConf.select(config, f"actor_rollout_ref.{size}"):
+            refuse(key, f"micro-batches of a fixed size do not fill its groups, set actor_rollout_ref.{size}=true")
 
 
 def _check_aux(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str], None]) -> None:
@@ -113,6 +165,18 @@ def _check_aux(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str]
             "geo_mean divides by all rows of a micro-batch, those too that only the auxiliary loss trains (pairs, the "
             "contrastive loss, lambda_corr=0)",
         )
+    for engine in ("megatron", "veomni"):
+        replay = f"actor_rollout_ref.actor.{engine}.router_replay.mode"
+        if appends and OmegaConf.select(config, replay) not in (None, "disabled"):
+            refuse(
+                replay, "no routing is known of rows made for the auxiliary loss (pairs, contrastive, lambda_corr=0)"
+            )
+    for tools in ("tool_config_path", "function_tool_path"):
+        if cipo.pairs and OmegaConf.select(config, f"actor_rollout_ref.rollout.multi_turn.{tools}"):
+            refuse(
+                f"actor_rollout_ref.rollout.multi_turn.{tools}",
+                f"the prompt of a pair is rendered without tools, use {ROOT}.source=resample",
+            )
     if cipo.aux.kind == "contrastive" and cipo.rolls_out and cipo.schedule == "replay":
         raise CIPOConfigError(
             f"{ROOT}.aux.kind=contrastive with {ROOT}.schedule=replay: the failed attempts of the step before are not "
@@ -123,6 +187,8 @@ def _check_aux(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str]
 def switch_on(config: DictConfig) -> CIPOConfig:
     """Validate a config with ``adv_estimator=cipo`` and point verl at CIPO's trainer and rollout manager, in place.
 
+    verl's V0 trainer cannot be named in a config: see ``legacy.take_place``.
+
     Returns:
         the validated ``algorithm.cipo``.
 
@@ -132,10 +198,19 @@ def switch_on(config: DictConfig) -> CIPOConfig:
     cipo = cipo_config(config)
     check_combination(config)
     trainer = config.trainer.v1
+    if not config.trainer.use_v1 and cipo.schedule == "streaming":
+        logger.warning(
+            "%s.schedule=streaming with trainer.use_v1=False: verl hands all attempts over at once, so anchors are "
+            "drawn as with schedule=barrier",
+            ROOT,
+        )
+        cipo = replace(cipo, schedule="barrier")
     with open_dict(config):
         config.algorithm.cipo = cipo.to_mapping()
-        config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = MANAGER_CLASS
-        if not OmegaConf.is_interpolation(trainer, "trainer_mode"):
+        config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = (
+            MANAGER_CLASS if config.trainer.use_v1 else MANAGER_CLASS_V0
+        )
+        if config.trainer.use_v1 and not OmegaConf.is_interpolation(trainer, "trainer_mode"):
             trainer.trainer_mode = f"${{{TRAINER_RESOLVER}:{trainer.trainer_mode},{NAME}}}"
     return cipo
 
@@ -179,7 +254,12 @@ def register() -> None:
         if config.algorithm.adv_estimator == NAME:
             try:
                 check_prompt_length_early(config, switch_on(config))
+                if not config.trainer.use_v1:
+                    importlib.import_module("verl_cipo.integration.legacy").take_place()
             except CIPOConfigError as error:
+                if ray.is_initialized():
+                    # verl's V0 TaskRunner asks again, in an actor, where an exit would lose the message.
+                    raise
                 # The driver has nothing to clean up yet: one line for the user instead of a traceback.
                 raise SystemExit(f"verl_cipo: {error}") from error
         return original(config, *args, **kwargs)

@@ -1,7 +1,8 @@
 """CIPO's variants of verl's V1 trainers.
 
-Overridden methods, each calling verl's own: ``_init_tokenizer`` (the prompt budget is checked before a worker
-starts), ``fit`` (rho and the pool go to the rollout manager), ``_balance_batch`` (what each row is; a stable order),
+Overridden methods, each calling verl's own: ``_init_tokenizer``, ``_init_dataloader`` (prompt budget and questions are
+checked before a worker starts), ``fit`` (rho and the pool go to the rollout manager), ``_balance_batch`` (what each row
+is; a stable order),
 ``_get_required_batch_multiple``/``_update_actor`` (one joint update with as many optimizer steps as GRPO),
 ``_compute_advantage`` (rows for the estimator; weights of the auxiliary loss), ``step`` (metrics, rho, the guard),
 ``on_init_end`` (the auxiliary loss is installed), ``_validate`` (the second turn),
@@ -9,8 +10,6 @@ starts), ``fit`` (rho and the pool go to the rollout manager), ``_balance_batch`
 """
 
 import logging
-import math
-import os
 import time
 from dataclasses import replace
 from typing import Any
@@ -19,12 +18,8 @@ import transfer_queue as tq
 from omegaconf import DictConfig, open_dict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, PPOTrainerSync, register_trainer
-from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from verl_cipo.core.config import CIPOConfigError
-from verl_cipo.core.guard import ALARMS, Signals, actions, explain, update_guard
-from verl_cipo.core.metrics import check_names
-from verl_cipo.core.replay import update_rho
 from verl_cipo.integration import state
 from verl_cipo.integration.aux_batch import AuxRows, add_aux_rows, aux_metrics
 from verl_cipo.integration.batch_rows import RowTable, without_torn_corrections
@@ -34,13 +29,14 @@ from verl_cipo.integration.estimator import NAME, BatchRows, rows_of_batch
 from verl_cipo.integration.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
 from verl_cipo.integration.loss import METRIC as AUX_METRIC
 from verl_cipo.integration.loss import build_loss
-from verl_cipo.integration.second_turn import dump_second_turns, second_turn_metrics
+from verl_cipo.integration.questions import check_questions
+from verl_cipo.integration.steering import Steering
 from verl_cipo.integration.switch import MANAGER_CLASS, TRAINER_OF_MODE, check_combination, cipo_config
 
 logger = logging.getLogger("verl_cipo")
 
 
-class CIPOTrainerMixin:
+class CIPOTrainerMixin(Steering):
     """What CIPO adds to a V1 trainer; ``verl_mode`` is the ``trainer.v1.trainer_mode`` of the trainer it stands on."""
 
     verl_mode: str
@@ -79,6 +75,10 @@ class CIPOTrainerMixin:
         check_prompt_length(self.config, self.cipo, self.tokenizer)
         self._chats = Chats.of(self.config, self.cipo, self.tokenizer)
 
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()
+        check_questions(self.train_dataset, self.cipo)
+
     def on_init_end(self) -> None:
         super().on_init_end()
         if self.cipo.aux.coef > 0:
@@ -110,13 +110,7 @@ class CIPOTrainerMixin:
                 own["cipo/aux/loss"] = loss
         own |= {f"cipo/{name}": value for name, value in self.agent_loop_manager.pop_statistics().items()}
         own["cipo/seconds/advantage"] = self._advantage_seconds
-        own["cipo/rho"] = self.agent_loop_manager.rho
-        rho = update_rho(self._state.rho, own.get("cipo/retention"), config=self.cipo)
-        self._state = replace(self._state, rho=rho)
-        if self.cipo.guard != "off":
-            own |= self._watch(own, entropy=metrics.get("actor/entropy"))
-        self.agent_loop_manager.rho = rho.rho
-        check_names(own)
+        self._steer(own, self.agent_loop_manager, entropy=metrics.get("actor/entropy"))
         metrics.update(own)
         return batch
 
@@ -177,59 +171,17 @@ class CIPOTrainerMixin:
         self._advantage_seconds += time.monotonic() - started
         return batch
 
-    def _lambda_corr(self) -> float:
-        factor = actions(self._state.guard).lambda_factor if self.cipo.guard == "adapt" else 1.0
-        return self.cipo.lambda_corr * factor
-
-    def _watch(self, own: dict[str, float], entropy: float | None) -> dict[str, float]:
-        """Show the guard what the step measured; say aloud which alarms are new."""
-        if entropy is not None and not math.isfinite(entropy):
-            logger.error("step %d: actor/entropy is %s, the guard leaves it out", self.global_steps, entropy)
-            entropy = None
-        signals = Signals(
-            w2c=own.get("cipo/transitions/w2c"),
-            c2c=own.get("cipo/transitions/c2c"),
-            copy_rate=own.get("cipo/copy_rate"),
-            entropy=entropy,
-            accuracy=own.get("cipo/accuracy/base"),
-        )
-        before = self._state.guard.alarms
-        guard = update_guard(self._state.guard, signals)
-        self._state = replace(self._state, guard=guard)
-        for alarm, explanation in explain(guard).items():
-            if alarm not in before:
-                logger.warning("step %d, guard: %s", self.global_steps, explanation)
-        return {f"cipo/guard/{alarm}": float(alarm in guard.alarms) for alarm in ALARMS} | {
-            "cipo/lambda": self._lambda_corr()
-        }
-
     def _validate(self) -> dict[str, float]:
         metrics = super()._validate()
-        if self.cipo.val_corrections > 0:
-            records, counts = self.agent_loop_manager.pop_validation()
-            own = second_turn_metrics(records, counts)
-            check_names(own)
-            metrics.update(own)
-            directory = self.config.trainer.get("validation_data_dir", None)
-            if directory:
-                dump_second_turns(records, directory, self.global_steps)
-        return metrics
+        return metrics | self._report_second_turns(self.agent_loop_manager)
 
     def _save_checkpoint(self) -> None:
-        folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
-        state.save(folder, self._state, self.agent_loop_manager.pool_state())
+        self._save_state(self.agent_loop_manager.pool_state())
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
-        if self.global_steps == 0:
-            return
-        trainer = self.config.trainer
-        if trainer.resume_mode == "resume_path":
-            folder = trainer.resume_from_path
-        else:
-            folder = find_latest_ckpt_path(os.path.abspath(trainer.default_local_dir))
-        self._state, self._pool = state.load(folder, self._state)
+        self._pool = self._load_state()
 
 
 @register_trainer(TRAINER_OF_MODE["sync"])

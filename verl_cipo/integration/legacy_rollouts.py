@@ -1,0 +1,295 @@
+"""Correction rollouts of the V0 trainer: a second dispatch to verl's agent-loop workers, once all attempts are in.
+
+Seam: ``rollout.agent.agent_loop_manager_class`` names :class:`CIPOAgentLoopManagerV0`. verl's V0 trainer asks it for a
+step's attempts in one call and takes exactly as many rows back, so the corrections stay here until the trainer
+(legacy.py) appends them to the batch. The workers are :class:`CIPOAgentLoopWorkerV0`, which overrides
+
+* ``_run_agent_loop``: notes on each row what it is, and lets a failed correction cost nothing but itself,
+* ``_compute_score``: asks a verifier that failed again,
+* ``_postprocess``: leaves failed corrections out.
+
+A correction's uid is ``{uid}_c{session}``, uid and session of its anchor, as with the V1 trainers.
+"""
+
+import asyncio
+import functools
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+from verl import DataProto
+from verl.experimental.agent_loop import AgentLoopManager, AgentLoopOutput, AgentLoopWorker
+
+from verl_cipo.core.anchors import anchor_budget, medium, select_anchors
+from verl_cipo.core.transitions import is_copy
+from verl_cipo.integration.batch import SESSION, objects, response_ids, row_table
+from verl_cipo.integration.coordinator import COUNTED, count_anchor
+from verl_cipo.integration.outcome import verdict
+from verl_cipo.integration.rollouts import EXTRA, agent_loop_prompt, anchor_of, correction_uid
+from verl_cipo.integration.second_turn import attempt_record
+from verl_cipo.integration.seeds import session_seed
+from verl_cipo.integration.switch import cipo_config
+from verl_cipo.integration.verifying import verify
+
+logger = logging.getLogger("verl_cipo")
+
+ANCHOR = "__cipo_anchor__"
+"""Column of a dispatched correction: ``text`` and ``correct`` of the attempt that it corrects."""
+
+
+class CIPOAgentLoopWorkerV0(AgentLoopWorker):
+    """verl's worker of the V0 trainer, which knows corrections from attempts."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._cipo = cipo_config(self.config)
+        self._prompt = agent_loop_prompt(self, self._cipo)
+        self._counts: Counter = Counter()
+
+    async def build_prompts(
+        self, anchors: Sequence[tuple[list[dict], list[int]]]
+    ) -> list[tuple[str, list[dict] | None, str | None]]:
+        """The text of each attempt, with its correction prompt or the reason why there is none.
+
+        Args:
+            anchors: of each attempt its prompt's chat and its response tokens.
+        """
+        texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for _, ids in anchors]
+        return [(text, *self._prompt.build(list(chat), text)) for (chat, _), text in zip(anchors, texts, strict=True)]
+
+    async def pop_counts(self) -> Counter:
+        """Faults since the last call."""
+        counts, self._counts = self._counts, Counter()
+        return counts
+
+    async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
+        session, anchor = kwargs.pop(SESSION), kwargs.pop(ANCHOR, None)
+        uid = kwargs["uid"]
+        rollout = self.config.actor_rollout_ref.rollout
+        if rollout.get("full_determinism", False):
+            seed = session_seed(
+                rollout.seed,
+                step=trajectory["step"],
+                validate=trajectory["validate"],
+                index=kwargs["index"],
+                anchor=anchor_of(uid)[1],
+                session=session,
+            )
+            sampling_params = {**sampling_params, "seed": seed}
+        run = super()._run_agent_loop(sampling_params, trajectory, **kwargs)
+        if anchor is None:
+            output = await run
+        else:
+            try:
+                output = await asyncio.wait_for(run, self._cipo.correction_timeout)
+            except asyncio.TimeoutError:  # noqa: UP041, another class than TimeoutError in Python 3.10
+                self._counts["corrections/timed_out"] += 1
+                logger.error("correction %s_%d took over %g s", uid, session, self._cipo.correction_timeout)
+                return None
+            except Exception:
+                logger.exception("correction %s_%d failed", uid, session)
+                return None
+        output.extra_fields |= {
+            "uid": uid,
+            SESSION: session,
+            "index": kwargs["index"],
+            EXTRA: self._mark(output, uid, anchor, keep_text=trajectory["validate"]),
+        }
+        return output
+
+    def _mark(self, output: Any, uid: str, anchor: dict[str, Any] | None, *, keep_text: bool) -> dict[str, Any]:
+        """What the row is; ``output`` is padded."""
+        extra = output.extra_fields.get("reward_extra_info")
+        mark = {"correct": verdict(output.reward_score, extra, self._cipo.correct_threshold)}
+        written = output.attention_mask[0, -output.response_ids.shape[1] :] != 0
+        if anchor is None and not keep_text:
+            return mark
+        text = self.tokenizer.decode(output.response_ids[0][written], skip_special_tokens=True)
+        if keep_text:
+            mark |= {"text": text, "score": float(output.reward_score)}
+        if anchor is not None:
+            mark |= {
+                "anchor": anchor_of(uid)[1],
+                "anchor_correct": anchor["correct"],
+                "copied": is_copy(anchor["text"], text),
+            }
+        return mark
+
+    async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
+        def count(name: str) -> None:
+            self._counts[name] += 1
+
+        await verify(
+            functools.partial(super()._compute_score, outputs, kwargs),
+            outputs[-1],
+            retries=self._cipo.verifier_retries,
+            count=count,
+            session=kwargs["uid"],
+        )
+
+    def _postprocess(self, inputs: list, *args: Any, **kwargs: Any) -> DataProto:
+        kept = [output for output in inputs if output is not None]
+        return super()._postprocess(kept, *args, **kwargs) if kept else DataProto()
+
+
+class CIPOAgentLoopManagerV0(AgentLoopManager):
+    """verl's manager over :class:`CIPOAgentLoopWorkerV0`; the anchors are drawn when all attempts are verified."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.agent_loop_workers_class = ray.remote(CIPOAgentLoopWorkerV0)
+        super().__init__(*args, **kwargs)
+        self.rho = 0.0
+        """Share of correct attempts among the anchors of the next step; the trainer sets it."""
+        self._cipo = cipo_config(self.config)
+        self._corrections: DataProto | None = None
+        self._stats = Counter(COUNTED)
+        self._validation: list[dict[str, Any]] = []
+        self._validation_counts: Counter = Counter()
+
+    def generate_sequences(self, prompts: DataProto) -> DataProto:
+        """Roll out ``prompts``, ``n`` equal rows each, and correct them; returns the attempts alone."""
+        started = time.monotonic()
+        prompts.non_tensor_batch[SESSION] = _places(prompts.non_tensor_batch["uid"])
+        output = super().generate_sequences(prompts)
+        ended = time.monotonic()
+        if prompts.meta_info.get("validate", False):
+            self._correct_validation(prompts, output)
+            return output
+        self._stats["seconds/rollout"] += ended - started
+        if self._cipo.rolls_out:
+            anchors = self._select(output, step=prompts.meta_info["global_steps"])
+            n = self._cipo.n_corrections or self.config.actor_rollout_ref.rollout.n
+            self._corrections = self._correct(prompts, output, anchors, n, self._stats)
+            self._stats["seconds/correction"] += time.monotonic() - ended
+        self._stats.update(self._faults())
+        return output
+
+    def pop_corrections(self) -> DataProto | None:
+        """The corrections of the last step's attempts, with the columns of a rollout; None when there are none."""
+        corrections, self._corrections = self._corrections, None
+        return corrections
+
+    def pop_statistics(self) -> dict[str, float]:
+        """Selection and fault counts since the last call, names without the ``cipo/`` prefix."""
+        stats, self._stats = self._stats, Counter(COUNTED)
+        return {name: float(value) for name, value in stats.items()}
+
+    def pop_validation(self) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        """The validation's attempts since the last call, each with its corrections, and what was left out."""
+        records, self._validation = self._validation, []
+        counts, self._validation_counts = self._validation_counts, Counter()
+        return records, {name: float(value) for name, value in counts.items()}
+
+    def _faults(self) -> Counter:
+        return sum(ray.get([worker.pop_counts.remote() for worker in self.agent_loop_workers]), Counter())
+
+    def _select(self, output: DataProto, *, step: int) -> list[int]:
+        """The rows of ``output`` that become anchors, in their order."""
+        started = time.monotonic()
+        table = row_table(output)
+        groups, key_of = table.attempts()
+        band = {"delta_low": self._cipo.delta_low, "delta_high": self._cipo.delta_high}
+        anchors = select_anchors(
+            groups,
+            budget=anchor_budget(len(groups), self._cipo.replay_fraction),
+            rho=self.rho,
+            seed=self._cipo.seed,
+            step=step,
+            **band,
+        )
+        in_band = {group.uid: medium(group.pass_rate, **band) for group in groups}
+        for anchor in anchors:
+            count_anchor(self._stats, anchor, in_band=in_band[anchor.uid])
+        row_of = {key: row for row, key in enumerate(table.keys)}
+        self._stats["seconds/selection"] += time.monotonic() - started
+        return sorted(row_of[key_of[anchor]] for anchor in anchors)
+
+    def _correct(
+        self, prompts: DataProto, output: DataProto, anchors: list[int], n: int, counts: Counter
+    ) -> DataProto | None:
+        """Roll out ``n`` corrections of each of the rows ``anchors``; what fails or fits no prompt is counted."""
+        fields = prompts.non_tensor_batch
+        shown = [(list(fields["raw_prompt"][row]), response_ids(output, row)) for row in anchors]
+        source, chats, columns = [], [], []
+        for row, (text, chat, skipped) in zip(anchors, self._build_prompts(shown), strict=True):
+            if chat is None:
+                counts[f"anchors/skipped/{skipped}"] += 1
+                continue
+            source += [row] * n
+            chats += [chat] * n
+            columns += [{"text": text, "correct": output.non_tensor_batch[EXTRA][row]["correct"]}] * n
+        if not source:
+            return None
+        request = prompts.select_idxs(np.array(source))
+        uids = zip(request.non_tensor_batch["uid"], request.non_tensor_batch[SESSION], strict=True)
+        request.non_tensor_batch |= {
+            "uid": objects([correction_uid(uid, session) for uid, session in uids]),
+            SESSION: np.arange(len(source)) % n,
+            "raw_prompt": objects(chats),
+            ANCHOR: objects(columns),
+            "priority": np.arange(len(source), dtype=np.int64),
+        }
+        workers = self.agent_loop_workers
+        parts = [part for part in np.array_split(np.arange(len(source)), len(workers)) if len(part)]
+        outputs = ray.get(
+            [
+                worker.generate_sequences.remote(request.select_idxs(part))
+                for worker, part in zip(workers, parts, strict=False)
+            ]
+        )
+        whole = [part for part in outputs if part.batch is not None]
+        for part in whole:
+            del part.meta_info["metrics"]
+        counts["corrections/failed_sessions"] += len(source) - sum(len(part) for part in whole)
+        return DataProto.concat(whole) if whole else None
+
+    def _build_prompts(self, shown: list[tuple[list[dict], list[int]]]) -> list[tuple[str, list[dict] | None, Any]]:
+        """``build_prompts`` of the workers, each with a share."""
+        shares = np.array_split(np.arange(len(shown)), len(self.agent_loop_workers))
+        built = ray.get(
+            [
+                worker.build_prompts.remote([shown[i] for i in share])
+                for worker, share in zip(self.agent_loop_workers, shares, strict=True)
+            ]
+        )
+        return [one for share in built for one in share]
+
+    def _correct_validation(self, prompts: DataProto, output: DataProto) -> None:
+        n = self._cipo.val_corrections
+        if n > 0:
+            sessions = prompts.non_tensor_batch[SESSION]
+            # verl repeats rows to fill the last dispatch up: they look like further sessions of their prompt.
+            attempts = np.flatnonzero(sessions < self.config.actor_rollout_ref.rollout.val_kwargs.n).tolist()
+            turns = self._correct(prompts, output, attempts, n, self._validation_counts)
+            corrections: dict[str, list[dict[str, Any]]] = {}
+            if turns is not None:
+                for uid, mark in zip(turns.non_tensor_batch["uid"], turns.non_tensor_batch[EXTRA], strict=True):
+                    turn = {"correction": mark["text"], **{key: mark[key] for key in ("correct", "score", "copied")}}
+                    corrections.setdefault(uid, []).append(turn)
+            for row in attempts:
+                prompt = {key: values[row] for key, values in prompts.non_tensor_batch.items()}
+                mark, session = output.non_tensor_batch[EXTRA][row], int(sessions[row])
+                self._validation.append(
+                    attempt_record(
+                        prompt,
+                        session=session,
+                        text=mark["text"],
+                        correct=mark["correct"],
+                        corrections=corrections.get(correction_uid(prompt["uid"], session), []),
+                    )
+                )
+        self._validation_counts.update(self._faults())
+
+
+def _places(uids: Sequence[str]) -> np.ndarray:
+    """(N,) int64: the place of each row among those of its uid."""
+    seen: Counter = Counter()
+    places = np.empty(len(uids), dtype=np.int64)
+    for i, uid in enumerate(uids):
+        places[i] = seen[uid]
+        seen[uid] += 1
+    return places
