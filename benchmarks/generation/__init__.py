@@ -1,0 +1,1 @@
+"""What benchmarks/schedule.py measures with: generation phases of each schedule, on a simulated engine and on vLLM."""
