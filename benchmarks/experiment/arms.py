@@ -22,7 +22,7 @@ class Arm:
 
 
 def _cipo(name: str, what: str, *knobs: str) -> Arm:
-    return Arm(name=name, what=what, algo="cipo", options=tuple(f"algorithm.cipo.{knob}" for knob in knobs))
+    return Arm(name=name, what=what, algo="cipo", options=tuple(f"+algorithm.cipo.{knob}" for knob in knobs))
 
 
 MAIN = (

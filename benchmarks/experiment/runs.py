@@ -94,7 +94,7 @@ def _train(arm: Arm, seed: int, setting: Setting, task: Path, folder: Path) -> d
             *launch.overrides(shapes),
             f"algorithm.adv_estimator={arm.algo}",
             f"data.seed={seed}",
-            *([f"algorithm.cipo.seed={seed}"] if arm.algo == "cipo" else []),
+            *([f"+algorithm.cipo.seed={seed}"] if arm.algo == "cipo" else []),
             f"actor_rollout_ref.actor.optim.lr={setting.learning_rate}",
             f"trainer.total_training_steps={setting.steps}",
             "trainer.total_epochs=1000",
