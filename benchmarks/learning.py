@@ -13,7 +13,6 @@ missing and prints the table of all that is there. The settings were chosen on s
 import argparse
 import gzip
 import json
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,8 +26,8 @@ from benchmarks.experiment.runs import Setting, run
 from examples.tiny import prepare
 from examples.tiny.problems import Level
 from examples.tiny.warmup import Warmup
+from verl_cipo.evaluation.suite_results import plain
 
-ROOT = Path(__file__).resolve().parents[1]
 FULL = Setting(
     task=prepare.Settings(
         level=Level(events=(3, 5)), val=192, warmup=Warmup(steps=500, stop_pass1=0.15, stop_w2c=0.12)
@@ -58,7 +57,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("outputs/learning"), help="where the runs are kept")
     parser.add_argument("--arms", nargs="+", default=["main"], metavar="ARM", help=f"main, all, or {', '.join(ARMS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[11], help="default 11")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1); each takes 9 GB")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1), 9 GB each; seconds suffer")
     parser.add_argument("--quick", action="store_true", help="a setting that shows the path and no learning")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the summary there, raw metrics in FILE's folder"
@@ -99,10 +98,10 @@ def summarise(found: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
     """What goes into learning.json: the figures of each arm, and each arm minus the control."""
     control = found.get(CONTROL, {})
     setting = next(iter(next(iter(found.values())).values()))["made_with"]["setting"]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    commits = {result["commit"] for runs in found.values() for result in runs.values()} - {""}
     differences = {name: figures.difference(runs, control) for name, runs in found.items() if name != CONTROL}
     return {
-        "commit": commit,
+        "commits": sorted(commits),
         "setting": setting,
         "seeds": sorted(set(found.get("cipo", {})) & set(control)),
         "arms": {name: figures.summary_of(runs) for name, runs in found.items()},
@@ -148,7 +147,7 @@ def write(file: Path, summary: dict[str, Any], output: Path) -> None:
             gzip.GzipFile("", "wb", 9, target, 0) as packed,
         ):
             packed.write(lines + result.read_bytes())
-    file.write_text(json.dumps(summary, indent=2) + "\n")
+    file.write_text(json.dumps(plain(summary), indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -66,6 +66,17 @@ def measure(setting: Vllm) -> dict[str, list[dict]]:
         return vllm.measure(Path(folder), setting)
 
 
+def unequal_work(figures: dict[str, list[dict]], where: str) -> list[str]:
+    """Where the arms, but the first, did not generate as much: a lost correction would pass for speed."""
+    arms, found = list(ARMS)[1:], []
+    for number, phases in enumerate(zip(*(figures[arm] for arm in arms), strict=True), 1):
+        done = [{key: phase[key] for key in ("requests", "rows", "tokens") if key in phase} for phase in phases]
+        if any(one != done[0] for one in done):
+            told = ", ".join(f"{arm} {one}" for arm, one in zip(arms, done, strict=True))
+            found.append(f"{where} {number}: {told}")
+    return found
+
+
 def table(title: str, seconds: dict[str, list[float]], summary: dict[str, float]) -> str:
     """Seconds of each arm, their range, and ratios; ranges of ratios are over seeds or rounds, pair by pair."""
     lines = [
@@ -120,6 +131,7 @@ def main() -> int:
         os.environ.setdefault(name, value)  # before verl and torch are imported
     result: dict[str, Any] = {}
     details: dict[str, Any] = {}
+    unequal: list[str] = []
     if args.only != "vllm":
         setting = Simulated(
             law=args.law,
@@ -133,6 +145,7 @@ def main() -> int:
         details["simulated"] = {"setting": asdict(setting), "seeds": seeds, "phases": figures}
         result["simulated"] = {}
         for cap, arms in figures.items():
+            unequal += unequal_work(arms, f"{cap} sequences, seed")
             seconds = {arm: [phase["wall_s"] for phase in phases] for arm, phases in arms.items()}
             result["simulated"][cap] = {arm: statistics.mean(values) for arm, values in seconds.items()}
             print(table(f"simulated, {cap} sequences", seconds, result["simulated"][cap]))
@@ -144,6 +157,7 @@ def main() -> int:
             max_attempt_tokens=args.max_attempt_tokens,
         )
         phases = measure(setting)
+        unequal += unequal_work(phases, "vLLM, round")
         details["vllm_cpu"] = {"setting": asdict(setting), "phases": phases}
         seconds = {arm: [phase["seconds"] for phase in timed] for arm, timed in phases.items()}
         result["vllm_cpu"] = {arm: statistics.median(values) for arm, values in seconds.items()}
@@ -151,6 +165,9 @@ def main() -> int:
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({**result, "details": details}, indent=2) + "\n")
+    if unequal:
+        print("the arms did not do the same work, so their times do not compare:", *unequal, sep="\n", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -21,8 +21,10 @@ class Arm:
     options: tuple[str, ...] = ()
 
 
-def _cipo(name: str, what: str, *knobs: str) -> Arm:
-    return Arm(name=name, what=what, algo="cipo", options=tuple(f"+algorithm.cipo.{knob}" for knob in knobs))
+def _cipo(name: str, what: str, *knobs: str, rollouts: int = 1) -> Arm:
+    return Arm(
+        name=name, what=what, algo="cipo", rollouts=rollouts, options=tuple(f"+algorithm.cipo.{knob}" for knob in knobs)
+    )
 
 
 MAIN = (
@@ -41,7 +43,9 @@ ABLATIONS = (
     _cipo("lambda_05", "correction stream at .5", "lambda_corr=0.5"),
     _cipo("lambda_2", "correction stream at 2", "lambda_corr=2"),
     _cipo("aux_nll", "log-likelihood of right corrections added, .1", "aux.coef=0.1"),
-    _cipo("paired", "pairs in place of sampled corrections, .1", "source=paired", "aux.coef=0.1"),
+    _cipo(
+        "paired", "pairs in place of sampled corrections, .1; n doubled", "source=paired", "aux.coef=0.1", rollouts=2
+    ),
     _cipo("failed_only", "anchors are failed attempts", "rho_adaptive=false", "rho_init=0", "rho_min=0"),
     _cipo("hard_prompts", "anchors from prompts solved at most 3 times in 8 first", "delta_low=0", "delta_high=0.375"),
 )

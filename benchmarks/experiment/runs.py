@@ -22,6 +22,7 @@ from examples.tiny import launch, prepare
 
 RESULT = "result.json"
 SUITE = "held_out"
+UNTRAINED = {"commit": "", "tokens": 0, "train_s": 0.0, "wall_s": 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,8 @@ def run(arm: Arm, seed: int, setting: Setting, output: Path) -> dict[str, Any]:
 
     Returns:
         `right`: per held-out problem, right attempts out of `samples`; `turns`: per problem, the numbers of c2c, c2w,
-        w2c and w2w among its corrections; `copies`: per problem, corrections that repeat the attempt; `tokens`:
-        generated in training; `train_s`: seconds of verl's steps; `wall_s`: with start-up; `made_with`.
+        w2c and w2w among its corrections, and of copies of the attempt; `tokens`: generated in training; `train_s`:
+        seconds of verl's steps; `wall_s`: with start-up; `commit`: that it was trained with; `made_with`.
 
     Raises:
         ValueError: the folder holds a run made with other settings.
@@ -61,7 +62,7 @@ def run(arm: Arm, seed: int, setting: Setting, output: Path) -> dict[str, Any]:
         return json.loads((folder / RESULT).read_text())
     task = output / "tasks" / f"seed{seed}"
     prepare.prepare(task, replace(setting.task, seed=seed))
-    trained = _train(arm, seed, setting, task, folder) if arm.algo else {"tokens": 0, "train_s": 0.0, "wall_s": 0.0}
+    trained = _train(arm, seed, setting, task, folder) if arm.algo else UNTRAINED
     evaluation = folder / "evaluation"
     checkpoint = folder / "checkpoint" if arm.algo else task / "model"
     _sample(checkpoint, setting, task, evaluation, log=folder / "evaluate.log")
@@ -117,12 +118,19 @@ def _train(arm: Arm, seed: int, setting: Setting, task: Path, folder: Path) -> d
         raise RuntimeError(f"{folder / 'metrics.jsonl'} holds {len(steps)} steps of {setting.steps}")
     rows = setting.prompts * setting.n * arm.rollouts
     found = {
+        "commit": _commit(),
         "tokens": round(sum(_generated(data, rows) for data in steps)),
         "train_s": round(sum(data["timing_s/step"] for data in steps), 1),
         "wall_s": round(time.monotonic() - started, 1),
     }
     record.write_text(json.dumps(found) + "\n")
     return found
+
+
+def _commit() -> str:
+    """The code that trains, with `-dirty` where it differs from its commit; empty outside of a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
 
 
 def _generated(data: dict[str, float], rows: int) -> float:

@@ -5,10 +5,12 @@ import json
 import math
 
 import pytest
+from omegaconf import OmegaConf
 
 from benchmarks import learning
 from benchmarks.experiment import figures, runs
 from benchmarks.experiment.arms import ABLATIONS, ARMS, CONTROL
+from verl_cipo.core.config import CIPOConfig
 
 TURNS = {"c2c": 3, "c2w": 1, "w2c": 1, "w2w": 3, "copies": 2}
 
@@ -16,7 +18,15 @@ TURNS = {"c2c": 3, "c2w": 1, "w2c": 1, "w2w": 3, "copies": 2}
 def result(arm: str, seed: int, right: list[int], samples: int = 8, **more) -> dict:
     turns = [TURNS, dict.fromkeys(TURNS, 0)]
     made_with = {"arm": {"name": arm}, "seed": seed, "setting": {"samples": samples}}
-    return {"right": right, "turns": turns, "tokens": 10, "train_s": 2.0, "wall_s": 3.0, "made_with": made_with} | more
+    return {
+        "right": right,
+        "turns": turns,
+        "tokens": 10,
+        "commit": "c",
+        "train_s": 2.0,
+        "wall_s": 3.0,
+        "made_with": made_with,
+    } | more
 
 
 def test_figures_of_a_run():
@@ -31,6 +41,14 @@ def test_figures_of_a_run():
 def test_a_rate_without_such_attempts_is_not_a_number():
     found = figures.rates(result("cipo", 1, [0, 0], turns=[TURNS | {"c2c": 0, "c2w": 0}] * 2))
     assert math.isnan(found["c2c"]) and math.isnan(found["c2w"]) and found["w2c"] == 0.25
+
+
+def test_what_is_not_a_number_is_null_in_the_file(tmp_path):
+    runs_ = {1: result("cipo", 1, [0, 0], turns=[TURNS | {"c2c": 0, "c2w": 0}] * 2)}
+    learning.write(tmp_path / "learning.json", learning.summarise({"cipo": runs_}), tmp_path)
+    written = json.loads((tmp_path / "learning.json").read_text(), parse_constant=pytest.fail)
+    assert written["arms"]["cipo"]["c2c"] == {"mean": None, "ci95": None, "values": [None]}
+    assert written["commits"] == ["c"]
 
 
 def test_interval_over_seeds_is_students():
@@ -59,9 +77,15 @@ def test_table_shows_arms_and_differences():
     assert "| cipo | 1 | 50.0 |" in text and f"| minus {CONTROL} |" in text and "| cipo | 1 | +25.0 |" in text
 
 
+def rollouts(name: str) -> int:
+    """Responses a step and prompt, in units of n."""
+    config = OmegaConf.from_dotlist([option.removeprefix("+algorithm.cipo.") for option in ARMS[name].options])
+    cipo = CIPOConfig.from_mapping(OmegaConf.to_container(config))
+    return ARMS[name].rollouts + (ARMS[name].algo == "cipo" and cipo.rolls_out)
+
+
 def test_arms_sample_alike_and_differ_in_what_they_say():
-    doubled = {name for name, arm in ARMS.items() if arm.rollouts == 2}
-    assert doubled == {CONTROL}
+    assert {name for name in ARMS if rollouts(name) != 2} == {"base", "grpo"}
     assert len({(arm.algo, arm.rollouts, arm.options) for arm in ARMS.values()}) == len(ARMS)
     assert all(arm.options for arm in ABLATIONS)
 

@@ -277,3 +277,13 @@ def test_one_half_can_be_left_out(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["schedule.py", "--only", "vllm", "--json", str(file)])
     assert schedule.main() == 0
     assert json.loads(file.read_text()).keys() == {"vllm_cpu", "details"}
+
+
+def test_a_schedule_that_lost_corrections_is_told():
+    phase = {"wall_s": 1.0, "requests": 8, "tokens": 80}
+    figures = {arm: [dict(phase), dict(phase)] for arm in ARMS}
+    figures["grpo"][0]["tokens"] = 40
+    assert schedule.unequal_work(figures, "seed") == []
+    figures["replay"][1]["requests"] = 7
+    (told,) = schedule.unequal_work(figures, "seed")
+    assert told.startswith("seed 2: ") and "replay {'requests': 7, 'tokens': 80}" in told

@@ -170,8 +170,9 @@ def test_prompts_that_no_attempt_can_be_put_into_are_refused(row, words):
     assert all(word in str(refused.value) for word in words), str(refused.value)
 
 
-def test_without_corrections_any_data_set_will_do():
-    check_questions([{}], CIPOConfig(replay_fraction=0.0, val_corrections=0))
+def test_without_corrections_any_questions_will_do():
+    images = [{"role": "user", "content": [{"type": "image"}]}]
+    check_questions([{"raw_prompt": images, "index": 0}], CIPOConfig(replay_fraction=0.0))
 
 
 def test_few_rows_of_a_large_data_set_are_read():

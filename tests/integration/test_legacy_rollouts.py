@@ -147,6 +147,21 @@ def test_what_fails_or_fits_no_prompt_is_counted_and_costs_nothing_else(monkeypa
     assert lost not in made.pop_corrections().non_tensor_batch["uid"]
 
 
+@pytest.mark.parametrize("broken", ["build_prompts", "generate_sequences"])
+def test_an_error_beside_the_sessions_costs_the_corrections_and_no_attempt(monkeypatch, caplog, broken):
+    worker = Worker()
+    made, prompts, rolled = manager(monkeypatch, OUTCOMES, [worker], n_corrections=2)
+
+    def fail(*_):
+        raise KeyError("a field that only some rows have")
+
+    setattr(worker, broken, SimpleNamespace(remote=fail))
+    assert made.generate_sequences(prompts) is rolled
+    assert made.pop_corrections() is None
+    assert made.pop_statistics()["corrections/failed_sessions"] == 8
+    assert "the corrections of 4 attempts were lost" in caplog.text and "a field that only some rows" in caplog.text
+
+
 def test_no_anchor_or_no_correction_is_no_corrections(monkeypatch):
     made, prompts, _ = manager(monkeypatch, OUTCOMES, [Worker()], replay_fraction=0)
     made.generate_sequences(prompts)
@@ -276,6 +291,13 @@ def test_a_failed_correction_costs_its_own_row_and_a_failed_attempt_the_run(monk
     assert session(made, "u_c2", 1, ANCHORED) is None
     with pytest.raises(OSError, match="the sandbox is away"):
         session(made, "u", 1)
+
+
+def test_a_correction_that_cannot_be_marked_costs_its_own_row(monkeypatch):
+    async def run(sampling_params, **kwargs):
+        return SimpleNamespace(extra_fields={"reward_extra_info": {}}, reward_score=None)
+
+    assert session(worker(monkeypatch, run), "u_c2", 1, ANCHORED) is None
 
 
 def test_a_correction_that_takes_too_long_is_given_up(monkeypatch):

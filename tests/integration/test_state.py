@@ -25,25 +25,27 @@ POOL = {
 def test_state_and_pool_come_back(tmp_path):
     folder = tmp_path / "global_step_3"
     save(str(folder), MOVED, POOL)
-    assert load(str(folder), INITIAL) == (MOVED, POOL)
+    assert load(str(folder), INITIAL, wants_pool=True) == (MOVED, POOL)
     assert MOVED != INITIAL
 
 
 def test_a_checkpoint_without_cipo_starts_anew_and_says_so(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="verl_cipo"):
-        assert load(str(tmp_path), INITIAL) == (INITIAL, None)
+        assert load(str(tmp_path), INITIAL, wants_pool=True) == (INITIAL, None)
     assert "cipo.json is missing" in caplog.text and "rho starts at 0.3" in caplog.text
 
 
 def test_a_checkpoint_of_before_guard_and_pool_goes_on_with_its_rho(tmp_path, caplog):
     (tmp_path / STATE_FILE).write_text(json.dumps({"rho": MOVED.rho.to_mapping()}))
     with caplog.at_level(logging.WARNING, logger="verl_cipo"):
-        state, pool = load(str(tmp_path), INITIAL)
+        state, pool = load(str(tmp_path), INITIAL, wants_pool=True)
     assert (state.rho, state.guard, pool) == (MOVED.rho, INITIAL.guard, None)
     assert POOL_FILE in caplog.text
 
 
-def test_without_a_pool_the_state_alone_is_written(tmp_path):
+def test_without_a_pool_the_state_alone_is_written_and_nothing_is_missed(tmp_path, caplog):
     save(str(tmp_path), MOVED, None)
     assert [file.name for file in tmp_path.iterdir()] == [STATE_FILE]
-    assert load(str(tmp_path), INITIAL) == (MOVED, None)
+    with caplog.at_level(logging.WARNING, logger="verl_cipo"):
+        assert load(str(tmp_path), INITIAL, wants_pool=False) == (MOVED, None)
+    assert not caplog.text

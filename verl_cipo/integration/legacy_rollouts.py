@@ -81,24 +81,21 @@ class CIPOAgentLoopWorkerV0(AgentLoopWorker):
             )
             sampling_params = {**sampling_params, "seed": seed}
         run = super()._run_agent_loop(sampling_params, trajectory, **kwargs)
+        row = {"uid": uid, SESSION: session, "index": kwargs["index"]}
         if anchor is None:
-            output = await run
-        else:
-            try:
-                output = await asyncio.wait_for(run, self._cipo.correction_timeout)
-            except asyncio.TimeoutError:  # noqa: UP041, another class than TimeoutError in Python 3.10
-                self._counts["corrections/timed_out"] += 1
-                logger.error("correction %s_%d took over %g s", uid, session, self._cipo.correction_timeout)
-                return None
-            except Exception:
-                logger.exception("correction %s_%d failed", uid, session)
-                return None
-        output.extra_fields |= {
-            "uid": uid,
-            SESSION: session,
-            "index": kwargs["index"],
-            EXTRA: self._mark(output, uid, anchor, keep_text=trajectory["validate"]),
-        }
+            return self._noted(await run, row, None, keep_text=trajectory["validate"])
+        try:
+            output = await asyncio.wait_for(run, self._cipo.correction_timeout)
+            return self._noted(output, row, anchor, keep_text=trajectory["validate"])
+        except asyncio.TimeoutError:  # noqa: UP041, another class than TimeoutError in Python 3.10
+            self._counts["corrections/timed_out"] += 1
+            logger.error("correction %s_%d took over %g s", uid, session, self._cipo.correction_timeout)
+        except Exception:
+            logger.exception("correction %s_%d failed", uid, session)
+        return None
+
+    def _noted(self, output: Any, row: dict[str, Any], anchor: dict[str, Any] | None, *, keep_text: bool) -> Any:
+        output.extra_fields |= row | {EXTRA: self._mark(output, row["uid"], anchor, keep_text=keep_text)}
         return output
 
     def _mark(self, output: Any, uid: str, anchor: dict[str, Any] | None, *, keep_text: bool) -> dict[str, Any]:
@@ -163,7 +160,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         if self._cipo.rolls_out:
             anchors = self._select(output, step=prompts.meta_info["global_steps"])
             n = self._cipo.n_corrections or self.config.actor_rollout_ref.rollout.n
-            self._corrections = self._correct(prompts, output, anchors, n, self._stats)
+            self._corrections = self._correct_if_it_can(prompts, output, anchors, n, self._stats)
             self._stats["seconds/correction"] += time.monotonic() - ended
         self._stats.update(self._faults())
         return output
@@ -207,6 +204,19 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         row_of = {key: row for row, key in enumerate(table.keys)}
         self._stats["seconds/selection"] += time.monotonic() - started
         return sorted(row_of[key_of[anchor]] for anchor in anchors)
+
+    def _correct_if_it_can(
+        self, prompts: DataProto, output: DataProto, anchors: list[int], n: int, counts: Counter
+    ) -> DataProto | None:
+        """:meth:`_correct`; an error there, in a chat template say, costs the corrections and never an attempt."""
+        try:
+            return self._correct(prompts, output, anchors, n, counts)
+        except Exception:
+            logger.exception(
+                "the corrections of %d attempts were lost, the attempts are kept as they are", len(anchors)
+            )
+            counts["corrections/failed_sessions"] += len(anchors) * n
+            return None
 
     def _correct(
         self, prompts: DataProto, output: DataProto, anchors: list[int], n: int, counts: Counter
@@ -264,7 +274,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             sessions = prompts.non_tensor_batch[SESSION]
             # verl repeats rows to fill the last dispatch up: they look like further sessions of their prompt.
             attempts = np.flatnonzero(sessions < self.config.actor_rollout_ref.rollout.val_kwargs.n).tolist()
-            turns = self._correct(prompts, output, attempts, n, self._validation_counts)
+            turns = self._correct_if_it_can(prompts, output, attempts, n, self._validation_counts)
             corrections: dict[str, list[dict[str, Any]]] = {}
             if turns is not None:
                 for uid, mark in zip(turns.non_tensor_batch["uid"], turns.non_tensor_batch[EXTRA], strict=True):

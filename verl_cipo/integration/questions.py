@@ -17,7 +17,8 @@ def check_questions(dataset: Sequence[Mapping[str, Any]], cipo: CIPOConfig) -> N
     """Look at some rows of the training set as verl's rollout will get them.
 
     Rows without a text question are trained as GRPO trains them, which a warning says; a data set of nothing else is
-    refused. A warning tells, too, that all rows have one index, from which CIPO draws anchors.
+    refused, where corrections are wanted of it. A warning tells, too, that all rows have one index, from which CIPO
+    draws anchors.
 
     Args:
         dataset: verl's, its rows with ``raw_prompt``, a list of messages, and ``index``.
@@ -25,12 +26,12 @@ def check_questions(dataset: Sequence[Mapping[str, Any]], cipo: CIPOConfig) -> N
     Raises:
         CIPOConfigError: a row lacks one of them, ``raw_prompt`` is something else, or no row has a text question.
     """
-    if not (cipo.rolls_out or cipo.pairs or cipo.val_corrections > 0):
-        return
     numbers = sorted({len(dataset) * i // LOOKED_AT for i in range(LOOKED_AT)}) if len(dataset) else []
     rows = {number: dataset[number] for number in numbers}
     for number, row in rows.items():
         _check_row(number, row)
+    if not (cipo.rolls_out or cipo.pairs):
+        return
     without = [number for number, row in rows.items() if not _has_text_question(row["raw_prompt"])]
     if without and len(without) == len(rows):
         raise CIPOConfigError(

@@ -49,8 +49,11 @@ def save(folder: str, state: TrainerState, pool: dict[str, Any] | None) -> None:
         json.dump({"rho": state.rho.to_mapping(), "guard": state.guard.to_mapping()}, file)
 
 
-def load(folder: str, initial: TrainerState) -> tuple[TrainerState, dict[str, Any] | None]:
+def load(folder: str, initial: TrainerState, *, wants_pool: bool) -> tuple[TrainerState, dict[str, Any] | None]:
     """Read what :func:`save` wrote; what a checkpoint lacks, one saved without CIPO say, is as in ``initial``.
+
+    Args:
+        wants_pool: whether a pool that is missing is worth a warning.
 
     Returns:
         the state, and the pool or None.
@@ -65,7 +68,8 @@ def load(folder: str, initial: TrainerState) -> tuple[TrainerState, dict[str, An
     state = TrainerState(rho=RhoState.from_mapping(values["rho"]), guard=guard)
     path = os.path.join(folder, POOL_FILE)
     if not os.path.exists(path):
-        logger.warning("%s is missing: with schedule=replay the next step has no corrections", path)
+        if wants_pool:
+            logger.warning("%s is missing: with schedule=replay the next step has no corrections", path)
         return state, None
     # Our own file beside verl's data.pt, which is read the same way: it holds the prompts' own objects.
     return state, torch.load(path, weights_only=False)

@@ -100,5 +100,6 @@ class Steering:
             folder = trainer.resume_from_path
         else:
             folder = find_latest_ckpt_path(os.path.abspath(trainer.default_local_dir))
-        self._state, pool = state.load(folder, self._state)
+        replays = self.cipo.schedule == "replay" and self.cipo.rolls_out
+        self._state, pool = state.load(folder, self._state, wants_pool=replays)
         return pool
