@@ -3,6 +3,7 @@
 tests/e2e/test_engines_and_loops.py runs tools, several outputs a session and a loop for each row.
 """
 
+import logging
 from types import SimpleNamespace
 
 import pandas as pd
@@ -142,14 +143,16 @@ def test_questions_with_images_alone_are_refused(tmp_path, tokenizer):
 def test_some_questions_with_images_are_a_warning(tmp_path, tokenizer, caplog):
     made = rows(images=[["a.png"], None, None, None])
     made[0]["prompt"] = [{"role": "user", "content": "<image> What is it?"}]
-    check_questions(dataset(tmp_path, tokenizer, made, processor=object()), CIPOConfig())
+    with caplog.at_level(logging.WARNING, logger="verl_cipo"):
+        check_questions(dataset(tmp_path, tokenizer, made, processor=object()), CIPOConfig())
     assert "1 of the 4 rows looked at have no text question" in caplog.text
     assert "cipo/anchors/skipped/no_text_question" in caplog.text
 
 
 def test_rows_without_a_number_are_a_warning(tmp_path, tokenizer, caplog):
     made = [{**row, "extra_info": {"split": "train"}} for row in rows()]
-    check_questions(dataset(tmp_path, tokenizer, made), CIPOConfig())
+    with caplog.at_level(logging.WARNING, logger="verl_cipo"):
+        check_questions(dataset(tmp_path, tokenizer, made), CIPOConfig())
     assert "all 4 rows looked at have extra_info.index=0" in caplog.text
 
 

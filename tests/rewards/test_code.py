@@ -281,7 +281,7 @@ def test_through_verls_loader_and_reward_loop():
 def test_no_process_is_left_when_the_interpreter_ends():
     program = (
         "from verl_cipo.rewards.code import compute_score\n"
-        f"print(compute_score('x', {block('print(int(input()) * 2)')!r}, {DOUBLE!r}, workers=1)['acc'])\n"
+        f"print(compute_score('x', {block('print(int(input()) * 2)')!r}, {DOUBLE!r}, workers=1)['acc'], flush=True)\n"
         "import os\nos.system('ps -o pid= --ppid %d' % os.getpid())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
