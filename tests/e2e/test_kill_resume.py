@@ -30,7 +30,7 @@ OPTIONS = [
     "actor_rollout_ref.rollout.full_determinism=true",
     "+algorithm.cipo.schedule=replay",
 ]
-NOT_REPEATED = ("timing", "perf/", "seconds", "rollout_corr/", "training/rollout_probs_diff")
+NOT_REPEATED = ("timing", "perf/", "seconds", "rollout_corr/", "training/rollout_")
 
 
 def start(output: Path, *options: str) -> subprocess.Popen:
