@@ -292,6 +292,8 @@ def test_the_command_with_real_vllm(task_folder, tmp_path):
     options = ["--suite", "tiny", "--suites", tmp_path / "suites.yaml", "--data-dir", task_folder]
     options += ["--checkpoint", task_folder / "model", "--output", output, "--limit", "8", "--batch", "12"]
     options += ["--engine", "dtype=float32", "enforce_eager=true", "max_model_len=256", "max_num_seqs=64"]
+    # Less than the prompts of a batch take: were they computed in parts, seeded requests would end vLLM on a CPU.
+    options += ["max_num_batched_tokens=256"]
     done = subprocess.run(
         [sys.executable, "-m", "verl_cipo.evaluate", *map(str, options)],
         cwd=ROOT,

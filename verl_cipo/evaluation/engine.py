@@ -73,6 +73,10 @@ class VLLMEngine:
             raise EvaluationError(f"generation needs vLLM, which cannot be imported: {error}") from error
         self._vllm = vllm
         self._template = dict(template)
+        if vllm.platforms.current_platform.is_cpu():
+            # vLLM 0.28 rewinds a request's generator after a prompt that was computed in parts, which torch's generator
+            # of the CPU cannot do: the engine dies with "CPU Generator does not use offset".
+            options = {"enable_chunked_prefill": False, **options}
         self._llm = vllm.LLM(model=checkpoint, **options)
         self.tokenizer = self._llm.get_tokenizer()
         self.max_model_len = self._llm.llm_engine.model_config.max_model_len
