@@ -23,9 +23,10 @@ from verl_cipo.core.anchors import Attempt
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.losses import CHOSEN, PARTNER, REJECTED, SIGN, UNTRAINED, WEIGHTS, aux_weights, partner_scores
 from verl_cipo.core.prompts import SKIP_REASONS
-from verl_cipo.integration.aux_rows import Shown, aux_row, aux_tag, draw_pairs, pair_prompt, pair_uid
+from verl_cipo.integration.aux_rows import Shown, aux_row, aux_tag, draw_pairs, logged_counts, pair_rows
 from verl_cipo.integration.batch_rows import RowTable
 from verl_cipo.integration.chats import Chats
+from verl_cipo.integration.rollouts import split_key
 
 COUNTED = dict.fromkeys(
     (
@@ -144,17 +145,20 @@ class _Source:
         self._tags = dict(zip(batch.keys, batch.tags, strict=True))
         self._row = {key: i for i, key in enumerate(keys)}
         self._data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id) if keys else None
+        self._made: dict[str, dict[str, Any]] = {}
 
     def __getitem__(self, key: str) -> dict[str, Any]:
-        row = self._data[self._row[key]]
-        return {name: row[name] for name in row.keys()}  # noqa: SIM118, iterating a TensorDict walks its batch
+        if key not in self._made:
+            row = self._data[self._row[key]]
+            self._made[key] = {name: row[name] for name in row.keys()}  # noqa: SIM118, a TensorDict walks its batch
+        return self._made[key]
 
     def make(
         self, aux: AuxRows, key: str, *, source: str, prompt_ids: Any, messages: list[dict], sign: float, pair: int
     ) -> _NewRow:
         """A row to append; its sign and trained tokens are noted in ``aux``."""
         taken = self[source]
-        row = aux_row(taken, prompt_ids, uid=key.rsplit("_", 2)[0], messages=messages)
+        row = aux_row(taken, prompt_ids, uid=split_key(key)[0], messages=messages)
         aux.sign[key], aux.pair[key], aux.token_mask[key] = sign, pair, taken["response_mask"]
         return key, row, aux_tag(self._tags[source], row)
 
@@ -169,7 +173,7 @@ def _resampled(
     source = _Source(batch, [*(chosen if appends else []), *attempts.values()])
     made = []
     for pair, key in enumerate(chosen):
-        group = key.rsplit("_", 2)[0]
+        group = split_key(key)[0]
         if appends and source[key].get("multi_modal_inputs"):
             aux.counts["aux/skipped/no_text_question"] += 1
             continue
@@ -190,7 +194,7 @@ def _paired(
 ) -> list[_NewRow]:
     """Failed attempts of the batch with right rollouts of the batch."""
     groups, key_of = table.attempts()
-    pairs, skipped = draw_pairs(groups, config=config, step=step)
+    pairs, counts = draw_pairs(groups, config=config, step=step)
     source = _Source(batch, sorted({key_of[attempt] for pair in pairs for attempt in (pair.anchor, pair.donor)}))
 
     def shown(attempt: Attempt) -> Shown:
@@ -202,22 +206,10 @@ def _paired(
         )
 
     made = []
-    for number, pair in enumerate(pairs):
-        messages, reason = pair_prompt(chats, pair, failed=shown(pair.anchor), right=shown(pair.donor))
-        if messages is None:
-            skipped[reason] += 1
-            continue
-        group = pair_uid(pair.anchor.uid, pair.anchor.session)
-        shared = {
-            "prompt_ids": chats.encode(messages),
-            "messages": messages,
-            # Beside the pairs of resampled corrections, which are numbered from 0.
-            "pair": len(batch.keys) + number,
-        }
-        made.append(source.make(aux, f"{group}_0_0", source=key_of[pair.donor], sign=CHOSEN, **shared))
+    for rows in pair_rows(chats, pairs, shown, first=len(batch.keys), counts=counts):
+        shared = {"prompt_ids": rows.prompt_ids, "messages": rows.messages, "pair": rows.number}
+        made.append(source.make(aux, f"{rows.uid}_0_0", source=key_of[rows.pair.donor], sign=CHOSEN, **shared))
         if config.aux.kind == "contrastive":
-            made.append(source.make(aux, f"{group}_1_0", source=key_of[pair.anchor], sign=REJECTED, **shared))
-        aux.counts["aux/pairs"] += 1
-        aux.counts["aux/adjacent"] += not pair.same_prompt
-    aux.counts.update({f"aux/skipped/{reason}": count for reason, count in skipped.items()})
+            made.append(source.make(aux, f"{rows.uid}_1_0", source=key_of[rows.pair.anchor], sign=REJECTED, **shared))
+    aux.counts.update(logged_counts(counts))
     return made

@@ -16,10 +16,11 @@ from verl import DataProto
 from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.losses import CHOSEN, PARTNER, REJECTED, SIGN, UNTRAINED, WEIGHTS, aux_weights, partner_scores
-from verl_cipo.integration.aux_rows import ZERO, Shown, check_keys, draw_pairs, in_channels, pair_prompt, pair_uid
+from verl_cipo.integration.aux_rows import ZERO, Shown, check_keys, draw_pairs, in_channels, pair_rows
 from verl_cipo.integration.batch import objects, response_ids
 from verl_cipo.integration.batch_rows import RowTable
 from verl_cipo.integration.chats import Chats
+from verl_cipo.integration.rollouts import split_key
 
 PAIR = "cipo_aux_pair"
 """int64 (N,): equal for the two rows of a pair, -1 where a row is in none."""
@@ -102,7 +103,7 @@ def _prefer_corrections(batch: DataProto, table: RowTable, row_of: Mapping[str, 
         plan.rows.append(
             AuxRow(
                 source=row_of[attempt],
-                uid=f"{key.rsplit('_', 2)[0]}r",
+                uid=f"{split_key(key)[0]}r",
                 messages=batch.non_tensor_batch["raw_prompt"][row],
                 prompt_ids=batch.batch["prompts"][row][shown].tolist(),
                 sign=REJECTED,
@@ -134,23 +135,11 @@ def _pair_attempts(
             images=_has_images(batch, row),
         )
 
-    for number, pair in enumerate(pairs):
-        messages, reason = pair_prompt(chats, pair, failed=shown(pair.anchor), right=shown(pair.donor))
-        if messages is None:
-            plan.counts[reason] += 1
-            continue
-        shared = {
-            "uid": pair_uid(pair.anchor.uid, pair.anchor.session),
-            "messages": messages,
-            "prompt_ids": chats.encode(messages),
-            # Beside the pairs of corrections, which are numbered from 0.
-            "pair": len(batch) + number,
-        }
-        plan.rows.append(AuxRow(source=row_of[key_of[pair.donor]], sign=CHOSEN, **shared))
+    for rows in pair_rows(chats, pairs, shown, first=len(batch), counts=plan.counts):
+        shared = {"uid": rows.uid, "messages": rows.messages, "prompt_ids": rows.prompt_ids, "pair": rows.number}
+        plan.rows.append(AuxRow(source=row_of[key_of[rows.pair.donor]], sign=CHOSEN, **shared))
         if config.aux.kind == "contrastive":
-            plan.rows.append(AuxRow(source=row_of[key_of[pair.anchor]], sign=REJECTED, **shared))
-        plan.counts["pairs"] += 1
-        plan.counts["adjacent"] += not pair.same_prompt
+            plan.rows.append(AuxRow(source=row_of[key_of[rows.pair.anchor]], sign=REJECTED, **shared))
 
 
 def append_rows(batch: DataProto, plan: AuxPlan, *, pad_token_id: int, optimizer_steps: int) -> DataProto:

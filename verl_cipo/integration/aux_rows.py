@@ -12,14 +12,14 @@ Here is what both data planes share, and the row as TransferQueue holds it. ``au
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from verl_cipo.core.anchors import Group, anchor_budget, select_anchors
+from verl_cipo.core.anchors import Attempt, Group, anchor_budget, select_anchors
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.pairing import Pair, pair_up
 from verl_cipo.integration.chats import Chats
@@ -98,6 +98,49 @@ def pair_prompt(chats: Chats, pair: Pair, *, failed: Shown, right: Shown) -> tup
     if pair.same_prompt:
         return chats.prompt.build(right.messages, attempt)
     return chats.prompt.build_adjacent(right.messages, attempt, attempted=failed.messages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRows:
+    """What the rows made for a pair have in common."""
+
+    pair: Pair
+    number: int
+    uid: str
+    messages: list[dict]
+    prompt_ids: list[int]
+
+
+def pair_rows(
+    chats: Chats, pairs: Sequence[Pair], shown: Callable[[Attempt], Shown], *, first: int, counts: Counter
+) -> Iterator[PairRows]:
+    """The rows of ``pairs`` that have a prompt.
+
+    Args:
+        shown: what a pair's prompt shows of an attempt.
+        first: number of the first pair: those of resampled corrections are numbered from 0.
+        counts: gets ``pairs``, ``adjacent``, and the reasons of those without a prompt.
+    """
+    for number, pair in enumerate(pairs, first):
+        messages, reason = pair_prompt(chats, pair, failed=shown(pair.anchor), right=shown(pair.donor))
+        if messages is None:
+            counts[reason] += 1
+            continue
+        counts["pairs"] += 1
+        counts["adjacent"] += not pair.same_prompt
+        yield PairRows(
+            pair=pair,
+            number=number,
+            uid=pair_uid(pair.anchor.uid, pair.anchor.session),
+            messages=messages,
+            prompt_ids=chats.encode(messages),
+        )
+
+
+def logged_counts(counts: Mapping[str, int]) -> Counter:
+    """Counts of pairs under the names that are logged, without ``cipo/``: all but two are reasons to leave one out."""
+    named = ("pairs", "adjacent")
+    return Counter({f"aux/{name}" if name in named else f"aux/skipped/{name}": n for name, n in counts.items()})
 
 
 def aux_row(source: Mapping[str, Any], prompt_ids: Sequence[int], *, uid: str, messages: list[dict]) -> dict[str, Any]:

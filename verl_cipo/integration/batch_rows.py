@@ -1,6 +1,6 @@
 """What each row of a batch is: attempt, correction of which anchor, or padding; and how TransferQueue holds that."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from verl_cipo.core.advantage import BASE, CORRECTION, PADDING, Rows
 from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.lots import lot
 from verl_cipo.core.metrics import batch_metrics
-from verl_cipo.integration.rollouts import EXTRA, anchor_of
+from verl_cipo.integration.rollouts import EXTRA, anchor_of, split_key
 
 APPENDED = 3
 """Beside the streams of ``core.advantage``: rows for the auxiliary loss alone."""
@@ -25,11 +25,17 @@ def without_torn_corrections(batch: KVBatchMeta) -> KVBatchMeta:
     TransferQueue knows a key before it has its data: a correction that ends in the middle of being stored, because it
     took too long or the storage failed, leaves a key without a status, and verl samples what it finds.
     """
-    torn = {key for key, tag in zip(batch.keys, batch.tags, strict=True) if "_c" in key and "status" not in tag}
-    if not torn:
+    tagged = zip(batch.keys, batch.tags, strict=True)
+    return cleared(batch, [key for key, tag in tagged if "_c" in key and "status" not in tag])
+
+
+def cleared(batch: KVBatchMeta, keys: Collection[str]) -> KVBatchMeta:
+    """``batch`` without ``keys``, which TransferQueue forgets."""
+    if not keys:
         return batch
-    tq.kv_clear(keys=sorted(torn), partition_id=batch.partition_id)
-    return batch.select_keys([key for key in batch.keys if key not in torn])
+    gone = set(keys)
+    tq.kv_clear(keys=sorted(gone), partition_id=batch.partition_id)
+    return batch.select_keys([key for key in batch.keys if key not in gone])
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ class RowTable:
             attempt = Attempt(
                 uid=uid,
                 index=self.index[i],
-                session=int(key.rsplit("_", 2)[1]),
+                session=split_key(key)[1],
                 correct=bool(rows.correct[i]),
                 score=float(self.scores[i]),
             )
@@ -136,8 +142,8 @@ class RowTable:
     def preferences(self) -> dict[str, str]:
         """The first right correction of each failed attempt -> the attempt, both as keys."""
         first: dict[str, str] = {}
-        for key in sorted(self.right_corrections(), key=lambda key: int(key.rsplit("_", 2)[1])):
-            first.setdefault(key.rsplit("_", 2)[0], key)
+        for key in sorted(self.right_corrections(), key=lambda key: split_key(key)[1]):
+            first.setdefault(split_key(key)[0], key)
         rows = self.rows
         of_session = {rows.session[i]: self.keys[i] for i in np.flatnonzero((rows.stream == BASE) & rows.final)}
         attempts = {}
@@ -170,9 +176,9 @@ class RowTable:
         lots = {uid: lot(seed, step, index) for uid, index in index_of.items()}
 
         def place(key: str) -> tuple[bytes, str, int, int]:
-            group, session, output = key.rsplit("_", 2)
+            group, session, output = split_key(key)
             uid, _, inner = group.partition("_")
-            return lots[uid], inner, int(session), int(output)
+            return lots[uid], inner, session, output
 
         return sorted(range(len(keys)), key=lambda i: place(keys[i]))
 

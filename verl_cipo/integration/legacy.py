@@ -16,7 +16,6 @@ verl's TaskRunner builds ``RayPPOTrainer`` by that name, no option reaches it: :
 import inspect
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,18 +29,19 @@ from verl_cipo.core.config import CIPOConfigError
 from verl_cipo.core.losses import CHOSEN, SIGN
 from verl_cipo.integration.aux_batch import COUNTED as AUX_COUNTED
 from verl_cipo.integration.aux_proto import append_rows, fill_partners, plan_aux
+from verl_cipo.integration.aux_rows import logged_counts
 from verl_cipo.integration.batch import Padding, joined, row_table
 from verl_cipo.integration.batch_rows import APPENDED, RowTable
 from verl_cipo.integration.budget import check_prompt_length
 from verl_cipo.integration.chats import Chats
-from verl_cipo.integration.estimator import NAME, BatchRows, rows_of_batch
+from verl_cipo.integration.estimator import NAME, rows_of_batch
 from verl_cipo.integration.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
 from verl_cipo.integration.loss import METRIC as AUX_METRIC
 from verl_cipo.integration.loss import build_loss
 from verl_cipo.integration.questions import check_questions
 from verl_cipo.integration.state import TrainerState
 from verl_cipo.integration.steering import Steering
-from verl_cipo.integration.switch import MANAGER_CLASS_V0, ChangedSeamError, check_combination, cipo_config
+from verl_cipo.integration.switch import MANAGER_CLASS_V0, ChangedSeamError, check_combination
 
 TRAINER_NAME = "RayPPOTrainer"
 
@@ -83,8 +83,7 @@ class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
                 f"algorithm.adv_estimator={config.algorithm.adv_estimator} with CIPO's V0 trainer: a run with {NAME} "
                 "was started in this process before, start this one in a process of its own"
             )
-        check_combination(config)
-        self.cipo = cipo_config(config)
+        self.cipo = check_combination(config)
         print(f"[verl_cipo] trainer {type(self).__name__}, {self.cipo}")
         self._state = TrainerState.initial(self.cipo)
         self._laid_out = ExitStack()
@@ -127,15 +126,7 @@ class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
         ordered, self._padding = self._arranged(whole, order, metrics, *args, **kwargs)
         batch.batch, batch.non_tensor_batch = ordered.batch, ordered.non_tensor_batch
         self._rows = row_table(batch)
-        self._laid_out.enter_context(
-            rows_of_batch(
-                BatchRows(
-                    rows=self._rows.rows,
-                    config=replace(self.cipo, lambda_corr=self._lambda_corr()),
-                    loss_agg_mode=self.config.actor_rollout_ref.actor.loss_agg_mode,
-                )
-            )
-        )
+        self._laid_out.enter_context(rows_of_batch(self._for_estimator(self._rows.rows)))
 
     def _arranged(
         self, batch: DataProto, order: np.ndarray, metrics: dict, *args: Any, **kwargs: Any
@@ -186,8 +177,7 @@ class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
         plan = plan_aux(batch, self._rows, config=self.cipo, chats=self._chats, step=self.global_steps)
         grown = append_rows(batch, plan, pad_token_id=self.tokenizer.pad_token_id, optimizer_steps=self._steps)
         counts = Counter(AUX_COUNTED)
-        for name, count in plan.counts.items():
-            counts[f"aux/{name}" if name in ("pairs", "adjacent") else f"aux/skipped/{name}"] += count
+        counts.update(logged_counts(plan.counts))
         counts["aux/rows"] += int((grown.batch[SIGN] == CHOSEN).sum())
         counts["rows/aux"] += len(plan.rows)
         own |= {f"cipo/{name}": float(count) for name, count in counts.items()}

@@ -29,9 +29,9 @@ from verl_cipo.core.transitions import is_copy
 from verl_cipo.integration.batch import SESSION, objects, response_ids, row_table
 from verl_cipo.integration.coordinator import COUNTED, count_anchor
 from verl_cipo.integration.outcome import verdict
-from verl_cipo.integration.rollouts import EXTRA, agent_loop_prompt, anchor_of, correction_uid
+from verl_cipo.integration.rollouts import EXTRA, agent_loop_prompt, anchor_of, correction_uid, lost_alone
 from verl_cipo.integration.second_turn import attempt_record
-from verl_cipo.integration.seeds import session_seed
+from verl_cipo.integration.seeds import seeded
 from verl_cipo.integration.switch import cipo_config
 from verl_cipo.integration.verifying import verify
 
@@ -69,29 +69,22 @@ class CIPOAgentLoopWorkerV0(AgentLoopWorker):
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
         session, anchor = kwargs.pop(SESSION), kwargs.pop(ANCHOR, None)
         uid = kwargs["uid"]
-        rollout = self.config.actor_rollout_ref.rollout
-        if rollout.get("full_determinism", False):
-            seed = session_seed(
-                rollout.seed,
-                step=trajectory["step"],
-                validate=trajectory["validate"],
-                index=kwargs["index"],
-                anchor=anchor_of(uid)[1],
-                session=session,
-            )
-            sampling_params = {**sampling_params, "seed": seed}
+        sampling_params = seeded(
+            sampling_params,
+            trajectory,
+            self.config.actor_rollout_ref.rollout,
+            index=kwargs["index"],
+            anchor=anchor_of(uid)[1],
+            session=session,
+        )
         run = super()._run_agent_loop(sampling_params, trajectory, **kwargs)
         row = {"uid": uid, SESSION: session, "index": kwargs["index"]}
         if anchor is None:
             return self._noted(await run, row, None, keep_text=trajectory["validate"])
-        try:
-            output = await asyncio.wait_for(run, self._cipo.correction_timeout)
+        timeout_s = self._cipo.correction_timeout
+        with lost_alone(f"{uid}_{session}", timeout_s=timeout_s, counts=self._counts):
+            output = await asyncio.wait_for(run, timeout_s)
             return self._noted(output, row, anchor, keep_text=trajectory["validate"])
-        except asyncio.TimeoutError:  # noqa: UP041, another class than TimeoutError in Python 3.10
-            self._counts["corrections/timed_out"] += 1
-            logger.error("correction %s_%d took over %g s", uid, session, self._cipo.correction_timeout)
-        except Exception:
-            logger.exception("correction %s_%d failed", uid, session)
         return None
 
     def _noted(self, output: Any, row: dict[str, Any], anchor: dict[str, Any] | None, *, keep_text: bool) -> Any:

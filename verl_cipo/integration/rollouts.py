@@ -20,7 +20,8 @@ import asyncio
 import functools
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +36,7 @@ from verl_cipo.core.transitions import is_copy
 from verl_cipo.integration.chats import correction_prompt
 from verl_cipo.integration.outcome import verdict
 from verl_cipo.integration.second_turn import attempt_record
-from verl_cipo.integration.seeds import session_seed
+from verl_cipo.integration.seeds import seeded
 from verl_cipo.integration.switch import cipo_config
 from verl_cipo.integration.verifying import verify
 
@@ -104,6 +105,30 @@ def anchor_of(uid: str) -> tuple[str, int | None]:
     return root, int(number) if mark else None
 
 
+def split_key(key: str) -> tuple[str, int, int]:
+    """A row's key, ``{group}_{session}_{output}``, in its parts; the group is the row's uid."""
+    group, session, output = key.rsplit("_", 2)
+    return group, int(session), int(output)
+
+
+@contextmanager
+def lost_alone(name: str, *, timeout_s: float, counts: Counter) -> Iterator[None]:
+    """Around a correction session: what it raises is logged and ends here, so that it costs no other row.
+
+    Args:
+        name: of the session.
+        timeout_s: after which it was given up, where it was.
+        counts: gets ``corrections/timed_out``.
+    """
+    try:
+        yield
+    except asyncio.TimeoutError:  # noqa: UP041, another class than TimeoutError in Python 3.10
+        counts["corrections/timed_out"] += 1
+        logger.error("correction %s took over %g s", name, timeout_s)
+    except Exception:
+        logger.exception("correction %s failed", name)
+
+
 def agent_loop_prompt(worker: AgentLoopWorker, cipo: CIPOConfig) -> CorrectionPrompt:
     """The correction prompt of a rollout worker: tokens are counted as its agent loops render the chat."""
     builder = create_continuous_token_builder(
@@ -165,18 +190,15 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
 
     async def _run_session(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
         """verl's session; attempts and corrections come through here."""
-        rollout = self.config.actor_rollout_ref.rollout
-        if rollout.get("full_determinism", False):
-            root, number = anchor_of(kwargs["uid"])
-            seed = session_seed(
-                rollout.seed,
-                step=trajectory["step"],
-                validate=trajectory["validate"],
-                index=kwargs["index"],
-                anchor=None if number is None else self._groups[root].anchors[number].session,
-                session=kwargs["session_id"],
-            )
-            sampling_params = {**sampling_params, "seed": seed}
+        root, number = anchor_of(kwargs["uid"])
+        sampling_params = seeded(
+            sampling_params,
+            trajectory,
+            self.config.actor_rollout_ref.rollout,
+            index=kwargs["index"],
+            anchor=None if number is None else self._groups[root].anchors[number].session,
+            session=kwargs["session_id"],
+        )
         return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
 
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
@@ -345,16 +367,10 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
     ) -> None:
         """One correction session; a failure is logged and leaves no outcome."""
         uid, session = kwargs["uid"], kwargs["session_id"]
-        try:
-            await asyncio.wait_for(
-                self._run_session(sampling_params, trajectory, **kwargs), self._cipo.correction_timeout
-            )
+        timeout_s = self._cipo.correction_timeout
+        with lost_alone(f"{uid}_{session}", timeout_s=timeout_s, counts=group.counts):
+            await asyncio.wait_for(self._run_session(sampling_params, trajectory, **kwargs), timeout_s)
             return
-        except asyncio.TimeoutError:  # noqa: UP041, another class than TimeoutError in Python 3.10
-            group.counts["corrections/timed_out"] += 1
-            logger.error("correction %s_%d took over %g s", uid, session, self._cipo.correction_timeout)
-        except Exception:
-            logger.exception("correction %s_%d failed", uid, session)
         group.corrections.pop((anchor_of(uid)[1], session), None)
 
     @staticmethod

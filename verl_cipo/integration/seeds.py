@@ -4,9 +4,33 @@ verl 0.9 then gives all requests of a replica one seed, so that the n attempts o
 n times, would be equal and no group would have an advantage. A seed that verl finds in the sampling parameters stays.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from verl_cipo.core.lots import lot
+
+
+def seeded(
+    sampling_params: dict[str, Any],
+    trajectory: Mapping[str, Any],
+    rollout: Mapping[str, Any],
+    *,
+    index: Any,
+    anchor: int | None,
+    session: int,
+) -> dict[str, Any]:
+    """``sampling_params``, with the session's own seed under ``rollout.full_determinism``.
+
+    Args:
+        trajectory: ``step`` and ``validate``, as verl hands it to a session.
+        rollout: ``actor_rollout_ref.rollout``.
+
+    The rest is as for :func:`session_seed`.
+    """
+    if not rollout.get("full_determinism", False):
+        return sampling_params
+    where = {"step": trajectory["step"], "validate": trajectory["validate"], "index": index}
+    return {**sampling_params, "seed": session_seed(rollout["seed"], **where, anchor=anchor, session=session)}
 
 
 def session_seed(rollout_seed: int, *, step: int, validate: bool, index: Any, anchor: int | None, session: int) -> int:

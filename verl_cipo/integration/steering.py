@@ -9,11 +9,13 @@ from typing import Any
 from omegaconf import DictConfig
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
+from verl_cipo.core.advantage import Rows
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.guard import ALARMS, Signals, explain, update_guard
 from verl_cipo.core.metrics import check_names
 from verl_cipo.core.replay import update_rho
 from verl_cipo.integration import state
+from verl_cipo.integration.estimator import BatchRows
 from verl_cipo.integration.second_turn import dump_second_turns, second_turn_metrics
 
 logger = logging.getLogger("verl_cipo")
@@ -33,6 +35,14 @@ class Steering:
     def _lambda_corr(self) -> float:
         factor = self._state.guard.lambda_factor if self.cipo.guard == "adapt" else 1.0
         return self.cipo.lambda_corr * factor
+
+    def _for_estimator(self, rows: Rows) -> BatchRows:
+        """What the estimator has to know of a batch with these rows, in their order."""
+        return BatchRows(
+            rows=rows,
+            config=replace(self.cipo, lambda_corr=self._lambda_corr()),
+            loss_agg_mode=self.config.actor_rollout_ref.actor.loss_agg_mode,
+        )
 
     def _steer(self, own: dict[str, float], manager: Any, *, entropy: float | None) -> None:
         """Move rho and the guard by what the step measured, and add what they are to ``own``, the step's metrics.

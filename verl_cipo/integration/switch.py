@@ -64,8 +64,11 @@ def cipo_config(config: DictConfig) -> CIPOConfig:
     return cipo
 
 
-def check_combination(config: DictConfig) -> None:
+def check_combination(config: DictConfig) -> CIPOConfig:
     """Refuse the settings of verl that CIPO cannot honour.
+
+    Returns:
+        the validated ``algorithm.cipo``.
 
     Raises:
         CIPOConfigError: names the key, its value and what is allowed.
@@ -100,6 +103,7 @@ def check_combination(config: DictConfig) -> None:
     # cipo_trainer.yaml names that of V1, whatever trainer is asked for.
     if custom not in (None, MANAGER_CLASS, needed):
         refuse("actor_rollout_ref.rollout.agent.agent_loop_manager_class", f"corrections need {needed}")
+    return cipo
 
 
 def _check_v1(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str], None]) -> None:
@@ -195,8 +199,7 @@ def switch_on(config: DictConfig) -> CIPOConfig:
     Raises:
         CIPOConfigError: the config cannot train with CIPO.
     """
-    cipo = cipo_config(config)
-    check_combination(config)
+    cipo = check_combination(config)
     trainer = config.trainer.v1
     if not config.trainer.use_v1 and cipo.schedule == "streaming":
         logger.warning(

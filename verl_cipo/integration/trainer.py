@@ -11,10 +11,8 @@ is; a stable order),
 
 import logging
 import time
-from dataclasses import replace
 from typing import Any
 
-import transfer_queue as tq
 from omegaconf import DictConfig, open_dict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, PPOTrainerSync, register_trainer
@@ -22,16 +20,16 @@ from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync
 from verl_cipo.core.config import CIPOConfigError
 from verl_cipo.integration import state
 from verl_cipo.integration.aux_batch import AuxRows, add_aux_rows, aux_metrics
-from verl_cipo.integration.batch_rows import RowTable, without_torn_corrections
+from verl_cipo.integration.batch_rows import RowTable, cleared, without_torn_corrections
 from verl_cipo.integration.budget import check_prompt_length
 from verl_cipo.integration.chats import Chats
-from verl_cipo.integration.estimator import NAME, BatchRows, rows_of_batch
+from verl_cipo.integration.estimator import NAME, rows_of_batch
 from verl_cipo.integration.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
 from verl_cipo.integration.loss import METRIC as AUX_METRIC
 from verl_cipo.integration.loss import build_loss
 from verl_cipo.integration.questions import check_questions
 from verl_cipo.integration.steering import Steering
-from verl_cipo.integration.switch import MANAGER_CLASS, TRAINER_OF_MODE, check_combination, cipo_config
+from verl_cipo.integration.switch import MANAGER_CLASS, TRAINER_OF_MODE, check_combination
 
 logger = logging.getLogger("verl_cipo")
 
@@ -47,11 +45,10 @@ class CIPOTrainerMixin(Steering):
                 f"algorithm.adv_estimator={config.algorithm.adv_estimator} with the CIPO trainer: use {NAME}, or "
                 f"trainer.v1.trainer_mode={self.verl_mode} for verl's own"
             )
-        self.cipo = cipo_config(config)
         with open_dict(config):
             # Branches of verl test trainer_mode against its own names.
             config.trainer.v1.trainer_mode = self.verl_mode
-        check_combination(config)
+        self.cipo = check_combination(config)
         if self.verl_mode != "sync" and self.cipo.rolls_out and self.cipo.schedule != "replay":
             logger.warning(
                 "algorithm.cipo.schedule=%s with trainer_mode=%s: the prompts of a dispatch can be trained when all of "
@@ -130,11 +127,7 @@ class CIPOTrainerMixin(Steering):
             self._aux.append(aux)
         if self.cipo.lambda_corr == 0:
             # Without weight a correction still would enter entropy, KL and the loss's normaliser.
-            corrections = table.correction_keys()
-            if corrections:
-                tq.kv_clear(keys=corrections, partition_id=batch.partition_id)
-                dropped = set(corrections)
-                batch = batch.select_keys([key for key in batch.keys if key not in dropped])
+            batch = cleared(batch, table.correction_keys())
         batch.reorder(table.stable_order(batch.keys, seed=self.cipo.seed, step=self.global_steps))
         # verl cuts mini-batches in this order.
         batch.reorder(interleaved(table.streams(batch.keys)))
@@ -158,12 +151,7 @@ class CIPOTrainerMixin(Steering):
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         started = time.monotonic()
-        context = BatchRows(
-            rows=self._tables[-1].rows_in_order(batch),
-            config=replace(self.cipo, lambda_corr=self._lambda_corr()),
-            loss_agg_mode=self.config.actor_rollout_ref.actor.loss_agg_mode,
-        )
-        with rows_of_batch(context):
+        with rows_of_batch(self._for_estimator(self._tables[-1].rows_in_order(batch))):
             batch = super()._compute_advantage(batch, metrics)
         if self.cipo.aux.coef > 0:
             contrastive = self.cipo.aux.kind == "contrastive"
