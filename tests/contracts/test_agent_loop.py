@@ -28,8 +28,7 @@ OVERRIDDEN = {
     "name", [pytest.param(name, marks=seam(f"AgentLoopWorkerTQ.{name}", ROLLOUTS)) for name in OVERRIDDEN]
 )
 def test_an_overridden_method_keeps_its_parameters(name):
-    found = parameters(load(f"{WORKER}.{name}"))
-    assert found == OVERRIDDEN[name], f"AgentLoopWorkerTQ.{name} takes {found}, CIPO's takes {OVERRIDDEN[name]}"
+    check_parameters(f"{WORKER}.{name}", OVERRIDDEN[name])
 
 
 @seam("AgentLoopWorkerTQ, a Ray actor class", ROLLOUTS)

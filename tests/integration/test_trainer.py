@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import transfer_queue as tq
 from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
 
@@ -163,7 +164,7 @@ def balanced(monkeypatch):
             return batch, SimpleNamespace()
 
         monkeypatch.setattr(RowTable, "fetch", lambda batch: table)
-        monkeypatch.setattr(trainer_module.tq, "kv_clear", lambda keys, partition_id: cleared.extend(keys))
+        monkeypatch.setattr(tq, "kv_clear", lambda keys, partition_id: cleared.extend(keys))
         monkeypatch.setattr(trainer_module, "add_aux_rows", add_aux_rows)
         tags = [{"status": "success"} for _ in table.keys]
         batch = trainer._balance_batch(KVBatchMeta(partition_id="train", keys=list(table.keys), tags=tags), {})
