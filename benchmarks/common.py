@@ -1,11 +1,10 @@
-"""What the benchmarks of the driver's path share: made-up batches in verl's layout, timing, the JSON file.
+"""What the benchmarks of the driver's path share: made-up batches in verl's layout, timing.
 
 Figures are milliseconds of processor time, torch on one thread: Ray starts verl's driver with OMP_NUM_THREADS=1. On a
 quiet machine that is the wall time, and other work on the machine changes it little.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -25,11 +24,6 @@ def parser(doc: str) -> argparse.ArgumentParser:
     result.add_argument("--quick", action="store_true", help="smaller and fewer, under a minute")
     result.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     return result
-
-
-def write_json(path: Path, figures: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def milliseconds(arms: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str, float]:

@@ -39,7 +39,8 @@ from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.ray_trainer import compute_advantage
 
-from benchmarks.common import batch_of, lengths_of, milliseconds, parser, token_fields, write_json
+from benchmarks.common import batch_of, lengths_of, milliseconds, parser, token_fields
+from benchmarks.json_file import write_json
 from examples.tiny.prepare import make_tokenizer
 from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.config import CIPOConfig

@@ -28,7 +28,8 @@ from omegaconf import OmegaConf
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
-from benchmarks.common import batch_of, lengths_of, milliseconds, parser, token_fields, write_json
+from benchmarks.common import batch_of, lengths_of, milliseconds, parser, token_fields
+from benchmarks.json_file import write_json
 from verl_cipo.core.advantage import Rows
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.integration.estimator import NAME, BatchRows, compute_cipo_advantage, register, rows_of_batch

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.experiment import figures
 from benchmarks.experiment.arms import ARMS, CONTROL, MAIN
 from benchmarks.experiment.runs import Setting, run
+from benchmarks.json_file import write_json
 from examples.tiny import prepare
 from examples.tiny.problems import Level
 from examples.tiny.warmup import Warmup
@@ -147,7 +148,7 @@ def write(file: Path, summary: dict[str, Any], output: Path) -> None:
             gzip.GzipFile("", "wb", 9, target, 0) as packed,
         ):
             packed.write(lines + result.read_bytes())
-    file.write_text(json.dumps(plain(summary), indent=2) + "\n")
+    write_json(file, plain(summary))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.json_file import write_json
 from examples.tiny import launch, prepare
 
 PROMPTS, N = 8, 4
@@ -82,8 +83,7 @@ def main() -> int:
     for algo, row in figures.items():
         print(f"{algo:6}{row['optimizer_steps']:>17}{row['rows']:>8}{row['padding_rows']:>14}")
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+        write_json(args.json, figures)
     return 0
 
 

@@ -17,7 +17,6 @@ Seconds are the median over rounds; they and their ratios want a machine that do
 
 import argparse
 import contextlib
-import json
 import os
 import statistics
 import sys
@@ -31,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.generation.arms import ARMS
 from benchmarks.generation.engine import Speed
 from benchmarks.generation.settings import Simulated, Vllm
+from benchmarks.json_file import write_json
 from examples.tiny import launch
 
 CAPS = (256, 512, 1024)
@@ -163,8 +163,7 @@ def main() -> int:
         result["vllm_cpu"] = {arm: statistics.median(values) for arm, values in seconds.items()}
         print(table(f"vLLM on the CPU, {setting.rounds} rounds", seconds, result["vllm_cpu"]))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({**result, "details": details}, indent=2) + "\n")
+        write_json(args.json, {**result, "details": details})
     if unequal:
         print("the arms did not do the same work, so their times do not compare:", *unequal, sep="\n", file=sys.stderr)
         return 1

@@ -19,6 +19,7 @@ import yaml
 
 from benchmarks.experiment.arms import Arm
 from examples.tiny import launch, prepare
+from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, read_objects
 
 RESULT = "result.json"
 SUITE = "held_out"
@@ -192,5 +193,8 @@ def _counts(evaluation: Path) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    with open(path, encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    bad: list[BadLine] = []
+    rows = [row for _, row in read_objects(path, bad)]
+    if bad:
+        raise BadLinesError(bad)
+    return rows

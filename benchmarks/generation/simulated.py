@@ -21,12 +21,12 @@ from verl.trainer.ppo.v1 import AgentLoopWorkerTQ, agent_loop_tq
 from verl.utils import tensordict_utils as tu
 from verl.workers.rollout.replica import TokenOutput
 
-from benchmarks.generation.agent_loop import NAME, DrawnLengthAgentLoop, entry
+from benchmarks.generation.agent_loop import DrawnLengthAgentLoop
 from benchmarks.generation.arms import ARMS, RHO
 from benchmarks.generation.draws import uniform
 from benchmarks.generation.engine import EngineClock, FastForwardLoop
 from benchmarks.generation.settings import Simulated
-from examples.tiny import launch, prepare
+from examples.tiny import prepare
 from verl_cipo.core.prompts import TEMPLATES
 from verl_cipo.integration.coordinator import AnchorCoordinator
 from verl_cipo.integration.dry_run import compose_config
@@ -106,29 +106,18 @@ class Verifier:
 
 def configure(folder: Path, setting: Simulated, seed: int) -> DictConfig:
     """A config of a real run, with a made tokenizer in ``folder`` and no weights."""
-    model, loops = folder / "model", folder / "agent_loops.yaml"
+    model = folder / "model"
     tokenizer = prepare.make_tokenizer(TEMPLATES["math"])
     tokenizer.model_max_length = setting.prompt_length
     tokenizer.save_pretrained(model)
     shape = prepare.make_model(prepare.QUICK.shape, tokenizer).config
     shape.architectures = ["Qwen3ForCausalLM"]
     shape.save_pretrained(model)
-    law = {"law": setting.law, "median": setting.median, "spread": setting.spread}
-    loops.write_text(json.dumps([entry(**law, attempts=setting.n, phases=PHASES, seed=seed)]))  # JSON is YAML
-    task = launch.Task(
-        folder=folder,
-        correction_prompt_length=setting.prompt_length,
-        response_length=setting.response_length,
-        train_batch_size=setting.prompts,
-        n=setting.n,
-    )
     return compose_config(
         "pkg://verl_cipo.config",
         "cpu",
         [
-            *launch.overrides(task),
-            f"actor_rollout_ref.rollout.agent.agent_loop_config_path={loops}",
-            f"actor_rollout_ref.rollout.agent.default_agent_loop={NAME}",
+            *setting.options(folder, phases=PHASES, seed=seed),
             "+algorithm.cipo.schedule=barrier",
             f"+algorithm.cipo.prompt.max_attempt_tokens={json.dumps(setting.max_attempt_tokens)}",
         ],

@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.generation import draws, plugin
-from benchmarks.generation.agent_loop import NAME, entry
 from benchmarks.generation.arms import ARMS
 from benchmarks.generation.settings import Vllm
 from examples.tiny import launch, prepare
@@ -29,24 +28,13 @@ def measure(folder: Path, setting: Vllm) -> dict[str, list[dict]]:
     for problems, split in zip(prepare.draw_problems(settings), ("train", "val"), strict=True):
         rows = prepare.verl_rows(problems, split)
         pq.write_table(pa.Table.from_pylist(rows), folder / "data" / f"{split}.parquet")
-    loops, figures = folder / "agent_loops.yaml", folder / "phases.jsonl"
-    law = {"law": setting.law, "median": setting.median, "spread": setting.spread}
-    loops.write_text(json.dumps([entry(**law, attempts=setting.n, phases=len(ARMS), seed=setting.seed)]))
-    task = launch.Task(
-        folder=folder,
-        correction_prompt_length=setting.prompt_length,
-        response_length=setting.response_length,
-        train_batch_size=setting.prompts,
-        n=setting.n,
-    )
+    figures = folder / "phases.jsonl"
     launch.train(
         [
-            *launch.overrides(task),
+            *setting.options(folder, phases=len(ARMS), seed=setting.seed),
             "algorithm.adv_estimator=grpo",
             f"trainer.v1.trainer_mode=${{{plugin.RESOLVER}:}}",
             f"actor_rollout_ref.rollout.max_num_seqs={setting.max_seqs}",
-            f"actor_rollout_ref.rollout.agent.agent_loop_config_path={loops}",
-            f"actor_rollout_ref.rollout.agent.default_agent_loop={NAME}",
             f"reward.custom_reward_function.path={Path(draws.__file__)}",
             f"reward.custom_reward_function.name={draws.verdict.__name__}",
             "trainer.val_before_train=false",

@@ -79,7 +79,7 @@ class TrainingFailed(RuntimeError):
 def metrics_lines(path: Path) -> list[dict]:
     """Lines of verl's file logger: ``{"step": int, "data": {name: value}}``.
 
-    None where the file is not there; a line that was cut off in the writing, or is being written, is left out.
+    Without the file there are none; a line that was cut off in the writing, or is being written, is left out.
     """
     if not path.exists():
         return []
