@@ -7,7 +7,8 @@
 
 Each run makes a model, trains it through `verl.trainer.main_ppo` (real Ray, FSDP2 and vLLM) and samples held-out
 problems with `python -m verl_cipo.evaluate`. Runs are kept below --output one by one: a second call does what is
-missing and prints the table of all that is there. The settings were chosen on seeds below 10; report on others.
+missing and prints the table of all that is there. With --json, runs that were published beside FILE count as done.
+The settings were chosen on seeds below 10; report on others.
 """
 
 import argparse
@@ -20,11 +21,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.experiment import figures
+from benchmarks.experiment import figures, pictures
 from benchmarks.experiment.arms import ARMS, CONTROL, MAIN
-from benchmarks.experiment.runs import Setting, run
+from benchmarks.experiment.runs import MADE_WITH, RESULT, Setting, record, run
 from benchmarks.json_file import write_json
-from examples.tiny import prepare
+from examples.tiny import launch, prepare
 from examples.tiny.problems import Level
 from examples.tiny.warmup import Warmup
 from verl_cipo.evaluation.suite_results import plain
@@ -61,8 +62,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1), 9 GB each; seconds suffer")
     parser.add_argument("--quick", action="store_true", help="a setting that shows the path and no learning")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the summary there, raw metrics in FILE's folder"
+        "--json", type=Path, metavar="FILE", help="write the summary there, raw metrics into learning/ beside it"
     )
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write learning.png and learning-training.png")
     args = parser.parse_args()
     names = {"main": [arm.name for arm in MAIN], "all": list(ARMS)}
     wanted = [CONTROL, "cipo"] if args.quick else [n for name in args.arms for n in names.get(name, [name])]
@@ -71,6 +73,8 @@ def main() -> int:
     setting = QUICK if args.quick else FULL
     output = (args.output / ("quick" if args.quick else "full")).resolve()
 
+    if args.json:
+        restore(raw_folder(args.json), output, setting)
     # Seed by seed, so that what is done compares all arms; a seed's model is made before its runs part.
     for seed in args.seeds:
         first, *others = [ARMS[name] for name in dict.fromkeys(wanted)]
@@ -83,13 +87,16 @@ def main() -> int:
     print(table(summary))
     if args.json:
         write(args.json, summary, output)
+    if args.plots:
+        pictures.plot_arms(summary["arms"], args.plots / "learning.png")
+        pictures.plot_training(training(found, output), args.plots / "learning-training.png")
     return 0
 
 
 def read(output: Path) -> dict[str, dict[int, dict[str, Any]]]:
     """The finished runs below `output`: results by arm and seed, the arms in the order of their declaration."""
     found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in ARMS}
-    for file in output.glob("*/result.json"):
+    for file in output.glob(f"*/{RESULT}"):
         result = json.loads(file.read_text())
         found[result["made_with"]["arm"]["name"]][result["made_with"]["seed"]] = result
     return {name: runs for name, runs in found.items() if runs}
@@ -135,11 +142,28 @@ def _difference(figure: dict[str, Any]) -> str:
     return f"{100 * figure['diff']:+.1f}{interval}"
 
 
+def training(found: dict[str, dict[int, dict[str, Any]]], output: Path) -> dict[str, list[list[dict[str, float]]]]:
+    """What verl logged at each step of the trained main arms, by arm and seed."""
+    names = [arm.name for arm in MAIN if arm.algo and arm.name in found]
+    return {
+        name: [
+            [line["data"] for line in launch.metrics_lines(output / f"{name}_seed{seed}" / "metrics.jsonl")]
+            for seed in sorted(found[name])
+        ]
+        for name in names
+    }
+
+
+def raw_folder(file: Path) -> Path:
+    """Where the raw metrics lie that belong to a summary."""
+    return file.parent / "learning"
+
+
 def write(file: Path, summary: dict[str, Any], output: Path) -> None:
-    """The summary, and beside it in `learning/` each run's metrics and result as compressed JSON lines."""
-    raw = file.parent / "learning"
+    """The summary, and beside it in `learning/` each run's metrics and, as the last line, its result."""
+    raw = raw_folder(file)
     raw.mkdir(parents=True, exist_ok=True)
-    for result in sorted(output.glob("*/result.json")):
+    for result in sorted(output.glob(f"*/{RESULT}")):
         metrics = result.parent / "metrics.jsonl"
         lines = metrics.read_bytes() if metrics.exists() else b""
         # No time in the header: the same runs give the same bytes.
@@ -149,6 +173,20 @@ def write(file: Path, summary: dict[str, Any], output: Path) -> None:
         ):
             packed.write(lines + result.read_bytes())
     write_json(file, plain(summary))
+
+
+def restore(raw: Path, output: Path, setting: Setting) -> None:
+    """Take the runs of `setting` that :func:`write` published into `output`, but for those that are there already."""
+    for file in sorted(raw.glob("*.jsonl.gz")):
+        folder = output / file.name.removesuffix(".jsonl.gz")
+        *metrics, result = gzip.decompress(file.read_bytes()).decode().splitlines(keepends=True)
+        made_with = json.loads(result)["made_with"]
+        if made_with["setting"] != record(setting) or (folder / RESULT).exists():
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.jsonl").write_text("".join(metrics))
+        (folder / MADE_WITH).write_text(json.dumps(made_with) + "\n")
+        (folder / RESULT).write_text(result)
 
 
 if __name__ == "__main__":

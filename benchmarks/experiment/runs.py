@@ -22,6 +22,7 @@ from examples.tiny import launch, prepare
 from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, read_objects
 
 RESULT = "result.json"
+MADE_WITH = "made_with.json"
 SUITE = "held_out"
 UNTRAINED = {"commit": "", "tokens": 0, "train_s": 0.0, "wall_s": 0.0}
 
@@ -44,6 +45,11 @@ class Setting:
     turn_samples: int = 8
 
 
+def record(settings: Arm | Setting) -> dict[str, Any]:
+    """As it stands in the files of a run."""
+    return json.loads(json.dumps(asdict(settings)))  # tuples become lists, as they come back from a file
+
+
 def run(arm: Arm, seed: int, setting: Setting, output: Path) -> dict[str, Any]:
     """The result of one run, made now or read from `output`.
 
@@ -57,7 +63,7 @@ def run(arm: Arm, seed: int, setting: Setting, output: Path) -> dict[str, Any]:
         TrainingFailed: verl ended with an error.
     """
     folder = output / f"{arm.name}_seed{seed}"
-    made_with = json.loads(json.dumps({"arm": asdict(arm), "seed": seed, "setting": asdict(setting)}))
+    made_with = {"arm": record(arm), "seed": seed, "setting": record(setting)}
     _claim(folder, made_with)
     if (folder / RESULT).exists():
         return json.loads((folder / RESULT).read_text())
@@ -74,13 +80,13 @@ def run(arm: Arm, seed: int, setting: Setting, output: Path) -> dict[str, Any]:
 
 
 def _claim(folder: Path, made_with: dict[str, Any]) -> None:
-    record = folder / "made_with.json"
-    if record.exists() and (before := json.loads(record.read_text())) != made_with:
+    claimed = folder / MADE_WITH
+    if claimed.exists() and (before := json.loads(claimed.read_text())) != made_with:
         raise ValueError(
             f"{folder} holds a run made with {before}, not {made_with}: remove it or take another --output"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(made_with) + "\n")
+    claimed.write_text(json.dumps(made_with) + "\n")
 
 
 def _train(arm: Arm, seed: int, setting: Setting, task: Path, folder: Path) -> dict[str, Any]:

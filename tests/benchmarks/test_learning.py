@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from benchmarks import learning
-from benchmarks.experiment import figures, runs
+from benchmarks.experiment import figures, pictures, runs
 from benchmarks.experiment.arms import ABLATIONS, ARMS, CONTROL
 from verl_cipo.core.config import CIPOConfig
 
@@ -75,6 +75,35 @@ def test_table_shows_arms_and_differences():
     found = {CONTROL: {1: result(CONTROL, 1, [2, 2])}, "cipo": {1: result("cipo", 1, [4, 4])}}
     text = learning.table(learning.summarise(found))
     assert "| cipo | 1 | 50.0 |" in text and f"| minus {CONTROL} |" in text and "| cipo | 1 | +25.0 |" in text
+
+
+def test_published_runs_of_the_same_setting_count_as_done(tmp_path):
+    raw, output = tmp_path / "results" / "learning", tmp_path / "runs"
+    made_with = {"arm": runs.record(ARMS["cipo"]), "seed": 1, "setting": runs.record(learning.QUICK)}
+    done = result("cipo", 1, [4, 0], made_with=made_with)
+    folder = output / "cipo_seed1"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"step": 1, "data": {"cipo/rho": 0.3}}\n')
+    (folder / runs.RESULT).write_text(json.dumps(done) + "\n")
+    learning.write(raw.parent / "learning.json", learning.summarise(learning.read(output)), output)
+
+    learning.restore(raw, tmp_path / "other", learning.FULL)
+    assert not (tmp_path / "other").exists()
+    learning.restore(raw, tmp_path / "again", learning.QUICK)
+    assert runs.run(ARMS["cipo"], 1, learning.QUICK, tmp_path / "again") == done
+    found = learning.read(tmp_path / "again")
+    assert learning.training(found, tmp_path / "again") == {"cipo": [[{"cipo/rho": 0.3}]]}
+
+
+def test_pictures_show_every_arm(tmp_path):
+    found = {CONTROL: {1: result(CONTROL, 1, [2, 2])}, "cipo": {s: result("cipo", s, [4, s]) for s in (1, 2)}}
+    pictures.plot_arms(learning.summarise(found)["arms"], tmp_path / "new" / "learning.png")
+    steps = [{"critic/score/mean": 0.25, "cipo/accuracy/base": 0.5, "cipo/rho": 0.3}, {"critic/score/mean": 0.5}]
+    curves = {CONTROL: [[{"critic/score/mean": 0.25}]], "cipo": [steps, steps]}
+    pictures.plot_training(curves, tmp_path / "training.png")
+    for name in ("new/learning.png", "training.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert [pictures.attempts(step) for step in steps] == [0.5, 0.5]
 
 
 def rollouts(name: str) -> int:

@@ -1,0 +1,106 @@
+"""Pictures of the learning experiment."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.experiment.arms import CONTROL
+
+PANELS = {
+    "pass@1": "pass@1",
+    "pass@8": "pass@8",
+    "pass@32": "pass@32",
+    "w2c": "wrong attempts corrected (w->c)",
+    "c2w": "right attempts turned wrong (c->w)",
+    "copy_rate": "corrections that repeat the attempt",
+}
+COLORS = {"base": "#7f7f7f", "grpo": "#9dc3e6", CONTROL: "#1f4e79", "cipo": "#c55a11"}
+OTHER = "#f4b183"
+MEAN_OF = 8
+"""Steps that a training curve is averaged over: a step asks few problems."""
+
+
+def plot_arms(arms: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """A panel a figure, a row an arm: its mean over the seeds as a bar, each seed as a point.
+
+    Args:
+        arms: `figures.summary_of` of each, drawn from top to bottom in this order.
+    """
+    names = list(arms)
+    panels = {key: title for key, title in PANELS.items() if all(key in arm for arm in arms.values())}
+    figure, all_axes = _axes(len(panels), columns=3, height=1.2 + 0.28 * len(names))
+    for axes, (key, title) in zip(all_axes, panels.items(), strict=True):
+        for row, name in enumerate(names):
+            figures = arms[name][key]
+            axes.barh(row, figures["mean"], color=COLORS.get(name, OTHER), height=0.65)
+            axes.plot(figures["values"], [row] * len(figures["values"]), "o", color="black", markersize=3, alpha=0.7)
+        if CONTROL in arms:
+            axes.axvline(arms[CONTROL][key]["mean"], color=COLORS[CONTROL], linewidth=1, linestyle="--")
+        axes.set(title=title, yticks=range(len(names)), yticklabels=names, xlim=(0, None))
+        axes.invert_yaxis()
+        axes.grid(axis="x", alpha=0.25)
+    _save(figure, path)
+
+
+def plot_training(arms: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], path: Path) -> None:
+    """Accuracy of the attempts in training, w->c and c->c of the corrections and rho over the steps; a line a run.
+
+    Args:
+        arms: of each, its runs; of a run, what verl logged at each step.
+    """
+    curves = {
+        "Attempts that are right": attempts,
+        "Corrections of wrong attempts that are right": lambda step: step.get("cipo/transitions/w2c"),
+        "Corrections of right attempts that stay right": lambda step: step.get("cipo/transitions/c2c"),
+        "rho, the share of right attempts among the anchors": lambda step: step.get("cipo/rho"),
+    }
+    figure, all_axes = _axes(len(curves), columns=2, height=3.4)
+    for axes, (title, value) in zip(all_axes, curves.items(), strict=True):
+        for name, runs in arms.items():
+            for number, steps in enumerate(runs):
+                points = [(i, found) for i, step in enumerate(steps, 1) if (found := value(step)) is not None]
+                if points:
+                    at, values = zip(*points, strict=True)
+                    label = name if number == 0 else None
+                    axes.plot(
+                        at, _smooth(values), color=COLORS.get(name, OTHER), label=label, linewidth=1.4, alpha=0.85
+                    )
+        axes.set(title=title, xlabel="step", ylim=(0, 1))
+        axes.grid(alpha=0.25)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8, frameon=False)
+    _save(figure, path)
+
+
+def attempts(step: Mapping[str, float]) -> float | None:
+    """Share of right attempts: CIPO logs it apart from its corrections, GRPO's rewards are nothing else."""
+    return step.get("cipo/accuracy/base", step.get("critic/score/mean"))
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    return [float(np.mean(values[max(0, i + 1 - MEAN_OF) : i + 1])) for i in range(len(values))]
+
+
+def _axes(n: int, *, columns: int, height: float) -> tuple[Any, list[Any]]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = -(-n // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(13, height * rows), constrained_layout=True, squeeze=False)
+    for axes in grid.flat[n:]:
+        axes.remove()
+    for axes in grid.flat[:n]:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, list(grid.flat[:n])
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
