@@ -37,7 +37,7 @@ DEFAULTS = {
         "on_overflow": "tail",
         "max_attempt_tokens": None,
     },
-    "aux": {"kind": "nll", "coef": 0.0, "beta": 2.0},
+    "aux": {"kind": "nll", "coef": 0.0, "beta": 2.0, "distill_below": 0.0},
 }
 SECTIONS = [key for key, value in DEFAULTS.items() if isinstance(value, dict)]
 LEAVES = [key for key in DEFAULTS if key not in SECTIONS] + [f"{s}.{key}" for s in SECTIONS for key in DEFAULTS[s]]
@@ -106,6 +106,8 @@ BAD = [
     ("aux.kind", "dpo", "one of nll, contrastive"),
     ("aux.coef", -0.1, "a finite number >= 0"),
     ("aux.beta", None, "a finite number >= 0"),
+    ("aux.distill_below", -0.1, "a finite number in [0, 1]"),
+    ("aux.distill_below", 1.1, "a finite number in [0, 1]"),
     ("lambda_corr", math.nan, "a finite number >= 0"),
     ("lambda_corr", math.inf, "a finite number >= 0"),
     ("lambda_corr", False, "a finite number >= 0"),
@@ -261,6 +263,27 @@ def test_pairs_without_an_auxiliary_loss_would_train_nothing():
     assert "algorithm.cipo.aux.coef above 0" in message_of({"source": "paired"})
     config = CIPOConfig.from_mapping({"source": "paired", "aux": {"coef": 0.1}})
     assert config.pairs and not config.rolls_out
+
+
+@pytest.mark.parametrize(
+    ("others", "named"),
+    [
+        ({"aux": {"kind": "contrastive"}}, ["aux.kind = 'contrastive'", "aux.kind = 'nll'"]),
+        ({"source": "paired", "aux": {"coef": 0.1}}, ["algorithm.cipo.source = 'paired'", "'resample' or 'both'"]),
+    ],
+)
+def test_what_has_nothing_to_distil_is_refused(others, named):
+    message = message_of(others | {"aux": others["aux"] | {"distill_below": 0.25}})
+    assert message.startswith("algorithm.cipo.aux.distill_below = 0.25 with ") and "allowed is 0, or" in message
+    assert all(part in message for part in named)
+    assert CIPOConfig.from_mapping(others | {"aux": others["aux"] | {"distill_below": 0}}).aux.distill_below == 0
+
+
+@pytest.mark.parametrize("share", [0.25, 1])
+def test_sampled_corrections_are_distilled_by_nll(share):
+    for source in ("resample", "both"):
+        config = CIPOConfig.from_mapping({"source": source, "aux": {"coef": 0.1, "distill_below": share}})
+        assert config.aux.distill_below == share
 
 
 def test_where_corrections_come_from():

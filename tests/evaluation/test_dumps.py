@@ -67,11 +67,12 @@ def test_ground_truths_may_be_lists(tmp_path):
 
 
 def test_corrections_pairs_and_padding_are_no_samples(tmp_path):
-    rows = [row(uid=f"{UID}_{tail}") for tail in ("0_0", "1_0", "c0_0_0", "c1_3_0", "c0r_0_0", "c0a_1_0", "p1_0_0")]
+    tails = ("0_0", "1_0", "c0_0_0", "c1_3_0", "c0r_0_0", "c0a_1_0", "c0q_2_0", "p1_0_0")
+    rows = [row(uid=f"{UID}_{tail}") for tail in tails]
     run = read_run([write(tmp_path / "3.jsonl", *rows, row(uid=f"pad{'0' * 32}_0_0"))])
 
     assert [len(problem.samples) for problem in run.problems] == [2]
-    assert run.rows == {"attempts": 2, "corrections": 2, "auxiliary": 3, "padding": 1}
+    assert run.rows == {"attempts": 2, "corrections": 2, "auxiliary": 4, "padding": 1}
 
 
 def test_the_last_output_of_a_session_is_its_answer(tmp_path):

@@ -167,7 +167,7 @@ def test_pairs_of_one_prompt_and_of_two(queue):
     metrics = aux_metrics([aux])
     # 4 anchors, all failed: two of prompt a, which has a right rollout, two of prompt b, which takes a's.
     assert metrics["cipo/aux/pairs"] == metrics["cipo/aux/rows"] == metrics["cipo/rows/aux"] == 4
-    assert metrics["cipo/aux/adjacent"] == 2
+    assert metrics["cipo/aux/adjacent"] == 2 and metrics["cipo/aux/distilled"] == 0
     rows = fields(queue, batch, aux)
     new = {key: rows[key] for key in batch.keys[len(ROWS) :]}
     assert sorted(new) == ["a_p1_0_0", "a_p2_0_0", "b_p0_0_0", "b_p1_0_0"]
@@ -195,6 +195,60 @@ def test_both_sources_are_trained_together(queue):
     pairs = aux_metrics([aux])["cipo/aux/rows"]
     assert pairs == 1 + aux_metrics([aux])["cipo/aux/pairs"] >= 2
     assert sum(row[WEIGHTS].sum().item() for row in rows.values()) == pytest.approx(2.0), "1 for each side"
+
+
+@pytest.mark.parametrize("source", ["resample", "both"])
+def test_right_corrections_of_mostly_failing_prompts_are_trained_on_the_plain_prompt_too(queue, source):
+    # One of prompt a's three attempts is right: a rate of 1/3.
+    batch, aux = grown(queue, source=source, aux={"distill_below": 0.34})
+    new = [key for key in batch.keys if "q_" in key]
+    rows = fields(queue, batch, aux)
+    assert new == ["a_c1q_0_0", "a_c1q_1_0"]
+    for key, of in zip(new, ("a_c1_1_0", "a_c1_2_0"), strict=True):
+        assert text(rows[key], "prompts") == "a?" and text(rows[key], "responses") == text(rows[of], "responses")
+        assert text(rows[key], "input_ids") == "a?" + text(rows[of], "responses")
+        assert rows[key]["raw_prompt"] == [{"role": "user", "content": "a?"}] and rows[key]["uid"] == "a_c1q"
+        assert rows[key][SIGN] == rows[of][SIGN] == 1.0, "where they are, too"
+        assert not rows[key]["response_mask"].any() and not rows[key]["rm_scores"].any()
+        assert batch.tags[batch.keys.index(key)]["is_padding"] is True
+    metrics = aux_metrics([aux])
+    assert metrics["cipo/aux/distilled"] == 2
+    chosen = 4 + metrics["cipo/aux/pairs"]
+    assert metrics["cipo/aux/rows"] == chosen and metrics["cipo/rows/aux"] == chosen - 2
+    assert rows[new[1]][WEIGHTS].tolist() == pytest.approx([1 / chosen / 4] * 4), "one mean over all"
+
+
+@pytest.mark.parametrize("below", [0.0, 1 / 3])
+def test_corrections_of_other_prompts_are_not_distilled(queue, below):
+    batch, aux = grown(queue, aux={"distill_below": below})
+    assert batch.keys == list(ROWS)
+    assert aux_metrics([aux])["cipo/aux/distilled"] == 0 and aux_metrics([aux])["cipo/aux/rows"] == 2
+
+
+def test_distilled_corrections_without_a_stream_get_both_rows(queue):
+    batch, aux = grown(queue, in_stream=False, aux={"distill_below": 1.0})
+    assert batch.keys[len(ROWS) :] == ["a_c1a_0_0", "a_c1a_1_0", "a_c1q_0_0", "a_c1q_1_0"]
+    rows = fields(queue, batch, aux)
+    assert {key for key, row in rows.items() if row[WEIGHTS].any()} == set(batch.keys[len(ROWS) :])
+    assert text(rows["a_c1a_0_0"], "prompts") == "a? try: ..." and text(rows["a_c1q_0_0"], "prompts") == "a?"
+
+
+def test_the_plain_prompt_is_the_first_output_of_any_attempt(queue):
+    """An attempt of several outputs shows the earlier ones in the prompts of the later; the corrected one may miss."""
+    del queue.rows["a_1_0"]
+    queue.rows = {"a_0_1": {**queue.rows["a_0_0"], "prompts": torch.tensor(ids("a? then"))}} | queue.rows
+    batch, _ = grown(queue, aux={"distill_below": 1.0})
+    assert [text(queue.rows[key], "prompts") for key in batch.keys if "q_" in key] == ["a?", "a?"]
+
+
+@pytest.mark.parametrize("shows", ["a_0_0", "a_c1_1_0"])
+def test_an_image_is_not_distilled(queue, shows):
+    queue.rows[shows]["multi_modal_inputs"] = {"pixel_values": torch.zeros(1)}
+    batch, aux = grown(queue, aux={"distill_below": 1.0})
+    given_up = 2 if shows == "a_0_0" else 1
+    metrics = aux_metrics([aux])
+    assert metrics["cipo/aux/skipped/no_text_question"] == given_up
+    assert metrics["cipo/aux/distilled"] == len(batch.keys) - len(ROWS) == 2 - given_up
 
 
 def test_appended_rows_keep_their_place_in_the_stable_order(queue):

@@ -13,6 +13,7 @@ from verl.utils.model import compute_position_id_with_mask
 from verl.workers.utils.padding import left_right_2_no_padding
 
 from tests.integration.scored_batch import FIELDS, PAD, R, appended, decode, encode, scored, text_of
+from verl_cipo.core.config import AuxConfig
 from verl_cipo.integration.aux_proto import AuxPlan, AuxRow, append_rows, fill_partners
 from verl_cipo.integration.aux_rows import pair_uid
 from verl_cipo.integration.batch import objects
@@ -282,6 +283,45 @@ def test_a_correction_that_rollout_correction_rejected_is_not_trained():
     batch.batch["response_mask"][4] = 0
     assert appended(batch, source="resample")[0].batch["cipo_aux_sign"].tolist() == [0, 0, 0, 0, 0, 1, 0]
     assert len(appended(batch, kind="contrastive", source="resample")[0]) == 7
+
+
+def distilled(batch, below):
+    return appended(batch, source="resample", aux=AuxConfig(coef=0.1, distill_below=below))
+
+
+def test_right_corrections_of_mostly_failing_prompts_are_trained_on_the_plain_prompt_too():
+    batch = corrected()
+    # What is seen of the corrections' own prompts.
+    batch.batch["prompts"][3:] = ord("c")
+    batch.batch["response_mask"][0] = 0
+    out, counts = distilled(batch, 0.67)
+    assert counts == {"distilled": 2} and len(out) == 9
+    assert out.batch["cipo_aux_sign"].tolist() == [0, 0, 0, 0, 1, 1, 0, 1, 1]
+    assert out.batch["cipo_aux_weights"].sum(-1).tolist() == pytest.approx([0, 0, 0, 0, *[0.25] * 2, 0, *[0.25] * 2])
+    assert torch.equal(out.batch["responses"][7:], batch.batch["responses"][4:6])
+    for row in (7, 8):
+        assert text_of(out, row, "prompts") == "Q0>"
+        assert out.non_tensor_batch["raw_prompt"][row] == [{"role": "user", "content": "Q0"}]
+    assert out.non_tensor_batch["uid"][7:].tolist() == ["u0_c0q"] * 2
+    assert not out.batch["response_mask"][7:].any() and not out.batch["rm_scores"][7:].any()
+
+
+@pytest.mark.parametrize("below", [0.0, 2 / 3])
+def test_corrections_of_other_prompts_are_not_distilled(below):
+    """Two of the three attempts are right."""
+    assert len(distilled(corrected(), below)[0]) == 7
+
+
+def test_a_rejected_correction_and_one_with_an_image_are_not_distilled():
+    batch = corrected()
+    batch.batch["response_mask"][4] = 0
+    out, counts = distilled(batch, 1.0)
+    assert counts == {"distilled": 1} and torch.equal(out.batch["responses"][7:], batch.batch["responses"][5:6])
+    for row, given_up in ((0, 2), (5, 1)):
+        batch = corrected()
+        batch.non_tensor_batch["multi_modal_inputs"] = objects([{"pixels": 1} if i == row else {} for i in range(7)])
+        out, counts = distilled(batch, 1.0)
+        assert counts["no_text_question"] == given_up and counts["distilled"] == len(out) - 7 == 2 - given_up
 
 
 def test_both_sources_pair_attempts_only():

@@ -338,6 +338,18 @@ def test_the_auxiliary_loss_gets_its_rows_and_the_trainer_keeps_its_own(monkeypa
     assert (partners == (-1.0 if kind == "contrastive" else 0.0)).all()
 
 
+@pytest.mark.parametrize(("below", "rows"), [(0.0, 0), (0.5, 3)])
+def test_distilled_corrections_are_trained_and_counted(monkeypatch, below, rows):
+    """The three right corrections of prompt 0, of whose four attempts one is right."""
+    trainer = made(corrections(), aux=AuxConfig(coef=0.1, distill_below=below))
+    trainer._chats, trainer.tokenizer = Chat, type("Tokenizer", (), {"pad_token_id": 0})
+    metrics = one_step(trainer, attempts(), monkeypatch)
+    (trained,) = trainer.actor_rollout_wg.trained
+    assert metrics["cipo/aux/distilled"] == metrics["cipo/rows/aux"] == rows
+    assert metrics["cipo/aux/rows"] == (trained["cipo_aux_sign"] == 1).sum() == 3 + rows
+    assert sum(uid == "u0_c0q" for uid in trained["uid"]) >= rows
+
+
 def test_the_dump_names_the_rows(monkeypatch):
     written = {}
     monkeypatch.setattr(RayPPOTrainer, "_log_rollout_data", lambda self, batch, infos, *_: written.update(infos))

@@ -164,12 +164,18 @@ def test_within_ray_a_refusal_is_raised_and_not_an_exit(monkeypatch):
 
 
 CONTRASTIVE = ["+algorithm.cipo.aux.coef=0.1", "+algorithm.cipo.aux.kind=contrastive"]
+DISTILLED = [CONTRASTIVE[0], "+algorithm.cipo.aux.distill_below=0.25"]
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
         ([*CONTRASTIVE, "+algorithm.cipo.schedule=replay"], ["aux.kind=contrastive", "schedule=replay", "paired"]),
+        ([*DISTILLED, "+algorithm.cipo.schedule=replay"], ["aux.distill_below=0.25", "schedule=replay", "set it to 0"]),
+        (
+            [*DISTILLED, "algorithm.rollout_correction.bypass_mode=true"],
+            ["algorithm.rollout_correction.bypass_mode=True", "aux.distill_below"],
+        ),
         (
             [*CONTRASTIVE, "algorithm.rollout_correction.bypass_mode=true"],
             ["algorithm.rollout_correction.bypass_mode=True", "contrastive"],
@@ -184,7 +190,7 @@ CONTRASTIVE = ["+algorithm.cipo.aux.coef=0.1", "+algorithm.cipo.aux.kind=contras
         ),
         ([CONTRASTIVE[0], "distillation.enabled=true"], ["distillation.enabled=True", "aux.coef"]),
     ],
-    ids=["replay", "bypass", "bypass pairs", "geo_mean", "distillation"],
+    ids=["replay", "replay distilled", "bypass distilled", "bypass", "bypass pairs", "geo_mean", "distillation"],
 )
 def test_what_the_auxiliary_loss_cannot_be_trained_with(overrides, words):
     with pytest.raises(CIPOConfigError) as refused:
@@ -195,6 +201,7 @@ def test_what_the_auxiliary_loss_cannot_be_trained_with(overrides, words):
 def test_what_the_auxiliary_loss_can_be_trained_with():
     switched(*CONTRASTIVE, "+algorithm.cipo.schedule=replay", "+algorithm.cipo.source=paired")
     switched(CONTRASTIVE[0], "+algorithm.cipo.schedule=replay", "algorithm.rollout_correction.bypass_mode=true")
+    switched(*DISTILLED, "+algorithm.cipo.schedule=barrier")
 
 
 @pytest.mark.parametrize("mode", ["sync", "colocate_async", "separate_async"])

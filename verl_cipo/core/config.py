@@ -126,10 +126,21 @@ class AuxConfig:
     )
     coef: float = _knob(0.0, _WEIGHT, "Weight of the auxiliary loss; 0 = off. source=paired is trained by it alone.")
     beta: float = _knob(2.0, _WEIGHT, "Scale of the contrastive margin between mean log-probabilities per token.")
+    distill_below: float = _knob(
+        0.0,
+        _SHARE,
+        "Right sampled corrections of failed attempts are, where the prompt's pass rate is below this, trained on the "
+        "plain prompt too (nll only); 0 = off.",
+    )
     path: InitVar[str] = f"{ROOT}.aux"
 
     def __post_init__(self, path: str) -> None:
         _validate(self, path)
+        if self.distill_below > 0 and self.kind != "nll":
+            raise CIPOConfigError(
+                f"{path}.distill_below = {self.distill_below!r} with {path}.kind = {self.kind!r}: there is no failed "
+                f"attempt to prefer the correction over, allowed is 0, or {path}.kind = 'nll'"
+            )
 
 
 @dataclass(frozen=True)
@@ -218,6 +229,11 @@ class CIPOConfig:
             raise CIPOConfigError(
                 f"{path}.source = 'paired' with {path}.aux.coef = 0: pairs are trained by the auxiliary loss alone, "
                 f"set {path}.aux.coef above 0"
+            )
+        if self.source == "paired" and self.aux.distill_below > 0:
+            raise CIPOConfigError(
+                f"{path}.aux.distill_below = {self.aux.distill_below!r} with {path}.source = 'paired': no corrections "
+                f"are sampled, allowed is 0, or {path}.source = 'resample' or 'both'"
             )
 
     @classmethod

@@ -4,8 +4,8 @@ A line is a row of a batch: input, output, gts, score, step, with verl's V1 trai
 returned (acc, pred). Dumps of `--suite` are alike, with response_tokens and truncated. The uid is the row's key,
 `{prompt}_{session}_{index}`; CIPO's own rows are told by it:
 
-- `{prompt}_c{i}_{session}_{index}` is a correction; `{prompt}_c{i}r_...`, `{prompt}_c{i}a_...` and `{prompt}_p{i}_...`
-  are rows that only the auxiliary loss trains, `pad...` is padding;
+- `{prompt}_c{i}_{session}_{index}` is a correction; `{prompt}_c{i}r_...`, `{prompt}_c{i}a_...`,
+  `{prompt}_c{i}q_...` and `{prompt}_p{i}_...` are rows that only the auxiliary loss trains, `pad...` is padding;
 - of several rows of a session, the one of the highest index is its answer.
 
 Dumps of the V0 trainer have no uid: there a problem is what shares input and ground truth.
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, by_step, read_objects
 
 CORRECT_THRESHOLD = 0.5
-_ROW_KEY = re.compile(r"(?P<prompt>.+?)(?:_(?P<tag>[cp]\d+[ar]?))?_(?P<session>\d+)_(?P<index>\d+)")
+_ROW_KEY = re.compile(r"(?P<prompt>.+?)(?:_(?P<tag>[cp]\d+[arq]?))?_(?P<session>\d+)_(?P<index>\d+)")
 _PADDING = re.compile(r"pad[0-9a-f]+(?:_.*)?")
 _CORRECTION = re.compile(r"c\d+")
 

@@ -1,9 +1,9 @@
 """The rows that the auxiliary loss trains, in a TransferQueue batch.
 
 Two kinds: corrections of failed attempts that were sampled and verified as right (``source=resample``), which are in
-the batch already, and rows that are appended for this loss alone (aux_rows.py): the pairs of ``source=paired``, and the
-rejected side of ``aux.kind=contrastive``. Appended rows have an empty response mask and the tag ``is_padding``, so
-verl's losses and metrics do not see them.
+the batch already, and rows that are appended for this loss alone (aux_rows.py): the pairs of ``source=paired``, the
+rejected side of ``aux.kind=contrastive``, and with ``aux.distill_below`` those corrections under the plain prompt.
+Appended rows have an empty response mask and the tag ``is_padding``, so verl's losses and metrics do not see them.
 """
 
 from collections import Counter
@@ -33,6 +33,7 @@ COUNTED = dict.fromkeys(
         "aux/rows",
         "aux/pairs",
         "aux/adjacent",
+        "aux/distilled",
         "aux/skipped/no_donor",
         "aux/skipped/other_question",
         *(f"aux/skipped/{reason}" for reason in SKIP_REASONS),
@@ -117,6 +118,7 @@ def add_aux_rows(
     rows: list[_NewRow] = []
     if config.rolls_out:
         rows += _resampled(batch, table, aux, config=config, in_stream=in_stream)
+        rows += _distilled(batch, table, aux, below=config.aux.distill_below)
     if config.pairs:
         rows += _paired(batch, table, aux, config=config, chats=chats, step=step)
     if not rows:
@@ -186,6 +188,29 @@ def _resampled(
             made.append(source.make(aux, f"{group}a_{pair}_0", source=key, sign=CHOSEN, **shared))
         if attempts:
             made.append(source.make(aux, f"{group}r_{pair}_0", source=attempts[key], sign=REJECTED, **shared))
+    return made
+
+
+def _distilled(batch: KVBatchMeta, table: RowTable, aux: AuxRows, *, below: float) -> list[_NewRow]:
+    """Right corrections of failed attempts once more, as responses to the plain question of a prompt that mostly fails.
+
+    What is right there is rarely sampled without the attempt. Our own option [W], not the paper's.
+
+    Args:
+        below: ``aux.distill_below``, what the prompt's pass rate must be under.
+    """
+    questions = table.plain_prompts(below)
+    source = _Source(batch, sorted({*questions, *questions.values()}))
+    made = []
+    for number, (key, attempt) in enumerate(questions.items()):
+        question = source[attempt]
+        if question.get("multi_modal_inputs") or source[key].get("multi_modal_inputs"):
+            aux.counts["aux/skipped/no_text_question"] += 1
+            continue
+        plain = {"prompt_ids": question["prompts"].tolist(), "messages": question["raw_prompt"]}
+        new = f"{split_key(key)[0]}q_{number}_0"
+        made.append(source.make(aux, new, source=key, sign=CHOSEN, pair=-1, **plain))
+    aux.counts["aux/distilled"] += len(made)
     return made
 
 

@@ -39,6 +39,7 @@ class AuxRow:
     sign: float
     """CHOSEN or REJECTED."""
     pair: int
+    """Its number, -1 where the row is in none."""
 
 
 @dataclass
@@ -50,7 +51,8 @@ class AuxPlan:
     chosen: dict[int, int] = field(default_factory=dict)
     """Rows of the batch itself that it trains as right -> number of the pair."""
     counts: Counter = field(default_factory=Counter)
-    """``pairs`` that were made, ``adjacent``, those of two prompts among them, and attempts without one by reason."""
+    """``pairs`` that were made, ``adjacent``, those of two prompts among them, corrections that were ``distilled``, and
+    what got no row, by reason."""
 
 
 def plan_aux(batch: DataProto, table: RowTable, *, config: CIPOConfig, chats: Chats, step: int) -> AuxPlan:
@@ -58,6 +60,8 @@ def plan_aux(batch: DataProto, table: RowTable, *, config: CIPOConfig, chats: Ch
 
     * Corrections that were rolled out: the right ones of failed attempts; with ``aux.kind=contrastive`` the first of
       each attempt, and a row to append that has the attempt as its response to the same prompt.
+    * With ``aux.distill_below``, those right ones whose prompt mostly fails once more: a row to append under the plain
+      prompt.
     * Pairs, with ``source`` paired or both: a row to append for each pair of :func:`aux_rows.draw_pairs`, under the
       prompt of :func:`aux_rows.pair_prompt`, with the right rollout as its response; with ``aux.kind=contrastive`` a
       second one with the failed attempt.
@@ -79,6 +83,7 @@ def plan_aux(batch: DataProto, table: RowTable, *, config: CIPOConfig, chats: Ch
     else:
         kept = (row_of[key] for key in table.right_corrections() if key in row_of)
         plan.chosen = {row: number for number, row in enumerate(kept)}
+    _distil_corrections(batch, table, row_of, plan, below=config.aux.distill_below)
     if config.pairs:
         _pair_attempts(batch, table, row_of, plan, config=config, chats=chats, step=step)
     return plan
@@ -89,8 +94,13 @@ def _has_images(batch: DataProto, row: int) -> bool:
     return images is not None and bool(images[row])
 
 
+def _prompt_ids(batch: DataProto, row: int) -> list[int]:
+    """The prompt of a row without its padding."""
+    prompts = batch.batch["prompts"][row]
+    return prompts[batch.batch["attention_mask"][row, : len(prompts)] != 0].tolist()
+
+
 def _prefer_corrections(batch: DataProto, table: RowTable, row_of: Mapping[str, int], plan: AuxPlan) -> None:
-    width = batch.batch["prompts"].shape[1]
     for number, (key, attempt) in enumerate(table.preferences().items()):
         if key not in row_of or attempt not in row_of:
             continue
@@ -98,16 +108,39 @@ def _prefer_corrections(batch: DataProto, table: RowTable, row_of: Mapping[str, 
         if _has_images(batch, row):
             plan.counts["no_text_question"] += 1
             continue
-        shown = batch.batch["attention_mask"][row, :width] != 0
         plan.chosen[row] = number
         plan.rows.append(
             AuxRow(
                 source=row_of[attempt],
                 uid=f"{split_key(key)[0]}r",
                 messages=batch.non_tensor_batch["raw_prompt"][row],
-                prompt_ids=batch.batch["prompts"][row][shown].tolist(),
+                prompt_ids=_prompt_ids(batch, row),
                 sign=REJECTED,
                 pair=number,
+            )
+        )
+
+
+def _distil_corrections(
+    batch: DataProto, table: RowTable, row_of: Mapping[str, int], plan: AuxPlan, *, below: float
+) -> None:
+    for key, attempt in table.plain_prompts(below).items():
+        if key not in row_of:
+            continue
+        # Of the attempt only the prompt counts, so that it may be one without a token to train.
+        row = table.keys.index(attempt)
+        if _has_images(batch, row) or _has_images(batch, row_of[key]):
+            plan.counts["no_text_question"] += 1
+            continue
+        plan.counts["distilled"] += 1
+        plan.rows.append(
+            AuxRow(
+                source=row_of[key],
+                uid=f"{split_key(key)[0]}q",
+                messages=batch.non_tensor_batch["raw_prompt"][row],
+                prompt_ids=_prompt_ids(batch, row),
+                sign=CHOSEN,
+                pair=-1,
             )
         )
 

@@ -138,8 +138,8 @@ def pair_rows(
 
 
 def logged_counts(counts: Mapping[str, int]) -> Counter:
-    """Counts of pairs under the names that are logged, without ``cipo/``: all but two are reasons to leave one out."""
-    named = ("pairs", "adjacent")
+    """Counts of rows under the names that are logged, without ``cipo/``: all but three are reasons to leave one out."""
+    named = ("pairs", "adjacent", "distilled")
     return Counter({f"aux/{name}" if name in named else f"aux/skipped/{name}": n for name, n in counts.items()})
 
 

@@ -154,6 +154,23 @@ class RowTable:
                 attempts[key] = of_session[f"{uid}_{number}"]
         return attempts
 
+    def plain_prompts(self, below: float) -> dict[str, str]:
+        """Right corrections of failed attempts of prompts that mostly fail -> a row with the plain prompt; as keys.
+
+        That row is the first output of any attempt of the prompt: the corrected one may be missing.
+
+        Args:
+            below: what the prompt's pass rate must be under.
+        """
+        hard = {group.uid for group in self.attempts()[0] if group.pass_rate < below}
+        first = {}
+        for i in np.flatnonzero(self.rows.stream == BASE):
+            uid, _, output = split_key(self.keys[i])
+            if uid in hard and output == 0:
+                first.setdefault(uid, self.keys[i])
+        root = {key: anchor_of(split_key(key)[0])[0] for key in self.right_corrections()}
+        return {key: first[uid] for key, uid in root.items() if uid in first}
+
     def correction_keys(self) -> list[str]:
         """Keys of the correction rows."""
         return [self.keys[i] for i in np.flatnonzero(self.rows.stream == CORRECTION)]

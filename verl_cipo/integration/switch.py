@@ -156,24 +156,26 @@ def _check_aux(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str]
     """Refuse what the auxiliary loss cannot be trained with."""
     if OmegaConf.select(config, "distillation.enabled"):
         refuse("distillation.enabled", "verl's distillation loss takes the place of the one that aux.coef adds to")
-    appends = cipo.pairs or cipo.aux.kind == "contrastive" or cipo.lambda_corr == 0
+    appends = cipo.pairs or cipo.aux.kind == "contrastive" or cipo.aux.distill_below > 0 or cipo.lambda_corr == 0
     if appends and OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode"):
         refuse(
             "algorithm.rollout_correction.bypass_mode",
             "verl's loss then refuses a micro-batch of rows that only the auxiliary loss trains (pairs, contrastive, "
-            "lambda_corr=0), and there are no log-probabilities of the old policy to compare",
+            "aux.distill_below, lambda_corr=0), and there are no log-probabilities of the old policy to compare",
         )
     if appends and OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") == "geo_mean":
         refuse(
             "actor_rollout_ref.actor.policy_loss.loss_mode",
             "geo_mean divides by all rows of a micro-batch, those too that only the auxiliary loss trains (pairs, the "
-            "contrastive loss, lambda_corr=0)",
+            "contrastive loss, aux.distill_below, lambda_corr=0)",
         )
     for engine in ("megatron", "veomni"):
         replay = f"actor_rollout_ref.actor.{engine}.router_replay.mode"
         if appends and OmegaConf.select(config, replay) not in (None, "disabled"):
             refuse(
-                replay, "no routing is known of rows made for the auxiliary loss (pairs, contrastive, lambda_corr=0)"
+                replay,
+                "no routing is known of rows made for the auxiliary loss (pairs, contrastive, aux.distill_below, "
+                "lambda_corr=0)",
             )
     for tools in ("tool_config_path", "function_tool_path"):
         if cipo.pairs and OmegaConf.select(config, f"actor_rollout_ref.rollout.multi_turn.{tools}"):
@@ -181,10 +183,16 @@ def _check_aux(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str]
                 f"actor_rollout_ref.rollout.multi_turn.{tools}",
                 f"the prompt of a pair is rendered without tools, use {ROOT}.source=resample",
             )
-    if cipo.aux.kind == "contrastive" and cipo.rolls_out and cipo.schedule == "replay":
+    if not (cipo.rolls_out and cipo.schedule == "replay"):
+        return
+    gone = f"with {ROOT}.schedule=replay: the failed attempts of the step before are not in the batch"
+    if cipo.aux.kind == "contrastive":
         raise CIPOConfigError(
-            f"{ROOT}.aux.kind=contrastive with {ROOT}.schedule=replay: the failed attempts of the step before are not "
-            f"in the batch, use another schedule, {ROOT}.aux.kind=nll or {ROOT}.source=paired"
+            f"{ROOT}.aux.kind=contrastive {gone}, use another schedule, {ROOT}.aux.kind=nll or {ROOT}.source=paired"
+        )
+    if cipo.aux.distill_below > 0:
+        raise CIPOConfigError(
+            f"{ROOT}.aux.distill_below={cipo.aux.distill_below} {gone}, use another schedule or set it to 0"
         )
 
 
