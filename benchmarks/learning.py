@@ -32,7 +32,7 @@ from verl_cipo.evaluation.suite_results import plain
 
 FULL = Setting(
     task=prepare.Settings(
-        level=Level(events=(3, 5)), val=192, warmup=Warmup(steps=500, stop_pass1=0.15, stop_w2c=0.12)
+        level=Level(events=(3, 5)), val=192, warmup=Warmup(steps=500, stop_pass1=0.28, stop_w2c=0.18)
     ),
     steps=60,
 )

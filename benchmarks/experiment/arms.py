@@ -46,6 +46,12 @@ ABLATIONS = (
     _cipo(
         "paired", "pairs in place of sampled corrections, .1; n doubled", "source=paired", "aux.coef=0.1", rollouts=2
     ),
+    _cipo(
+        "distilled",
+        "right corrections of mostly failing prompts trained on the plain prompt too, .1",
+        "aux.coef=0.1",
+        "aux.distill_below=0.5",
+    ),
     _cipo("failed_only", "anchors are failed attempts", "rho_adaptive=false", "rho_init=0", "rho_min=0"),
     _cipo("hard_prompts", "anchors from prompts solved at most 3 times in 8 first", "delta_low=0", "delta_high=0.375"),
 )
