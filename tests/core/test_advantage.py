@@ -81,8 +81,10 @@ def test_group_relative_leaves_its_input_and_checks_it():
     group_relative(scores, np.array(["a", "a"], dtype=object), norm_by_std=True)
     assert scores.tolist() == [1.0, 0.0]
     assert group_relative(torch.zeros(0), [], norm_by_std=True).shape == (0,)
-    with pytest.raises(ValueError, match=r"\(2,\) and 1 group names"):
+    with pytest.raises(ValueError, match=r"\(2,\), 1 group names"):
         group_relative(scores, ["a"], norm_by_std=True)
+    with pytest.raises(ValueError, match=r"spread \(1,\)"):
+        group_relative(scores, ["a", "a"], norm_by_std=True, spread=torch.ones(1))
     with pytest.raises(TypeError, match="torch.int64"):
         group_relative(torch.tensor([1, 0]), ["a", "a"], norm_by_std=True)
 
@@ -163,8 +165,17 @@ def test_seq_mean_by_hand():
 
 def test_norm_by_std_by_hand():
     result = advantages(norm_by_std=True, lambda_corr=8 / 6, epsilon=0.0)
-    # (1 - .5) / sqrt(.5) = .70711; shaped 1, -1: (1 - 0) / sqrt(2) = .70711 as well. Corrections: 8/6 * 6/8 = 1.
-    assert torch.allclose(result[:, 0], torch.tensor([0.70711, -0.70711] * 3), atol=1e-5)
+    # (1 - .5) / sqrt(.5) = .70711; shaped 1, -1, over the std of the raw 1, 0: (1 - 0) / sqrt(.5) = 1.41421.
+    # Corrections: 8/6 * 6/8 = 1.
+    wanted = torch.tensor([0.70711, -0.70711, 1.41421, -1.41421, 0.70711, -0.70711])
+    assert torch.allclose(result[:, 0], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm_by_std", [True, False])
+def test_a_binary_verifier_has_right_anchors_weigh_more_by_the_penalty(norm_by_std):
+    without, shaped = (advantages(norm_by_std=norm_by_std, lambda_risk=risk) for risk in (0.0, 1.5))
+    assert torch.allclose(shaped[2:4], 2.5 * without[2:4], atol=1e-5) and without[2:4].abs().sum() > 0
+    assert torch.equal(shaped[:2], without[:2]) and torch.equal(shaped[4:], without[4:])
 
 
 def test_lambda_zero_leaves_nothing_of_the_corrections():
@@ -383,5 +394,6 @@ def test_shaping_is_applied_once_and_to_broken_corrections_alone(batch, how):
     shaped = values.clone()
     broken = all_rows.final & (all_rows.stream == CORRECTION) & all_rows.anchor_correct & ~all_rows.correct
     shaped[torch.from_numpy(broken), 0] -= how["lambda_risk"]
+    how = how | {"norm_by_std": False}
     by_hand = two_stream(shaped, mask, all_rows, **(how | {"lambda_risk": 0.0}))
     assert torch.allclose(two_stream(values, mask, all_rows, **how), by_hand, rtol=1e-4, atol=1e-5)

@@ -153,8 +153,9 @@ def test_the_joint_loss_is_base_plus_lambda_times_correction(mode, lambda_corr):
     alone, corrections = torch.zeros(n, width), torch.zeros(n, width)
     grpo_rows = rows.take(range(n_base))
     alone[base] = two_stream_advantage(rewards[base], mask[base], grpo_rows, lambda_corr=1.0, **how)
-    shaped = scores - torch.from_numpy(anchor_correct & ~correct).float()
-    corrections[corr] = grpo(shaped[corr], group[corr], True)[:, None] * mask[corr]
+    # Of 1 and 0, lambda_risk = 1 makes 1 and -1: twice the advantage over the same std.
+    shaped = grpo(scores[corr], group[corr], True) * torch.from_numpy(1 + anchor_correct[corr])
+    corrections[corr] = shaped[:, None] * mask[corr]
     j_base, base_grad = loss(alone, base, n_base)
     j_corr, corr_grad = loss(corrections, corr, n_corr)
     if mode == "token-sum":

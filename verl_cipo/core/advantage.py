@@ -65,29 +65,40 @@ class Rows:
 
 
 def group_relative(
-    scores: Tensor, group: Sequence[Hashable] | np.ndarray, *, norm_by_std: bool, epsilon: float = 1e-6
+    scores: Tensor,
+    group: Sequence[Hashable] | np.ndarray,
+    *,
+    norm_by_std: bool,
+    spread: Tensor | None = None,
+    epsilon: float = 1e-6,
 ) -> Tensor:
     """(s - mean) / (std + epsilon) within each group, or s - mean; verl's compute_grpo_outcome_advantage bit for bit.
 
-    scores: float32, as verl's rewards are, or float64, shape (N,); group: N hashable names. A group of one has mean 0
-    and std 1, as in verl (which has these two in float32 even for float64 scores: equal up to 1e-7 there).
+    scores: float32, as verl's rewards are, or float64, shape (N,); group: N hashable names; spread: like scores, what
+    the std is of if not of them. A group of one has mean 0 and std 1, as in verl (which has these two in float32 even
+    for float64 scores: equal up to 1e-7 there).
     Groups of one size share one call for their means and one for their std. Returns a new tensor of shape (N,).
     """
-    if scores.dim() != 1 or len(group) != len(scores):
-        raise ValueError(f"scores {tuple(scores.shape)} and {len(group)} group names: allowed is one shape (N,)")
+    spread = scores if spread is None else spread
+    if scores.dim() != 1 or len(group) != len(scores) or spread.shape != scores.shape:
+        raise ValueError(
+            f"scores {tuple(scores.shape)}, {len(group)} group names and spread {tuple(spread.shape)}: "
+            "allowed is one shape (N,)"
+        )
     if scores.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"scores are {scores.dtype}: allowed are float32 and float64")
-    values = scores.detach().cpu()
+    values, spread = scores.detach().cpu(), spread.detach().cpu()
     codes = _codes(group)
-    grouped = values[torch.from_numpy(np.argsort(codes, kind="stable"))]
+    order = torch.from_numpy(np.argsort(codes, kind="stable"))
+    grouped, spread = values[order], spread[order]
     size = np.bincount(codes)
     start = np.cumsum(size) - size
     mean, std = values.new_zeros(len(size)), values.new_ones(len(size))
     for n in np.unique(size[size > 1]):
         same = np.flatnonzero(size == n)
-        one_a_line = grouped[torch.from_numpy(start[same, None] + np.arange(n))]
-        mean[torch.from_numpy(same)] = one_a_line.mean(dim=1)
-        std[torch.from_numpy(same)] = one_a_line.std(dim=1)
+        one_a_line = torch.from_numpy(start[same, None] + np.arange(n))
+        mean[torch.from_numpy(same)] = grouped[one_a_line].mean(dim=1)
+        std[torch.from_numpy(same)] = spread[one_a_line].std(dim=1)
     of_row = torch.from_numpy(codes)
     centred = values - mean[of_row]
     return (centred / (std[of_row] + epsilon) if norm_by_std else centred).to(scores.device)
@@ -141,8 +152,10 @@ def two_stream_advantage(
     """Advantages of a batch that mixes attempts, corrections and padding.
 
     token_level_rewards: (N, T), raw verifier outcomes (and any KL penalty); response_mask: (N, T), 1 where trained.
-    The sum of a final row's rewards is its session's score; corrections are shaped here, once. Only final rows enter
-    the statistics of their group; a session's advantage goes to all its rows. Padding gets 0 and enters nothing.
+    The sum of a final row's rewards is its session's score; corrections are shaped here, once. The std that divides is
+    that of the raw scores: all corrections of an anchor are shaped alike, so that the std of the shaped ones would undo
+    the penalty of a verifier that knows only right and wrong. Only final rows enter the statistics of their group; a
+    session's advantage goes to all its rows. Padding gets 0 and enters nothing.
     As in verl, a session whose final row has no trained token counts in its group and gets 0 itself.
     Returns (N, T), masked; the inputs are left as they are.
     Raises: ValueError when shapes differ or a session has no final row, or more than one.
@@ -160,13 +173,13 @@ def two_stream_advantage(
     base = rows.stream == BASE
 
     last = rows.take(final)
-    scores = token_level_rewards.sum(dim=-1)[torch.from_numpy(final)]
-    scores = scores + risk_penalty(
+    raw = token_level_rewards.sum(dim=-1)[torch.from_numpy(final)]
+    scores = raw + risk_penalty(
         *(torch.from_numpy(flags) for flags in (last.correct, last.anchor_correct, last.stream == CORRECTION)),
         lambda_risk=lambda_risk,
-    ).to(scores)
+    ).to(raw)
     names = list(zip(last.stream.tolist(), last.group.tolist(), strict=True))
-    advantage = group_relative(scores, names, norm_by_std=norm_by_std, epsilon=epsilon)
+    advantage = group_relative(scores, names, norm_by_std=norm_by_std, spread=raw, epsilon=epsilon)
 
     base_scale, corr_scale = stream_scales(
         n_base_tokens=int(tokens[base].sum()),
