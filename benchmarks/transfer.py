@@ -1,0 +1,315 @@
+"""Does what corrections teach reach the first attempt? The gradient of each stream against that of pass@1.
+
+    python benchmarks/transfer.py --task outputs/learning/full/tasks/seed11                  # at the starting model
+    python benchmarks/transfer.py --task ... --model outputs/learning/full/cipo_seed11/checkpoint
+
+From one model, for a number of batches of 16 prompts: 8 and 16 attempts a prompt, and 8 corrections of each of 16 wrong
+and of 16 right ones of the first 8 attempts, drawn and weighed by the package's own code. With the model as it is, the
+policy gradient of each is compared with the gradient of pass@1 that a much larger sample of other prompts gives.
+
+A step of Adam has nearly the same length whatever the gradient's, so what a step gains is, to first order, in
+proportion to the cosine between its gradient and that of pass@1: of two arms the one with the larger cosine learns
+faster. Plain PyTorch, no verl: this explains the runs of learning.py, it does not take part in them.
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.json_file import write_json
+from examples.tiny.evaluate import is_right, prompt_ids
+from examples.tiny.launch import Task
+from verl_cipo.core.advantage import BASE, CORRECTION, Rows, two_stream_advantage
+from verl_cipo.core.anchors import Attempt, Group, anchor_budget, select_anchors
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.prompts import TEMPLATES, render
+
+PROMPTS, N = 16, 8
+RHOS = (0.0, 0.3, 0.8, 1.0)
+LAMBDAS = (0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A problem of the task."""
+
+    index: int
+    text: str
+    answer: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A response to a prompt, as token ids and text, and whether it is right."""
+
+    prompt: list[int]
+    response: list[int]
+    text: str
+    right: bool
+
+
+class Policy:
+    """A model that samples, and whose policy gradient is taken."""
+
+    def __init__(self, folder: Path):
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    @torch.no_grad()
+    def sample(self, asked: Sequence[tuple[str, int]]) -> list[Sample]:
+        """A response to each (user message, right answer), drawn at temperature 1."""
+        found: list[Sample] = []
+        for at in range(0, len(asked), 256):
+            part = asked[at : at + 256]
+            prompts = [prompt_ids(self.tokenizer, message) for message, _ in part]
+            batch = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+            drawn = self.model.generate(
+                **batch, max_new_tokens=Task.response_length, do_sample=True, temperature=1.0, top_k=0, top_p=1.0
+            )
+            for prompt, row, (_, answer) in zip(prompts, drawn[:, batch["input_ids"].shape[1] :], part, strict=True):
+                ids = row.tolist()
+                if self.tokenizer.eos_token_id in ids:
+                    ids = ids[: ids.index(self.tokenizer.eos_token_id) + 1]
+                text = self.tokenizer.decode(ids, skip_special_tokens=True)
+                found.append(Sample(prompt, ids, text, is_right(text, answer)))
+        return found
+
+    def gradient(self, samples: Sequence[Sample], weights: np.ndarray) -> Tensor:
+        """(parameters,) gradient of the sum of each sample's log-likelihood times its weight."""
+        self.model.zero_grad()
+        rows = [(s.prompt, s.response, float(w)) for s, w in zip(samples, weights, strict=True) if w]
+        rows.sort(key=lambda row: len(row[0]) + len(row[1]))
+        for at in range(0, len(rows), 64):
+            part = rows[at : at + 64]
+            length = max(len(p) + len(r) for p, r, _ in part)
+            ids = torch.tensor([p + r + [0] * (length - len(p) - len(r)) for p, r, _ in part])
+            weight = torch.tensor(
+                [[0.0] * len(p) + [w] * len(r) + [0.0] * (length - len(p) - len(r)) for p, r, w in part]
+            )
+            # No mask: padding is on the right, where a causal model does not see it.
+            chosen = log_softmax(self.model(input_ids=ids).logits[:, :-1], dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
+            (chosen * weight[:, 1:]).sum().backward()
+        return torch.cat(
+            [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in self.model.parameters()]
+        )
+
+
+def weights_of(samples: Sequence[Sample], *, n: int, anchors: Sequence[Attempt] | None = None) -> np.ndarray:
+    """(N,) weight of each sample's tokens in the token-mean loss of its stream, which `samples` are.
+
+    Args:
+        n: samples a group, which stand together.
+        anchors: of each group, where the stream is that of the corrections.
+    """
+    verdicts = [False] * len(samples) if anchors is None else [a.correct for a in anchors for _ in range(n)]
+    rows = Rows(
+        stream=np.full(len(samples), BASE if anchors is None else CORRECTION, dtype=np.int8),
+        group=np.array([str(i // n) for i in range(len(samples))], dtype=object),
+        session=np.array([str(i) for i in range(len(samples))], dtype=object),
+        final=np.ones(len(samples), dtype=bool),
+        correct=np.array([sample.right for sample in samples]),
+        anchor_correct=np.array(verdicts),
+    )
+    rewards = torch.tensor([[float(sample.right)] for sample in samples])
+    found = two_stream_advantage(
+        rewards,
+        torch.ones_like(rewards),
+        rows,
+        lambda_corr=1.0,
+        lambda_risk=CIPOConfig().lambda_risk,
+        norm_by_std=True,
+        loss_agg_mode="token-mean",
+    )
+    return found[:, 0].numpy() / sum(len(sample.response) for sample in samples)
+
+
+@dataclass
+class Batch:
+    """What one batch gives: by stream its gradient, and the shares of right samples and of groups that have both."""
+
+    gradient: dict[str, Tensor]
+    right: dict[str, float]
+    mixed: dict[str, float]
+
+
+def corrections_at(rho: float) -> str:
+    """The name of a stream of corrections."""
+    return f"corrections, rho {rho:g}"
+
+
+def one_batch(policy: Policy, questions: Sequence[Question], *, step: int) -> Batch:
+    """Sample as GRPO, GRPO with twice the rollouts and CIPO do, and take the gradient of each stream."""
+    config, batch = CIPOConfig(), Batch({}, {}, {})
+
+    def add(stream: str, samples: Sequence[Sample], *, n: int, anchors: Sequence[Attempt] | None = None) -> None:
+        rates = np.array([s.right for s in samples], dtype=float).reshape(-1, n).mean(axis=1)
+        batch.right[stream], batch.mixed[stream] = float(rates.mean()), float(((rates > 0) & (rates < 1)).mean())
+        batch.gradient[stream] = policy.gradient(samples, weights_of(samples, n=n, anchors=anchors))
+
+    twice = policy.sample([(q.text, q.answer) for q in questions for _ in range(2 * N)])
+    attempts = [s for i, s in enumerate(twice) if i % (2 * N) < N]
+    add("attempts", attempts, n=N)
+    add("attempts, twice", twice, n=2 * N)
+    groups = [
+        Group(str(i), tuple(Attempt(str(i), q.index, j, s.right, float(s.right)) for j, s in enumerate(own)))
+        for i, q in enumerate(questions)
+        for own in [attempts[i * N : (i + 1) * N]]
+    ]
+    for rho in RHOS:
+        anchors = select_anchors(
+            groups,
+            budget=anchor_budget(PROMPTS, config.replay_fraction),
+            rho=rho,
+            delta_low=config.delta_low,
+            delta_high=config.delta_high,
+            seed=config.seed,
+            step=step,
+        )
+        asked = []
+        for anchor in anchors:
+            question, attempt = questions[int(anchor.uid)], attempts[int(anchor.uid) * N + anchor.session]
+            asked += [(render(TEMPLATES["math"], question.text, attempt.text.strip()), question.answer)] * N
+        add(corrections_at(rho), policy.sample(asked), n=N, anchors=anchors)
+    return batch
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The gradient of pass@1 over many questions, in two halves with noise of their own."""
+
+    halves: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, policy: Policy, questions: Sequence[Question], *, samples: int) -> "Goal":
+        """From `samples` attempts at each question."""
+        halves = []
+        for part in (questions[::2], questions[1::2]):
+            drawn = policy.sample([(q.text, q.answer) for q in part for _ in range(samples)])
+            right = np.array([s.right for s in drawn], dtype=float).reshape(-1, samples)
+            # Against the mean of the others, which keeps the estimate unbiased.
+            weights = (right - right.mean(axis=1, keepdims=True)) / (samples - 1) / len(part)
+            halves.append(policy.gradient(drawn, weights.flatten()))
+        return cls((halves[0], halves[1]))
+
+    @property
+    def length(self) -> float:
+        """Its length without the noise, which the two halves do not share. nan where noise is all there is."""
+        return float(np.sqrt(max(float(self.halves[0] @ self.halves[1]), 0.0)) or np.nan)
+
+    def along(self, gradient: Tensor) -> float:
+        """How far `gradient` goes in this direction."""
+        return float(gradient @ (self.halves[0] + self.halves[1])) / 2 / self.length
+
+
+def measure(goal: Goal, gradients: Sequence[Tensor]) -> dict[str, float]:
+    """Of one stream or arm over the batches.
+
+    Returns:
+        `step`: mean cosine of one batch's gradient with the goal, and `step_se`, its standard error over the batches;
+        `signal`: length of the expected gradient; `length`: mean length of one batch's; `expected`: cosine of the
+        expected gradient with the goal, free of noise.
+    """
+    lengths = [float(g.norm()) for g in gradients]
+    along = [goal.along(g) for g in gradients]
+    cosines = [a / length for a, length in zip(along, lengths, strict=True)]
+    total = torch.stack(list(gradients)).sum(dim=0)
+    n = len(gradients)
+    squared = (float(total @ total) - sum(length**2 for length in lengths)) / (n * (n - 1))
+    signal = float(np.sqrt(squared)) if squared > 0 else float("nan")
+    return {
+        "step": float(np.mean(cosines)),
+        "step_se": float(np.std(cosines, ddof=1) / np.sqrt(n)),
+        "signal": signal,
+        "length": float(np.mean(lengths)),
+        "expected": float(np.mean(along)) / signal,
+    }
+
+
+def read_questions(task: Path) -> list[Question]:
+    """The training problems of a task folder that `examples/tiny/prepare.py` made."""
+    rows = pq.read_table(task / "data" / "train.parquet").to_pylist()
+    return [
+        Question(row["extra_info"]["index"], row["prompt"][0]["content"], int(row["reward_model"]["ground_truth"]))
+        for row in rows
+    ]
+
+
+def compare(goal: Goal, batches: Sequence[Batch]) -> dict[str, dict[str, dict[str, float]]]:
+    """The streams by themselves, and the arms, which add them up."""
+    streams = {name: [batch.gradient[name] for batch in batches] for name in batches[0].gradient}
+    arms = {"GRPO": streams["attempts"], "GRPO, twice the rollouts": streams["attempts, twice"]}
+    for rho in RHOS:
+        for weight in LAMBDAS:
+            arms[f"CIPO, rho {rho:g}, lambda {weight:g}"] = [
+                own + weight * more for own, more in zip(streams["attempts"], streams[corrections_at(rho)], strict=True)
+            ]
+    shares = {
+        name: {
+            "right": float(np.mean([b.right[name] for b in batches])),
+            "mixed": float(np.mean([b.mixed[name] for b in batches])),
+        }
+        for name in streams
+    }
+    return {
+        "streams": {name: shares[name] | measure(goal, found) for name, found in streams.items()},
+        "arms": {name: measure(goal, found) for name, found in arms.items()},
+    }
+
+
+def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Both parts in Markdown."""
+    lines = ["| stream | right | mixed groups | signal | length of one batch's | cosine of the expected with pass@1 |"]
+    lines.append("|---|---|---|---|---|---|")
+    for name, f in found["streams"].items():
+        cells = [f"{f[key]:.3f}" for key in ("right", "mixed", "signal", "length", "expected")]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", "| arm | cosine of one step with pass@1 | standard error |", "|---|---|---|"]
+    lines += [f"| {name} | {f['step']:.3f} | {f['step_se']:.3f} |" for name, f in found["arms"].items()]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure and print; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", type=Path, required=True, help="folder of examples/tiny/prepare.py")
+    parser.add_argument("--model", type=Path, help="a Hugging Face folder; default the task's starting model")
+    parser.add_argument("--batches", type=int, default=16, help=f"of {PROMPTS} prompts (default 16)")
+    parser.add_argument("--goal", type=int, default=256, help="other prompts for the gradient of pass@1 (default 256)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    args = parser.parse_args()
+    questions = read_questions(args.task)
+    if (wanted := args.batches * PROMPTS + args.goal) > len(questions):
+        parser.error(
+            f"--batches {args.batches} --goal {args.goal} take {wanted} prompts, {args.task} has {len(questions)}"
+        )
+    torch.manual_seed(args.seed)
+    drawn = random.Random(args.seed).sample(questions, wanted)
+    policy = Policy(args.model or args.task / "model")
+    goal = Goal.of(policy, drawn[: args.goal], samples=2 * N)
+    batches = [
+        one_batch(policy, drawn[args.goal + i * PROMPTS : args.goal + (i + 1) * PROMPTS], step=i)
+        for i in tqdm(range(args.batches), desc="batches", dynamic_ncols=True)
+    ]
+    found = compare(goal, batches)
+    print(table(found))
+    if args.json:
+        write_json(args.json, found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
