@@ -206,8 +206,19 @@ class Goal:
 
     @property
     def length(self) -> float:
-        """Its length without the noise, which the two halves do not share. nan where noise is all there is."""
-        return float(np.sqrt(max(float(self.halves[0] @ self.halves[1]), 0.0)) or np.nan)
+        """Its length without the noise, which the two halves do not share.
+
+        Raises: ValueError where noise is all there is.
+        """
+        squared = float(self.halves[0] @ self.halves[1])
+        if squared <= 0:
+            raise ValueError("the gradient of pass@1 is lost in its noise: take more prompts for it (--goal)")
+        return float(np.sqrt(squared))
+
+    @property
+    def agreement(self) -> float:
+        """Cosine of the two halves."""
+        return float(self.halves[0] @ self.halves[1] / self.halves[0].norm() / self.halves[1].norm())
 
     def along(self, gradient: Tensor) -> float:
         """How far `gradient` goes in this direction."""
@@ -300,6 +311,10 @@ def main() -> int:
     drawn = random.Random(args.seed).sample(questions, wanted)
     policy = Policy(args.model or args.task / "model")
     goal = Goal.of(policy, drawn[: args.goal], samples=2 * N)
+    try:
+        print(f"gradient of pass@1: length {goal.length:.4f}, cosine of its two halves {goal.agreement:.2f}")
+    except ValueError as lost:
+        parser.error(str(lost))
     batches = [
         one_batch(policy, drawn[args.goal + i * PROMPTS : args.goal + (i + 1) * PROMPTS], step=i)
         for i in tqdm(range(args.batches), desc="batches", dynamic_ncols=True)

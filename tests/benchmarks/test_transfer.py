@@ -22,7 +22,7 @@ def test_a_step_is_held_against_the_goal_and_the_expected_one_is_free_of_noise()
     axis = torch.eye(6)
     goal = Goal((2 * axis[0] + 7 * axis[4], 2 * axis[0] + 7 * axis[5]))
     found = transfer.measure(goal, [3 * axis[0] + 4 * axis[i] for i in (1, 2, 3)])
-    assert goal.length == pytest.approx(2)
+    assert goal.length == pytest.approx(2) and goal.agreement == pytest.approx(4 / 53)
     assert found == pytest.approx({"step": 0.6, "step_se": 0, "signal": 3, "length": 5, "expected": 1}, abs=1e-6)
 
 
@@ -30,6 +30,12 @@ def test_a_part_that_every_batch_has_aside_of_the_goal_is_no_noise():
     axis = torch.eye(3)
     found = transfer.measure(Goal((axis[0], axis[0])), [3 * axis[0] + 4 * axis[1]] * 2)
     assert found["signal"] == pytest.approx(5) and found["expected"] == pytest.approx(0.6)
+
+
+def test_a_goal_that_is_noise_alone_is_refused():
+    axis = torch.eye(2)
+    with pytest.raises(ValueError, match="lost in its noise: take more prompts"):
+        transfer.measure(Goal((axis[0], axis[1])), [axis[0], axis[1]])
 
 
 def test_weights_are_grpos_over_the_tokens_of_the_stream():
