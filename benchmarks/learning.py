@@ -1,7 +1,7 @@
 """Does CIPO learn more than GRPO? The reference experiment, with the controls and ablations.
 
     python benchmarks/learning.py --quick                       # two small runs, the path alone: under 5 minutes
-    python benchmarks/learning.py --seeds 11 12 13              # the main arms; some 8 to 20 minutes a run, estimated
+    python benchmarks/learning.py --seeds 11 12 13              # the main arms; a run takes 10 to 15 minutes alone
     python benchmarks/learning.py --seeds 11 --arms all         # and the ablations
     python benchmarks/learning.py --seeds 11 12 13 --json benchmarks/results/learning.json
 
