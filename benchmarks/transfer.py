@@ -40,6 +40,7 @@ from verl_cipo.core.prompts import TEMPLATES, render
 PROMPTS, N = 16, 8
 RHOS = (0.0, 0.3, 0.8, 1.0)
 LAMBDAS = (0.25, 0.5, 1.0)
+CONTROL = "GRPO, twice the rollouts"
 
 
 @dataclass(frozen=True)
@@ -225,27 +226,32 @@ class Goal:
         return float(gradient @ (self.halves[0] + self.halves[1])) / 2 / self.length
 
 
+def cosines(goal: Goal, gradients: Sequence[Tensor]) -> np.ndarray:
+    """(batches,) the cosine of each batch's gradient with the goal."""
+    return np.array([goal.along(g) / float(g.norm()) for g in gradients])
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Of the mean of independent values."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
 def measure(goal: Goal, gradients: Sequence[Tensor]) -> dict[str, float]:
-    """Of one stream or arm over the batches.
+    """Of one stream over the batches.
 
     Returns:
-        `step`: mean cosine of one batch's gradient with the goal, and `step_se`, its standard error over the batches;
         `signal`: length of the expected gradient; `length`: mean length of one batch's; `expected`: cosine of the
         expected gradient with the goal, free of noise.
     """
     lengths = [float(g.norm()) for g in gradients]
-    along = [goal.along(g) for g in gradients]
-    cosines = [a / length for a, length in zip(along, lengths, strict=True)]
     total = torch.stack(list(gradients)).sum(dim=0)
     n = len(gradients)
     squared = (float(total @ total) - sum(length**2 for length in lengths)) / (n * (n - 1))
     signal = float(np.sqrt(squared)) if squared > 0 else float("nan")
     return {
-        "step": float(np.mean(cosines)),
-        "step_se": float(np.std(cosines, ddof=1) / np.sqrt(n)),
         "signal": signal,
         "length": float(np.mean(lengths)),
-        "expected": float(np.mean(along)) / signal,
+        "expected": float(np.mean([goal.along(g) for g in gradients])) / signal,
     }
 
 
@@ -259,14 +265,19 @@ def read_questions(task: Path) -> list[Question]:
 
 
 def compare(goal: Goal, batches: Sequence[Batch]) -> dict[str, dict[str, dict[str, float]]]:
-    """The streams by themselves, and the arms, which add them up."""
+    """The streams by themselves, and the arms, which add them up.
+
+    Of an arm, `step` is the mean cosine of one batch's gradient with the goal, and `minus_twice` that less the
+    control's, batch by batch; both with the standard error over the batches, `..._se`.
+    """
     streams = {name: [batch.gradient[name] for batch in batches] for name in batches[0].gradient}
-    arms = {"GRPO": streams["attempts"], "GRPO, twice the rollouts": streams["attempts, twice"]}
+    arms = {"GRPO": streams["attempts"], CONTROL: streams["attempts, twice"]}
     for rho in RHOS:
         for weight in LAMBDAS:
             arms[f"CIPO, rho {rho:g}, lambda {weight:g}"] = [
                 own + weight * more for own, more in zip(streams["attempts"], streams[corrections_at(rho)], strict=True)
             ]
+    control = cosines(goal, arms[CONTROL])
     shares = {
         name: {
             "right": float(np.mean([b.right[name] for b in batches])),
@@ -276,7 +287,16 @@ def compare(goal: Goal, batches: Sequence[Batch]) -> dict[str, dict[str, dict[st
     }
     return {
         "streams": {name: shares[name] | measure(goal, found) for name, found in streams.items()},
-        "arms": {name: measure(goal, found) for name, found in arms.items()},
+        "arms": {
+            name: {
+                "step": float(own.mean()),
+                "step_se": standard_error(own),
+                "minus_twice": float((own - control).mean()),
+                "minus_twice_se": standard_error(own - control),
+            }
+            for name, found in arms.items()
+            for own in [cosines(goal, found)]
+        },
     }
 
 
@@ -287,8 +307,11 @@ def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
     for name, f in found["streams"].items():
         cells = [f"{f[key]:.3f}" for key in ("right", "mixed", "signal", "length", "expected")]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "| arm | cosine of one step with pass@1 | standard error |", "|---|---|---|"]
-    lines += [f"| {name} | {f['step']:.3f} | {f['step_se']:.3f} |" for name, f in found["arms"].items()]
+    lines += ["", f"| arm | cosine of one step with pass@1 | minus {CONTROL} |", "|---|---|---|"]
+    for name, f in found["arms"].items():
+        lines.append(
+            f"| {name} | {f['step']:.3f} +- {f['step_se']:.3f} | {f['minus_twice']:+.3f} +- {f['minus_twice_se']:.3f} |"
+        )
     return "\n".join(lines)
 
 

@@ -21,9 +21,26 @@ def test_a_step_is_held_against_the_goal_and_the_expected_one_is_free_of_noise()
     """Three batches: 3 along the goal, 4 elsewhere each time; the noise in the goal is in its halves alone."""
     axis = torch.eye(6)
     goal = Goal((2 * axis[0] + 7 * axis[4], 2 * axis[0] + 7 * axis[5]))
-    found = transfer.measure(goal, [3 * axis[0] + 4 * axis[i] for i in (1, 2, 3)])
+    gradients = [3 * axis[0] + 4 * axis[i] for i in (1, 2, 3)]
+    found = transfer.measure(goal, gradients)
     assert goal.length == pytest.approx(2) and goal.agreement == pytest.approx(4 / 53)
-    assert found == pytest.approx({"step": 0.6, "step_se": 0, "signal": 3, "length": 5, "expected": 1}, abs=1e-6)
+    assert found == pytest.approx({"signal": 3, "length": 5, "expected": 1}, abs=1e-6)
+    assert transfer.cosines(goal, gradients) == pytest.approx([0.6] * 3)
+
+
+def test_arms_are_compared_batch_by_batch():
+    """The control's cosines are .6 and 1, GRPO's .8 and 1: a mean difference of .1, and as much of a standard error."""
+    axis = torch.eye(2)
+    goal = Goal((axis[0], axis[0]))
+    streams = {transfer.corrections_at(rho): axis[0] for rho in transfer.RHOS}
+    streams |= {"attempts": 4 * axis[0] + 3 * axis[1], "attempts, twice": 3 * axis[0] + 4 * axis[1]}
+    second = dict.fromkeys(streams, axis[0])
+    shares = dict.fromkeys(streams, 0.5)
+    arms = transfer.compare(goal, [transfer.Batch(found, shares, shares) for found in (streams, second)])["arms"]
+    grpo = {"step": 0.9, "step_se": 0.1, "minus_twice": 0.1, "minus_twice_se": 0.1}
+    assert arms["GRPO"] == pytest.approx(grpo)
+    # (5, 3) of length 5.83.
+    assert arms["CIPO, rho 0, lambda 1"]["step"] == pytest.approx((5 / 34**0.5 + 1) / 2)
 
 
 def test_a_part_that_every_batch_has_aside_of_the_goal_is_no_noise():
