@@ -53,6 +53,14 @@ ABLATIONS = (
         "aux.distill_below=0.5",
     ),
     _cipo("failed_only", "anchors are failed attempts", "rho_adaptive=false", "rho_init=0", "rho_min=0"),
+    _cipo(
+        "failed_only_lambda_025",
+        "anchors are failed attempts, correction stream at .25",
+        "rho_adaptive=false",
+        "rho_init=0",
+        "rho_min=0",
+        "lambda_corr=0.25",
+    ),
     _cipo("hard_prompts", "anchors from prompts solved at most 3 times in 8 first", "delta_low=0", "delta_high=0.375"),
 )
 ARMS = {arm.name: arm for arm in (*MAIN, *ABLATIONS)}
