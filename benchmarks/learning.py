@@ -115,6 +115,11 @@ def summarise(found: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
         "arms": {name: figures.summary_of(runs) for name, runs in found.items()},
         "cipo_minus_grpo_equal_rollouts": differences.get("cipo", {}),
         "minus_grpo_equal_rollouts": differences,
+        "pass@1_by_start_minus_grpo_equal_rollouts": {
+            name: figures.difference_by_start(runs, control, found.get("base", {}))
+            for name, runs in found.items()
+            if name not in ("base", CONTROL)
+        },
     }
 
 
@@ -129,12 +134,27 @@ def table(summary: dict[str, Any]) -> str:
         cells = [f"{100 * arm[column]['mean']:.1f}" for column in columns]
         cells += [f"{arm['tokens']['mean']:,.0f}", f"{arm['train_s']['mean']:.0f}"]
         lines.append(f"| {name} | {len(arm['seeds'])} | " + " | ".join(cells) + " |")
-    lines += ["", f"| minus {CONTROL} | seeds | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 2)]
-    for name, one in summary["minus_grpo_equal_rollouts"].items():
-        if one:
-            cells = [_difference(one[column]) for column in columns]
-            lines.append(f"| {name} | {len(one['seeds'])} | " + " | ".join(cells) + " |")
+    lines += _differences(f"minus {CONTROL}", {c: c for c in columns}, summary["minus_grpo_equal_rollouts"])
+    by_start = summary["pass@1_by_start_minus_grpo_equal_rollouts"]
+    kinds = [kind for kind in figures.STARTS if all(kind in one for one in by_start.values() if one)]
+    titles = {kind: f"{kind}: solved {_share(*figures.STARTS[kind])} at the start" for kind in kinds}
+    if any(by_start.values()):
+        lines += _differences(f"pass@1 minus {CONTROL}", titles, by_start)
     return "\n".join(lines)
+
+
+def _differences(corner: str, titles: dict[str, str], arms: dict[str, Any]) -> list[str]:
+    """A table of the differences in `arms`; titles: the figures to show and what stands above each."""
+    lines = ["", f"| {corner} | seeds | " + " | ".join(titles.values()) + " |", "|" + "---|" * (len(titles) + 2)]
+    for name, one in arms.items():
+        if one:
+            cells = [_difference(one[figure]) for figure in titles]
+            lines.append(f"| {name} | {len(one['seeds'])} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _share(above: float, most: float) -> str:
+    return f"up to {100 * most:g} %" if above < 0 else f"{100 * above:g} to {100 * most:g} %"
 
 
 def _difference(figure: dict[str, Any]) -> str:

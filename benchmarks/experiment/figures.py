@@ -17,6 +17,9 @@ from verl_cipo.evaluation.passk import pass_at_k
 KS = (1, 8, 32)
 RATES = ("w2c", "c2w", "c2c", "turn2", "copy_rate")
 COSTS = ("tokens", "train_s", "wall_s")
+STARTS = {"hard": (-1.0, 0.125), "medium": (0.125, 0.5), "easy": (0.5, 1.0)}
+"""Held-out problems by the share of samples that the model before training solved: above the first, at most the
+second."""
 
 Runs = Mapping[int, Mapping[str, Any]]
 """The results of one arm by seed."""
@@ -84,4 +87,24 @@ def difference(arm: Runs, control: Runs) -> dict[str, Any]:
             paired = [per_problem(arm[seed], k) - per_problem(control[seed], k) for seed in seeds]
             within = stratified_interval(paired, resamples=2000)
             found[f"pass@{k}"]["ci95_problems"] = [within.low, within.high]
+    return found
+
+
+def difference_by_start(arm: Runs, control: Runs, base: Runs) -> dict[str, Any]:
+    """Arm minus control in pass@1 over the seeds that all three have, apart for the problems of each of :data:`STARTS`.
+
+    Returns:
+        `seeds`, and by kind of problem: `diff`, `ci95` and `values` as in :func:`difference`, `problems`, how many of
+        the kind there are in all these seeds. Empty without a common seed; a kind that a seed lacks is left out.
+    """
+    seeds = sorted(set(arm) & set(control) & set(base))
+    found: dict[str, Any] = {"seeds": seeds} if seeds else {}
+    for kind, (above, most) in STARTS.items():
+        start = [per_problem(base[seed], 1) for seed in seeds]
+        chosen = [(above < solved) & (solved <= most) for solved in start]
+        if seeds and all(one.any() for one in chosen):
+            gaps = [per_problem(arm[seed], 1) - per_problem(control[seed], 1) for seed in seeds]
+            over = over_seeds([float(gap[one].mean()) for gap, one in zip(gaps, chosen, strict=True)])
+            problems = int(sum(one.sum() for one in chosen))
+            found[kind] = {"diff": over["mean"], "ci95": over["ci95"], "values": over["values"], "problems": problems}
     return found

@@ -71,10 +71,29 @@ def test_difference_is_paired_by_seed_and_leaves_out_seeds_of_one_arm():
     assert figures.difference(arm, {7: result(CONTROL, 7, [1, 1])}) == {}
 
 
+def test_difference_by_start_parts_the_problems_by_what_the_model_before_training_solved():
+    base = {1: result("base", 1, [1, 2, 4, 5]), 2: result("base", 2, [0, 3, 6, 8])}
+    control = {1: result(CONTROL, 1, [4, 4, 4, 4]), 2: result(CONTROL, 2, [2, 2, 2, 2])}
+    arm = {1: result("cipo", 1, [5, 6, 4, 8]), 2: result("cipo", 2, [0, 4, 2, 4]), 3: result("cipo", 3, [8, 8, 8, 8])}
+    found = figures.difference_by_start(arm, control, base)
+    assert found["seeds"] == [1, 2]
+    # Of 8 samples: 1 is the edge of hard, 4 that of medium.
+    assert found["hard"]["values"] == [0.125, -0.25] and found["hard"]["problems"] == 2
+    assert found["medium"]["values"] == [0.125, 0.25] and found["medium"]["problems"] == 3
+    assert found["easy"]["values"] == [0.5, 0.125] and found["easy"]["problems"] == 3
+    assert found["medium"]["diff"] == pytest.approx(0.1875)
+    assert "hard" not in figures.difference_by_start(arm, control, {1: result("base", 1, [4, 4, 4, 8])})
+    assert figures.difference_by_start(arm, control, {7: base[1]}) == {}
+
+
 def test_table_shows_arms_and_differences():
     found = {CONTROL: {1: result(CONTROL, 1, [2, 2])}, "cipo": {1: result("cipo", 1, [4, 4])}}
     text = learning.table(learning.summarise(found))
     assert "| cipo | 1 | 50.0 |" in text and f"| minus {CONTROL} |" in text and "| cipo | 1 | +25.0 |" in text
+    assert "at the start" not in text  # which takes the arm base
+    text = learning.table(learning.summarise({"base": {1: result("base", 1, [1, 3])}} | found))
+    assert "| hard: solved up to 12.5 % at the start | medium: solved 12.5 to 50 % at the start |" in text
+    assert text.endswith("| cipo | 1 | +25.0 | +25.0 |")
 
 
 def test_published_runs_of_the_same_setting_count_as_done(tmp_path):
