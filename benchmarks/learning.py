@@ -108,6 +108,7 @@ def summarise(found: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
     setting = next(iter(next(iter(found.values())).values()))["made_with"]["setting"]
     commits = {result["commit"] for runs in found.values() for result in runs.values()} - {""}
     differences = {name: figures.difference(runs, control) for name, runs in found.items() if name != CONTROL}
+    same_n, ours = found.get("grpo", {}), [name for name in found if ARMS[name].algo == "cipo"]
     return {
         "commits": sorted(commits),
         "setting": setting,
@@ -115,6 +116,7 @@ def summarise(found: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
         "arms": {name: figures.summary_of(runs) for name, runs in found.items()},
         "cipo_minus_grpo_equal_rollouts": differences.get("cipo", {}),
         "minus_grpo_equal_rollouts": differences,
+        "minus_grpo": {name: figures.difference(found[name], same_n) for name in ours},
         "pass@1_by_start_minus_grpo_equal_rollouts": {
             name: figures.difference_by_start(runs, control, found.get("base", {}))
             for name, runs in found.items()
@@ -135,6 +137,8 @@ def table(summary: dict[str, Any]) -> str:
         cells += [f"{arm['tokens']['mean']:,.0f}", f"{arm['train_s']['mean']:.0f}"]
         lines.append(f"| {name} | {len(arm['seeds'])} | " + " | ".join(cells) + " |")
     lines += _differences(f"minus {CONTROL}", {c: c for c in columns}, summary["minus_grpo_equal_rollouts"])
+    if any(summary["minus_grpo"].values()):
+        lines += _differences("minus grpo", {c: c for c in columns}, summary["minus_grpo"])
     by_start = summary["pass@1_by_start_minus_grpo_equal_rollouts"]
     kinds = [kind for kind in figures.STARTS if all(kind in one for one in by_start.values() if one)]
     titles = {kind: f"{kind}: solved {_share(*figures.STARTS[kind])} at the start" for kind in kinds}

@@ -93,7 +93,9 @@ def test_table_shows_arms_and_differences():
     assert "at the start" not in text  # which takes the arm base
     text = learning.table(learning.summarise({"base": {1: result("base", 1, [1, 3])}} | found))
     assert "| hard: solved up to 12.5 % at the start | medium: solved 12.5 to 50 % at the start |" in text
-    assert text.endswith("| cipo | 1 | +25.0 | +25.0 |")
+    assert text.endswith("| cipo | 1 | +25.0 | +25.0 |") and "minus grpo |" not in text
+    text = learning.table(learning.summarise({"grpo": {1: result("grpo", 1, [1, 3])}} | found))
+    assert text[text.index("| minus grpo |") :].splitlines()[2].startswith("| cipo | 1 | +25.0 |")
 
 
 def test_published_runs_of_the_same_setting_count_as_done(tmp_path):
