@@ -88,7 +88,7 @@ def main() -> int:
     if args.json:
         write(args.json, summary, output)
     if args.plots:
-        pictures.plot_arms(summary["arms"], args.plots / "learning.png")
+        pictures.plot_differences(summary["minus_grpo_equal_rollouts"], args.plots / "learning.png")
         pictures.plot_training(training(found, output), args.plots / "learning-training.png")
     return 0
 
@@ -167,8 +167,9 @@ def _difference(figure: dict[str, Any]) -> str:
 
 
 def training(found: dict[str, dict[int, dict[str, Any]]], output: Path) -> dict[str, list[list[dict[str, float]]]]:
-    """What verl logged at each step of the trained main arms, by arm and seed."""
-    names = [arm.name for arm in MAIN if arm.algo and arm.name in found]
+    """What verl logged at each step of the trained arms that have the most seeds, by arm and seed."""
+    most = max(len(runs) for runs in found.values())
+    names = [name for name, runs in found.items() if ARMS[name].algo and len(runs) == most]
     return {
         name: [
             [line["data"] for line in launch.metrics_lines(output / f"{name}_seed{seed}" / "metrics.jsonl")]

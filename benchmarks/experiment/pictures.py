@@ -14,33 +14,41 @@ PANELS = {
     "pass@32": "pass@32",
     "w2c": "wrong attempts corrected (w->c)",
     "c2w": "right attempts turned wrong (c->w)",
-    "copy_rate": "corrections that repeat the attempt",
+    "turn2": "right after a correction turn",
 }
-COLORS = {"base": "#7f7f7f", "grpo": "#9dc3e6", CONTROL: "#1f4e79", "cipo": "#c55a11"}
+COLORS = {
+    "grpo": "#9dc3e6",
+    CONTROL: "#1f4e79",
+    "cipo": "#c55a11",
+    "failed_only_lambda_025": "#548235",
+}
 OTHER = "#f4b183"
 MEAN_OF = 8
 """Steps that a training curve is averaged over: a step asks few problems."""
 
 
-def plot_arms(arms: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """A panel a figure, a row an arm: its mean over the seeds as a bar, each seed as a point.
+def plot_differences(differences: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """A panel a figure, a row an arm: its difference to the control as a bar, each seed as a point, and the interval.
 
     Args:
-        arms: `figures.summary_of` of each, drawn from top to bottom in this order.
+        differences: `figures.difference` of each arm, drawn from top to bottom in this order; the model before
+            training and arms without a seed of the control are left out.
     """
-    names = list(arms)
-    panels = {key: title for key, title in PANELS.items() if all(key in arm for arm in arms.values())}
-    figure, all_axes = _axes(len(panels), columns=3, height=1.2 + 0.28 * len(names))
-    for axes, (key, title) in zip(all_axes, panels.items(), strict=True):
-        for row, name in enumerate(names):
-            figures = arms[name][key]
-            axes.barh(row, figures["mean"], color=COLORS.get(name, OTHER), height=0.65)
-            axes.plot(figures["values"], [row] * len(figures["values"]), "o", color="black", markersize=3, alpha=0.7)
-        if CONTROL in arms:
-            axes.axvline(arms[CONTROL][key]["mean"], color=COLORS[CONTROL], linewidth=1, linestyle="--")
-        axes.set(title=title, yticks=range(len(names)), yticklabels=names, xlim=(0, None))
+    rows = {name: one for name, one in differences.items() if one and name != "base"}
+    panels = {key: title for key, title in PANELS.items() if all(key in one for one in rows.values())}
+    figure, all_axes = _axes(len(panels), columns=3, height=1.4 + 0.28 * len(rows))
+    for place, (axes, (key, title)) in enumerate(zip(all_axes, panels.items(), strict=True)):
+        for row, (name, one) in enumerate(rows.items()):
+            gap, values = one[key], [100 * value for value in one[key]["values"]]
+            axes.barh(row, 100 * gap["diff"], color=COLORS.get(name, OTHER), height=0.65)
+            if gap["ci95"]:
+                axes.plot([100 * end for end in gap["ci95"]], [row, row], color="black", linewidth=1)
+            axes.plot(values, [row] * len(values), "o", color="black", markersize=3, alpha=0.7)
+        axes.axvline(0, color=COLORS[CONTROL], linewidth=1.2)
+        axes.set(title=title, yticks=range(len(rows)), yticklabels=rows if place % 3 == 0 else [])
         axes.invert_yaxis()
         axes.grid(axis="x", alpha=0.25)
+    figure.supxlabel(f"points minus {CONTROL}, same seeds; bar: mean, dots: seeds, line: 95 % interval", fontsize=10)
     _save(figure, path)
 
 

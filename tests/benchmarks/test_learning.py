@@ -117,8 +117,10 @@ def test_published_runs_of_the_same_setting_count_as_done(tmp_path):
 
 
 def test_pictures_show_every_arm(tmp_path):
-    found = {CONTROL: {1: result(CONTROL, 1, [2, 2])}, "cipo": {s: result("cipo", s, [4, s]) for s in (1, 2)}}
-    pictures.plot_arms(learning.summarise(found)["arms"], tmp_path / "new" / "learning.png")
+    found = {CONTROL: {s: result(CONTROL, s, [2, 2]) for s in (1, 2)}, "grpo": {1: result("grpo", 1, [2, 1])}}
+    found |= {"cipo": {s: result("cipo", s, [4, s]) for s in (1, 2)}, "paired": {3: result("paired", 3, [1, 1])}}
+    differences = learning.summarise(found)["minus_grpo_equal_rollouts"]
+    pictures.plot_differences(differences, tmp_path / "new" / "learning.png")
     steps = [{"critic/score/mean": 0.25, "cipo/accuracy/base": 0.5, "cipo/rho": 0.3}, {"critic/score/mean": 0.5}]
     curves = {CONTROL: [[{"critic/score/mean": 0.25}]], "cipo": [steps, steps]}
     pictures.plot_training(curves, tmp_path / "training.png")
