@@ -8,6 +8,7 @@
 Each run makes a model, trains it through `verl.trainer.main_ppo` (real Ray, FSDP2 and vLLM) and samples held-out
 problems with `python -m verl_cipo.evaluate`. Runs are kept below --output one by one: a second call does what is
 missing and prints the table of all that is there. With --json, runs that were published beside FILE count as done.
+Start no other verl run on the same machine meanwhile: docs/troubleshooting.md, "A run stands still after some steps".
 The settings were chosen on seeds below 10; report on others.
 """
 
@@ -15,7 +16,6 @@ import argparse
 import gzip
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,6 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("outputs/learning"), help="where the runs are kept")
     parser.add_argument("--arms", nargs="+", default=["main"], metavar="ARM", help=f"main, all, or {', '.join(ARMS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[11], help="default 11")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1), 9 GB each; seconds suffer")
     parser.add_argument("--quick", action="store_true", help="a setting that shows the path and no learning")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the summary there, raw metrics into learning/ beside it"
@@ -75,12 +74,9 @@ def main() -> int:
 
     if args.json:
         restore(raw_folder(args.json), output, setting)
-    # Seed by seed, so that what is done compares all arms; a seed's model is made before its runs part.
+    # Seed by seed, so that what is done compares all arms.
     for seed in args.seeds:
-        first, *others = [ARMS[name] for name in dict.fromkeys(wanted)]
-        done = [run(first, seed, setting, output)]
-        with ThreadPoolExecutor(args.jobs) as pool:
-            done += pool.map(lambda arm, seed=seed: run(arm, seed, setting, output), others)
+        done = [run(ARMS[name], seed, setting, output) for name in dict.fromkeys(wanted)]
         print(f"seed {seed}: {len(done)} runs", flush=True)
     found = read(output)
     summary = summarise(found)

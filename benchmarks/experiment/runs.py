@@ -23,6 +23,8 @@ from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, read_objects
 
 RESULT = "result.json"
 MADE_WITH = "made_with.json"
+WEIGHTS_DIFFER = 1e-3
+"""Between the probabilities of a token in training and in vLLM, both in float32: above it, other weights sampled it."""
 SUITE = "held_out"
 UNTRAINED = {"commit": "", "tokens": 0, "train_s": 0.0, "wall_s": 0.0}
 
@@ -61,6 +63,7 @@ def run(arm: Arm, seed: int, setting: Setting, output: Path) -> dict[str, Any]:
     Raises:
         ValueError: the folder holds a run made with other settings.
         TrainingFailed: verl ended with an error.
+        RuntimeError: steps are missing, rollouts came from other weights, or the evaluation ended with an error.
     """
     folder = output / f"{arm.name}_seed{seed}"
     made_with = {"arm": record(arm), "seed": seed, "setting": record(setting)}
@@ -123,6 +126,7 @@ def _train(arm: Arm, seed: int, setting: Setting, task: Path, folder: Path) -> d
     steps = [data for data in steps if "training/global_step" in data]
     if len(steps) != setting.steps:
         raise RuntimeError(f"{folder / 'metrics.jsonl'} holds {len(steps)} steps of {setting.steps}")
+    check_weights(steps, folder)
     rows = setting.prompts * setting.n * arm.rollouts
     found = {
         "commit": _commit(),
@@ -132,6 +136,17 @@ def _train(arm: Arm, seed: int, setting: Setting, task: Path, folder: Path) -> d
     }
     record.write_text(json.dumps(found) + "\n")
     return found
+
+
+def check_weights(steps: list[dict[str, float]], folder: Path) -> None:
+    """Raise RuntimeError where rollouts came from other weights than the trained ones, say another run's."""
+    for number, data in enumerate(steps, 1):
+        if not data["training/rollout_probs_diff_max"] < WEIGHTS_DIFFER:
+            raise RuntimeError(
+                f"{folder}: at step {number} vLLM and the trainer gave a token probabilities that differ by "
+                f"{data['training/rollout_probs_diff_max']:.3g}: vLLM did not have the trained weights. Remove the "
+                "folder, and start no other verl run beside this one (docs/troubleshooting.md)"
+            )
 
 
 def _commit() -> str:

@@ -149,6 +149,14 @@ def test_a_run_of_other_settings_is_refused(tmp_path):
         runs.run(ARMS["cipo"], 1, learning.QUICK, tmp_path)
 
 
+@pytest.mark.parametrize("difference", [0.5, math.nan])
+def test_a_run_whose_rollouts_came_from_other_weights_is_refused(tmp_path, difference):
+    steps = [{"training/rollout_probs_diff_max": 1e-6}, {"training/rollout_probs_diff_max": difference}]
+    runs.check_weights(steps[:1], tmp_path)
+    with pytest.raises(RuntimeError, match="at step 2 vLLM and the trainer .* did not have the trained weights"):
+        runs.check_weights(steps, tmp_path)
+
+
 def test_unknown_arm_is_named(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["learning.py", "--arms", "grop"])
     with pytest.raises(SystemExit):
