@@ -277,7 +277,7 @@ def compare(goal: Goal, batches: Sequence[Batch]) -> dict[str, dict[str, dict[st
             arms[f"CIPO, rho {rho:g}, lambda {weight:g}"] = [
                 own + weight * more for own, more in zip(streams["attempts"], streams[corrections_at(rho)], strict=True)
             ]
-    control = cosines(goal, arms[CONTROL])
+    steps = {name: cosines(goal, found) for name, found in arms.items()}
     shares = {
         name: {
             "right": float(np.mean([b.right[name] for b in batches])),
@@ -291,11 +291,10 @@ def compare(goal: Goal, batches: Sequence[Batch]) -> dict[str, dict[str, dict[st
             name: {
                 "step": float(own.mean()),
                 "step_se": standard_error(own),
-                "minus_twice": float((own - control).mean()),
-                "minus_twice_se": standard_error(own - control),
+                "minus_twice": float((own - steps[CONTROL]).mean()),
+                "minus_twice_se": standard_error(own - steps[CONTROL]),
             }
-            for name, found in arms.items()
-            for own in [cosines(goal, found)]
+            for name, own in steps.items()
         },
     }
 

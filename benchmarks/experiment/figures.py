@@ -80,8 +80,7 @@ def difference(arm: Runs, control: Runs) -> dict[str, Any]:
     mine, theirs = [figures_of(arm[seed]) for seed in seeds], [figures_of(control[seed]) for seed in seeds]
     found: dict[str, Any] = {"seeds": seeds}
     for name in mine[0]:
-        over = over_seeds([a[name] - b[name] for a, b in zip(mine, theirs, strict=True)])
-        found[name] = {"diff": over["mean"], "ci95": over["ci95"], "values": over["values"]}
+        found[name] = _gap([a[name] - b[name] for a, b in zip(mine, theirs, strict=True)])
     for k in KS:
         if f"pass@{k}" in found:
             paired = [per_problem(arm[seed], k) - per_problem(control[seed], k) for seed in seeds]
@@ -104,7 +103,11 @@ def difference_by_start(arm: Runs, control: Runs, base: Runs) -> dict[str, Any]:
         chosen = [(above < solved) & (solved <= most) for solved in start]
         if seeds and all(one.any() for one in chosen):
             gaps = [per_problem(arm[seed], 1) - per_problem(control[seed], 1) for seed in seeds]
-            over = over_seeds([float(gap[one].mean()) for gap, one in zip(gaps, chosen, strict=True)])
-            problems = int(sum(one.sum() for one in chosen))
-            found[kind] = {"diff": over["mean"], "ci95": over["ci95"], "values": over["values"], "problems": problems}
+            found[kind] = _gap([float(gap[one].mean()) for gap, one in zip(gaps, chosen, strict=True)])
+            found[kind]["problems"] = int(sum(one.sum() for one in chosen))
     return found
+
+
+def _gap(values: Sequence[float]) -> dict[str, Any]:
+    over = over_seeds(values)
+    return {"diff": over["mean"], "ci95": over["ci95"], "values": over["values"]}

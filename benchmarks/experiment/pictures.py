@@ -36,7 +36,8 @@ def plot_differences(differences: Mapping[str, Mapping[str, Any]], path: Path) -
     """
     rows = {name: one for name, one in differences.items() if one and name != "base"}
     panels = {key: title for key, title in PANELS.items() if all(key in one for one in rows.values())}
-    figure, all_axes = _axes(len(panels), columns=3, height=1.4 + 0.28 * len(rows))
+    columns = 3
+    figure, all_axes = _axes(len(panels), columns=columns, height=1.4 + 0.28 * len(rows))
     for place, (axes, (key, title)) in enumerate(zip(all_axes, panels.items(), strict=True)):
         for row, (name, one) in enumerate(rows.items()):
             gap, values = one[key], [100 * value for value in one[key]["values"]]
@@ -45,7 +46,7 @@ def plot_differences(differences: Mapping[str, Mapping[str, Any]], path: Path) -
                 axes.plot([100 * end for end in gap["ci95"]], [row, row], color="black", linewidth=1)
             axes.plot(values, [row] * len(values), "o", color="black", markersize=3, alpha=0.7)
         axes.axvline(0, color=COLORS[CONTROL], linewidth=1.2)
-        axes.set(title=title, yticks=range(len(rows)), yticklabels=rows if place % 3 == 0 else [])
+        axes.set(title=title, yticks=range(len(rows)), yticklabels=rows if place % columns == 0 else [])
         axes.invert_yaxis()
         axes.grid(axis="x", alpha=0.25)
     figure.supxlabel(f"points minus {CONTROL}, same seeds; bar: mean, dots: seeds, line: 95 % interval", fontsize=10)
