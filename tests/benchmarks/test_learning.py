@@ -157,6 +157,22 @@ def test_a_run_whose_rollouts_came_from_other_weights_is_refused(tmp_path, diffe
         runs.check_weights(steps, tmp_path)
 
 
+def test_a_trained_run_is_kept_only_if_its_rollouts_came_from_its_weights(tmp_path, monkeypatch):
+    def train(options, *, output):
+        lines = [
+            {"step": step, "data": {"training/global_step": step, "training/rollout_probs_diff_max": 0.5}}
+            for step in range(1, learning.QUICK.steps + 1)
+        ]
+        (output / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (output / "checkpoints" / f"global_step_{learning.QUICK.steps}" / "actor" / "huggingface").mkdir(parents=True)
+
+    monkeypatch.setattr(runs.prepare, "prepare", lambda *_: None)
+    monkeypatch.setattr(runs.launch, "train", train)
+    with pytest.raises(RuntimeError, match="at step 1 vLLM"):
+        runs.run(ARMS["cipo"], 1, learning.QUICK, tmp_path)
+    assert not list(tmp_path.glob("*/trained.json"))
+
+
 def test_unknown_arm_is_named(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["learning.py", "--arms", "grop"])
     with pytest.raises(SystemExit):
