@@ -35,6 +35,7 @@ def test_figures_of_a_run():
     assert "pass@32" not in found  # of 8 samples
     assert (found["w2c"], found["c2c"], found["c2w"]) == (0.25, 0.75, 0.25)
     assert (found["turn2"], found["copy_rate"]) == (0.5, 0.25)
+    assert (found["retry"], found["w2c_over_retry"]) == (0.5, -0.25)  # 4 wrong attempts, all at the problem half solved
     assert found["tokens"] == 10
 
 

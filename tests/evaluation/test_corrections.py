@@ -1,4 +1,5 @@
 import argparse
+import itertools
 import json
 
 import pytest
@@ -38,12 +39,28 @@ def test_the_figures_of_a_hand_made_dump():
         "c2w": 1 / 2,
         "w2c": 1 / 4,
         "w2w": 3 / 4,
+        "retry": 1.0,
+        "w2c_over_retry": -3 / 4,
         "over_correction": 1 / 6,
         "repair": 1 / 6,
         "copy_rate": 3 / 6,
         "without_correction": 1 / 4,
     }
     assert list(found) == list(FIGURES)
+
+
+def test_retry_is_what_a_further_attempt_would_bring():
+    """Each draw of 3 attempts that are right one time in 4, as often as it comes: a retry is right one time in 4."""
+    every = [(i, verdicts) for i, verdicts in enumerate(itertools.product((True, False, False, False), repeat=3))]
+    records = [record(str(i), right, (False, False)) for i, verdicts in every for right in verdicts]
+    found = correction_figures(records, resamples=20)
+    assert found["retry"].estimate == pytest.approx(1 / 4)
+    assert found["w2c_over_retry"].estimate == pytest.approx(-1 / 4)
+
+
+def test_retry_takes_several_attempts_of_the_policy():
+    assert "retry" not in correction_figures([*RECORDS, record("c", False, (True, False))], resamples=20)
+    assert "retry" not in correction_figures(RECORDS, given=True, resamples=20)
 
 
 def test_intervals_are_over_problems_and_not_over_corrections():

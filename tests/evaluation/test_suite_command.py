@@ -134,14 +134,15 @@ def test_corrections_of_given_responses_are_figures_too(tmp_path):
         replace(one, extra_info={"response": rf"\boxed{{{i}}}", "response_correct": i < 2}, group="ab"[i % 2])
         for i, one in enumerate(problems(4))
     ]
-    said = iter([r"\boxed{0}", r"\boxed{7}", r"\boxed{2} ", "hm"])
-    made = benchmark(n=1, corrections=0, group="source")
+    said = iter(text for text in (r"\boxed{0}", r"\boxed{7}", r"\boxed{2} ", "hm") for _ in range(2))
+    made = benchmark(n=2, corrections=0, group="source")
     engine = ScriptedEngine(lambda prompt, seed: next(said))
     run_benchmark(made, asked, engine=engine, verifier=Verifier(compute_score), how=generation(tmp_path))
     found = benchmark_results(made, tmp_path / "made_up", 7)
     figures = {name: figure["estimate"] for name, figure in found["corrections"].items()}
     assert (figures["c2c"], figures["c2w"], figures["w2c"], figures["w2w"]) == (0.5, 0.5, 0.5, 0.5)
     assert (figures["over_correction"], figures["copy_rate"]) == (0.25, 0.5)
+    assert "retry" not in figures
     assert {name: group["pass@1"]["estimate"] for name, group in found["groups"].items()} == {"a": 1.0, "b": 0.0}
 
 

@@ -18,6 +18,9 @@ FIGURES = {
     "c2w": "Share of corrections of right attempts that become wrong.",
     "w2c": "Share of corrections of wrong attempts that become right.",
     "w2w": "Share of corrections of wrong attempts that stay wrong.",
+    "retry": "Share of the corrections of wrong attempts that would be right if they were further attempts at the "
+    "plain problem: c / (n - 1) where c of n attempts are right. Given where every problem has several attempts.",
+    "w2c_over_retry": "w2c - retry: what showing the wrong attempt is worth, against sampling once more without it.",
     "over_correction": "Share of all corrections that turn a right attempt wrong.",
     "repair": "Share of all corrections that turn a wrong attempt right.",
     "copy_rate": "Share of corrections that repeat the attempt up to white space.",
@@ -26,12 +29,13 @@ FIGURES = {
 
 
 def correction_figures(
-    records: Iterable[Mapping[str, Any]], *, confidence: float = 0.95, resamples: int = 9999
+    records: Iterable[Mapping[str, Any]], *, given: bool = False, confidence: float = 0.95, resamples: int = 9999
 ) -> dict[str, Interval]:
     """The figures of FIGURES, with intervals over problems.
 
     Args:
         records: one an attempt: uid (of its problem), anchor_correct, and corrections with correct and copied each.
+        given: the attempts are others' and say nothing of what a retry would bring.
         confidence: of the intervals.
         resamples: bootstrap resamples.
 
@@ -68,7 +72,7 @@ def correction_figures(
         "without_correction": interval(without / attempts, **options),
     }
     right, wrong = cc + cw, wc + ww
-    for name, parts, totals in (
+    shares = [
         ("c2c", cc, right),
         ("c2w", cw, right),
         ("w2c", wc, wrong),
@@ -76,7 +80,11 @@ def correction_figures(
         ("over_correction", cw, right + wrong),
         ("repair", wc, right + wrong),
         ("copy_rate", copied, right + wrong),
-    ):
+    ]
+    if not given and attempts.min() > 1:
+        retried = wrong * first / (attempts - 1)
+        shares += [("retry", retried, wrong), ("w2c_over_retry", wc - retried, wrong)]
+    for name, parts, totals in shares:
         if totals.any():
             figures[name] = ratio_interval(parts, totals, **options)
     return {name: figures[name] for name in FIGURES if name in figures}

@@ -45,7 +45,7 @@ def benchmark_results(benchmark: Benchmark, folder: Path, step: int, *, confiden
     if benchmark.corrections:
         found["corrections"] = correction_figures(_rows(folder / "corrections" / f"{step}.jsonl"), **options)
     elif "anchor_correct" in rows[0]:
-        found["corrections"] = correction_figures(given_responses(rows), **options)
+        found["corrections"] = correction_figures(given_responses(rows), given=True, **options)
     if benchmark.verifier == "critique":
         found["critique"] = critique_figures(rows, **options)
     if benchmark.group:
@@ -78,6 +78,7 @@ def markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
         ("pass@1", "turn1", "pass@1"),
         ("turn 2", "corrections", "accuracy_turn2"),
         ("w->c", "corrections", "w2c"),
+        ("retry", "corrections", "retry"),
         ("c->c", "corrections", "c2c"),
         ("over-correction", "corrections", "over_correction"),
         ("copies", "corrections", "copy_rate"),
