@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verl_cipo.core import Transitions, is_copy
+from verl_cipo.core.transitions import retried
 
 
 def test_counts_and_rates():
@@ -39,3 +40,9 @@ def test_a_copy_is_equal_up_to_white_space():
     assert not is_copy("x = 1", "x = 2")
     assert not is_copy("x = 1", "x = 1 and more")
     assert not is_copy("ab", "a b")
+
+
+def test_a_retry_is_judged_by_the_other_attempts():
+    assert retried([0, 1, 3], [2, 4, 4]).tolist() == [0, 1 / 3, 1]
+    with pytest.raises(ValueError, match="1 attempts: what a further one brings takes at least 2"):
+        retried([0, 1], [2, 1])

@@ -86,7 +86,12 @@ def test_a_rate_without_an_attempt_of_its_kind_is_left_out():
     )
 )
 def test_a_dump_says_what_training_logged_when_attempts_are_even(drawn):
-    """Training weighs attempts, this weighs problems: the same where every problem has as many attempts."""
+    """Training weighs attempts, this weighs problems: the same where every problem has as many attempts. The rates of
+    corrections are the same however many they are."""
+    records = [record(uid, anchor, *turns) for uid, anchor, turns in drawn]
+    logged = second_turn_metrics(records, {})
+    found = correction_figures(records, resamples=20)
+    assert logged.get("cipo/val/retry") == pytest.approx(found["retry"].estimate if "retry" in found else None)
     records = [record(f"{i}", anchor, *turns) for i, (_, anchor, turns) in enumerate(drawn)]
     logged = second_turn_metrics(records, {})
     found = correction_figures(records, resamples=20)

@@ -59,3 +59,23 @@ class Transitions:
 def is_copy(attempt: str, correction: str) -> bool:
     """Whether the correction repeats the attempt, up to white space."""
     return attempt.split() == correction.split()
+
+
+def retried(right: ArrayLike, attempts: ArrayLike) -> np.ndarray:
+    """Chance that a further attempt at a problem would put a wrong one of its attempts right, free of bias.
+
+    The right ones among the others, c / (n - 1): what a correction of a wrong attempt is to be held against, since a
+    policy that does not look at the attempt corrects that many. It is biased for problems that were chosen by their c,
+    as anchors of training are.
+
+    Args:
+        right: (P,) int, right attempts of each problem.
+        attempts: (P,) int, all its attempts, at least 2.
+
+    Raises:
+        ValueError: a problem has fewer than 2 attempts.
+    """
+    right, attempts = np.asarray(right), np.asarray(attempts)
+    if (attempts < 2).any():
+        raise ValueError(f"a problem with {attempts.min()} attempts: what a further one brings takes at least 2")
+    return right / (attempts - 1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from verl_cipo.core.transitions import retried
 from verl_cipo.evaluation.intervals import Interval, interval, ratio_interval
 
 FIGURES = {
@@ -82,8 +83,8 @@ def correction_figures(
         ("copy_rate", copied, right + wrong),
     ]
     if not given and attempts.min() > 1:
-        retried = wrong * first / (attempts - 1)
-        shares += [("retry", retried, wrong), ("w2c_over_retry", wc - retried, wrong)]
+        again = wrong * retried(first, attempts)
+        shares += [("retry", again, wrong), ("w2c_over_retry", wc - again, wrong)]
     for name, parts, totals in shares:
         if totals.any():
             figures[name] = ratio_interval(parts, totals, **options)

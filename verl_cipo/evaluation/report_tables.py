@@ -23,6 +23,7 @@ def overview(arms: Sequence[Arm]) -> Table:
         ("solved, turn 1", read),
         ("after turn 2", metric(TURN2)),
         ("w\u2192c", metric("cipo/val/w2c")),
+        ("retry", metric("cipo/val/retry")),
         ("c\u2192c", metric("cipo/val/c2c")),
         ("copied", metric("cipo/val/copy_rate")),
     ]

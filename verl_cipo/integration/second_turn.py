@@ -2,10 +2,13 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from verl_cipo.core.transitions import Transitions
+import numpy as np
+
+from verl_cipo.core.transitions import Transitions, retried
 
 
 def attempt_record(
@@ -33,7 +36,7 @@ def second_turn_metrics(records: list[dict[str, Any]], counts: dict[str, float])
     """``cipo/val/*`` over all benchmarks of the validation set.
 
     Args:
-        records: one an attempt: ``anchor_correct``, and ``corrections`` with ``correct`` and ``copied`` each. An
+        records: one an attempt: ``uid`` (its prompt's), ``anchor_correct``, and ``corrections`` with ``correct`` and ``copied`` each. An
             attempt without corrections (its prompt did not fit, or its sessions failed) keeps its verdict in turn 2.
         counts: attempts skipped by reason (``anchors/skipped/*``) and ``corrections/failed_sessions``.
     """
@@ -59,7 +62,24 @@ def second_turn_metrics(records: list[dict[str, Any]], counts: dict[str, float])
             [correct for correct, _ in turns], [turn["correct"] for _, turn in turns]
         ).rates()
         metrics |= {f"cipo/val/{name}": rate for name, rate in rates.items()}
+        if (retry := _retry(records)) is not None:
+            metrics["cipo/val/retry"] = retry
     return metrics
+
+
+def _retry(records: list[dict[str, Any]]) -> float | None:
+    """w2c as further attempts at the plain prompt would have it; None where a prompt has a single attempt."""
+    attempts: Counter[str] = Counter()
+    right: Counter[str] = Counter()
+    corrections: Counter[str] = Counter()
+    for record in records:
+        attempts[record["uid"]] += 1
+        right[record["uid"]] += record["anchor_correct"]
+        corrections[record["uid"]] += 0 if record["anchor_correct"] else len(record["corrections"])
+    if min(attempts.values()) < 2 or not corrections.total():
+        return None
+    again = retried(list(right.values()), list(attempts.values()))
+    return float(np.average(again, weights=list(corrections.values())))
 
 
 def dump_second_turns(records: list[dict[str, Any]], directory: str, step: int) -> None:
