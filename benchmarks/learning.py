@@ -50,7 +50,7 @@ QUICK = Setting(
     samples=8,
     turn_samples=2,
 )
-COLUMNS = ("pass@1", "pass@8", "pass@32", "w2c", "w2c_over_retry", "c2w", "turn2", "copy_rate")
+COLUMNS = ("pass@1", "pass@8", "pass@32", "w2c", "w2c_over_retry", "c2w", "turn2", "copy_rate_failed")
 
 
 def main() -> int:

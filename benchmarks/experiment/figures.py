@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from benchmarks.experiment.runs import TURNS
 from verl_cipo.evaluation.intervals import stratified_interval
 from verl_cipo.evaluation.passk import pass_at_k
 
 KS = (1, 8, 32)
-RATES = ("w2c", "retry", "w2c_over_retry", "c2w", "c2c", "turn2", "copy_rate")
+RATES = ("w2c", "retry", "w2c_over_retry", "c2w", "c2c", "turn2", "copy_rate_failed")
 COSTS = ("tokens", "train_s", "wall_s")
 STARTS = {"hard": (-1.0, 0.125), "medium": (0.125, 0.5), "easy": (0.5, 1.0)}
 """Held-out problems by the share of samples that the model before training solved: above the first, at most the
@@ -33,8 +34,9 @@ def per_problem(result: Mapping[str, Any], k: int) -> np.ndarray:
 def rates(result: Mapping[str, Any]) -> dict[str, float]:
     """The correction turn of one run: w2c and c2c are shares of the wrong and of the right attempts, c2w = 1 - c2c;
     retry is w2c as it would be with a further attempt in place of each correction, w2c_over_retry what is between them;
-    turn2 and copy_rate are shares of all corrections. nan where there was no such attempt."""
-    total = {name: sum(problem[name] for problem in result["turns"]) for name in ("c2c", "c2w", "w2c", "w2w", "copies")}
+    turn2 is a share of all corrections, copy_rate_failed of those of wrong attempts. nan where there was no such
+    attempt."""
+    total = {name: sum(problem[name] for problem in result["turns"]) for name in TURNS}
     wrong, right = total["w2c"] + total["w2w"], total["c2c"] + total["c2w"]
     # Shares of a problem's samples, which were drawn apart from the attempts of its correction turns.
     solved = per_problem(result, 1)
@@ -48,7 +50,7 @@ def rates(result: Mapping[str, Any]) -> dict[str, float]:
         "c2w": total["c2w"] / right if right else math.nan,
         "c2c": total["c2c"] / right if right else math.nan,
         "turn2": (total["w2c"] + total["c2c"]) / (wrong + right),
-        "copy_rate": total["copies"] / (wrong + right),
+        "copy_rate_failed": total["copies_failed"] / wrong if wrong else math.nan,
     }
 
 

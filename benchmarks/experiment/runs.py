@@ -26,6 +26,8 @@ MADE_WITH = "made_with.json"
 WEIGHTS_DIFFER = 1e-3
 """Between the probabilities of a token in training and in vLLM, both in float32: above it, other weights sampled it."""
 SUITE = "held_out"
+TURNS = ("c2c", "c2w", "w2c", "w2w", "copies_failed")
+"""What is counted of the corrections of a problem."""
 UNTRAINED = {"commit": "", "tokens": 0, "train_s": 0.0, "wall_s": 0.0}
 
 
@@ -56,9 +58,9 @@ def run(arm: Arm, seed: int, setting: Setting, output: Path) -> dict[str, Any]:
     """The result of one run, made now or read from `output`.
 
     Returns:
-        `right`: per held-out problem, right attempts out of `samples`; `turns`: per problem, the numbers of c2c, c2w,
-        w2c and w2w among its corrections, and of copies of the attempt; `tokens`: generated in training; `train_s`:
-        seconds of verl's steps; `wall_s`: with start-up; `commit`: that it was trained with; `made_with`.
+        `right`: per held-out problem, right attempts out of `samples`; `turns`: per problem, the numbers of
+        :data:`TURNS` among its corrections, copies of a wrong attempt the last; `tokens`: generated in training;
+        `train_s`: seconds of verl's steps; `wall_s`: with start-up; `commit`: that it was trained with; `made_with`.
 
     Raises:
         ValueError: the folder holds a run made with other settings.
@@ -201,14 +203,12 @@ def _counts(evaluation: Path) -> dict[str, Any]:
     right: dict[str, int] = defaultdict(int)
     for row in _lines(evaluation / "attempts" / "0.jsonl"):
         right[row["uid"].split("_")[0].rpartition("-")[2]] += row["acc"]
-    turns: dict[str, dict[str, int]] = {
-        problem: dict.fromkeys(("c2c", "c2w", "w2c", "w2w", "copies"), 0) for problem in right
-    }
+    turns: dict[str, dict[str, int]] = {problem: dict.fromkeys(TURNS, 0) for problem in right}
     for record in _lines(evaluation / "turns" / "corrections" / "0.jsonl"):
         counts = turns[record["uid"].rpartition("-")[2]]
         for correction in record["corrections"]:
             counts[("c" if record["anchor_correct"] else "w") + "2" + ("c" if correction["correct"] else "w")] += 1
-            counts["copies"] += correction["copied"]
+            counts["copies_failed"] += correction["copied"] and not record["anchor_correct"]
     order = sorted(right, key=int)
     return {"right": [right[problem] for problem in order], "turns": [turns[problem] for problem in order]}
 

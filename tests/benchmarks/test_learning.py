@@ -12,7 +12,7 @@ from benchmarks.experiment import figures, pictures, runs
 from benchmarks.experiment.arms import ABLATIONS, ARMS, CONTROL
 from verl_cipo.core.config import CIPOConfig
 
-TURNS = {"c2c": 3, "c2w": 1, "w2c": 1, "w2w": 3, "copies": 2}
+TURNS = {"c2c": 3, "c2w": 1, "w2c": 1, "w2w": 3, "copies_failed": 1}
 
 
 def result(arm: str, seed: int, right: list[int], samples: int = 8, **more) -> dict:
@@ -34,7 +34,7 @@ def test_figures_of_a_run():
     assert found["pass@1"] == pytest.approx(0.25) and found["pass@8"] == pytest.approx(0.5)
     assert "pass@32" not in found  # of 8 samples
     assert (found["w2c"], found["c2c"], found["c2w"]) == (0.25, 0.75, 0.25)
-    assert (found["turn2"], found["copy_rate"]) == (0.5, 0.25)
+    assert (found["turn2"], found["copy_rate_failed"]) == (0.5, 0.25)
     assert (found["retry"], found["w2c_over_retry"]) == (0.5, -0.25)  # 4 wrong attempts, all at the problem half solved
     assert found["tokens"] == 10
 

@@ -44,6 +44,7 @@ def test_the_figures_of_a_hand_made_dump():
         "over_correction": 1 / 6,
         "repair": 1 / 6,
         "copy_rate": 3 / 6,
+        "copy_rate_failed": 2 / 4,
         "without_correction": 1 / 4,
     }
     assert list(found) == list(FIGURES)

@@ -15,7 +15,18 @@ from verl_cipo.evaluation.intervals import CONFIDENCE
 from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, by_step, read_objects
 from verl_cipo.evaluation.suite_results import percent, plain
 
-_SHOWN = ("accuracy_turn1", "accuracy_turn2", "c2c", "c2w", "w2c", "retry", "w2w", "over_correction", "copy_rate")
+_SHOWN = (
+    "accuracy_turn1",
+    "accuracy_turn2",
+    "c2c",
+    "c2w",
+    "w2c",
+    "retry",
+    "w2w",
+    "over_correction",
+    "copy_rate",
+    "copy_rate_failed",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

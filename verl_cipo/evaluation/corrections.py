@@ -25,6 +25,7 @@ FIGURES = {
     "over_correction": "Share of all corrections that turn a right attempt wrong.",
     "repair": "Share of all corrections that turn a wrong attempt right.",
     "copy_rate": "Share of corrections that repeat the attempt up to white space.",
+    "copy_rate_failed": "The same of the corrections of wrong attempts: copying a right one is no fault.",
     "without_correction": "Share of attempts without one: it did not fit the prompt, or there was nothing to show.",
 }
 
@@ -53,18 +54,20 @@ def correction_figures(
         right = sum(bool(turn["correct"]) for turn in turns)
         second = right / len(turns) if turns else float(first)
         stays = (right, len(turns) - right)
-        per_problem.setdefault(str(record["uid"]), np.zeros(9))[:] += [
+        copies = sum(bool(turn["copied"]) for turn in turns)
+        per_problem.setdefault(str(record["uid"]), np.zeros(10))[:] += [
             1,
             first,
             second,
             *(stays if first else (0, 0)),
             *((0, 0) if first else stays),
-            sum(bool(turn["copied"]) for turn in turns),
+            copies,
+            0 if first else copies,
             not turns,
         ]
     if not per_problem:
         raise ValueError("no record of a correction: nothing to report")
-    attempts, first, second, cc, cw, wc, ww, copied, without = np.array(list(per_problem.values())).T
+    attempts, first, second, cc, cw, wc, ww, copied, copied_failed, without = np.array(list(per_problem.values())).T
     options = {"confidence": confidence, "resamples": resamples}
     figures = {
         "accuracy_turn1": interval(first / attempts, **options),
@@ -81,6 +84,7 @@ def correction_figures(
         ("over_correction", cw, right + wrong),
         ("repair", wc, right + wrong),
         ("copy_rate", copied, right + wrong),
+        ("copy_rate_failed", copied_failed, wrong),
     ]
     if not given and attempts.min() > 1:
         again = wrong * retried(first, attempts)

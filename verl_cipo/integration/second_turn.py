@@ -36,8 +36,9 @@ def second_turn_metrics(records: list[dict[str, Any]], counts: dict[str, float])
     """``cipo/val/*`` over all benchmarks of the validation set.
 
     Args:
-        records: one an attempt: ``uid`` (its prompt's), ``anchor_correct``, and ``corrections`` with ``correct`` and ``copied`` each. An
-            attempt without corrections (its prompt did not fit, or its sessions failed) keeps its verdict in turn 2.
+        records: one an attempt: ``uid`` (its prompt's), ``anchor_correct``, and ``corrections`` with ``correct`` and
+            ``copied`` each. An attempt without corrections (its prompt did not fit, or its sessions failed) keeps its
+            verdict in turn 2.
         counts: attempts skipped by reason (``anchors/skipped/*``) and ``corrections/failed_sessions``.
     """
     turns = [(record["anchor_correct"], correction) for record in records for correction in record["corrections"]]
