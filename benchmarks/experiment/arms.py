@@ -46,6 +46,7 @@ ABLATIONS = (
     _cipo(
         "paired", "pairs in place of sampled corrections, .1; n doubled", "source=paired", "aux.coef=0.1", rollouts=2
     ),
+    _cipo("paired_05", "the same at .5; n doubled", "source=paired", "aux.coef=0.5", rollouts=2),
     _cipo(
         "distilled",
         "right corrections of mostly failing prompts trained on the plain prompt too, .1",
