@@ -20,6 +20,7 @@ COLORS = {
     "grpo": "#9dc3e6",
     CONTROL: "#1f4e79",
     "cipo": "#c55a11",
+    "paired": "#7030a0",
     "failed_only_lambda_025": "#548235",
 }
 OTHER = "#f4b183"
