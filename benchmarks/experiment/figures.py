@@ -40,13 +40,13 @@ def rates(result: Mapping[str, Any]) -> dict[str, float]:
     wrong, right = total["w2c"] + total["w2w"], total["c2c"] + total["c2w"]
     # Shares of a problem's samples, which were drawn apart from the attempts of its correction turns.
     solved = per_problem(result, 1)
-    retried = sum(
+    again = sum(
         (problem["w2c"] + problem["w2w"]) * float(share) for problem, share in zip(result["turns"], solved, strict=True)
     )
     return {
         "w2c": total["w2c"] / wrong if wrong else math.nan,
-        "retry": retried / wrong if wrong else math.nan,
-        "w2c_over_retry": (total["w2c"] - retried) / wrong if wrong else math.nan,
+        "retry": again / wrong if wrong else math.nan,
+        "w2c_over_retry": (total["w2c"] - again) / wrong if wrong else math.nan,
         "c2w": total["c2w"] / right if right else math.nan,
         "c2c": total["c2c"] / right if right else math.nan,
         "turn2": (total["w2c"] + total["c2c"]) / (wrong + right),

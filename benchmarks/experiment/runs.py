@@ -78,7 +78,7 @@ def run(arm: Arm, seed: int, setting: Setting, output: Path) -> dict[str, Any]:
     evaluation = folder / "evaluation"
     checkpoint = folder / "checkpoint" if arm.algo else task / "model"
     _sample(checkpoint, setting, task, evaluation, log=folder / "evaluate.log")
-    result = {**trained, **_counts(evaluation), "made_with": made_with}
+    result = {**trained, **counts(evaluation), "made_with": made_with}
     (folder / "result.tmp").write_text(json.dumps(result) + "\n")
     (folder / "result.tmp").replace(folder / RESULT)
     return result
@@ -199,16 +199,17 @@ def _sample(checkpoint: Path, setting: Setting, task: Path, output: Path, *, log
         )
 
 
-def _counts(evaluation: Path) -> dict[str, Any]:
+def counts(evaluation: Path) -> dict[str, Any]:
+    """`right` and `turns` of :func:`run`, from the dumps of an evaluation; problems in the order of their numbers."""
     right: dict[str, int] = defaultdict(int)
     for row in _lines(evaluation / "attempts" / "0.jsonl"):
         right[row["uid"].split("_")[0].rpartition("-")[2]] += row["acc"]
     turns: dict[str, dict[str, int]] = {problem: dict.fromkeys(TURNS, 0) for problem in right}
     for record in _lines(evaluation / "turns" / "corrections" / "0.jsonl"):
-        counts = turns[record["uid"].rpartition("-")[2]]
+        found = turns[record["uid"].rpartition("-")[2]]
         for correction in record["corrections"]:
-            counts[("c" if record["anchor_correct"] else "w") + "2" + ("c" if correction["correct"] else "w")] += 1
-            counts["copies_failed"] += correction["copied"] and not record["anchor_correct"]
+            found[("c" if record["anchor_correct"] else "w") + "2" + ("c" if correction["correct"] else "w")] += 1
+            found["copies_failed"] += correction["copied"] and not record["anchor_correct"]
     order = sorted(right, key=int)
     return {"right": [right[problem] for problem in order], "turns": [turns[problem] for problem in order]}
 

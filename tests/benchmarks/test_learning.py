@@ -39,6 +39,22 @@ def test_figures_of_a_run():
     assert found["tokens"] == 10
 
 
+def test_what_is_counted_of_an_evaluation(tmp_path):
+    """Problem 10 after problem 9; a copy of a right attempt is no fault."""
+    attempts = [{"uid": f"attempts-{problem}_{i}_0", "acc": i < 1} for problem in (10, 9) for i in range(2)]
+    turns = [
+        {"uid": "turns-9", "anchor_correct": True, "corrections": [{"correct": True, "copied": True}]},
+        {"uid": "turns-9", "anchor_correct": False, "corrections": [{"correct": True, "copied": False}]},
+        {"uid": "turns-10", "anchor_correct": False, "corrections": [{"correct": False, "copied": True}]},
+    ]
+    for file, lines in (("attempts/0.jsonl", attempts), ("turns/corrections/0.jsonl", turns)):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    nine = {"c2c": 1, "c2w": 0, "w2c": 1, "w2w": 0, "copies_failed": 0}
+    ten = {"c2c": 0, "c2w": 0, "w2c": 0, "w2w": 1, "copies_failed": 1}
+    assert runs.counts(tmp_path) == {"right": [1, 1], "turns": [nine, ten]}
+
+
 def test_a_rate_without_such_attempts_is_not_a_number():
     found = figures.rates(result("cipo", 1, [0, 0], turns=[TURNS | {"c2c": 0, "c2w": 0}] * 2))
     assert math.isnan(found["c2c"]) and math.isnan(found["c2w"]) and found["w2c"] == 0.25

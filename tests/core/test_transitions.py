@@ -43,6 +43,6 @@ def test_a_copy_is_equal_up_to_white_space():
 
 
 def test_a_retry_is_judged_by_the_other_attempts():
-    assert retried([0, 1, 3], [2, 4, 4]).tolist() == [0, 1 / 3, 1]
+    assert retried([0, 1, 3, 4], [2, 4, 4, 4]).tolist() == [0, 1 / 3, 1, 4 / 3]
     with pytest.raises(ValueError, match="1 attempts: what a further one brings takes at least 2"):
         retried([0, 1], [2, 1])

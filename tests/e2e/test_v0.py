@@ -20,6 +20,8 @@ SHARED = (
     "algorithm.adv_estimator=cipo",
     # Seeds: so that both trainers roll the same attempts out, and of so few prompts some come out right.
     "actor_rollout_ref.rollout.full_determinism=true",
+    "actor_rollout_ref.rollout.val_kwargs.n=2",
+    "data.val_max_samples=8",
 )
 
 
@@ -128,7 +130,7 @@ def test_v0_and_v1_validate_the_same(v0_run, v1_run):
         for one in (v0_run, v1_run)
     ]
     assert len(both[0]) == 2 and both[0] == both[1]
-    assert both[0][0]["cipo/val/rows"] == 16
+    assert both[0][0]["cipo/val/rows"] == 16 and "cipo/val/retry" in both[0][0]
 
 
 def test_metrics_are_declared_and_agree_with_the_dump(v0_run):

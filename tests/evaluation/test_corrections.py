@@ -59,9 +59,23 @@ def test_retry_is_what_a_further_attempt_would_bring():
     assert found["w2c_over_retry"].estimate == pytest.approx(-1 / 4)
 
 
-def test_retry_takes_several_attempts_of_the_policy():
-    assert "retry" not in correction_figures([*RECORDS, record("c", False, (True, False))], resamples=20)
+def test_a_retry_takes_several_attempts_that_the_policy_sampled():
+    """Problem c has a single attempt: it counts for w2c, 2 of 5, and for neither retry nor what is over it."""
+    found = correction_figures([*RECORDS, record("c", False, (True, False))], resamples=20)
+    assert (found["w2c"].estimate, found["retry"].estimate) == (2 / 5, 1.0)
+    assert found["w2c_over_retry"].estimate == 1 / 4 - 1.0
+    assert "retry" not in correction_figures([record("c", False, (True, False))], resamples=20)
     assert "retry" not in correction_figures(RECORDS, given=True, resamples=20)
+    assert "retry" not in correction_figures([each | {"temperature": 0.0} for each in RECORDS], resamples=20)
+
+
+def test_training_logs_what_a_retry_would_bring():
+    """Corrections of wrong attempts: 2 of problem a and 1 of b; others right: 1 of 1, and 1 of 2."""
+    more = [record("b", True), record("b", False, (True, False)), record("b", False)]
+    logged = second_turn_metrics([*RECORDS[:2], *more, record("c", False, (True, False))], {})
+    assert logged["cipo/val/retry"] == pytest.approx((2 * 1 + 1 * 1 / 2) / 3)
+    assert "cipo/val/retry" not in second_turn_metrics(RECORDS, {}, sampled=False)
+    assert "cipo/val/retry" not in second_turn_metrics([record("c", False, (True, False))], {})
 
 
 def test_intervals_are_over_problems_and_not_over_corrections():
@@ -79,24 +93,29 @@ def test_a_rate_without_an_attempt_of_its_kind_is_left_out():
         correction_figures([])
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from("abc"), st.booleans(), st.lists(st.tuples(st.booleans(), st.booleans()), max_size=3)),
-        min_size=1,
-        max_size=12,
-    )
+DRAWN = st.lists(
+    st.tuples(st.sampled_from("abc"), st.booleans(), st.lists(st.tuples(st.booleans(), st.booleans()), max_size=3)),
+    min_size=1,
+    max_size=12,
 )
+
+
+@given(DRAWN)
 def test_a_dump_says_what_training_logged_when_attempts_are_even(drawn):
-    """Training weighs attempts, this weighs problems: the same where every problem has as many attempts. The rates of
-    corrections are the same however many they are."""
-    records = [record(uid, anchor, *turns) for uid, anchor, turns in drawn]
-    logged = second_turn_metrics(records, {})
-    found = correction_figures(records, resamples=20)
-    assert logged.get("cipo/val/retry") == pytest.approx(found["retry"].estimate if "retry" in found else None)
+    """Training weighs attempts, this weighs problems: the same where every problem has as many attempts."""
     records = [record(f"{i}", anchor, *turns) for i, (_, anchor, turns) in enumerate(drawn)]
+    compare(records, ("accuracy_turn1", "accuracy_turn2", "copy_rate", "c2c", "c2w", "w2c", "w2w"))
+
+
+@given(DRAWN)
+def test_rates_of_corrections_are_the_same_when_attempts_are_uneven(drawn):
+    compare([record(*each[:2], *each[2]) for each in drawn], ("copy_rate", "c2c", "c2w", "w2c", "w2w", "retry"))
+
+
+def compare(records: list[dict], names: tuple[str, ...]) -> None:
     logged = second_turn_metrics(records, {})
     found = correction_figures(records, resamples=20)
-    for name in ("accuracy_turn1", "accuracy_turn2", "copy_rate", "c2c", "c2w", "w2c", "w2w"):
+    for name in names:
         assert (f"cipo/val/{name}" in logged) == (name in found)
         if name in found:
             assert found[name].estimate == pytest.approx(logged[f"cipo/val/{name}"])
@@ -115,7 +134,7 @@ def run(*arguments: object) -> int:
 
 def test_the_dumps_of_a_run_are_read(tmp_path, capsys):
     for step in (10, 9):
-        dump_second_turns([each | {"data_source": "s"} for each in RECORDS], str(tmp_path), step)
+        dump_second_turns([each | {"data_source": "s"} for each in RECORDS], str(tmp_path), step, temperature=1.0)
     output = tmp_path / "out.json"
     assert run("--second-turns", tmp_path / "corrections", "--output", output) == 0
     steps = json.loads(output.read_text())["steps"]
@@ -125,7 +144,7 @@ def test_the_dumps_of_a_run_are_read(tmp_path, capsys):
 
 
 def test_a_line_that_is_no_record_is_named(tmp_path, capsys):
-    dump_second_turns([each | {"data_source": "s"} for each in RECORDS], str(tmp_path), 1)
+    dump_second_turns([each | {"data_source": "s"} for each in RECORDS], str(tmp_path), 1, temperature=1.0)
     file = tmp_path / "corrections" / "1.jsonl"
     file.write_text(file.read_text() + '{"uid": "a"}\n{"torn')
     assert run("--second-turns", file, "--output", tmp_path / "out.json") == 1

@@ -67,6 +67,7 @@ def test_a_whole_run_fills_every_section(tmp_path):
     ]  # fmt: skip
     assert "Not recorded" not in "".join(text for name, text in page.sections.items() if name != "transitions")
     assert "run 1 2 25.0 % \u2192 50.0 %" in page.sections["overview"]
+    assert "retry c\u2192c copied" in page.sections["overview"] and "20.0 % 12.5 % " in page.sections["overview"]
     assert "attempts: 1.0 k" in page.sections["cost"]
     assert "run: entropy" in page.sections["collapse"] and "1\u20132" in page.sections["collapse"]
     assert "7 of 7 w\u2192c, 1 of 1 c\u2192w" in page.sections["examples"]

@@ -73,7 +73,7 @@ METRICS: dict[str, str] = {
     "cipo/val/w2c": "Validation: of the corrections of wrong attempts, share that is right.",
     "cipo/val/w2w": "Validation: of the corrections of wrong attempts, share that is wrong.",
     "cipo/val/retry": "Validation: `cipo/val/w2c` as it would be with a further attempt in place of each correction; "
-    "with `val_kwargs.n` of 2 or more.",
+    "with `val_kwargs.n` of 2 or more and `val_kwargs.temperature` above 0.",
     "cipo/val/copy_rate": "Validation: share of corrections that repeat the attempt up to white space.",
     "cipo/val/rows": "Validation: corrections that were verified.",
     "cipo/val/skipped": "Validation: attempts without a second turn, since no correction prompt could be built.",

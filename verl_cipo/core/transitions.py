@@ -62,14 +62,15 @@ def is_copy(attempt: str, correction: str) -> bool:
 
 
 def retried(right: ArrayLike, attempts: ArrayLike) -> np.ndarray:
-    """Chance that a further attempt at a problem would put a wrong one of its attempts right, free of bias.
+    """Of each problem, what a further attempt in place of a correction of one of its wrong attempts would score.
 
-    The right ones among the others, c / (n - 1): what a correction of a wrong attempt is to be held against, since a
-    policy that does not look at the attempt corrects that many. It is biased for problems that were chosen by their c,
-    as anchors of training are.
+    That is the share of right ones among the other attempts, c / (n - 1). A correction of a wrong attempt is to be held
+    against it, since a policy that does not look at the attempt does as well. Averaged over corrections of wrong
+    attempts it is free of bias, however many a problem has; it has no meaning, and may be above 1, for a problem without
+    one. It is biased where problems were chosen by their c, as the anchors of training are.
 
     Args:
-        right: (P,) int, right attempts of each problem.
+        right: (P,) int, right attempts of each problem, sampled independently.
         attempts: (P,) int, all its attempts, at least 2.
 
     Raises:

@@ -22,6 +22,7 @@ _SHOWN = (
     "c2w",
     "w2c",
     "retry",
+    "w2c_over_retry",
     "w2w",
     "over_correction",
     "copy_rate",

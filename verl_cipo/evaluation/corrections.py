@@ -20,8 +20,8 @@ FIGURES = {
     "w2c": "Share of corrections of wrong attempts that become right.",
     "w2w": "Share of corrections of wrong attempts that stay wrong.",
     "retry": "Share of the corrections of wrong attempts that would be right if they were further attempts at the "
-    "plain problem: c / (n - 1) where c of n attempts are right. Given where every problem has several attempts.",
-    "w2c_over_retry": "w2c - retry: what showing the wrong attempt is worth, against sampling once more without it.",
+    "plain problem: c / (n - 1) where c of n attempts are right. Of problems with several sampled attempts.",
+    "w2c_over_retry": "w2c - retry of these problems: what showing the wrong attempt is worth, against sampling once more without it.",
     "over_correction": "Share of all corrections that turn a right attempt wrong.",
     "repair": "Share of all corrections that turn a wrong attempt right.",
     "copy_rate": "Share of corrections that repeat the attempt up to white space.",
@@ -36,8 +36,9 @@ def correction_figures(
     """The figures of FIGURES, with intervals over problems.
 
     Args:
-        records: one an attempt: uid (of its problem), anchor_correct, and corrections with correct and copied each.
-        given: the attempts are others' and say nothing of what a retry would bring.
+        records: one an attempt: uid (of its problem), anchor_correct, corrections with correct and copied each, and
+            temperature (default 1): greedy attempts say nothing of what a retry would bring.
+        given: the attempts are others', which say nothing of that either.
         confidence: of the intervals.
         resamples: bootstrap resamples.
 
@@ -48,7 +49,9 @@ def correction_figures(
         ValueError: there is no record.
     """
     per_problem: dict[str, np.ndarray] = {}
+    sampled = not given
     for record in records:
+        sampled &= record.get("temperature", 1.0) > 0
         turns = record["corrections"]
         first = bool(record["anchor_correct"])
         right = sum(bool(turn["correct"]) for turn in turns)
@@ -86,9 +89,10 @@ def correction_figures(
         ("copy_rate", copied, right + wrong),
         ("copy_rate_failed", copied_failed, wrong),
     ]
-    if not given and attempts.min() > 1:
-        again = wrong * retried(first, attempts)
-        shares += [("retry", again, wrong), ("w2c_over_retry", wc - again, wrong)]
+    if sampled and (several := attempts > 1).any():
+        asked = wrong[several]
+        again = asked * retried(first[several], attempts[several])
+        shares += [("retry", again, asked), ("w2c_over_retry", wc[several] - again, asked)]
     for name, parts, totals in shares:
         if totals.any():
             figures[name] = ratio_interval(parts, totals, **options)

@@ -79,6 +79,7 @@ def markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
         ("turn 2", "corrections", "accuracy_turn2"),
         ("w->c", "corrections", "w2c"),
         ("retry", "corrections", "retry"),
+        ("w->c - retry", "corrections", "w2c_over_retry"),
         ("c->c", "corrections", "c2c"),
         ("over-correction", "corrections", "over_correction"),
         ("copies", "corrections", "copy_rate"),

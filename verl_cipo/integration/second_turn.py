@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +31,9 @@ def attempt_record(
     }
 
 
-def second_turn_metrics(records: list[dict[str, Any]], counts: dict[str, float]) -> dict[str, float]:
+def second_turn_metrics(
+    records: list[dict[str, Any]], counts: dict[str, float], *, sampled: bool = True
+) -> dict[str, float]:
     """``cipo/val/*`` over all benchmarks of the validation set.
 
     Args:
@@ -40,6 +41,7 @@ def second_turn_metrics(records: list[dict[str, Any]], counts: dict[str, float])
             ``copied`` each. An attempt without corrections (its prompt did not fit, or its sessions failed) keeps its
             verdict in turn 2.
         counts: attempts skipped by reason (``anchors/skipped/*``) and ``corrections/failed_sessions``.
+        sampled: False where the attempts were drawn greedily: then there is no ``cipo/val/retry``.
     """
     turns = [(record["anchor_correct"], correction) for record in records for correction in record["corrections"]]
     metrics = {
@@ -63,30 +65,28 @@ def second_turn_metrics(records: list[dict[str, Any]], counts: dict[str, float])
             [correct for correct, _ in turns], [turn["correct"] for _, turn in turns]
         ).rates()
         metrics |= {f"cipo/val/{name}": rate for name, rate in rates.items()}
-        if (retry := _retry(records)) is not None:
+        # Greedy attempts are all the same and say nothing of a further one.
+        if sampled and (retry := _retry(records)) is not None:
             metrics["cipo/val/retry"] = retry
     return metrics
 
 
 def _retry(records: list[dict[str, Any]]) -> float | None:
-    """w2c as further attempts at the plain prompt would have it; None where a prompt has a single attempt."""
-    attempts: Counter[str] = Counter()
-    right: Counter[str] = Counter()
-    corrections: Counter[str] = Counter()
+    """w2c as further attempts at the plain prompt would have it, over the prompts with several; None without one."""
+    prompts: dict[str, np.ndarray] = {}  # of each: attempts, right ones, corrections of wrong ones
     for record in records:
-        attempts[record["uid"]] += 1
-        right[record["uid"]] += record["anchor_correct"]
-        corrections[record["uid"]] += 0 if record["anchor_correct"] else len(record["corrections"])
-    if min(attempts.values()) < 2 or not corrections.total():
-        return None
-    again = retried(list(right.values()), list(attempts.values()))
-    return float(np.average(again, weights=list(corrections.values())))
+        right = bool(record["anchor_correct"])
+        counts = prompts.setdefault(record["uid"], np.zeros(3, dtype=int))
+        counts += [1, right, 0 if right else len(record["corrections"])]
+    several = np.array([counts for counts in prompts.values() if counts[0] > 1]).reshape(-1, 3)
+    attempts, right, corrections = several.T
+    return float(np.average(retried(right, attempts), weights=corrections)) if corrections.any() else None
 
 
-def dump_second_turns(records: list[dict[str, Any]], directory: str, step: int) -> None:
-    """Write ``{directory}/corrections/{step}.jsonl``, a line an attempt with its corrections."""
+def dump_second_turns(records: list[dict[str, Any]], directory: str, step: int, *, temperature: float) -> None:
+    """Write ``{directory}/corrections/{step}.jsonl``, a line an attempt with its corrections, drawn at `temperature`."""
     folder = os.path.join(directory, "corrections")
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, f"{step}.jsonl"), "w") as file:
         for record in records:
-            file.write(json.dumps({**record, "step": step}, ensure_ascii=False, default=str) + "\n")
+            file.write(json.dumps({**record, "temperature": temperature, "step": step}, ensure_ascii=False, default=str) + "\n")

@@ -85,11 +85,13 @@ class Steering:
         if self.cipo.val_corrections == 0:
             return {}
         records, counts = manager.pop_validation()
-        own = second_turn_metrics(records, counts)
+        # verl's agent loops heed this of val_kwargs, and not do_sample.
+        temperature = self.config.actor_rollout_ref.rollout.val_kwargs.temperature
+        own = second_turn_metrics(records, counts, sampled=temperature > 0)
         check_names(own)
         directory = self.config.trainer.get("validation_data_dir", None)
         if directory:
-            dump_second_turns(records, directory, self.global_steps)
+            dump_second_turns(records, directory, self.global_steps, temperature=temperature)
         return own
 
     def _save_state(self, pool: dict[str, Any] | None) -> None:
