@@ -66,8 +66,8 @@ def retried(right: ArrayLike, attempts: ArrayLike) -> np.ndarray:
 
     That is the share of right ones among the other attempts, c / (n - 1). A correction of a wrong attempt is to be held
     against it, since a policy that does not look at the attempt does as well. Averaged over corrections of wrong
-    attempts it is free of bias, however many a problem has; it has no meaning, and may be above 1, for a problem without
-    one. It is biased where problems were chosen by their c, as the anchors of training are.
+    attempts it is free of bias, however many a problem has; for a problem without one it has no meaning, and may be
+    above 1. It is biased where problems were chosen by their c, as the anchors of training are.
 
     Args:
         right: (P,) int, right attempts of each problem, sampled independently.

@@ -21,7 +21,8 @@ FIGURES = {
     "w2w": "Share of corrections of wrong attempts that stay wrong.",
     "retry": "Share of the corrections of wrong attempts that would be right if they were further attempts at the "
     "plain problem: c / (n - 1) where c of n attempts are right. Of problems with several sampled attempts.",
-    "w2c_over_retry": "w2c - retry of these problems: what showing the wrong attempt is worth, against sampling once more without it.",
+    "w2c_over_retry": "w2c - retry of these problems: what showing the wrong attempt is worth, against sampling once "
+    "more without it.",
     "over_correction": "Share of all corrections that turn a right attempt wrong.",
     "repair": "Share of all corrections that turn a wrong attempt right.",
     "copy_rate": "Share of corrections that repeat the attempt up to white space.",

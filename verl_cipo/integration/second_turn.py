@@ -84,9 +84,10 @@ def _retry(records: list[dict[str, Any]]) -> float | None:
 
 
 def dump_second_turns(records: list[dict[str, Any]], directory: str, step: int, *, temperature: float) -> None:
-    """Write ``{directory}/corrections/{step}.jsonl``, a line an attempt with its corrections, drawn at `temperature`."""
+    """Write ``{directory}/corrections/{step}.jsonl``, a line an attempt with its corrections and its temperature."""
     folder = os.path.join(directory, "corrections")
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, f"{step}.jsonl"), "w") as file:
         for record in records:
-            file.write(json.dumps({**record, "temperature": temperature, "step": step}, ensure_ascii=False, default=str) + "\n")
+            line = {**record, "temperature": temperature, "step": step}
+            file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
