@@ -4,10 +4,12 @@
     python benchmarks/learning.py --seeds 11 12 13              # the main arms; a run takes 10 to 15 minutes alone
     python benchmarks/learning.py --seeds 11 --arms all         # and the ablations
     python benchmarks/learning.py --seeds 11 12 13 --json benchmarks/results/learning.json
+    python benchmarks/learning.py --setting demo --seeds 11     # the same on the demo's own, easier task
 
 Each run makes a model, trains it through `verl.trainer.main_ppo` (real Ray, FSDP2 and vLLM) and samples held-out
 problems with `python -m verl_cipo.evaluate`. Runs are kept below --output one by one: a second call does what is
-missing and prints the table of all that is there. With --json, runs that were published beside FILE count as done.
+missing and prints the table of all that is there. With --json, runs that were published in the folder beside FILE that
+is named like it count as done.
 Start no other verl run on the same machine meanwhile: docs/troubleshooting.md, "A run stands still after some steps".
 The settings were chosen on seeds below 10; report on others.
 """
@@ -36,6 +38,8 @@ FULL = Setting(
     ),
     steps=60,
 )
+DEMO = Setting(task=prepare.Settings(val=192), steps=40)
+SETTINGS = {"full": FULL, "demo": DEMO}
 QUICK = Setting(
     task=prepare.Settings(
         train=64,
@@ -59,9 +63,10 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("outputs/learning"), help="where the runs are kept")
     parser.add_argument("--arms", nargs="+", default=["main"], metavar="ARM", help=f"main, all, or {', '.join(ARMS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[11], help="default 11")
+    parser.add_argument("--setting", choices=list(SETTINGS), default="full", help="default full, the reference")
     parser.add_argument("--quick", action="store_true", help="a setting that shows the path and no learning")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the summary there, raw metrics into learning/ beside it"
+        "--json", type=Path, metavar="FILE.json", help="write the summary there, raw metrics into the folder FILE/"
     )
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write learning.png and learning-training.png")
     args = parser.parse_args()
@@ -69,8 +74,8 @@ def main() -> int:
     wanted = [CONTROL, "cipo"] if args.quick else [n for name in args.arms for n in names.get(name, [name])]
     if unknown := [name for name in wanted if name not in ARMS]:
         parser.error(f"--arms {' '.join(unknown)}: allowed are main, all, {', '.join(ARMS)}")
-    setting = QUICK if args.quick else FULL
-    output = (args.output / ("quick" if args.quick else "full")).resolve()
+    setting = QUICK if args.quick else SETTINGS[args.setting]
+    output = (args.output / ("quick" if args.quick else args.setting)).resolve()
 
     if args.json:
         restore(raw_folder(args.json), output, setting)
@@ -177,11 +182,11 @@ def training(found: dict[str, dict[int, dict[str, Any]]], output: Path) -> dict[
 
 def raw_folder(file: Path) -> Path:
     """Where the raw metrics lie that belong to a summary."""
-    return file.parent / "learning"
+    return file.with_suffix("")
 
 
 def write(file: Path, summary: dict[str, Any], output: Path) -> None:
-    """The summary, and beside it in `learning/` each run's metrics and, as the last line, its result."""
+    """The summary, and in the folder of its name each run's metrics and, as the last line, its result."""
     raw = raw_folder(file)
     raw.mkdir(parents=True, exist_ok=True)
     for result in sorted(output.glob(f"*/{RESULT}")):
