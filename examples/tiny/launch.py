@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from filelock import FileLock, Timeout
 
 CPU_ENV = {
     "VERL_PLATFORM": "cpu",
@@ -30,6 +32,8 @@ CPU_ENV = {
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
 MEMORY_SECONDS = 5.0
+HOST_LOCK = Path(f"/tmp/verl_cipo-{os.getuid()}.lock")
+"""Beside the sockets of verl's weight sync, so that runs with a /tmp of their own do not exclude each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +119,22 @@ def checkpoint_to_resume(checkpoints: Path, metrics: Path) -> Path | None:
     return max(((step, folder) for step, folder in saved.items() if step <= last), default=(0, None))[1]
 
 
+@contextmanager
+def _only_run() -> Iterator[None]:
+    """One run at a time: verl names its weight sync's socket after Ray's job id, alike in each run's own cluster."""
+    lock = FileLock(HOST_LOCK)
+    try:
+        held = lock.acquire(timeout=0)
+    except Timeout as error:
+        raise TrainingFailed(
+            f"another run is on this machine (it holds {HOST_LOCK}): both would hang at the weight sync. Wait for its "
+            'end, or see docs/troubleshooting.md, "A run stands still after some steps"'
+        ) from error
+    with held:
+        yield
+
+
+@_only_run()
 def train(
     options: list[str],
     *,
@@ -142,7 +162,7 @@ def train(
         share count once.
 
     Raises:
-        TrainingFailed: non-zero exit or time-out.
+        TrainingFailed: non-zero exit, time-out, or another run on this machine.
     """
     output = output.resolve()
     output.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from examples.tiny import launch, prepare, run, show
 from examples.tiny.launch import checkpoint_to_resume, merge_metrics, metrics_lines
@@ -148,3 +149,14 @@ def test_options_of_verl_come_last(demo):
 def test_wrong_options_of_the_demo_are_refused(demo, options):
     with pytest.raises(SystemExit, match="2"):
         demo(*options)
+
+
+def test_a_second_run_on_the_machine_is_refused_and_touches_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "HOST_LOCK", tmp_path / "lock")
+    kept = write(tmp_path / "metrics.jsonl", [1, 2], run="first")
+    with (
+        FileLock(launch.HOST_LOCK),
+        pytest.raises(launch.TrainingFailed, match="another run is on this machine .*/lock"),
+    ):
+        launch.train([], output=tmp_path)
+    assert runs(kept) == [(1, "first"), (2, "first")]
