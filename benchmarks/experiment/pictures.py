@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.experiment.arms import CONTROL
+from verl_cipo.evaluation.report_series import combine
 
 PANELS = {
     "pass@1": "pass@1",
@@ -55,32 +54,33 @@ def plot_differences(differences: Mapping[str, Mapping[str, Any]], path: Path) -
 
 
 def plot_training(arms: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], path: Path) -> None:
-    """Accuracy of the attempts in training, w->c and c->c of the corrections and rho over the steps; a line a run.
+    """Accuracy of the attempts in training, w->c and c->c of the corrections and rho over the steps.
+
+    A line an arm, the mean of its runs, in a band from the least to the greatest of them.
 
     Args:
         arms: of each, its runs; of a run, what verl logged at each step.
     """
-    curves = {
+    panels = {
         "Attempts that are right": attempts,
         "Corrections of wrong attempts that are right": lambda step: step.get("cipo/transitions/w2c"),
         "Corrections of right attempts that stay right": lambda step: step.get("cipo/transitions/c2c"),
-        "rho, the share of right attempts among the anchors": lambda step: step.get("cipo/rho"),
+        "rho, the share of right attempts among the anchors": rho,
     }
-    figure, all_axes = _axes(len(curves), columns=2, height=3.4)
-    for axes, (title, value) in zip(all_axes, curves.items(), strict=True):
+    figure, all_axes = _axes(len(panels), columns=2, height=3.4)
+    for axes, (title, value) in zip(all_axes, panels.items(), strict=True):
         for name, runs in arms.items():
-            for number, steps in enumerate(runs):
-                points = [(i, found) for i, step in enumerate(steps, 1) if (found := value(step)) is not None]
-                if points:
-                    at, values = zip(*points, strict=True)
-                    label = name if number == 0 else None
-                    axes.plot(
-                        at, _smooth(values), color=COLORS.get(name, OTHER), label=label, linewidth=1.4, alpha=0.85
-                    )
+            points = [
+                {i: found for i, step in enumerate(steps, 1) if (found := value(step)) is not None} for steps in runs
+            ]
+            if curve := combine(points, window=MEAN_OF):
+                color = COLORS.get(name, OTHER)
+                axes.plot(curve.x, curve.mean, color=color, label=name, linewidth=1.8)
+                axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.12, linewidth=0)
         axes.set(title=title, xlabel="step", ylim=(0, 1))
         axes.grid(alpha=0.25)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, frameon=False)
+            axes.legend(fontsize=8, frameon=False, loc="lower right")
     _save(figure, path)
 
 
@@ -89,8 +89,9 @@ def attempts(step: Mapping[str, float]) -> float | None:
     return step.get("cipo/accuracy/base", step.get("critic/score/mean"))
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
-    return [float(np.mean(values[max(0, i + 1 - MEAN_OF) : i + 1])) for i in range(len(values))]
+def rho(step: Mapping[str, float]) -> float | None:
+    """rho where it counted: a step without anchors has only its first value."""
+    return step.get("cipo/rho") if step.get("cipo/anchors/total") else None
 
 
 def _axes(n: int, *, columns: int, height: float) -> tuple[Any, list[Any]]:

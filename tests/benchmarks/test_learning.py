@@ -144,6 +144,7 @@ def test_pictures_show_every_arm(tmp_path):
     for name in ("new/learning.png", "training.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert [pictures.attempts(step) for step in steps] == [0.5, 0.5]
+    assert [pictures.rho({"cipo/rho": 0.3, "cipo/anchors/total": total}) for total in (0, 4)] == [None, 0.3]
 
 
 def rollouts(name: str) -> int:
