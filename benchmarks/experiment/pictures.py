@@ -1,6 +1,6 @@
 """Pictures of the learning experiment."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,7 @@ def plot_training(arms: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], p
     figure, all_axes = _axes(len(panels), columns=2, height=3.4)
     for axes, (title, value) in zip(all_axes, panels.items(), strict=True):
         for name, runs in arms.items():
-            points = [
-                {i: found for i, step in enumerate(steps, 1) if (found := value(step)) is not None} for steps in runs
-            ]
-            if curve := combine(points, window=MEAN_OF):
+            if curve := combine([_points(steps, value) for steps in runs], window=MEAN_OF):
                 color = COLORS.get(name, OTHER)
                 axes.plot(curve.x, curve.mean, color=color, label=name, linewidth=1.8)
                 axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.12, linewidth=0)
@@ -92,6 +89,13 @@ def attempts(step: Mapping[str, float]) -> float | None:
 def rho(step: Mapping[str, float]) -> float | None:
     """rho where it counted: a step without anchors has only its first value."""
     return step.get("cipo/rho") if step.get("cipo/anchors/total") else None
+
+
+def _points(
+    steps: Sequence[Mapping[str, float]], value: Callable[[Mapping[str, float]], float | None]
+) -> dict[float, float]:
+    found = {float(i): value(step) for i, step in enumerate(steps, 1)}
+    return {i: y for i, y in found.items() if y is not None}
 
 
 def _axes(n: int, *, columns: int, height: float) -> tuple[Any, list[Any]]:
