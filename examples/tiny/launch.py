@@ -120,9 +120,15 @@ def checkpoint_to_resume(checkpoints: Path, metrics: Path) -> Path | None:
 
 
 @contextmanager
-def _only_run() -> Iterator[None]:
-    """One run at a time: verl names its weight sync's socket after Ray's job id, alike in each run's own cluster."""
-    lock = FileLock(HOST_LOCK)
+def only_run() -> Iterator[None]:
+    """One run at a time: verl names its weight sync's socket after Ray's job id, alike in each run's own cluster.
+
+    A process may enter it again: :func:`train` does, and who clears a folder for it first enters it around both.
+
+    Raises:
+        TrainingFailed: another process is inside.
+    """
+    lock = FileLock(HOST_LOCK, is_singleton=True)
     try:
         held = lock.acquire(timeout=0)
     except Timeout as error:
@@ -134,7 +140,7 @@ def _only_run() -> Iterator[None]:
         yield
 
 
-@_only_run()
+@only_run()
 def train(
     options: list[str],
     *,

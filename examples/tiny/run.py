@@ -51,10 +51,17 @@ def main() -> int:
     unknown = [option for option in verl_options if "=" not in option]
     if unknown:
         parser.error(f"not an option of the demo and not KEY=VALUE for verl: {' '.join(unknown)}")
-    quick = args.steps < QUICK_BELOW
     # Ended from outside, the run must still end the processes it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # Around all of it: --output may be the folder of a run that is under way, which must lose nothing.
+    with launch.only_run():
+        demo(args, verl_options)
+    return 0
 
+
+def demo(args: argparse.Namespace, verl_options: list[str]) -> None:
+    """Make the task, train, and write and print the summary."""
+    quick = args.steps < QUICK_BELOW
     started = time.monotonic()
     output = args.output.resolve()
     folder = output / ("task_quick" if quick else "task")
@@ -107,7 +114,6 @@ def main() -> int:
     show.plot(lines, output / "curves.png")
     print(show.table(summary))
     print(f"curves: {output / 'curves.png'}  summary: {output / 'summary.json'}  log: {output / 'train.log'}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ def demo(monkeypatch, tmp_path):
         monkeypatch.setattr(prepare, "prepare", made)
         monkeypatch.setattr(prepare, "report", lambda *_: "")
         monkeypatch.setattr(launch, "train", train)
+        monkeypatch.setattr(launch, "HOST_LOCK", tmp_path / "lock")
         monkeypatch.setattr(show, "plot", lambda *_: None)
         monkeypatch.setattr(run.signal, "signal", lambda *_: None)
         monkeypatch.setattr(sys, "argv", ["run.py", "--output", str(tmp_path), *options])
@@ -160,3 +161,18 @@ def test_a_second_run_on_the_machine_is_refused_and_touches_nothing(tmp_path, mo
     ):
         launch.train([], output=tmp_path)
     assert runs(kept) == [(1, "first"), (2, "first")]
+
+
+def test_a_second_demo_is_refused_before_it_clears_the_folder(demo, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with FileLock(tmp_path / "lock"), pytest.raises(launch.TrainingFailed, match="another run"):
+        demo()
+    assert (tmp_path / "checkpoints").exists()
+
+
+def test_a_process_that_holds_the_machine_may_train(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "HOST_LOCK", tmp_path / "lock")
+    with launch.only_run(), launch.only_run():
+        pass
+    with FileLock(tmp_path / "lock", timeout=0):
+        pass
