@@ -6,8 +6,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cipo.core import BASE, CORRECTION, LOSS_AGG_MODES, PADDING, Rows, advantage, group_relative, stream_scales
-from verl_cipo.core import two_stream_advantage as two_stream
+from verl_cipo.core import advantage
+from verl_cipo.core.advantage import (
+    BASE,
+    CORRECTION,
+    LOSS_AGG_MODES,
+    PADDING,
+    Rows,
+    correction_relative,
+    group_relative,
+    stream_scales,
+)
+from verl_cipo.core.advantage import two_stream_advantage as two_stream
 
 MODES = st.sampled_from(LOSS_AGG_MODES)
 
@@ -81,12 +91,90 @@ def test_group_relative_leaves_its_input_and_checks_it():
     group_relative(scores, np.array(["a", "a"], dtype=object), norm_by_std=True)
     assert scores.tolist() == [1.0, 0.0]
     assert group_relative(torch.zeros(0), [], norm_by_std=True).shape == (0,)
-    with pytest.raises(ValueError, match=r"\(2,\), 1 group names"):
+    with pytest.raises(ValueError, match=r"\(2,\) and 1 group names"):
         group_relative(scores, ["a"], norm_by_std=True)
-    with pytest.raises(ValueError, match=r"spread \(1,\)"):
-        group_relative(scores, ["a", "a"], norm_by_std=True, spread=torch.ones(1))
     with pytest.raises(TypeError, match="torch.int64"):
         group_relative(torch.tensor([1, 0]), ["a", "a"], norm_by_std=True)
+
+
+# ---- correction_relative
+
+
+def corrected(scores, broken, *, risk=1.0, norm_by_std=True, group=None, dtype=torch.float32):
+    group = ["k"] * len(scores) if group is None else group
+    values = torch.tensor(scores, dtype=dtype)
+    return correction_relative(values, np.array(broken), group, lambda_risk=risk, norm_by_std=norm_by_std)
+
+
+def test_correction_relative_by_hand():
+    # z of 4, 2, 0, 2 (mean 2, std sqrt(8 / 3) = 1.63299): 1.22474, 0, -1.22474, 0.
+    # z of broken 0, 0, 1, 1 (mean .5, std sqrt(1 / 3) = .57735): -.86603, -.86603, .86603, .86603.
+    broken = [False, False, True, True]
+    wanted = [1.22474 + 0.43301, 0.43301, -1.22474 - 0.43301, -0.43301]
+    assert corrected([4.0, 2.0, 0.0, 2.0], broken, risk=0.5).tolist() == pytest.approx(wanted, abs=1e-5)
+    # Without the std: 2, 0, -2, 0 and .5 * (.5, .5, -.5, -.5).
+    plain = corrected([4.0, 2.0, 0.0, 2.0], broken, risk=0.5, norm_by_std=False)
+    assert plain.tolist() == pytest.approx([2.25, 0.25, -2.25, -0.25])
+
+
+# Largest absolute advantage of a group of 8 with the std of the raw scores under the shaped ones: 10.3, 23, 126, 8.8e5.
+@pytest.mark.parametrize(
+    ("scores", "right"),
+    [
+        pytest.param([0.5, 0.6] * 4, [False, True] * 4, id="test fractions"),
+        pytest.param([0.48, 0.49, 0.5, 0.51, 0.52, 0.53, 0.47, 0.46], [i in (3, 4, 5) for i in range(8)], id="model"),
+        pytest.param([0.02] + [0.0] * 7, [True] + [False] * 7, id="right, after an overlong penalty"),
+        pytest.param([0.3] * 8, [True] * 4 + [False] * 4, id="equal scores, other verdicts"),
+        pytest.param([1.0] + [0.999999] * 7, [True] + [False] * 7, id="hardly apart"),
+    ],
+)
+def test_right_anchors_are_bounded_for_rewards_that_are_not_0_or_1(scores, right):
+    bound = 7 / 8**0.5
+    without, shaped = (corrected(scores, [not r for r in right], risk=risk) for risk in (0.0, 1.0))
+    assert without.abs().max() <= bound * (1 + 1e-6) and shaped.abs().max() <= 2 * bound * (1 + 1e-6)
+    gap = shaped[right].mean() - shaped[[not r for r in right]].mean()
+    assert gap > without[right].mean() - without[[not r for r in right]].mean() + 1
+
+
+@pytest.mark.parametrize("values", [(0.0, 1.0), (-1.0, 1.0), (0.0, 100.0)])
+def test_a_verifier_of_two_values_has_right_anchors_weigh_1_plus_lambda_risk(values):
+    scores, broken = [values[1], values[0], values[1], values[1]], [False, True, False, False]
+    assert torch.allclose(corrected(scores, broken, risk=1.5), 2.5 * corrected(scores, broken, risk=0.0), atol=1e-4)
+
+
+def test_a_correction_alone_in_its_group_has_no_advantage():
+    assert corrected([1.0, 0.0, 1.0], [False, True, False], group=["a", "b", "b"]).tolist()[0] == 0.0
+    assert corrected([5.0], [True], norm_by_std=False).tolist() == [0.0]
+
+
+@given(data=st.data(), risk=st.sampled_from([0.0, 0.5, 1.0, 3.0]))
+def test_the_bound_holds_for_any_finite_scores_and_verdicts(data, risk):
+    n = data.draw(st.integers(1, 9))
+    value, other = (data.draw(st.floats(-(2.0**99), 2.0**99, width=32)) for _ in range(2))
+    # Also scores that differ in their last bit alone.
+    pool = [value, float(np.nextafter(np.float32(value), np.float32(np.inf))), other]
+    scores = data.draw(st.lists(st.sampled_from(pool), min_size=n, max_size=n))
+    result = corrected(scores, data.draw(st.lists(st.booleans(), min_size=n, max_size=n)), risk=risk)
+    assert torch.isfinite(result).all()
+    assert result.abs().max() <= (1 + risk) * (n - 1) / n**0.5 * (1 + 1e-6)
+
+
+@given(data=st.data(), shift=st.integers(-64, 64), factor=st.sampled_from([0.25, 0.5, 2.0, 8.0]))
+def test_shifting_and_scaling_all_scores_changes_nothing(data, shift, factor):
+    scores = data.draw(st.lists(st.integers(-8, 8), min_size=2, max_size=8))
+    broken = data.draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)))
+    moved = [(score + shift) * factor for score in scores]
+    before, after = corrected(scores, broken, risk=2.0), corrected(moved, broken, risk=2.0)
+    # epsilon is 1e-6 beside a std of at least .08.
+    assert torch.allclose(before, after, atol=1e-4)
+
+
+@given(data=st.data())
+def test_lambda_risk_parts_right_from_broken_whatever_the_scores(data):
+    scores = data.draw(st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4))
+    without, shaped = (corrected(scores, [True, True, False, False], risk=risk) for risk in (0.0, 1.0))
+    # z of 1, 1, 0, 0 is .86603 and -.86603.
+    assert (shaped - without).tolist() == pytest.approx([-0.86603, -0.86603, 0.86603, 0.86603], abs=1e-4)
 
 
 # ---- stream_scales
@@ -151,6 +239,19 @@ def test_streams_risk_and_scales_by_hand():
     assert torch.allclose(result, per_row[:, None] * MASK)
 
 
+def test_token_mean_counts_the_tokens_that_the_engine_divides_by():
+    # The engine's 14 tokens, Tb = 6 and Tc = 8, though two corrections were rejected: factors 14 / 6 and 14 / 8. Those
+    # of the 9 tokens that are left, 9 / 6 and 9 / 3, would shrink the attempts' gradient by 9 / 14.
+    mask = MASK.clone()
+    mask[3:5] = 0
+    how = HOW | {"lambda_risk": 0.0, "loss_agg_mode": "token-mean"}
+    result = two_stream(TOKEN_REWARDS, mask, rows(TABLE), **how, loss_tokens=MASK.sum(-1).numpy())
+    expected = torch.tensor([0.5 * 14 / 6, -0.5 * 14 / 6, 0.5 * 14 / 8, 0.0, 0.0, -0.5 * 14 / 8])
+    assert torch.allclose(result[:, 0], expected)
+    with pytest.raises(ValueError, match=r"loss_tokens \(5,\)"):
+        two_stream(TOKEN_REWARDS, mask, rows(TABLE), **how, loss_tokens=np.ones(5, dtype=int))
+
+
 def test_token_mean_by_hand():
     result = advantages(lambda_risk=0.0, loss_agg_mode="token-mean", lambda_corr=2.0)
     # Tb = 6, Tc = 8: base * 14 / 6, corrections * 2 * 14 / 8
@@ -165,7 +266,7 @@ def test_seq_mean_by_hand():
 
 def test_norm_by_std_by_hand():
     result = advantages(norm_by_std=True, lambda_corr=8 / 6, epsilon=0.0)
-    # (1 - .5) / sqrt(.5) = .70711; shaped 1, -1, over the std of the raw 1, 0: (1 - 0) / sqrt(.5) = 1.41421.
+    # (1 - .5) / sqrt(.5) = .70711; of a right anchor, with the penalty: .70711 - 1 * -.70711 = 1.41421.
     # Corrections: 8/6 * 6/8 = 1.
     wanted = torch.tensor([0.70711, -0.70711, 1.41421, -1.41421, 0.70711, -0.70711])
     assert torch.allclose(result[:, 0], wanted, atol=1e-5)
@@ -390,6 +491,7 @@ def test_corrections_weigh_in_proportion_to_lambda(batch, how, factor):
 
 @given(batch=drawn_batches(), how=how)
 def test_shaping_is_applied_once_and_to_broken_corrections_alone(batch, how):
+    """Without the std it is METHOD's r' = r - lambda_risk."""
     values, mask, all_rows = batch
     shaped = values.clone()
     broken = all_rows.final & (all_rows.stream == CORRECTION) & all_rows.anchor_correct & ~all_rows.correct

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from verl.trainer.ppo.core_algos import agg_loss, compute_grpo_outcome_advantage
 
-from verl_cipo.core import BASE, CORRECTION, LOSS_AGG_MODES, PADDING, Rows, group_relative, two_stream_advantage
+from verl_cipo.core.advantage import (
+    BASE,
+    CORRECTION,
+    LOSS_AGG_MODES,
+    PADDING,
+    Rows,
+    group_relative,
+    two_stream_advantage,
+)
 
 
 def grpo(scores, group, norm_by_std):

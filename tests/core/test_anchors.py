@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cipo.core import AnchorSelector, Attempt, Group, anchor_budget, medium, select_anchors
+from verl_cipo.core.anchors import AnchorSelector, Attempt, Group, anchor_budget, medium, select_anchors
 
 SEEDS = [(1, 1), (1, 2), (2, 1), (11, 1), (1, 11)]
 BAND = {"delta_low": 0.375, "delta_high": 0.75}

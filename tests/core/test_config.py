@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cipo.core import CIPOConfig, CIPOConfigError, PromptConfig, describe
-from verl_cipo.core.config import AuxConfig
+from verl_cipo.core.config import AuxConfig, CIPOConfig, CIPOConfigError, PromptConfig, describe
 
 DEFAULTS = {
     "replay_fraction": 1.0,

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from verl_cipo.core import METRICS, Rows, batch_metrics, check_names
-from verl_cipo.core.metrics import PREFIX
+from verl_cipo.core.advantage import Rows
+from verl_cipo.core.metrics import METRICS, PREFIX, batch_metrics, check_names
 
 SPEC = """rho retention anchors/total anchors/correct anchors/failed anchors/medium anchors/other
 anchors/skipped/too_long anchors/skipped/no_text_question anchors/skipped/empty_attempt corrections/failed_sessions

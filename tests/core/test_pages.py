@@ -5,7 +5,8 @@ import re
 import pytest
 
 from tools import write_pages
-from verl_cipo.core import METRICS, describe
+from verl_cipo.core.config import describe
+from verl_cipo.core.metrics import METRICS
 
 AGAIN = "run `python tools/write_pages.py` and commit what it writes"
 

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cipo.core import (
+from verl_cipo.core.config import CIPOConfigError, PromptConfig
+from verl_cipo.core.prompts import (
+    ADJACENT_TEMPLATE,
     SKIP_REASONS,
-    CIPOConfigError,
+    TAIL_MARK,
     CorrectionPrompt,
-    PromptConfig,
     load_template,
     render,
     strip_thinking,
 )
-from verl_cipo.core.prompts import ADJACENT_TEMPLATE, TAIL_MARK
 
 MATH = """{question}
 

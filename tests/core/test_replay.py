@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.test_anchors import BAND, group, ids
-from verl_cipo.core import CIPOConfig, RhoState, select_anchors, update_rho
-from verl_cipo.core.replay import ReplayPool
+from verl_cipo.core.anchors import select_anchors
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.replay import ReplayPool, RhoState, update_rho
 
 CONFIG = CIPOConfig()
 START = RhoState.initial(CONFIG)

@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cipo.core import Transitions, is_copy
-from verl_cipo.core.transitions import retried
+from verl_cipo.core.transitions import Transitions, is_copy, retried
 
 
 def test_counts_and_rates():

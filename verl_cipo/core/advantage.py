@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verl_cipo.core.shaping import risk_penalty
-
 BASE, CORRECTION, PADDING = 0, 1, 2
 
 SEQ_MEAN_MODES = ("seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean")
@@ -69,39 +67,63 @@ def group_relative(
     group: Sequence[Hashable] | np.ndarray,
     *,
     norm_by_std: bool,
-    spread: Tensor | None = None,
     epsilon: float = 1e-6,
 ) -> Tensor:
     """(s - mean) / (std + epsilon) within each group, or s - mean; verl's compute_grpo_outcome_advantage bit for bit.
 
-    scores: float32, as verl's rewards are, or float64, shape (N,); group: N hashable names; spread: like scores, what
-    the std is of if not of them. A group of one has mean 0 and std 1, as in verl (which has these two in float32 even
-    for float64 scores: equal up to 1e-7 there).
+    scores: float32, as verl's rewards are, or float64, shape (N,); group: N hashable names. A group of one has mean 0
+    and std 1, as in verl (which has these two in float32 even for float64 scores: equal up to 1e-7 there).
     Groups of one size share one call for their means and one for their std. Returns a new tensor of shape (N,).
     """
-    spread = scores if spread is None else spread
-    if scores.dim() != 1 or len(group) != len(scores) or spread.shape != scores.shape:
-        raise ValueError(
-            f"scores {tuple(scores.shape)}, {len(group)} group names and spread {tuple(spread.shape)}: "
-            "allowed is one shape (N,)"
-        )
+    if scores.dim() != 1 or len(group) != len(scores):
+        raise ValueError(f"scores {tuple(scores.shape)} and {len(group)} group names: allowed is one shape (N,)")
     if scores.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"scores are {scores.dtype}: allowed are float32 and float64")
-    values, spread = scores.detach().cpu(), spread.detach().cpu()
+    values = scores.detach().cpu()
     codes = _codes(group)
-    order = torch.from_numpy(np.argsort(codes, kind="stable"))
-    grouped, spread = values[order], spread[order]
+    grouped = values[torch.from_numpy(np.argsort(codes, kind="stable"))]
     size = np.bincount(codes)
     start = np.cumsum(size) - size
     mean, std = values.new_zeros(len(size)), values.new_ones(len(size))
     for n in np.unique(size[size > 1]):
         same = np.flatnonzero(size == n)
-        one_a_line = torch.from_numpy(start[same, None] + np.arange(n))
-        mean[torch.from_numpy(same)] = grouped[one_a_line].mean(dim=1)
-        std[torch.from_numpy(same)] = spread[one_a_line].std(dim=1)
+        one_a_line = grouped[torch.from_numpy(start[same, None] + np.arange(n))]
+        mean[torch.from_numpy(same)] = one_a_line.mean(dim=1)
+        std[torch.from_numpy(same)] = one_a_line.std(dim=1)
     of_row = torch.from_numpy(codes)
     centred = values - mean[of_row]
     return (centred / (std[of_row] + epsilon) if norm_by_std else centred).to(scores.device)
+
+
+def correction_relative(
+    scores: Tensor,
+    broken: np.ndarray,
+    group: Sequence[Hashable] | np.ndarray,
+    *,
+    lambda_risk: float,
+    norm_by_std: bool,
+    epsilon: float = 1e-6,
+) -> Tensor:
+    """Group-relative advantage of corrections, with the penalty for turning a right attempt wrong (METHOD item 4).
+
+        A = z(scores) - lambda_risk * z(broken),    z(v) = (v - mean v) / (std v + epsilon), or v - mean v
+
+    Without norm_by_std that is r' - mean r' of r' = r - lambda_risk * broken, as METHOD has it. With it, scores and
+    penalty are each measured by their own std: the penalty then weighs the same whatever the verifier's scale, and no
+    scores can give more than (1 + lambda_risk) * (n - 1) / sqrt(n) in a group of n. Where a score is one of two values
+    by right and wrong, groups of right anchors weigh 1 + lambda_risk times as much.
+
+    scores: raw verifier scores, shape (N,); broken: bool, shape (N,), a wrong correction of a right anchor;
+    group: N hashable names. A group of one has nothing to be compared with and gets 0.
+    Computed in float64, so that equal scores give exactly 0. Returns a new tensor of shape (N,), like `scores`.
+    """
+    names = _codes(group)
+    advantage = group_relative(scores.double(), names, norm_by_std=norm_by_std, epsilon=epsilon)
+    if lambda_risk and broken.any():
+        flags = torch.from_numpy(broken.astype(np.float64)).to(advantage)
+        advantage = advantage - lambda_risk * group_relative(flags, names, norm_by_std=norm_by_std)
+    alone = np.bincount(names)[names] == 1
+    return advantage.masked_fill(torch.from_numpy(alone).to(advantage.device), 0.0).to(scores)
 
 
 def stream_scales(
@@ -147,50 +169,55 @@ def two_stream_advantage(
     lambda_risk: float,
     norm_by_std: bool,
     loss_agg_mode: str,
+    loss_tokens: np.ndarray | None = None,
     epsilon: float = 1e-6,
 ) -> Tensor:
     """Advantages of a batch that mixes attempts, corrections and padding.
 
-    token_level_rewards: (N, T), raw verifier outcomes (and any KL penalty); response_mask: (N, T), 1 where trained.
-    The sum of a final row's rewards is its session's score; corrections are shaped here, once. The std that divides is
-    that of the raw scores: all corrections of an anchor are shaped alike, so that the std of the shaped ones would undo
-    the penalty of a verifier that knows only right and wrong. Only final rows enter the statistics of their group; a
-    session's advantage goes to all its rows. Padding gets 0 and enters nothing.
+    token_level_rewards: (N, T), raw verifier outcomes (and any KL penalty); response_mask: (N, T), 1 where trained;
+    loss_tokens: int, (N,), each row's tokens among those that verl's token-mean divides by, where that is not the sum
+    of response_mask: its V1 engines divide by the tokens before rollout correction has rejected any.
+    The sum of a final row's rewards is its session's score; attempts get GRPO's advantage, corrections that of
+    `correction_relative`. Only final rows enter the statistics of their group; a session's advantage goes to all its
+    rows. Padding gets 0 and enters nothing.
     As in verl, a session whose final row has no trained token counts in its group and gets 0 itself.
     Returns (N, T), masked; the inputs are left as they are.
     Raises: ValueError when shapes differ or a session has no final row, or more than one.
     """
-    if token_level_rewards.shape != response_mask.shape or len(token_level_rewards) != len(rows):
+    tokens = response_mask.sum(dim=-1).cpu().numpy()
+    loss_tokens = tokens if loss_tokens is None else loss_tokens
+    if not token_level_rewards.shape == response_mask.shape == (len(rows), *response_mask.shape[1:]) or (
+        loss_tokens.shape != (len(rows),)
+    ):
         raise ValueError(
-            f"token_level_rewards {tuple(token_level_rewards.shape)}, response_mask {tuple(response_mask.shape)} and "
-            f"{len(rows)} rows: allowed are (N, T), (N, T) and N"
+            f"token_level_rewards {tuple(token_level_rewards.shape)}, response_mask {tuple(response_mask.shape)}, "
+            f"loss_tokens {loss_tokens.shape} and {len(rows)} rows: allowed are (N, T), (N, T), (N,) and N"
         )
     real = np.flatnonzero(rows.stream != PADDING)
     session = _codes(rows.session[real])
     final = _final_rows(rows, real, session)
-    tokens = response_mask.sum(dim=-1).cpu().numpy()
     corrections = rows.stream == CORRECTION
     base = rows.stream == BASE
-
-    last = rows.take(final)
-    raw = token_level_rewards.sum(dim=-1)[torch.from_numpy(final)]
-    scores = raw + risk_penalty(
-        *(torch.from_numpy(flags) for flags in (last.correct, last.anchor_correct, last.stream == CORRECTION)),
-        lambda_risk=lambda_risk,
-    ).to(raw)
-    names = list(zip(last.stream.tolist(), last.group.tolist(), strict=True))
-    advantage = group_relative(scores, names, norm_by_std=norm_by_std, spread=raw, epsilon=epsilon)
-
     base_scale, corr_scale = stream_scales(
-        n_base_tokens=int(tokens[base].sum()),
-        n_corr_tokens=int(tokens[corrections].sum()),
+        n_base_tokens=int(loss_tokens[base].sum()),
+        n_corr_tokens=int(loss_tokens[corrections].sum()),
         n_base_seqs=int(base.sum()),
         n_corr_seqs=int(corrections.sum()),
         lambda_corr=lambda_corr,
         loss_agg_mode=loss_agg_mode,
     )
-    scale = np.where(last.stream == CORRECTION, corr_scale, base_scale) * (tokens[final] > 0)
-    advantage = advantage * torch.from_numpy(scale).to(advantage)
+
+    last = rows.take(final)
+    scores = token_level_rewards.sum(dim=-1)[torch.from_numpy(final)]
+    advantage = torch.zeros_like(scores)
+    how = {"norm_by_std": norm_by_std, "epsilon": epsilon}
+    if len(one := np.flatnonzero(last.stream == BASE)):
+        advantage[one] = group_relative(scores[one], last.group[one], **how) * base_scale
+    if len(one := np.flatnonzero(last.stream == CORRECTION)):
+        broken = last.anchor_correct[one] & ~last.correct[one]
+        own = correction_relative(scores[one], broken, last.group[one], lambda_risk=lambda_risk, **how)
+        advantage[one] = own * corr_scale
+    advantage = advantage * torch.from_numpy(tokens[final] > 0).to(advantage)
     per_row = advantage.new_zeros(len(rows))
     per_row[torch.from_numpy(real)] = advantage[torch.from_numpy(session)]
     return _on_tokens(per_row, response_mask)
