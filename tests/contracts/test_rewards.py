@@ -10,13 +10,22 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 
 from tests.contracts.seams import check_accepts, load, seam
+from verl_cipo.core.verdict import fault, verdict
 
-NAIVE = "verl.experimental.reward_loop.reward_manager.naive:NaiveRewardManager"
+MANAGERS = "verl.experimental.reward_loop.reward_manager"
+NAIVE = f"{MANAGERS}.naive:NaiveRewardManager"
+DAPO = f"{MANAGERS}.dapo:DAPORewardManager"
+RATE_LIMITED = f"{MANAGERS}.limited:RateLimitedRewardManager"
+VERDICT = "verl_cipo/core/verdict.py"
 VERIFIERS = ("verl_cipo/rewards/math.py", "verl_cipo/rewards/code.py", "verl_cipo/rewards/judge.py")
 
 
-def judged(compute_score, extra_info=None) -> dict:
-    """The result of verl's default reward manager for the response "AB"."""
+def judged(compute_score, extra_info=None, *, manager=NAIVE, reward=None) -> dict:
+    """The result of a reward manager of verl for the response "AB".
+
+    Args:
+        reward: the section `reward` of the config.
+    """
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: "".join(map(chr, ids)))
     data = load("verl:DataProto")(
         batch=TensorDict(
@@ -30,8 +39,8 @@ def judged(compute_score, extra_info=None) -> dict:
     )
 
     async def run():
-        manager = load(NAIVE)(config=OmegaConf.create({}), tokenizer=tokenizer, compute_score=compute_score)
-        return await manager.run_single(data)
+        config = OmegaConf.create({"reward": reward or {}})
+        return await load(manager)(config=config, tokenizer=tokenizer, compute_score=compute_score).run_single(data)
 
     return asyncio.run(run())
 
@@ -56,7 +65,7 @@ def test_a_verifiers_fields_are_kept_beside_its_score():
     assert found == {"reward_score": 1.0, "reward_extra_info": {"score": 1.0, "acc": True, "pred": "4"}}
 
 
-@seam("NaiveRewardManager.run_single, a verifier that returns a float", "verl_cipo/integration/outcome.py")
+@seam("NaiveRewardManager.run_single, a verifier that returns a float", VERDICT)
 def test_a_bare_score_is_filed_as_acc_without_a_score_beside_it():
     assert judged(lambda **_: 0.5) == {"reward_score": 0.5, "reward_extra_info": {"acc": 0.5}}
 
@@ -68,6 +77,45 @@ def test_a_verifiers_exception_is_not_turned_into_a_score():
 
     with pytest.raises(RuntimeError, match="the sandbox is away"):
         judged(score)
+
+
+# One token of "AB" is too many: a penalty of -1 * .75.
+OVERLONG = {
+    "reward_kwargs": {
+        "max_resp_len": 2,
+        "overlong_buffer_cfg": {"enable": True, "len": 1, "penalty_factor": 0.75, "log": True},
+    }
+}
+
+
+@seam("DAPORewardManager.run_single, the overlong penalty", VERDICT)
+@pytest.mark.parametrize("answer", [1.0, {"score": 1.0, "pred": "4"}, {"score": 1.0, "acc": True}])
+def test_an_overlong_penalty_is_in_the_reward_and_turns_no_right_answer_wrong(answer):
+    found = judged(lambda **_: answer, manager=DAPO, reward=OVERLONG)
+    reward, info = found["reward_score"], found["reward_extra_info"]
+    assert float(reward) == 0.25 and fault(reward, info) is None
+    assert verdict(reward, info, 0.5), "a penalty decides where the verifier has said right"
+
+
+@seam("RateLimitedRewardManager.run_single, a verifier that is not reached", VERDICT)
+def test_a_time_out_or_an_error_of_a_rate_limited_verifier_is_no_verdict():
+    async def hangs(**_):
+        await asyncio.sleep(60)
+
+    async def fails(**_):
+        raise ConnectionError("429 Too Many Requests")
+
+    for score, reason in ((hangs, "reward.timeout"), (fails, "429")):
+        found = judged(score, manager=RATE_LIMITED, reward={"timeout": 0.05})
+        assert found["reward_score"] == 0.0, "verl has a reward of its own for what was not judged"
+        assert reason in fault(found["reward_score"], found["reward_extra_info"])
+
+
+@seam("RateLimitedRewardManager.run_single, a verifier that reports a time-out", VERDICT)
+@pytest.mark.parametrize("answer", [{"score": 0.0, "timeout": True}, {"score": 0.0, "error": "ZeroDivisionError"}, 0.0])
+def test_a_verifiers_own_time_out_is_its_verdict(answer):
+    found = judged(lambda **_: answer, manager=RATE_LIMITED)
+    assert fault(found["reward_score"], found["reward_extra_info"]) is None
 
 
 @seam("reward.get_custom_reward_fn", "verl_cipo/integration/dry_run.py", "verl_cipo/rewards/__init__.py")

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from verl_cipo.evaluation.dumps import Options, Sample, find_files, read_run, verdict
+from verl_cipo.core.verdict import verdict
+from verl_cipo.evaluation.dumps import Options, Sample, find_files, read_run, reward_and_info
 from verl_cipo.evaluation.jsonl import BadLinesError
 
 UID = "0135f9ff-21c8-4ddd-9d25-d2634f36cb1b"
@@ -99,12 +100,44 @@ def test_the_last_output_of_a_session_is_its_answer(tmp_path):
     ],
 )
 def test_verdict_by_acc_else_by_score(fields, right):
-    assert verdict(fields) is right
+    assert verdict(*reward_and_info(fields), 0.5) is right
 
 
-def test_a_bare_score_filed_under_acc_meets_the_threshold():
-    assert verdict({"score": 0.3, "acc": 0.3}, threshold=0.2) is True
-    assert verdict({"score": 0.3, "acc": 0.3}, threshold=0.4) is False
+BARE = {"input": "q", "output": "a", "gts": "7", "step": 3, "uid": "u_0_0"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "threshold", "right"),
+    [
+        # A bare number, filed under acc, meets the threshold; an overlong penalty is in score and reward alone.
+        ({"score": 0.3, "acc": 0.3}, 0.2, True),
+        ({"score": 0.3, "acc": 0.3}, 0.4, False),
+        ({"score": -0.2, "reward": -0.2, "acc": 0.3, "overlong_reward": -0.5, "overlong": True}, 0.2, True),
+        ({"score": 0.5, "reward": 0.5, "acc": 1.0}, 0.5, True),
+        # A dict's own score stands over the reward; its acc, if a number, is right above .5 whatever the threshold.
+        ({"score": 0.9, "reward": 0.4, "pred": "7"}, 0.5, True),
+        ({"score": 0.9, "reward": 0.9, "acc": 0.0, "pred": "7"}, -1.0, False),
+        ({"score": 0.9, "reward": 0.4, "acc": 0.0}, -1.0, False),
+        # Another row's verifier returns a dict: null here, the reward is left.
+        ({"score": None, "reward": 1.0, "acc": 1.0, "pred": None}, 0.5, True),
+    ],
+)
+def test_the_verdict_of_training_is_read_off_a_dump(fields, threshold, right):
+    assert verdict(*reward_and_info(BARE | fields), threshold) is right
+
+
+def test_rows_that_verl_gave_no_verdict_are_no_samples(tmp_path):
+    faults = [row(score=0.0, acc=0.0, timeout=True, error=None), row(score=0.0, acc=0.0, timeout=None, error="503")]
+    run = read_run([write(tmp_path / "a.jsonl", row(score=1.0, acc=1.0, timeout=None, error=None), *faults)])
+
+    assert [sample.correct for problem in run.problems for sample in problem.samples] == [True]
+    assert run.rows == {"attempts": 1, "without a verdict": 2}
+
+
+def test_a_null_score_is_the_reward(tmp_path):
+    path = write(tmp_path / "a.jsonl", row(score=None, reward=1.0))
+
+    assert read_run([path]).problems[0].samples[0].correct
 
 
 def test_the_threshold_reaches_the_rows(tmp_path):

@@ -22,12 +22,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+from verl_cipo.core.verdict import fault, verdict
 from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, by_step, read_objects
 
 CORRECT_THRESHOLD = 0.5
 _ROW_KEY = re.compile(r"(?P<prompt>.+?)(?:_(?P<tag>[cp]\d+[arq]?))?_(?P<session>\d+)_(?P<index>\d+)")
 _PADDING = re.compile(r"pad[0-9a-f]+(?:_.*)?")
 _CORRECTION = re.compile(r"c\d+")
+_OF_VERL = {"input", "output", "gts", "score", "step", "reward", "uid", "request_id"}
+_OF_REWARD_MANAGERS = {"acc", "overlong_reward", "overlong", "timeout", "error"}
+"""What verl's reward managers themselves put beside a reward."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Run:
-    """What was read: rows counts them by kind, skipped lists the bad lines left out."""
+    """What was read: rows counts them by kind, skipped lists the bad lines left out.
+
+    Rows without a verdict, since verl's rate_limited manager did not reach the verifier, are no samples.
+    """
 
     files: tuple[Path, ...]
     problems: tuple[Problem, ...]
@@ -70,7 +77,7 @@ class Options:
     name: benchmark of rows that name none; None takes it from the path.
     step: which `{step}.jsonl` of a folder; None is the newest.
     skip_bad: leave bad lines out.
-    correct_threshold: a score above it is right, where the verifier gave no acc of its own.
+    correct_threshold: a score above it is right, where the verifier gave no acc of its own (core.verdict).
     count_tokens: length of a response in tokens, where a row has no response_tokens; None leaves it unknown.
     max_tokens: a response of so many tokens was cut off.
     """
@@ -190,6 +197,9 @@ class _Reader:
         if kind != "attempts":
             self.rows[kind] += 1
             return
+        if fault(*reward_and_info(row)) is not None:
+            self.rows["without a verdict"] += 1
+            return
         key = _ROW_KEY.fullmatch(uid) if uid is not None else None
         benchmark = str(row.get("data_source") or benchmarks.get(prompt) or default)
         text = (row["input"], json.dumps(row.get("gts")))
@@ -213,7 +223,7 @@ class _Reader:
         if truncated is None and tokens is not None and self.options.max_tokens is not None:
             truncated = tokens >= self.options.max_tokens
         return Sample(
-            correct=verdict(row, self.options.correct_threshold),
+            correct=verdict(*reward_and_info(row), self.options.correct_threshold),
             chars=len(output),
             pred=None if pred is None else str(pred),
             tokens=tokens,
@@ -231,19 +241,26 @@ def _check(row: dict[str, Any]) -> None:
             raise ValueError(f"{name} is no text: {row[name]!r:.80}")
     if not isinstance(row.get("uid", ""), str):
         raise ValueError(f"uid is no text: {row['uid']!r:.80}")
-    if not isinstance(row["score"], int | float) or not math.isfinite(row["score"]):
-        raise ValueError(f"score is no finite number: {row['score']!r:.80}")
+    score = row["score"] if row["score"] is not None else row.get("reward")
+    if not isinstance(score, int | float) or not math.isfinite(score):
+        raise ValueError(f"score is no finite number: {score!r:.80}")
 
 
-def verdict(row: dict[str, Any], threshold: float = CORRECT_THRESHOLD) -> bool:
-    """Whether a row was found right: by its acc, else by its score.
+def reward_and_info(row: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+    """What verl's reward loop had returned for a row, its reward and `reward_extra_info`, as core.verdict takes them.
 
-    verl files the bare score of a verifier without a dict under acc; such an acc says no more than the score.
+    verl writes the reward as `score` and what the verifier returned beside it: of a dict its own `score` over the
+    reward, which the validation of the V1 trainers keeps as `reward`; a bare number as `acc`. Where some of a dump's
+    rows lack a key that others have, it is null. That a verifier returned a dict is told by a key that a bare number
+    does not come with, or by a score that is not the reward.
     """
-    score, acc = row["score"], row.get("acc")
-    if isinstance(acc, bool) or (isinstance(acc, int | float) and acc != score):
-        return acc > 0.5
-    return score > threshold
+    info = {name: value for name, value in row.items() if name not in _OF_VERL and value is not None}
+    score, reward = row.get("score"), row.get("reward")
+    if reward is None:
+        reward = score
+    if score is not None and (score != reward or not info.keys() <= _OF_REWARD_MANAGERS):
+        info["score"] = score
+    return reward, info
 
 
 def _name_of(path: Path) -> str:

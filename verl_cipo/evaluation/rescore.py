@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from verl_cipo.core.verdict import verdict
 from verl_cipo.evaluation import strict_math
-from verl_cipo.evaluation.dumps import row_kind, verdict
+from verl_cipo.evaluation.dumps import reward_and_info, row_kind
 from verl_cipo.evaluation.intervals import ratio_interval
 from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, read_objects
 from verl_cipo.evaluation.perturbed import departures
@@ -132,7 +133,7 @@ def rescore_step(file: Path, how: Strictness, *, skip_bad: bool = False) -> dict
         stream, problem = _place(row)
         if stream in tallies:
             tallies[stream].rows += 1
-            if verdict(row, how.threshold):
+            if verdict(*reward_and_info(row), how.threshold):
                 accepted.append((stream, problem, row))
     examples = []
     for (stream, problem, row), (outcome, reason) in zip(

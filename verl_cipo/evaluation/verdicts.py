@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from verl_cipo.core.verdict import fault, verdict
 from verl_cipo.evaluation.suites import EvaluationError, Problem
-from verl_cipo.integration.outcome import verdict
 
 BUILT_IN = {
     "math": "verl_cipo.rewards.math:compute_score",
@@ -24,7 +24,7 @@ BUILT_IN = {
 class Verdict:
     """What a verifier said of an answer.
 
-    correct: as training has it (integration.outcome); score: the verifier's; extra: what else it returned, for dumps.
+    correct: as training has it (core.verdict); score: the verifier's; extra: what else it returned, for dumps.
     """
 
     correct: bool
@@ -95,13 +95,14 @@ class Verifier:
             ground_truth=problem.ground_truth,
             extra_info=dict(problem.extra_info),
         )
-        if not isinstance(returned, Mapping):
-            return Verdict(correct=verdict(float(returned), None, self._threshold), score=float(returned), extra={})
-        if "score" not in returned:
-            raise EvaluationError(f"the verifier returned {sorted(returned)} for {problem.key}: a dict needs `score`")
-        score = float(returned["score"])
+        info = returned if isinstance(returned, Mapping) else {"score": returned}
+        if "score" not in info:
+            raise EvaluationError(f"the verifier returned {sorted(info)} for {problem.key}: a dict needs `score`")
+        if reason := fault(info["score"], info):
+            raise EvaluationError(f"no verdict on {problem.key}: {reason}")
+        score = float(info["score"])
         return Verdict(
-            correct=verdict(score, returned, self._threshold),
+            correct=verdict(score, info, self._threshold),
             score=score,
-            extra={name: value for name, value in returned.items() if name != "score"},
+            extra={name: value for name, value in info.items() if name != "score"},
         )

@@ -26,9 +26,9 @@ from verl.experimental.agent_loop import AgentLoopManager, AgentLoopOutput, Agen
 
 from verl_cipo.core.anchors import anchor_budget, medium, select_anchors
 from verl_cipo.core.transitions import is_copy
+from verl_cipo.core.verdict import verdict
 from verl_cipo.integration.batch import SESSION, objects, response_ids, row_table
 from verl_cipo.integration.coordinator import COUNTED, count_anchor
-from verl_cipo.integration.outcome import verdict
 from verl_cipo.integration.rollouts import EXTRA, agent_loop_prompt, anchor_of, correction_uid, lost_alone
 from verl_cipo.integration.second_turn import attempt_record
 from verl_cipo.integration.seeds import seeded

@@ -33,8 +33,8 @@ from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.prompts import CorrectionPrompt
 from verl_cipo.core.transitions import is_copy
+from verl_cipo.core.verdict import verdict
 from verl_cipo.integration.chats import correction_prompt
-from verl_cipo.integration.outcome import verdict
 from verl_cipo.integration.second_turn import attempt_record
 from verl_cipo.integration.seeds import seeded
 from verl_cipo.integration.switch import cipo_config

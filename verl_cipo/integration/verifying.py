@@ -1,7 +1,7 @@
 """Asking verl's reward loop for a verdict, again when it failed.
 
 A verifier that could not judge, because a sandbox or a server was away, must not look like a wrong answer. It says so
-by raising, or by an ``outcome`` of ``infrastructure_error`` beside its score (verl_cipo.rewards does the former).
+by raising, as verl_cipo.rewards does, or by what ``core.verdict.fault`` reads.
 """
 
 import asyncio
@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable
 
 from verl.experimental.agent_loop import AgentLoopOutput
 
+from verl_cipo.core.verdict import fault
+
 logger = logging.getLogger("verl_cipo")
 
-INFRASTRUCTURE_ERROR = "infrastructure_error"
 FIRST_PAUSE_S = 0.5
 """Seconds before the second try; doubled before each further one."""
 
@@ -47,10 +48,10 @@ async def verify(
             await asyncio.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
         try:
             await score()
-            extra = output.extra_fields.get("reward_extra_info") or {}
-            if extra.get("outcome") != INFRASTRUCTURE_ERROR:
+            reason = fault(output.reward_score, output.extra_fields.get("reward_extra_info"))
+            if reason is None:
                 return
-            raise RuntimeError(f"the verifier reports an infrastructure error: {extra}")
+            raise RuntimeError(reason)
         except Exception as error:
             # verl scores only an output that has no reward yet.
             output.reward_score = None

@@ -78,7 +78,7 @@ BATCHES = {
             },
             ("rewards::a_bare_score_is_filed_as_acc_without_a_score_beside_it",),
             "NaiveRewardManager",
-            "verl_cipo/integration/outcome.py",
+            "verl_cipo/core/verdict.py",
         ),
         Break(
             {

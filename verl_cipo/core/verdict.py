@@ -1,0 +1,78 @@
+"""Right, wrong, or no verdict: read off what verl's reward loop returns for a response.
+
+One rule for the rollouts of both trainers and for evaluation. verl hands over a reward, and an info that holds
+
+* of a verifier that returned a dict: all of it, with `score` and, where the verifier knows it, `acc`;
+* of one that returned a number: that number as `acc`, and no `score`.
+
+The reward is not the verdict: verl's dapo manager adds its overlong penalty to the reward alone, so that a right answer
+may have a reward of .5, and its rate_limited manager gives a reward of 0 where the verifier was not reached.
+"""
+
+import math
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+INFRASTRUCTURE_ERROR = "infrastructure_error"
+"""The `outcome` by which a verifier says that it could not judge."""
+
+
+def verdict(reward: float, info: Mapping[str, Any] | None, threshold: float) -> bool:
+    """True when the verifier called the response right.
+
+    Its own verdict decides: `acc`, true or above .5; where it has none its own score, above `threshold`; the reward,
+    above `threshold`, only where the info holds neither.
+
+    Args:
+        reward: the response's reward, penalties of the reward manager included.
+        info: verl's `reward_extra_info` of the response; an `acc` or `score` that is no finite number counts as absent.
+        threshold: `algorithm.cipo.correct_threshold`.
+
+    Raises:
+        ValueError: there is no reward.
+    """
+    if reward is None:
+        raise ValueError("a session reached CIPO without a reward: rewards must be computed while rolling out")
+    info = info or {}
+    acc, score = _plain(info.get("acc")), _number(info.get("score"))
+    if isinstance(acc, bool):
+        return acc
+    if "score" not in info:
+        own = _number(acc)
+    elif _number(acc) is not None:
+        return float(acc) > 0.5
+    else:
+        own = score
+    return (float(reward) if own is None else own) > threshold
+
+
+def fault(reward: Any, info: Mapping[str, Any] | None) -> str | None:
+    """Why reward and info are no verdict; None where they are one.
+
+    The verifier reports an `outcome` of infrastructure_error, verl's rate_limited manager a time-out or an error that
+    it met, or the reward is no finite number. What a verifier returns as a dict holds `score`, so a `timeout` or an
+    `error` beside one is its own word about the answer.
+    """
+    info = info or {}
+    if info.get("outcome") == INFRASTRUCTURE_ERROR:
+        return f"the verifier reports an infrastructure error: {dict(info)}"
+    if "score" not in info:
+        if info.get("timeout") is True:
+            return "the reward manager gave up waiting for the verifier (reward.timeout)"
+        if "error" in info:
+            return f"the reward manager met an error of the verifier: {info['error']}"
+    if _number(reward) is None:
+        return f"the reward is {reward!r:.80}, no finite number"
+    return None
+
+
+def _plain(value: Any) -> Any:
+    """The Python value of a numpy or torch scalar; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def _number(value: Any) -> float | None:
+    """The value as a float; None where it is no finite number."""
+    value = _plain(value)
+    return float(value) if isinstance(value, Real) and math.isfinite(value) else None
