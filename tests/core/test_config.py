@@ -178,6 +178,11 @@ def test_the_ends_of_the_ranges_are_allowed(key, value):
     assert getattr(holder, key.removeprefix("prompt.")) == value
 
 
+def test_a_rho_that_does_not_adapt_may_be_outside_the_range():
+    assert CIPOConfig(rho_adaptive=False, rho_init=0.0).rho_init == 0.0
+    assert "rho_min <= rho_max" in message_of({"rho_adaptive": False, "rho_min": 0.5, "rho_max": 0.4})
+
+
 def test_order_of_rho_and_of_the_medium_band():
     message = message_of({"rho_init": 0.1})
     for part in ("algorithm.cipo.rho_min = 0.2", "algorithm.cipo.rho_init = 0.1", "rho_min <= rho_init <= rho_max"):

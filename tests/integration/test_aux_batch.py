@@ -105,7 +105,9 @@ def grown(queue, *, in_stream=True, **options):
         decode=lambda tokens: "".join(map(chr, tokens)),
     )
     batch = sampled(queue)
-    return add_aux_rows(batch, RowTable.fetch(batch), config=config, chats=chats, step=1, in_stream=in_stream)
+    return add_aux_rows(
+        batch, RowTable.fetch(batch, correct_threshold=0.5), config=config, chats=chats, step=1, in_stream=in_stream
+    )
 
 
 def fields(queue, batch, aux, *, optimizer_steps=1, contrastive=False) -> dict[str, dict]:
@@ -253,7 +255,7 @@ def test_an_image_is_not_distilled(queue, shows):
 
 def test_appended_rows_keep_their_place_in_the_stable_order(queue):
     batch, _ = grown(queue, source="paired", replay_fraction=2.0)
-    table = RowTable.fetch(sampled(queue).select_keys(list(ROWS)))
+    table = RowTable.fetch(sampled(queue).select_keys(list(ROWS)), correct_threshold=0.5)
     order = table.stable_order(batch.keys, seed=1, step=1)
     shuffled = batch.keys[::-1]
     again = table.stable_order(shuffled, seed=1, step=1)

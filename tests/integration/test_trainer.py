@@ -163,7 +163,7 @@ def balanced(monkeypatch):
             in_stream.append(options["in_stream"])
             return batch, SimpleNamespace()
 
-        monkeypatch.setattr(RowTable, "fetch", lambda batch: table)
+        monkeypatch.setattr(RowTable, "fetch", lambda batch, correct_threshold: table)
         monkeypatch.setattr(tq, "kv_clear", lambda keys, partition_id: cleared.extend(keys))
         monkeypatch.setattr(trainer_module, "add_aux_rows", add_aux_rows)
         tags = [{"status": "success"} for _ in table.keys]

@@ -220,7 +220,9 @@ class CIPOConfig:
 
     def __post_init__(self, path: str) -> None:
         _validate(self, path)
-        for names in (("rho_min", "rho_init", "rho_max"), ("delta_low", "delta_high")):
+        # A rho that does not adapt stays at rho_init, whatever the range.
+        range_of_rho = ("rho_min", "rho_init", "rho_max") if self.rho_adaptive else ("rho_min", "rho_max")
+        for names in (range_of_rho, ("delta_low", "delta_high")):
             values = [getattr(self, name) for name in names]
             if values != sorted(values):
                 held = ", ".join(f"{path}.{name} = {value!r}" for name, value in zip(names, values, strict=True))

@@ -7,7 +7,7 @@ erode what already works.
 
 import bisect
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from verl_cipo.core.anchors import Attempt, Group, Rank, medium, quotas, ranks
@@ -63,6 +63,17 @@ def update_rho(state: RhoState, retention: float | None, *, config: CIPOConfig) 
         )
         rho = min(max(rho * (1.0 + growth), config.rho_min), config.rho_max)
     return RhoState(rho=rho, prev_retention=retention, steps_below_target=below)
+
+
+def resumed_rho(saved: RhoState, config: CIPOConfig, *, rho_init: float | None) -> RhoState:
+    """The state of a checkpoint as the knobs of the run that resumes it allow it.
+
+    rho_init: that of the run that saved it, None where it is not known. rho starts anew at config.rho_init where it
+    does not adapt, or where that knob has changed; else it is clipped to the range. The retentions measured stay.
+    """
+    if not config.rho_adaptive or rho_init not in (None, config.rho_init):
+        return replace(saved, rho=config.rho_init)
+    return replace(saved, rho=min(max(saved.rho, config.rho_min), config.rho_max))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from verl_cipo.core.advantage import BASE, CORRECTION, PADDING, Rows
 from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.lots import lot
 from verl_cipo.core.metrics import batch_metrics
+from verl_cipo.core.verdict import verdict
 from verl_cipo.integration.rollouts import EXTRA, anchor_of, split_key
 
 APPENDED = 3
@@ -54,19 +55,30 @@ class RowTable:
     """(N,) bool: a correction that repeats its attempt."""
 
     @classmethod
-    def fetch(cls, batch: KVBatchMeta) -> "RowTable":
-        """Read the fields of ``batch`` that say what its rows are."""
+    def fetch(cls, batch: KVBatchMeta, *, correct_threshold: float) -> "RowTable":
+        """Read the fields of ``batch`` that say what its rows are.
+
+        A row that no worker of CIPO has marked is an attempt: the asynchronous trainers resume a run of another
+        estimator with trajectories that were finished before the switch.
+        """
         data = tq.kv_batch_get(
             keys=batch.keys,
             partition_id=batch.partition_id,
             select_fields=["uid", "index", "rm_scores", "extra_fields"],
         )
+        scores = row_sums(data["rm_scores"])
+        marks = [
+            extra[EXTRA]
+            if EXTRA in extra
+            else {"correct": verdict(float(score), extra.get("reward_extra_info"), correct_threshold)}
+            for extra, score in zip(data["extra_fields"], scores, strict=True)
+        ]
         return cls.of_marks(
             list(batch.keys),
-            [extra[EXTRA] for extra in data["extra_fields"]],
+            marks,
             group=list(data["uid"]),
             index=list(data["index"]),
-            scores=row_sums(data["rm_scores"]),
+            scores=scores,
             tokens=np.array([tag["response_len"] for tag in batch.tags], dtype=np.int64),
         )
 

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from verl_cipo.core.advantage import Rows, two_stream_advantage
@@ -28,6 +29,8 @@ class BatchRows:
     config: CIPOConfig
     loss_agg_mode: str
     """``actor.loss_agg_mode``: it decides what a stream's own size is."""
+    loss_tokens: np.ndarray | None = None
+    """(N,) what ``two_stream_advantage`` takes; None: the tokens of the response mask."""
 
 
 _current: ContextVar[BatchRows] = ContextVar("verl_cipo_batch_rows")
@@ -83,6 +86,7 @@ def compute_cipo_advantage(
         lambda_risk=batch_rows.config.lambda_risk,
         norm_by_std=config.get("norm_adv_by_std_in_grpo", True),
         loss_agg_mode=batch_rows.loss_agg_mode,
+        loss_tokens=batch_rows.loss_tokens,
     )
     return advantages, advantages
 

@@ -15,7 +15,7 @@ import torch
 
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.guard import GuardState
-from verl_cipo.core.replay import RhoState
+from verl_cipo.core.replay import RhoState, resumed_rho
 
 logger = logging.getLogger("verl_cipo")
 
@@ -36,7 +36,7 @@ class TrainerState:
         return cls(rho=RhoState.initial(config), guard=GuardState.initial())
 
 
-def save(folder: str, state: TrainerState, pool: dict[str, Any] | None) -> None:
+def save(folder: str, state: TrainerState, config: CIPOConfig, pool: dict[str, Any] | None) -> None:
     """Write both files into ``folder``, which is made if need be.
 
     Args:
@@ -45,12 +45,15 @@ def save(folder: str, state: TrainerState, pool: dict[str, Any] | None) -> None:
     os.makedirs(folder, exist_ok=True)
     if pool is not None:
         torch.save(pool, os.path.join(folder, POOL_FILE))
+    values = {"rho": state.rho.to_mapping(), "rho_init": config.rho_init, "guard": state.guard.to_mapping()}
     with open(os.path.join(folder, STATE_FILE), "w") as file:
-        json.dump({"rho": state.rho.to_mapping(), "guard": state.guard.to_mapping()}, file)
+        json.dump(values, file)
 
 
-def load(folder: str, initial: TrainerState, *, wants_pool: bool) -> tuple[TrainerState, dict[str, Any] | None]:
-    """Read what :func:`save` wrote; what a checkpoint lacks, one saved without CIPO say, is as in ``initial``.
+def load(folder: str, config: CIPOConfig, *, wants_pool: bool) -> tuple[TrainerState, dict[str, Any] | None]:
+    """Read what :func:`save` wrote; what a checkpoint lacks, one saved without CIPO say, is as before step 1.
+
+    The config outranks the checkpoint: a rho that its knobs do not allow any more gives way, which a line says.
 
     Args:
         wants_pool: whether a pool that is missing is worth a warning.
@@ -58,14 +61,24 @@ def load(folder: str, initial: TrainerState, *, wants_pool: bool) -> tuple[Train
     Returns:
         the state, and the pool or None.
     """
+    initial = TrainerState.initial(config)
     path = os.path.join(folder, STATE_FILE)
     if not os.path.exists(path):
         logger.warning("%s is missing, it was saved without CIPO: rho starts at %s", path, initial.rho.rho)
         return initial, None
     with open(path) as file:
         values = json.load(file)
+    saved = RhoState.from_mapping(values["rho"])
+    rho = resumed_rho(saved, config, rho_init=values.get("rho_init"))
+    if rho != saved:
+        logger.warning(
+            "%s: rho was %g, it goes on at %g, since algorithm.cipo has rho_adaptive=%s rho_init=%g rho_min=%g "
+            "rho_max=%g now",
+            *(path, saved.rho, rho.rho),
+            *(config.rho_adaptive, config.rho_init, config.rho_min, config.rho_max),
+        )
     guard = GuardState.from_mapping(values["guard"]) if "guard" in values else initial.guard
-    state = TrainerState(rho=RhoState.from_mapping(values["rho"]), guard=guard)
+    state = TrainerState(rho=rho, guard=guard)
     path = os.path.join(folder, POOL_FILE)
     if not os.path.exists(path):
         if wants_pool:

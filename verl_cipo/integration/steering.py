@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
@@ -36,12 +37,13 @@ class Steering:
         factor = self._state.guard.lambda_factor if self.cipo.guard == "adapt" else 1.0
         return self.cipo.lambda_corr * factor
 
-    def _for_estimator(self, rows: Rows) -> BatchRows:
+    def _for_estimator(self, rows: Rows, *, loss_tokens: np.ndarray | None = None) -> BatchRows:
         """What the estimator has to know of a batch with these rows, in their order."""
         return BatchRows(
             rows=rows,
             config=replace(self.cipo, lambda_corr=self._lambda_corr()),
             loss_agg_mode=self.config.actor_rollout_ref.actor.loss_agg_mode,
+            loss_tokens=loss_tokens,
         )
 
     def _steer(self, own: dict[str, float], manager: Any, *, entropy: float | None) -> None:
@@ -97,7 +99,7 @@ class Steering:
     def _save_state(self, pool: dict[str, Any] | None) -> None:
         """Write the state into the folder of the checkpoint that verl is about to save."""
         folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
-        state.save(folder, self._state, pool)
+        state.save(folder, self._state, self.cipo, pool)
 
     def _load_state(self) -> dict[str, Any] | None:
         """Read the state from the checkpoint that verl has loaded.
@@ -113,5 +115,5 @@ class Steering:
         else:
             folder = find_latest_ckpt_path(os.path.abspath(trainer.default_local_dir))
         replays = self.cipo.schedule == "replay" and self.cipo.rolls_out
-        self._state, pool = state.load(folder, self._state, wants_pool=replays)
+        self._state, pool = state.load(folder, self.cipo, wants_pool=replays)
         return pool

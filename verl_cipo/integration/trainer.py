@@ -13,14 +13,16 @@ import logging
 import time
 from typing import Any
 
-from omegaconf import DictConfig, open_dict
+import numpy as np
+import transfer_queue as tq
+from omegaconf import DictConfig, OmegaConf, open_dict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, PPOTrainerSync, register_trainer
 
 from verl_cipo.core.config import CIPOConfigError
 from verl_cipo.integration import state
 from verl_cipo.integration.aux_batch import AuxRows, add_aux_rows, aux_metrics
-from verl_cipo.integration.batch_rows import RowTable, cleared, without_torn_corrections
+from verl_cipo.integration.batch_rows import RowTable, cleared, row_sums, without_torn_corrections
 from verl_cipo.integration.budget import check_prompt_length
 from verl_cipo.integration.chats import Chats
 from verl_cipo.integration.estimator import NAME, rows_of_batch
@@ -113,7 +115,7 @@ class CIPOTrainerMixin(Steering):
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
         batch = without_torn_corrections(batch)
-        table = RowTable.fetch(batch)
+        table = RowTable.fetch(batch, correct_threshold=self.cipo.correct_threshold)
         self._tables.append(table)
         if self.cipo.aux.coef > 0:
             batch, aux = add_aux_rows(
@@ -151,13 +153,24 @@ class CIPOTrainerMixin(Steering):
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         started = time.monotonic()
-        with rows_of_batch(self._for_estimator(self._tables[-1].rows_in_order(batch))):
+        rows = self._for_estimator(self._tables[-1].rows_in_order(batch), loss_tokens=self._loss_tokens(batch))
+        with rows_of_batch(rows):
             batch = super()._compute_advantage(batch, metrics)
         if self.cipo.aux.coef > 0:
             contrastive = self.cipo.aux.kind == "contrastive"
             batch = self._aux[-1].put_fields(batch, optimizer_steps=self._optimizer_steps(), contrastive=contrastive)
         self._advantage_seconds += time.monotonic() - started
         return batch
+
+    def _loss_tokens(self, batch: KVBatchMeta) -> np.ndarray | None:
+        """(N,) tokens of each row that the engines divide by, where rollout correction will reject some of them.
+
+        It takes them out of ``response_mask`` only, the engines count ``loss_mask``.
+        """
+        if not OmegaConf.select(self.config, "algorithm.rollout_correction.rollout_rs"):
+            return None
+        fields = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["loss_mask"])
+        return row_sums(fields["loss_mask"])
 
     def _validate(self) -> dict[str, float]:
         metrics = super()._validate()
