@@ -32,6 +32,17 @@ class Remote:
         return SimpleNamespace(remote=getattr(self.actor, name))
 
 
+class Held:
+    """A reference of Ray's to a value."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __await__(self):
+        yield from asyncio.sleep(0).__await__()
+        return self.value
+
+
 class Tokenizer:
     """A character is a token."""
 
@@ -45,12 +56,15 @@ class Tokenizer:
 class Worker(rollouts.CIPOAgentLoopWorker):
     """Answers "right" in every second session; logs what would reach TransferQueue."""
 
-    def __init__(self, cipo: CIPOConfig, log: list, *, broken: str = "", prompt_length: int = 10_000):
+    def __init__(
+        self, cipo: CIPOConfig, log: list, *, broken: str = "", prompt_length: int = 10_000, texts: dict | None = None
+    ):
         self._groups = {}
         self._cipo = cipo
         self._n = cipo.n_corrections or N
         self.log = log
         self.broken = broken
+        self.texts = texts or {}
         self.tokenizer = Tokenizer()
         self.tools = []
         self.config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": N, "val_kwargs": {"n": 1}}}})
@@ -74,14 +88,19 @@ def world(monkeypatch):
         log.append(("session", f"{kwargs['uid']}_{kwargs['session_id']}", sampling_params, kwargs))
         if self.broken and self.broken in kwargs["uid"]:
             raise RuntimeError("the engine went away")
-        text = "right" if kwargs["session_id"] % 2 == 0 else "wrong"
+        text = self.texts.get(f"{kwargs['uid']}_{kwargs['session_id']}")
+        if text is None:
+            text = "right" if kwargs["session_id"] % 2 == 0 else "wrong"
         output = AgentLoopOutput(
-            prompt_ids=[1], response_ids=self.tokenizer.encode(text), response_mask=[1] * len(text), metrics={}
+            prompt_ids=self.tokenizer.encode(str(kwargs["raw_prompt"][-1]["content"])),
+            response_ids=self.tokenizer.encode(text),
+            response_mask=[1] * len(text),
+            metrics={},
         )
         await self._agent_loop_postprocess(output, trajectory["validate"], **kwargs)
 
     async def compute_score(self, outputs, kwargs):
-        outputs[-1].reward_score = float(self.tokenizer.decode(outputs[-1].response_ids) == "right")
+        outputs[-1].reward_score = float(self.tokenizer.decode(outputs[-1].response_ids).endswith("right"))
 
     async def postprocess(self, output, validate, **kwargs):
         await self._compute_score([output], kwargs)
@@ -98,9 +117,23 @@ def world(monkeypatch):
 
 
 def roll(
-    log, *, prompts=1, validate=False, broken="", prompt_length=10_000, n_of=None, pool=(), rollout=None, **options
+    log,
+    *,
+    prompts=1,
+    validate=False,
+    broken="",
+    prompt_length=10_000,
+    n_of=None,
+    pool=(),
+    rollout=None,
+    texts=None,
+    chats=None,
+    **options,
 ):
-    """Roll a batch of ``prompts`` prompts; ``pool``: groups of the step before, for schedule=replay."""
+    """Roll a batch of ``prompts`` prompts.
+
+    pool: groups of the step before, for schedule=replay; texts: session -> what it says; chats: prompt -> its chat.
+    """
     cipo = CIPOConfig.from_mapping(options)
     actor = AnchorCoordinator(cipo.to_mapping(), train_batch_size=prompts)
 
@@ -114,7 +147,7 @@ def roll(
                 await actor.add(-1, group, {a.session: (f"try {a.session}", data) for a in group.attempts})
         if ticket["batch"] is not None:
             await actor.open(0, uids=[f"p{i}" for i in range(prompts)], rho=0.5, step=1)
-        worker = Worker(cipo, log, broken=broken, prompt_length=prompt_length)
+        worker = Worker(cipo, log, broken=broken, prompt_length=prompt_length, texts=texts)
         worker.config.actor_rollout_ref.rollout.update(rollout or {})
         await asyncio.gather(
             *[
@@ -122,10 +155,8 @@ def roll(
                     {
                         "uid": f"p{i}",
                         "index": i,
-                        "raw_prompt": [
-                            {"role": "system", "content": "Be brief."},
-                            {"role": "user", "content": f"Q{i}?"},
-                        ],
+                        "raw_prompt": (chats or {}).get(i)
+                        or [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"Q{i}?"}],
                         "agent_name": "single_turn_agent",
                         "global_steps": 1,
                         rollouts.TICKET: ticket,
@@ -246,7 +277,8 @@ def test_a_lost_coordinator_costs_no_base_row(world, monkeypatch, caplog):
 def test_prompt_that_does_not_fit_is_counted(world):
     stats = roll(world, prompt_length=40)
     assert len(rows(world)) == N
-    assert stats["anchors/skipped/too_long"] == 1
+    assert stats["anchors/skipped/too_long"] == N, "none of the attempts could be an anchor"
+    assert stats["anchors/total"] == 0
 
 
 def test_validation_corrections_are_recorded_and_stay_out_of_verls_rows(world):

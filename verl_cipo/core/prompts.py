@@ -264,9 +264,8 @@ class CorrectionPrompt:
         # Text cut out and tokenised again may have more tokens than it was cut from, so every candidate is counted.
         keep = min(len(ids), cap, self._prompt_length - self._count_tokens(chat(TAIL_MARK)))
         while keep >= MIN_ATTEMPT_TOKENS:
-            # The cut may fall inside a character, which decodes to the replacement character, and inside a control
-            # text that was defused, whose rest may be another one.
-            end = defused(self.decode(ids[-keep:]).lstrip("\ufffd"), self._control)
+            # The cut may fall inside a character, which decodes to the replacement character.
+            end = self.decode(ids[-keep:]).lstrip("\ufffd")
             excess = self._count_tokens(shortened := chat(TAIL_MARK + end)) - self._prompt_length
             if excess <= 0:
                 return Request(shortened, Excerpt(end, cut=True)), None
