@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cipo.core.anchors import AnchorSelector, Attempt, Group, anchor_budget, medium, select_anchors
+from verl_cipo.core.anchors import (
+    AnchorSelector,
+    Attempt,
+    Carry,
+    Group,
+    anchor_budget,
+    carried_quotas,
+    medium,
+    quotas,
+    select_anchors,
+)
 
 SEEDS = [(1, 1), (1, 2), (2, 1), (11, 1), (1, 11)]
 BAND = {"delta_low": 0.375, "delta_high": 0.75}
@@ -366,3 +376,73 @@ def test_with_enough_of_both_the_running_share_follows_rho(n, rho, budget, step)
             assert len(out) == math.ceil(budget * (i + 1) / n)
             assert abs(sum(a.correct for a in out) - rho * len(out)) <= 0.5 + 1e-6
     assert len(out) == budget
+
+
+# ---- prompts that share an index, attempts that cannot be corrected, and several dispatches
+
+
+def of_origin(origin, uid, verdicts="ccww", index=0):
+    return Group(uid, tuple(replace(a, origin=origin) for a in group(index, verdicts, uid=uid).attempts))
+
+
+@given(st.permutations(["f", "g", "h"]), settings_of_draw)
+def test_prompts_that_share_an_index_are_told_apart_by_origin_and_not_by_their_random_uid(uids, how):
+    """Three files number their prompts from 0: a second run has other uids, and draws the same."""
+
+    def drawn(uids):
+        groups = [of_origin(origin, uid) for origin, uid in zip(["a", "b", "c"], uids, strict=True)]
+        return [(anchor.origin, anchor.session) for anchor in draw(groups, **how)]
+
+    assert drawn(uids) == drawn(["1", "2", "3"])
+
+
+def test_prompts_that_are_the_same_in_all_are_still_separate():
+    groups = [of_origin("a", uid) for uid in ("u", "v")]
+    assert Counter(anchor.uid for anchor in draw(groups, budget=8, rho=0.5)) == {"u": 4, "v": 4}
+
+
+def test_what_cannot_be_corrected_uses_up_no_anchor_and_counts_for_the_pass_rate():
+    def without(verdicts, *sessions):
+        own = group(0, verdicts)
+        return Group(own.uid, tuple(replace(a, correctable=a.session not in sessions) for a in own.attempts))
+
+    # 2 of 4 are right: medium, though of what is left all are wrong.
+    medium_, hard = without("ccww", 0, 1), group(1, "wwww")
+    for schedule in ("barrier", "streaming"):
+        chooser = selector(schedule, "12", {"budget": 2, "rho": 0.5, "seed": 1, "step": 1})
+        anchors = chooser.add(medium_) + chooser.add(hard)
+        assert ids(anchors) in ([(0, 2), (0, 3)], [(0, 3), (0, 2)])
+    assert draw([without("cw", 0, 1)], budget=2, rho=0.5) == []
+
+
+@given(
+    size=st.sampled_from([1, 2, 4, 15]) | st.integers(1, 40),
+    fraction=st.sampled_from([0.1, 0.25, 1 / 3, 0.5, 1.0, 2.5]) | st.floats(0, 3),
+    rhos=st.lists(st.sampled_from([0.0, 0.3, 0.5, 1.0]) | st.floats(0, 1), min_size=1, max_size=60),
+)
+def test_rounding_is_carried_from_dispatch_to_dispatch(size, fraction, rhos):
+    carry, anchors, right, wanted_right = Carry(), 0, 0, 0.0
+    for k, rho in enumerate(rhos, start=1):
+        quota, carry = carried_quotas(size, replay_fraction=fraction, rho=rho, carry=carry)
+        assert quota[True] >= 0 and quota[False] >= 0
+        budget = sum(quota.values())
+        anchors, right, wanted_right = anchors + budget, right + quota[True], wanted_right + rho * budget
+        assert abs(anchors - fraction * size * k) <= 0.5 + 1e-6
+        assert abs(right - wanted_right) <= 0.5 + 1e-6
+
+
+def test_dispatches_of_one_prompt_by_hand():
+    carry, budgets, right = Carry(), [], []
+    for _ in range(8):
+        quota, carry = carried_quotas(1, replay_fraction=0.25, rho=0.5, carry=carry)
+        budgets.append(sum(quota.values()))
+        right.append(quota[True])
+    # .25, .5 -> 1, .75 - 1 = -.25, 0, .25, ...: the halves are rounded up.
+    assert budgets == [0, 1, 0, 0, 0, 1, 0, 0]
+    assert right == [0, 1, 0, 0, 0, 0, 0, 0], "half of them"
+
+
+def test_the_first_dispatch_is_rounded_as_one_alone():
+    for n, fraction, rho in ((128, 1.0, 0.3), (5, 0.5, 0.5), (3, 0.1, 1.0)):
+        quota, _ = carried_quotas(n, replay_fraction=fraction, rho=rho, carry=Carry())
+        assert quota == quotas(anchor_budget(n, fraction), rho)

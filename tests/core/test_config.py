@@ -11,7 +11,7 @@ DEFAULTS = {
     "replay_fraction": 1.0,
     "source": "resample",
     "n_corrections": None,
-    "schedule": "streaming",
+    "schedule": "auto",
     "lambda_corr": 1.0,
     "lambda_risk": 1.0,
     "rho_init": 0.3,
@@ -27,6 +27,7 @@ DEFAULTS = {
     "correct_threshold": 0.5,
     "verifier_retries": 2,
     "correction_timeout": 3600.0,
+    "report_timeout": 3600.0,
     "guard": "warn",
     "val_corrections": 1,
     "seed": 1,
@@ -35,6 +36,8 @@ DEFAULTS = {
         "attempt_view": "no_thinking",
         "on_overflow": "tail",
         "max_attempt_tokens": None,
+        "thinking_open": "<think>",
+        "thinking_close": "</think>",
     },
     "aux": {"kind": "nll", "coef": 0.0, "beta": 2.0, "distill_below": 0.0},
 }
@@ -102,6 +105,7 @@ BAD = [
     ("guard", "on", "off, warn or adapt"),
     ("verifier_retries", -1, "an integer >= 0"),
     ("correction_timeout", -1.0, "a finite number >= 0"),
+    ("report_timeout", None, "a finite number >= 0"),
     ("aux.kind", "dpo", "one of nll, contrastive"),
     ("aux.coef", -0.1, "a finite number >= 0"),
     ("aux.beta", None, "a finite number >= 0"),
@@ -136,6 +140,8 @@ BAD = [
     ("prompt.on_overflow", "cut", "one of tail, skip"),
     ("prompt.max_attempt_tokens", 15, "an integer >= 16 or null"),
     ("prompt.max_attempt_tokens", 16.0, "an integer >= 16 or null"),
+    ("prompt.thinking_open", "", "a text"),
+    ("prompt.thinking_close", 3, "a text"),
 ]
 
 
@@ -296,3 +302,15 @@ def test_where_corrections_come_from():
     assert CIPOConfig().rolls_out and not CIPOConfig().pairs
     off = CIPOConfig.from_mapping({"source": "both", "aux": {"coef": 0.1}, "replay_fraction": 0})
     assert not off.pairs and not off.rolls_out
+
+
+def test_thinking_has_a_beginning_and_another_end():
+    said = message_of({"prompt": {"thinking_open": "%%", "thinking_close": "%%"}})
+    assert "algorithm.cipo.prompt.thinking_open" in said and "'%%'" in said and "different" in said
+
+
+def test_auto_is_replay_where_prompts_are_trained_as_they_come():
+    auto = CIPOConfig()
+    assert auto.scheduled(asynchronous=False).schedule == "streaming"
+    assert auto.scheduled(asynchronous=True).schedule == "replay"
+    assert CIPOConfig(schedule="barrier").scheduled(asynchronous=True).schedule == "barrier"

@@ -7,7 +7,7 @@ import numpy as np
 from verl_cipo.core.advantage import BASE, Rows
 from verl_cipo.core.anchors import Attempt, Group, ranks
 from verl_cipo.core.config import CIPOConfig
-from verl_cipo.core.lots import lot
+from verl_cipo.core.lots import lot, origin
 from verl_cipo.core.pairing import pair_up
 from verl_cipo.integration.aux_rows import draw_pairs
 from verl_cipo.integration.batch_rows import RowTable
@@ -73,3 +73,23 @@ def test_prompts_are_ordered_by_seed_step_and_index():
 def test_seeds_of_sessions():
     assert session_seed(1, step=3, validate=False, index=7, anchor=None, session=2) == 1818587683
     assert session_seed(1, step=3, validate=True, index="x/1", anchor=0, session=2) == 1908579385
+
+
+def test_an_origin_is_that_of_all_text_in_the_chat_and_of_the_data_source():
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}]
+    assert origin("a", chat) == hashed("a/system/Be brief./user/2+2?").hex() == origin("a", np.array(chat))
+    parts = [{"role": "user", "content": [{"type": "image", "image": object()}, {"type": "text", "text": "2+2?"}]}]
+    assert origin("a", parts) == hashed("a/user/None/2+2?").hex(), "an image prints its address"
+    assert len({origin("a", chat), origin("b", chat), origin("a", chat[1:]), origin("a", parts), origin("a", [])}) == 5
+
+
+def test_pairs_of_prompts_that_share_an_index_do_not_depend_on_uids():
+    def donor(uids):
+        groups = [
+            Group(uid, (Attempt(uid, 0, 0, source != "b", 0.0, origin=source),))
+            for uid, source in zip(uids, "abcd", strict=True)
+        ]
+        (pair,) = pair_up(groups, groups[1].attempts, seed=1, step=1)
+        return pair.donor.origin
+
+    assert {donor(uids) for uids in ("1234", "4321", "2413")} == {"c"}, "the one that follows"

@@ -1,3 +1,4 @@
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -5,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.test_anchors import BAND, group, ids
-from verl_cipo.core.anchors import select_anchors
+from verl_cipo.core.anchors import Group, select_anchors
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.replay import ReplayPool, RhoState, update_rho
 
@@ -161,3 +162,24 @@ def test_a_restored_pool_draws_the_same(verdicts, budget, rho):
     again = ReplayPool(capacity=8, seed=1, step=3, **BAND)
     again.restore(pool.candidates())
     assert again.draw(budget, rho) == pool.draw(budget, rho)
+
+
+def test_a_pool_of_a_checkpoint_from_before_prompts_had_an_origin():
+    """Attempts were saved without origin and correctable; unpickled, they have the defaults."""
+    pool = pool_of([group(0, "ccww")], capacity=4)
+    old = pool.candidates()
+    for candidate in old:
+        del candidate.attempt.__dict__["origin"], candidate.attempt.__dict__["correctable"]
+    again = ReplayPool(capacity=4, seed=1, step=3, **BAND)
+    again.restore(pickle.loads(pickle.dumps(old)))
+    newer = Group("v", tuple(replace(a, uid="v", origin="b") for a in group(0, "ccww").attempts))
+    again.add(newer, dict.fromkeys(range(4), "text"))
+    assert {candidate.attempt.uid for candidate in again.take({True: 4, False: 4})} == {"u0", "v"}
+
+
+def test_what_cannot_be_corrected_is_not_in_the_pool():
+    whole = group(0, "ccww")
+    offered = Group(whole.uid, tuple(replace(a, correctable=a.session == 3) for a in whole.attempts))
+    pool = ReplayPool(capacity=4, seed=1, step=3, **BAND)
+    pool.add(offered, {3: "text"})
+    assert ids(candidate.attempt for candidate in pool.candidates()) == [(0, 3)]

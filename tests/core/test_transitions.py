@@ -41,6 +41,16 @@ def test_a_copy_is_equal_up_to_white_space():
     assert not is_copy("ab", "a b")
 
 
+def test_what_was_cut_off_is_held_against_the_end_of_the_correction():
+    assert is_copy("le 4 is the answer", "the whole 4 is the answer", cut=True)
+    assert is_copy("le 4 is the answer", "le 4 is the answer", cut=True)
+    assert not is_copy("le 4 is the answer", "the whole 4 is the answer")
+    assert not is_copy("le 4 is the answer", "the whole 5 is the answer", cut=True)
+    assert not is_copy("le 4 is the answer", "the hole, 4 is the answer", cut=True), "another first word"
+    assert not is_copy("le 4 is the answer", "is the answer", cut=True)
+    assert not is_copy("le 4 is the answer", "", cut=True)
+
+
 def test_a_retry_is_judged_by_the_other_attempts():
     assert retried([0, 1, 3, 4], [2, 4, 4, 4]).tolist() == [0, 1 / 3, 1, 4 / 3]
     with pytest.raises(ValueError, match="1 attempts: what a further one brings takes at least 2"):

@@ -91,3 +91,19 @@ def test_rows_of_unequal_length_are_summed():
     rows = [torch.tensor([0.0, 0.5]), torch.tensor([]), torch.tensor([1.0]), torch.tensor([0.0, 0.25, -1.0])]
     jagged = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
     assert row_sums(jagged).tolist() == [0.5, 0.0, 1.0, -0.75]
+
+
+def test_the_order_of_prompts_that_share_an_index_does_not_depend_on_uids():
+    """Rows of two prompts are not mixed, either."""
+
+    def ordered(first, second):
+        keys = [f"{uid}_{session}_0" for session in (0, 1) for uid in (first, second)]
+        source = {first: "a", second: "b"}
+        marks = [{"correct": True, "origin": source[key[0]]} for key in keys]
+        nothing = np.zeros(4)
+        whole = RowTable.of_marks(
+            keys, marks, group=[key[0] for key in keys], index=[7] * 4, scores=nothing, tokens=nothing
+        )
+        return [(source[keys[i][0]], keys[i][2]) for i in whole.stable_order(keys, seed=1, step=1)]
+
+    assert ordered("x", "y") == ordered("y", "x") == [("a", "0"), ("a", "1"), ("b", "0"), ("b", "1")]

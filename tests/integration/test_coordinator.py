@@ -1,6 +1,8 @@
 """Who hears of which anchors and when, without Ray: the coordinator is a plain asyncio object."""
 
 import asyncio
+import pickle
+import time
 
 import pytest
 
@@ -244,3 +246,149 @@ def test_anchors_of_prompts_in_flight_survive_a_checkpoint():
 
     before, after = asyncio.run(run())
     assert len(before) == 1 and after == before, "what x hosted has been corrected"
+
+
+# ---- several dispatches
+
+
+async def anchors_of(actor: AnchorCoordinator, batch: int, *, size: int, step: int, rho: float) -> tuple[int, int]:
+    """Right and wrong anchors of a dispatch of ``size`` prompts, each with two right and two wrong attempts."""
+    uids = [f"{batch}-{i}" for i in range(size)]
+    await actor.open(batch, uids=uids, rho=rho, step=step)
+    drawn = []
+    for i, uid in enumerate(uids):
+        if actor.config.schedule == "replay":
+            drawn += [candidate.attempt.correct for candidate in await actor.replayed(batch, uid)]
+        await actor.add(batch, group(uid, i, MIXED), texts(uid, 4))
+    for uid in uids:
+        if actor.config.schedule != "replay":
+            drawn += [MIXED[session] for session in await drain(actor, batch, uid)]
+        await actor.close(batch, uid, {})
+    return sum(drawn), len(drawn) - sum(drawn)
+
+
+@pytest.mark.parametrize("schedule", ["streaming", "barrier", "replay"])
+@pytest.mark.parametrize("size", [1, 2, 4, 15])
+@pytest.mark.parametrize(("fraction", "rho"), [(0.25, 0.3), (1.0, 0.3), (0.1, 0.5), (1.5, 0.8)])
+def test_dispatches_of_any_size_give_as_many_anchors_as_all_prompts_at_once(schedule, size, fraction, rho):
+    async def run():
+        actor = AnchorCoordinator({"schedule": schedule, "replay_fraction": fraction}, train_batch_size=60)
+        right = wrong = 0
+        for batch in range(120 // size):
+            step = batch * size // 60
+            if step == 0 and schedule == "replay":
+                await anchors_of(actor, batch, size=size, step=step, rho=rho)
+                continue
+            given = await anchors_of(actor, batch, size=size, step=step, rho=rho)
+            right, wrong = right + given[0], wrong + given[1]
+        return right, wrong
+
+    right, wrong = asyncio.run(run())
+    prompts = 60 if schedule == "replay" else 120
+    assert abs(right + wrong - fraction * prompts) <= 1
+    assert abs(right - rho * (right + wrong)) <= 1
+
+
+def test_a_dispatch_of_a_whole_training_batch_is_rounded_by_itself():
+    """round(.25 * 6) = 2 anchors, round(.3 * 2) = 1 of them right, step by step."""
+
+    async def run():
+        actor = AnchorCoordinator({"schedule": "barrier", "replay_fraction": 0.25}, train_batch_size=6)
+        return [await anchors_of(actor, step, size=6, step=step, rho=0.3) for step in range(5)]
+
+    assert asyncio.run(run()) == [(1, 1)] * 5
+
+
+def test_what_rounding_left_over_is_part_of_a_checkpoint():
+    """.25 of a prompt each: the anchors come with the second dispatch, the sixth, the tenth."""
+
+    async def run(restore_at):
+        actor = AnchorCoordinator({"schedule": "barrier", "replay_fraction": 0.25}, train_batch_size=60)
+        given = []
+        for batch in range(10):
+            if batch in restore_at:
+                state = await actor.pool_state()
+                actor = AnchorCoordinator({"schedule": "barrier", "replay_fraction": 0.25}, train_batch_size=60)
+                await actor.restore_pool(pickle.loads(pickle.dumps(state)))
+            given.append(sum(await anchors_of(actor, batch, size=1, step=0, rho=0.3)))
+        return given
+
+    assert asyncio.run(run(())) == asyncio.run(run((1, 4, 5))) == [0, 1, 0, 0, 0, 1, 0, 0, 0, 1]
+
+
+def test_a_pool_of_a_checkpoint_from_before_it_had_a_carry():
+    """As it was pickled: ranks with a uid, attempts without origin, payloads of text and data."""
+
+    async def run():
+        actor = coordinator(schedule="replay")
+        await actor.open(0, uids=["a", "b"], rho=0.5, step=1)
+        await actor.add(0, group("a", 0, MIXED), {i: (f"a{i}", {"index": 0}) for i in range(4)})
+        await actor.add(0, group("b", 1, MIXED), {i: (f"b{i}", {"index": 1}) for i in range(4)})
+        state = await actor.pool_state()
+        await actor.open(1, uids=["x", "y"], rho=0.5, step=2)
+        expected = await actor.replayed(1, "x"), await actor.replayed(1, "y")
+        del state["carry"]
+        for candidate in state["filling"]:
+            for name in ("origin", "correctable"):
+                del candidate.attempt.__dict__[name]
+        actor = coordinator(schedule="replay")
+        await actor.restore_pool(pickle.loads(pickle.dumps(state)))
+        await actor.open(1, uids=["x", "y"], rho=0.5, step=2)
+        return expected, (await actor.replayed(1, "x"), await actor.replayed(1, "y"))
+
+    expected, found = asyncio.run(run())
+    assert [[c.payload for c in part] for part in found] == [[c.payload for c in part] for part in expected]
+    assert len(found[0]) == len(found[1]) == 1
+
+
+# ---- groups that do not report
+
+
+def test_groups_that_do_not_report_count_as_empty_after_a_while(caplog):
+    async def run():
+        actor = coordinator(schedule="barrier", report_timeout=0.1)
+        await actor.open(0, uids=["a", "b", "c"], rho=0.0, step=1)
+        await actor.add(0, group("a", 0, MIXED), {})
+        await asyncio.sleep(0.07)
+        await actor.add(0, group("b", 1, MIXED), {})
+        started = time.monotonic()
+        a, b = await asyncio.gather(drain(actor, 0, "a"), drain(actor, 0, "b"))
+        waited = time.monotonic() - started
+        # It comes late, is told so, and can be closed.
+        await actor.add(0, group("c", 2, MIXED), {})
+        assert await drain(actor, 0, "c") == []
+        for uid in "abc":
+            await actor.close(0, uid, {})
+        assert not actor._batches
+        return a + b, waited, await actor.pop_statistics()
+
+    drawn, waited, stats = asyncio.run(run())
+    assert len(drawn) == 3 and stats["anchors/unreported"] == 1
+    assert waited >= 0.1, "the clock starts anew with every report"
+    assert "1 of 3 prompts have not reported" in caplog.text and caplog.text.rstrip().endswith("without c")
+
+
+def test_a_batch_that_reports_is_not_hurried():
+    async def run():
+        actor = coordinator(schedule="barrier", report_timeout=5.0)
+        await actor.open(0, uids=["a", "b"], rho=0.0, step=1)
+        await actor.add(0, group("a", 0, MIXED), {})
+        waiting = asyncio.create_task(drain(actor, 0, "a"))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        await actor.add(0, group("b", 1, MIXED), {})
+        await waiting
+        return await actor.pop_statistics()
+
+    assert asyncio.run(run())["anchors/unreported"] == 0
+
+
+def test_a_coordinator_that_was_started_anew_takes_the_counts_of_batches_it_does_not_know():
+    async def run():
+        actor = coordinator(schedule="barrier")
+        with pytest.raises(KeyError):
+            await actor.add(7, group("a", 0, MIXED), {})
+        await actor.close(7, "a", {"corrections/failed_sessions": 2})
+        return await actor.pop_statistics()
+
+    assert asyncio.run(run())["corrections/failed_sessions"] == 2

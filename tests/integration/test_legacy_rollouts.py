@@ -15,7 +15,9 @@ from verl import DataProto
 from verl.experimental.agent_loop import AgentLoopManager, AgentLoopWorker
 
 from tests.integration.scored_batch import R, decode, encode, scored
-from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.config import AuxConfig, CIPOConfig
+from verl_cipo.core.lots import origin
+from verl_cipo.core.prompts import CorrectionPrompt, Excerpt, Request
 from verl_cipo.integration import legacy_rollouts
 from verl_cipo.integration.batch import objects, response_ids
 from verl_cipo.integration.coordinator import COUNTED
@@ -37,9 +39,12 @@ class Worker:
     def _build_prompts(self, anchors):
         texts = [decode(ids) for _, ids in anchors]
         return [
-            (text, None, "too_long")
+            (None, "too_long")
             if chat[0]["content"] in self.too_long
-            else (text, [{"role": "user", "content": f"{chat[0]['content']} fix {text}"}], None)
+            else (
+                Request([{"role": "user", "content": f"{chat[0]['content']} fix {text}"}], Excerpt(text, False)),
+                None,
+            )
             for (chat, _), text in zip(anchors, texts, strict=True)
         ]
 
@@ -106,7 +111,11 @@ def test_every_anchor_gets_n_corrections_of_its_own_prompt(monkeypatch):
         row = int(prompt[1:]) * 4 + int(session)
         text = decode(response_ids(rolled, row))
         assert chat[0]["content"] == f"Q{index} fix {text}" and index == int(prompt[1:])
-        assert anchor == {"text": text, "correct": bool(rolled.non_tensor_batch["cipo"][row]["correct"])}
+        assert anchor == {
+            "correct": bool(rolled.non_tensor_batch["cipo"][row]["correct"]),
+            "shown": Excerpt(text, cut=False),
+            "prompt_ids": encode(f"Q{index}>"),
+        }
     assert fields["priority"].tolist() == list(range(8))
     kept = made.pop_corrections()
     assert sorted(kept.non_tensor_batch["uid"]) == sorted(fields["uid"]) and made.pop_corrections() is None
@@ -196,18 +205,19 @@ def test_a_validation_corrects_every_attempt_once_and_keeps_no_rows(monkeypatch)
 # ---- the worker
 
 
-class Tokenizer:
-    @staticmethod
-    def decode(ids, skip_special_tokens):
-        return decode(torch.as_tensor(ids).tolist())
-
-
 def worker(monkeypatch, run, *, deterministic=False, **knobs):
     """A worker whose agent loop is ``run(sampling_params, **kwargs)``."""
     made = object.__new__(CIPOAgentLoopWorkerV0)
     rollout = {"full_determinism": deterministic, "seed": 5}
     made.config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}})
-    made._cipo, made._counts, made.tokenizer = CIPOConfig(**knobs), Counter(), Tokenizer
+    made._cipo, made._counts = CIPOConfig(**knobs), Counter()
+    made._prompt = CorrectionPrompt(
+        made._cipo.prompt,
+        prompt_length=1000,
+        count_tokens=lambda messages: sum(len(message["content"]) for message in messages),
+        encode=encode,
+        decode=decode,
+    )
 
     async def agent_loop(self, sampling_params, trajectory, **kwargs):
         return await run(sampling_params, **kwargs)
@@ -216,25 +226,27 @@ def worker(monkeypatch, run, *, deterministic=False, **knobs):
     return made
 
 
-def padded(text, score):
+def padded(text, score, asked=(0, 9)):
     ids = encode(text)
     return SimpleNamespace(
+        prompt_ids=torch.tensor([asked]),
         response_ids=torch.tensor([ids + [0] * (R - len(ids))]),
-        attention_mask=torch.tensor([[1, 1] + [1] * len(ids) + [0] * (R - len(ids))]),
+        attention_mask=torch.tensor([[0, 1] + [1] * len(ids) + [0] * (R - len(ids))]),
         reward_score=score,
         extra_fields={"reward_extra_info": {}},
     )
 
 
 def session(made, uid, number=0, anchor=None, validate=False):
-    kwargs = {"uid": uid, "session_id": number, "index": 8, "agent_name": "single"}
+    kwargs = {"uid": uid, "session_id": number, "index": 8, "agent_name": "single", "raw_prompt": CHAT}
     if anchor is not None:
         kwargs[ANCHOR] = anchor
     trajectory = {"step": 3, "validate": validate}
     return asyncio.run(made._run_agent_loop({"temperature": 1.0}, trajectory, **kwargs))
 
 
-ANCHORED = {"text": "ab", "correct": True}
+CHAT = [{"role": "user", "content": "Q"}]
+ANCHORED = {"shown": Excerpt("ab", cut=False), "correct": True, "prompt_ids": [7]}
 
 
 def test_a_row_is_marked_and_the_agent_loop_is_shown_nothing_of_it(monkeypatch):
@@ -246,7 +258,7 @@ def test_a_row_is_marked_and_the_agent_loop_is_shown_nothing_of_it(monkeypatch):
 
     made = worker(monkeypatch, run)
     attempt = session(made, "u", 2)
-    assert attempt.extra_fields["cipo"] == {"correct": True}
+    assert attempt.extra_fields["cipo"] == {"correct": True, "origin": origin(None, CHAT), "refusal": None}
     assert {key: attempt.extra_fields[key] for key in ("uid", "session_id", "index")} == {
         "uid": "u",
         "session_id": 2,
@@ -261,7 +273,7 @@ def test_a_row_is_marked_and_the_agent_loop_is_shown_nothing_of_it(monkeypatch):
         "score": 1.0,
     }
     for sampling_params, kwargs in seen:
-        assert set(kwargs) == {"uid", "index", "agent_name"} and sampling_params == {"temperature": 1.0}
+        assert set(kwargs) == {"uid", "index", "agent_name", "raw_prompt"} and sampling_params == {"temperature": 1.0}
 
 
 def test_sessions_have_seeds_of_their_own_the_v1_trainers_too(monkeypatch):
@@ -334,9 +346,50 @@ def test_a_verifier_that_failed_is_asked_again(monkeypatch):
 
 def test_prompts_are_built_from_what_the_model_wrote(monkeypatch):
     made = worker(monkeypatch, None)
-    made._prompt = SimpleNamespace(build=lambda chat, text: ([*chat, text], None))
-    (built,) = asyncio.run(made.build_prompts([([{"role": "user", "content": "Q"}], encode("ab"))]))
-    assert built == ("ab", [{"role": "user", "content": "Q"}, "ab"], None)
+    ((built, refused),) = asyncio.run(made.build_prompts([(CHAT, encode("<think>hm</think>ab"))]))
+    assert refused is None and built.shown == Excerpt("ab", cut=False)
+    assert "Q" in built.messages[0]["content"] and "<attempt>\nab\n</attempt>" in built.messages[0]["content"]
+
+
+def test_attempts_that_cannot_be_corrected_are_left_out_before_the_draw(monkeypatch):
+    """Four anchors of the eight attempts that are left, and none is wasted on an image."""
+    sent = Worker()
+    made, prompts, rolled = manager(monkeypatch, OUTCOMES, [sent])
+    for mark in rolled.non_tensor_batch["cipo"][:8]:
+        mark["refusal"] = "no_text_question"
+    made.generate_sequences(prompts)
+    stats = made.pop_statistics()
+    assert stats["anchors/total"] == 4 and stats["anchors/skipped/no_text_question"] == 8
+    assert {uid[:2] for uid in sent.requests[0].non_tensor_batch["uid"]} == {"u2", "u3"}
+
+
+def test_the_worker_says_which_attempts_cannot_be_corrected(monkeypatch):
+    async def run(sampling_params, **kwargs):
+        return padded(" ", 0.0)
+
+    marks = [session(worker(monkeypatch, run, **knobs), "u").extra_fields["cipo"] for knobs in ({}, {"source": "both"})]
+    assert [mark["refusal"] for mark in marks] == ["empty_attempt"] * 2
+    paired = worker(monkeypatch, run, source="paired", aux=AuxConfig(coef=0.1))
+    assert "refusal" not in session(paired, "u").extra_fields["cipo"], "no text is read where nothing is rolled out"
+
+
+def test_a_copy_is_told_by_the_view_that_was_shown(monkeypatch):
+    async def run(sampling_params, **kwargs):
+        return padded("".join(next(answers)), 1.0)
+
+    monkeypatch.setattr("tests.integration.test_legacy_rollouts.R", 40)
+    answers = iter(["<think>why</think>ab", "<think>why</think>ba"])
+    made = worker(monkeypatch, run)
+    assert [session(made, "u_c2", 1, ANCHORED).extra_fields["cipo"]["copied"] for _ in range(2)] == [True, False]
+
+
+def test_an_agent_loop_that_does_not_heed_raw_prompt_is_noticed(monkeypatch, caplog):
+    async def run(sampling_params, **kwargs):
+        return padded("ab", 1.0, asked=(0, 7))
+
+    made = worker(monkeypatch, run)
+    session(made, "u_c2", 1, ANCHORED)
+    assert made._counts["corrections/not_asked"] == 1 and "does not heed raw_prompt" in caplog.text
 
 
 def test_places_count_the_rows_of_a_uid():

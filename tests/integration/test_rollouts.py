@@ -4,6 +4,7 @@ Only what lies below a session (agent loop, reward loop, TransferQueue) is repla
 """
 
 import asyncio
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -13,11 +14,12 @@ from verl.trainer.ppo.v1 import agent_loop_tq
 
 from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.lots import origin
 from verl_cipo.core.prompts import CorrectionPrompt
-from verl_cipo.integration import rollouts, verifying
+from verl_cipo.integration import payloads, rollouts, verifying
 from verl_cipo.integration.chats import correction_prompt
 from verl_cipo.integration.coordinator import AnchorCoordinator
-from verl_cipo.integration.second_turn import second_turn_metrics
+from verl_cipo.integration.second_turn import fault_metrics, second_turn_metrics
 
 N = 4
 
@@ -30,6 +32,17 @@ class Remote:
 
     def __getattr__(self, name):
         return SimpleNamespace(remote=getattr(self.actor, name))
+
+
+class Held:
+    """A reference of Ray's to a value."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __await__(self):
+        yield from asyncio.sleep(0).__await__()
+        return self.value
 
 
 class Tokenizer:
@@ -45,12 +58,15 @@ class Tokenizer:
 class Worker(rollouts.CIPOAgentLoopWorker):
     """Answers "right" in every second session; logs what would reach TransferQueue."""
 
-    def __init__(self, cipo: CIPOConfig, log: list, *, broken: str = "", prompt_length: int = 10_000):
+    def __init__(
+        self, cipo: CIPOConfig, log: list, *, broken: str = "", prompt_length: int = 10_000, texts: dict | None = None
+    ):
         self._groups = {}
         self._cipo = cipo
         self._n = cipo.n_corrections or N
         self.log = log
         self.broken = broken
+        self.texts = texts or {}
         self.tokenizer = Tokenizer()
         self.tools = []
         self.config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": N, "val_kwargs": {"n": 1}}}})
@@ -74,14 +90,19 @@ def world(monkeypatch):
         log.append(("session", f"{kwargs['uid']}_{kwargs['session_id']}", sampling_params, kwargs))
         if self.broken and self.broken in kwargs["uid"]:
             raise RuntimeError("the engine went away")
-        text = "right" if kwargs["session_id"] % 2 == 0 else "wrong"
+        text = self.texts.get(f"{kwargs['uid']}_{kwargs['session_id']}")
+        if text is None:
+            text = "right" if kwargs["session_id"] % 2 == 0 else "wrong"
         output = AgentLoopOutput(
-            prompt_ids=[1], response_ids=self.tokenizer.encode(text), response_mask=[1] * len(text), metrics={}
+            prompt_ids=self.tokenizer.encode(str(kwargs["raw_prompt"][-1]["content"])),
+            response_ids=self.tokenizer.encode(text),
+            response_mask=[1] * len(text),
+            metrics={},
         )
         await self._agent_loop_postprocess(output, trajectory["validate"], **kwargs)
 
     async def compute_score(self, outputs, kwargs):
-        outputs[-1].reward_score = float(self.tokenizer.decode(outputs[-1].response_ids) == "right")
+        outputs[-1].reward_score = float(self.tokenizer.decode(outputs[-1].response_ids).endswith("right"))
 
     async def postprocess(self, output, validate, **kwargs):
         await self._compute_score([output], kwargs)
@@ -98,9 +119,23 @@ def world(monkeypatch):
 
 
 def roll(
-    log, *, prompts=1, validate=False, broken="", prompt_length=10_000, n_of=None, pool=(), rollout=None, **options
+    log,
+    *,
+    prompts=1,
+    validate=False,
+    broken="",
+    prompt_length=10_000,
+    n_of=None,
+    pool=(),
+    rollout=None,
+    texts=None,
+    chats=None,
+    **options,
 ):
-    """Roll a batch of ``prompts`` prompts; ``pool``: groups of the step before, for schedule=replay."""
+    """Roll a batch of ``prompts`` prompts.
+
+    pool: groups of the step before, for schedule=replay; texts: session -> what it says; chats: prompt -> its chat.
+    """
     cipo = CIPOConfig.from_mapping(options)
     actor = AnchorCoordinator(cipo.to_mapping(), train_batch_size=prompts)
 
@@ -114,7 +149,7 @@ def roll(
                 await actor.add(-1, group, {a.session: (f"try {a.session}", data) for a in group.attempts})
         if ticket["batch"] is not None:
             await actor.open(0, uids=[f"p{i}" for i in range(prompts)], rho=0.5, step=1)
-        worker = Worker(cipo, log, broken=broken, prompt_length=prompt_length)
+        worker = Worker(cipo, log, broken=broken, prompt_length=prompt_length, texts=texts)
         worker.config.actor_rollout_ref.rollout.update(rollout or {})
         await asyncio.gather(
             *[
@@ -122,10 +157,8 @@ def roll(
                     {
                         "uid": f"p{i}",
                         "index": i,
-                        "raw_prompt": [
-                            {"role": "system", "content": "Be brief."},
-                            {"role": "user", "content": f"Q{i}?"},
-                        ],
+                        "raw_prompt": (chats or {}).get(i)
+                        or [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"Q{i}?"}],
                         "agent_name": "single_turn_agent",
                         "global_steps": 1,
                         rollouts.TICKET: ticket,
@@ -246,7 +279,8 @@ def test_a_lost_coordinator_costs_no_base_row(world, monkeypatch, caplog):
 def test_prompt_that_does_not_fit_is_counted(world):
     stats = roll(world, prompt_length=40)
     assert len(rows(world)) == N
-    assert stats["anchors/skipped/too_long"] == 1
+    assert stats["anchors/skipped/too_long"] == N, "none of the attempts could be an anchor"
+    assert stats["anchors/total"] == 0
 
 
 def test_validation_corrections_are_recorded_and_stay_out_of_verls_rows(world):
@@ -460,3 +494,278 @@ def test_full_determinism_gives_every_session_a_seed_of_its_own(world):
 def test_without_it_the_sampling_parameters_are_verls(world):
     roll(world)
     assert set(seeds_of(world).values()) == {None}
+
+
+def test_the_seed_is_named_as_the_engine_names_it(world):
+    roll(world, rollout={"full_determinism": True, "seed": 42, "name": "sglang"})
+    sampling = [entry[2] for entry in world if entry[0] == "session"]
+    assert all("sampling_seed" in params and "seed" not in params for params in sampling)
+    assert len({params["sampling_seed"] for params in sampling}) == 2 * N
+
+
+# ---- an attempt that is lost
+
+
+@pytest.fixture
+def failing_verifier(world, monkeypatch, no_pause):
+    """A set of sessions of which the verifier never gives a verdict."""
+    base = rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class
+    whole, away = base._compute_score, set()
+
+    async def compute_score(self, outputs, kwargs):
+        if f"{kwargs['uid']}_{kwargs['session_id']}" in away:
+            raise ConnectionError("the sandbox is away")
+        await whole(self, outputs, kwargs)
+
+    monkeypatch.setattr(base, "_compute_score", compute_score)
+    return away
+
+
+def test_an_attempt_without_a_verdict_costs_its_own_row_alone(world, failing_verifier):
+    """With the status failure verl's asynchronous replay buffers would evict the whole group."""
+    failing_verifier.add("p0_1")
+    stats = roll(world, verifier_retries=1)
+    assert ("status", "p0", "finished") in world and ("status", "p0", "failure") not in world
+    assert sorted(name for name in rows(world) if "_c" not in name) == ["p0_0", "p0_2", "p0_3"]
+    assert sum("_c" in name for name in rows(world)) == N, "its corrections are there"
+    assert stats["attempts/failed_sessions"] == stats["verifier/given_up"] == 1
+
+
+@pytest.mark.parametrize("schedule", ["streaming", "barrier", "replay"])
+def test_a_prompt_without_any_row_is_a_failure(world, failing_verifier, schedule):
+    failing_verifier.update(f"p0_{session}" for session in range(N))
+    stats = roll(world, schedule=schedule, prompts=2)
+    assert [entry for entry in world if entry[:2] == ("status", "p0")][-1][2] == "failure"
+    assert [entry for entry in world if entry[:2] == ("status", "p1")][-1][2] == "finished"
+    assert stats["attempts/failed_sessions"] == N
+
+
+def test_a_prompt_that_returns_nothing_at_all_is_a_failure(world, monkeypatch):
+    base = rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class
+
+    async def nothing(self, *args, **kwargs):
+        await self._agent_loop_postprocess([], False, **{"uid": kwargs["uid"], "session_id": kwargs["session_id"]})
+
+    async def store(self, output, validate, **kwargs):
+        assert output == []
+
+    monkeypatch.setattr(base, "_run_agent_loop", nothing)
+    monkeypatch.setattr(base, "_agent_loop_postprocess", store)
+    roll(world)
+    assert world[-1] == ("status", "p0", "failure")
+
+
+def test_corrections_that_are_stored_keep_their_prompt(world, failing_verifier):
+    """Those of the step before need none of this prompt's attempts."""
+    failing_verifier.update(f"p0_{session}" for session in range(N))
+    roll(world, schedule="replay", pool=[old_group("a", "w")])
+    assert len(rows(world)) == N and world[-1] == ("status", "p0", "finished")
+
+
+@pytest.mark.parametrize("val_corrections", [0, 1])
+def test_faults_in_a_validation_are_reported(world, failing_verifier, val_corrections):
+    failing_verifier.add("p1_0")
+    records, counts = roll(world, prompts=2, validate=True, val_corrections=val_corrections, verifier_retries=1)
+    assert len(records) == val_corrections
+    faults = {"cipo/val/failed_attempts": 1, "cipo/val/verifier_errors": 2, "cipo/val/verifier_given_up": 1}
+    assert fault_metrics(counts) == faults
+    assert faults.items() <= second_turn_metrics(records, counts).items()
+
+
+# ---- a prompt that hangs or cannot be stored
+
+
+@pytest.mark.parametrize("schedule", ["streaming", "barrier", "replay"])
+@pytest.mark.parametrize("status", ["running", "finished"])
+def test_a_prompt_whose_status_cannot_be_stored_holds_no_other_up(world, monkeypatch, schedule, status):
+    whole, failed = agent_loop_tq.tq.async_kv_put, []
+
+    async def kv_put(key, partition_id, tag):
+        if key == "p0" and tag["status"] == status and not failed:
+            failed.append(key)
+            raise ConnectionError("the storage is away")
+        await whole(key, partition_id, tag)
+
+    monkeypatch.setattr(agent_loop_tq.tq, "async_kv_put", kv_put)
+    stats = roll(world, prompts=2, schedule=schedule)
+    assert failed and ("status", "p1", "finished") in world
+    assert [entry for entry in world if entry[:2] == ("status", "p0")][-1][2] == "failure"
+    assert stats["anchors/total"] == (0 if schedule == "replay" else 2)
+
+
+@pytest.mark.parametrize("schedule", ["streaming", "barrier"])
+def test_an_attempt_that_hangs_holds_the_others_up_for_report_timeout(world, monkeypatch, caplog, schedule):
+    base = rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class
+    whole = base._run_agent_loop
+
+    async def run_agent_loop(self, *args, **kwargs):
+        while kwargs["uid"] == "p0" and kwargs["session_id"] == 1 and ("status", "p1", "finished") not in world:
+            await asyncio.sleep(0.01)
+        await whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(base, "_run_agent_loop", run_agent_loop)
+    stats = roll(world, prompts=2, schedule=schedule, report_timeout=0.2)
+    assert stats["anchors/total"] == 2 and stats["anchors/unreported"] == 1
+    assert "1 of 2 prompts have not reported" in caplog.text and "p0" in caplog.text
+    assert sum(name.startswith("p1_c") for name in rows(world)) == 2 * N
+    # What hung is trained as it is when it comes.
+    assert sum(name.startswith("p0") for name in rows(world)) == N
+    assert [entry for entry in world if entry[:2] == ("status", "p0")][-1][2] == "finished"
+
+
+# ---- attempts that cannot be corrected
+
+IMAGE = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q?"}]}]
+
+
+@pytest.mark.parametrize("schedule", ["streaming", "barrier"])
+def test_anchors_are_drawn_of_what_can_be_corrected(world, schedule):
+    stats = roll(world, prompts=3, schedule=schedule, chats={0: IMAGE, 1: IMAGE})
+    assert stats["anchors/total"] == 3, "none is wasted"
+    assert stats["anchors/skipped/no_text_question"] == 2 * N
+    assert {name.split("_c")[0] for name in rows(world) if "_c" in name} == {"p2"}
+
+
+def test_an_attempt_that_would_show_nothing_is_not_drawn(world):
+    texts = {f"p0_{session}": "<think>so it is</think>" for session in (1, 3)}
+    stats = roll(world, replay_fraction=4.0, texts=texts)
+    assert stats["anchors/total"] == 2 and stats["anchors/correct"] == 2
+    assert stats["anchors/skipped/empty_attempt"] == 2
+
+
+def test_images_stay_out_of_the_pool(world):
+    async def run():
+        cipo = CIPOConfig.from_mapping({"schedule": "replay"})
+        actor = AnchorCoordinator(cipo.to_mapping(), train_batch_size=2)
+        await actor.open(0, uids=["p0", "p1"], rho=0.5, step=1)
+        ticket = {"coordinator": Remote(actor), "batch": 0}
+        for uid, chat in (("p0", IMAGE), ("p1", [{"role": "user", "content": "Q?"}])):
+            prompt = {"uid": uid, "index": 0, "raw_prompt": chat, "multi_modal_data": {"image": [uid]}}
+            await Worker(cipo, world)._run_prompt(
+                {**prompt, "agent_name": "single_turn_agent", rollouts.TICKET: ticket},
+                {},
+                {"validate": False, "step": 1, "sample_index": 0, "rollout_n": 0},
+            )
+        return await actor.pool_state()
+
+    state = asyncio.run(run())
+    assert {candidate.attempt.uid for candidate in state["filling"]} == {"p1"}
+    assert "'image': ['p0']" not in str(state)
+
+
+def test_a_chat_template_that_refuses_the_prompt_costs_no_row(world, monkeypatch, caplog):
+    def refuse(*_):
+        raise ValueError("Conversation roles must alternate")
+
+    monkeypatch.setattr(CorrectionPrompt, "refusals", refuse)
+    stats = roll(world, prompts=2, schedule="barrier")
+    assert len(rows(world)) == 2 * N and stats["anchors/skipped/prompt_failed"] == 2 * N
+    assert "Conversation roles must alternate" in caplog.text
+
+
+# ---- texts
+
+
+def test_texts_are_read_beside_the_event_loop_and_where_they_are_needed_alone(world, monkeypatch):
+    threads = []
+    whole = Tokenizer.decode
+
+    def decode(self, ids, skip_special_tokens=True):
+        threads.append(threading.current_thread() is threading.main_thread())
+        return whole(self, ids)
+
+    monkeypatch.setattr(Worker, "_compute_score", rollouts.CIPOAgentLoopWorker._compute_score)
+    base = rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class
+
+    async def score(self, outputs, kwargs):
+        outputs[-1].reward_score = 1.0
+
+    monkeypatch.setattr(base, "_compute_score", score)
+    monkeypatch.setattr(Tokenizer, "decode", decode)
+    roll(world)
+    assert len(threads) == 2 * N and not any(threads), "every attempt and every correction once"
+    threads.clear()
+    roll(world, source="paired", aux={"coef": 0.1})
+    roll(world, validate=True, val_corrections=0)
+    assert threads == []
+
+
+def test_the_coordinator_is_sent_references_and_the_host_fetches_the_texts(world, monkeypatch):
+    monkeypatch.setattr(payloads.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(payloads.ray, "put", Held)
+    sent = []
+    whole = AnchorCoordinator.add
+
+    async def add(self, batch, group, held):
+        sent.append(held)
+        await whole(self, batch, group, held)
+
+    async def run():
+        cipo = CIPOConfig.from_mapping({"schedule": "replay"})
+        actor = AnchorCoordinator(cipo.to_mapping(), train_batch_size=1)
+        for step in (1, 2):
+            await actor.open(step, uids=[f"s{step}"], rho=0.5, step=step)
+            prompt = {"uid": f"s{step}", "index": step, "raw_prompt": [{"role": "user", "content": f"Q{step}?"}]}
+            ticket = {"coordinator": Remote(actor), "batch": step}
+            await Worker(cipo, world)._run_prompt(
+                {**prompt, "agent_name": "single_turn_agent", rollouts.TICKET: ticket},
+                {},
+                {"validate": False, "step": step, "sample_index": 0, "rollout_n": 0},
+            )
+
+    monkeypatch.setattr(AnchorCoordinator, "add", add)
+    asyncio.run(run())
+    assert all(isinstance(reference, Held) for held in sent for reference in held.values())
+    assert [sorted(held) for held in sent] == [[0, 1, 2, 3]] * 2
+    assert len({id(reference.value[1]) for reference in sent[0].values()}) == 1, "the prompt is held once"
+    chat = next(entry[2] for entry in world if entry[0] == "row" and entry[1].startswith("s2_c"))
+    assert "Q1?" in chat[-1]["content"]
+
+
+def test_texts_that_are_lost_cost_the_corrections_alone(world, monkeypatch, caplog):
+    async def lost(payload):
+        raise payloads.ray.exceptions.ObjectLostError("00", "", "")
+
+    monkeypatch.setattr(payloads, "fetch", lost)
+    roll(world, schedule="replay", pool=[old_group("a", "w")])
+    assert len(rows(world)) == N and ("status", "p0", "finished") in world
+    assert "beside prompt p0, were lost" in caplog.text
+
+
+def test_a_copy_is_told_by_what_was_shown(world):
+    texts = {f"p0_{i}": f"<think>{i}</think>so 7" for i in range(N)}
+    texts |= {f"p0_c{i}_{j}": f"<think>no, {j}</think>so {7 + j}" for i in range(N) for j in range(N)}
+    roll(world, texts=texts)
+    marks = {entry[1]: entry[3]["cipo"] for entry in world if entry[0] == "row" and "_c" in entry[1]}
+    assert {name: mark["copied"] for name, mark in marks.items()} == {name: name.endswith("_0") for name in marks}
+    assert len(marks) == N
+
+
+def test_a_copy_in_the_validation_is_told_likewise(world):
+    texts = {"p0_0": "<think>a</think>so 7", "p0_c0_0": "<think>b</think>so 7", "p0_c0_1": "<think>a</think>so 8"}
+    (record,), _ = roll(world, validate=True, val_corrections=2, texts=texts)
+    assert [turn["copied"] for turn in record["corrections"]] == [True, False]
+
+
+def test_an_agent_loop_that_does_not_heed_raw_prompt_is_noticed(world, monkeypatch, caplog):
+    base = rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class
+    whole = base._run_agent_loop
+
+    async def run_agent_loop(self, *args, **kwargs):
+        await whole(self, *args, **{**kwargs, "raw_prompt": [{"role": "user", "content": "its own question"}]})
+
+    monkeypatch.setattr(base, "_run_agent_loop", run_agent_loop)
+    stats = roll(world)
+    assert stats["corrections/not_asked"] == N and "does not heed raw_prompt" in caplog.text
+
+
+def test_prompts_of_one_index_are_told_apart_by_what_they_ask(world):
+    """The mark of a row and the report to the coordinator have it."""
+    roll(world, prompts=2)
+    marks = {entry[1]: entry[3]["cipo"] for entry in world if entry[0] == "row" and "_c" not in entry[1]}
+    assert len({mark["origin"] for mark in marks.values()}) == 2
+    assert (
+        marks["p0_0"]["origin"]
+        == marks["p0_3"]["origin"]
+        == origin(None, [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Q0?"}])
+    )

@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from verl.utils import config as verl_config
 
 from verl_cipo.core.config import CIPOConfig, CIPOConfigError
@@ -291,3 +291,38 @@ def test_unsupported_verl_is_an_error_line_not_silence():
     error = [line for line in result.stderr.splitlines() if line.startswith("ERROR") and "verl_cipo" in line]
     assert len(error) == 1
     assert "verl 0.8.0" in error[0] and ">=0.9.1,<0.10" in error[0] and "verl_cipo.doctor" in error[0]
+
+
+SCHEDULED = [
+    ("sync", {}, "streaming"),
+    ("colocate_async", {}, "replay"),
+    ("separate_async", {}, "replay"),
+    ("separate_async", {"schedule": "barrier"}, "barrier"),
+    ("sync", {"schedule": "replay"}, "replay"),
+    # The failed attempts of a batch are needed there.
+    ("colocate_async", {"aux": {"coef": 0.1, "kind": "contrastive"}}, "streaming"),
+    ("colocate_async", {"aux": {"coef": 0.1, "distill_below": 0.2}}, "streaming"),
+    ("colocate_async", {"aux": {"coef": 0.1}}, "replay"),
+]
+
+
+def test_the_schedule_follows_the_trainer_mode():
+    stock = composed("algorithm.adv_estimator=cipo")
+    for mode, knobs, schedule in SCHEDULED:
+        config = stock.copy()
+        config.trainer.v1.trainer_mode = mode
+        with open_dict(config):
+            config.algorithm.cipo = knobs
+        assert switch.switch_on(config).schedule == schedule
+        assert config.trainer.v1.trainer_mode == f"cipo_{mode}"
+        # As a trainer, which gives the mode verl's name again, and its workers have it.
+        assert switch.cipo_config(config).schedule == schedule
+        config.trainer.v1.trainer_mode = mode
+        assert switch.cipo_config(config).schedule == schedule
+
+
+def test_full_determinism_needs_an_engine_whose_seed_is_known():
+    switched("actor_rollout_ref.rollout.full_determinism=true", "actor_rollout_ref.rollout.name=sglang")
+    with pytest.raises(CIPOConfigError, match="rollout.name=naive.*allowed are vllm, sglang, trtllm"):
+        switched("actor_rollout_ref.rollout.full_determinism=true", "actor_rollout_ref.rollout.name=naive")
+    switched("actor_rollout_ref.rollout.name=naive")

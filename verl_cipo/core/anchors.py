@@ -2,12 +2,12 @@
 
 METHOD items 2, 3 and 5. An anchor is an attempt that the policy is asked to correct. The draw is a hash of
 (seed, step, index, session), so it depends neither on the order in which prompts finish nor on their random uids.
-Prompts that share an `index` share their draws too, and are then told apart by uid.
+Prompts that share an `index`, of several files say, share their draws too, and are then told apart by `origin`.
 """
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from verl_cipo.core.lots import lot
@@ -16,7 +16,7 @@ from verl_cipo.core.lots import lot
 _TOLERANCE = 1e-9
 
 Rank = tuple[int, bytes, str, int]
-"""(round, lot, uid, session): the order in which the attempts of one kind and tier are taken."""
+"""(round, lot, prompt, session): the order in which the attempts of one kind and tier are taken."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,9 @@ class Attempt:
     """One verified rollout of a prompt.
 
     uid: the prompt's id in this step; index: its id in the data set; session: which of its n rollouts;
-    correct: the verifier's verdict; score: its raw score.
+    correct: the verifier's verdict; score: its raw score; origin: of the prompt, see `lots.origin`;
+    correctable: whether a correction prompt can be made of it. One that is not counts for the pass rate of its prompt
+    and is never drawn.
     """
 
     uid: str
@@ -32,6 +34,13 @@ class Attempt:
     session: int
     correct: bool
     score: float
+    origin: str = ""
+    correctable: bool = True
+
+    @property
+    def prompt(self) -> str:
+        """Orders prompts that share an index: by origin, by the random uid those alone that have it in common too."""
+        return f"{self.origin}/{self.uid}" if self.origin else self.uid
 
 
 @dataclass(frozen=True)
@@ -60,11 +69,12 @@ def medium(pass_rate: float, *, delta_low: float, delta_high: float) -> bool:
 
 
 def ranks(group: Group, *, seed: int, step: int) -> list[tuple[Rank, Attempt]]:
-    """Where each attempt of `group` stands among all attempts of its kind (right or wrong) and tier of the batch."""
+    """Where each correctable attempt of `group` stands among those of its kind (right or wrong) and tier."""
     ranked = []
     for kind in (True, False):
-        lots = sorted((*_lots(seed, step, a), a.session, a) for a in group.attempts if a.correct == kind)
-        ranked += [((turn, own, group.uid, session), attempt) for turn, (_, own, session, attempt) in enumerate(lots)]
+        own = [attempt for attempt in group.attempts if attempt.correctable and attempt.correct == kind]
+        lots = sorted((*_lots(seed, step, a), a.session, a) for a in own)
+        ranked += [((turn, lot, a.prompt, session), a) for turn, (_, lot, session, a) in enumerate(lots)]
     return ranked
 
 
@@ -77,6 +87,29 @@ def quotas(budget: int, rho: float) -> dict[bool, int]:
     """How many of `budget` anchors are right (True) and wrong (False): round(rho * budget) and the rest."""
     right = _round_half_up(rho * budget)
     return {True: right, False: budget - right}
+
+
+@dataclass(frozen=True)
+class Carry:
+    """What rounding has left over so far, in anchors and in right ones; between -1/2 and 1/2."""
+
+    anchors: float = 0.0
+    right: float = 0.0
+
+
+def carried_quotas(
+    n_prompts: int, *, replay_fraction: float, rho: float, carry: Carry
+) -> tuple[dict[bool, int], Carry]:
+    """`quotas` for one of several dispatches, with what rounding left of those before; and what it leaves now.
+
+    So the anchors of any number of dispatches are replay_fraction * prompts, and the right ones among them the sum of
+    rho * anchors, up to half an anchor, however small a dispatch is.
+    """
+    wanted = replay_fraction * n_prompts + carry.anchors
+    budget = _round_half_up(wanted)
+    wanted_right = rho * budget + carry.right
+    right = min(max(_round_half_up(wanted_right), 0), budget)
+    return {True: right, False: budget - right}, Carry(anchors=wanted - budget, right=wanted_right - right)
 
 
 def select_anchors(
@@ -111,6 +144,8 @@ def select_anchors(
 class AnchorSelector:
     """Decides the anchors of one submitted batch of `n_groups` prompts as their groups finish.
 
+    quota: how many of the `budget` anchors are right and wrong; None is that of `quotas`.
+
     barrier: everything is decided at the last group, by the rule of `select_anchors`.
     streaming: after i groups ceil(budget * i / n_groups) anchors may have been given out. A group of medium difficulty
     releases what is due, out of all medium attempts seen so far and in the order of `select_anchors`, such that the
@@ -130,6 +165,7 @@ class AnchorSelector:
         delta_high: float,
         seed: int,
         step: int,
+        quota: Mapping[bool, int] | None = None,
     ) -> None:
         if schedule not in ("streaming", "barrier"):
             raise ValueError(f"schedule = {schedule!r}: allowed is one of streaming, barrier")
@@ -143,7 +179,7 @@ class AnchorSelector:
         self._rho = rho
         self._band = {"delta_low": delta_low, "delta_high": delta_high}
         self._draw = {"seed": seed, "step": step}
-        self._quota = quotas(budget, rho)
+        self._quota = quotas(budget, rho) if quota is None else quota
         self._taken = {True: 0, False: 0}
         self._waiting: dict[tuple[bool, bool], list[tuple[Rank, Attempt]]] = {
             (is_medium, kind): [] for is_medium in (True, False) for kind in (True, False)

@@ -7,7 +7,7 @@ may rely on them. cipo_trainer.yaml is tested to hold the same defaults.
 import difflib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import InitVar, asdict, dataclass, field, fields
+from dataclasses import InitVar, asdict, dataclass, field, fields, replace
 from typing import Any
 
 ROOT = "algorithm.cipo"
@@ -78,6 +78,7 @@ _GUARD = _choice("off", "warn", "adapt")
 _FLAG = _Rule("true or false", _read_flag)
 _SHARE = _number(0, 1)
 _WEIGHT = _number(0)
+_TEXT = _Rule("a text", _read_text)
 
 
 def _knob(default: Any, rule: _Rule, doc: str) -> Any:
@@ -109,10 +110,18 @@ class PromptConfig:
         _number(16, integer=True, null=True),
         "Cap on the tokens of the attempt that are shown; null = what rollout.prompt_length leaves.",
     )
+    thinking_open: str = _knob(
+        "<think>", _TEXT, "What begins a thought, for attempt_view=no_thinking; may hold special tokens of the model."
+    )
+    thinking_close: str = _knob("</think>", _TEXT, "What ends a thought, likewise.")
     path: InitVar[str] = f"{ROOT}.prompt"
 
     def __post_init__(self, path: str) -> None:
         _validate(self, path)
+        if self.thinking_open == self.thinking_close:
+            raise CIPOConfigError(
+                f"{path}.thinking_open = {path}.thinking_close = {self.thinking_open!r}: allowed are different texts"
+            )
 
 
 @dataclass(frozen=True)
@@ -165,10 +174,11 @@ class CIPOConfig:
         "Corrections per anchor, which form one group; null = rollout.n. A group of 1 would have no advantage.",
     )
     schedule: str = _knob(
-        "streaming",
-        _choice("streaming", "barrier", "replay"),
+        "auto",
+        _choice("streaming", "barrier", "replay", "auto"),
         "When anchors are drawn: streaming, as prompts finish; barrier, after the last prompt of the batch; replay, "
-        "from the attempts of the step before, so that corrections are rolled out beside the attempts.",
+        "from the attempts of the step before, so that corrections are rolled out beside the attempts; auto, "
+        "streaming, and replay in asynchronous trainer modes, so that no prompt waits for another.",
     )
     lambda_corr: float = _knob(
         1.0, _WEIGHT, "Weight of the correction stream against the base stream, each normalised by its own size."
@@ -205,6 +215,12 @@ class CIPOConfig:
     correction_timeout: float = _knob(
         3600.0, _number(0), "Seconds after which a correction session is given up, so that one cannot hold the step."
     )
+    report_timeout: float = _knob(
+        3600.0,
+        _number(0),
+        "Seconds without news of any prompt of a dispatch after which anchors are drawn without those that are "
+        "missing, so that an attempt that hangs, in a tool say, does not hold the corrections of the others.",
+    )
     guard: str = _knob(
         "warn",
         _Rule("off, warn or adapt", _read_guard),
@@ -237,6 +253,16 @@ class CIPOConfig:
                 f"{path}.aux.distill_below = {self.aux.distill_below!r} with {path}.source = 'paired': no corrections "
                 f"are sampled, allowed is 0, or {path}.source = 'resample' or 'both'"
             )
+
+    def scheduled(self, *, asynchronous: bool) -> "CIPOConfig":
+        """This with schedule=auto resolved: replay for an `asynchronous` trainer, else streaming.
+
+        What `aux` trains may need the failed attempts in the batch, where replay does not have them: streaming too.
+        """
+        if self.schedule != "auto":
+            return self
+        needs_own = self.aux.coef > 0 and (self.aux.kind == "contrastive" or self.aux.distill_below > 0)
+        return replace(self, schedule="replay" if asynchronous and not needs_own else "streaming")
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], *, path: str = ROOT) -> "CIPOConfig":

@@ -19,11 +19,16 @@ METRICS: dict[str, str] = {
     "cipo/anchors/failed": "Anchors whose attempt was wrong.",
     "cipo/anchors/medium": "Anchors of prompts of medium difficulty.",
     "cipo/anchors/other": "Anchors of other prompts, drawn on shortage.",
-    "cipo/anchors/skipped/too_long": "Anchors given up: the correction prompt would not fit rollout.prompt_length.",
-    "cipo/anchors/skipped/no_text_question": "Anchors given up: the prompt has no plain text question.",
-    "cipo/anchors/skipped/empty_attempt": "Anchors given up: the shown part of the attempt is empty.",
+    "cipo/anchors/unreported": "Prompts that anchors were drawn without, since report_timeout had passed.",
+    "cipo/anchors/skipped/too_long": "Attempts that could not be anchors: the correction prompt would not fit "
+    "rollout.prompt_length.",
+    "cipo/anchors/skipped/no_text_question": "Attempts that could not be anchors: no plain text question.",
+    "cipo/anchors/skipped/empty_attempt": "Attempts that could not be anchors: what would be shown of them is empty.",
+    "cipo/anchors/skipped/prompt_failed": "Attempts that could not be anchors: making the correction prompt raised.",
+    "cipo/attempts/failed_sessions": "Attempts that raised, given_up ones among them: their rows are missing.",
     "cipo/corrections/failed_sessions": "Correction sessions that raised or returned nothing.",
     "cipo/corrections/timed_out": "Those of them that took longer than correction_timeout.",
+    "cipo/corrections/not_asked": "Corrections that are plain attempts: their agent loop does not heed raw_prompt.",
     "cipo/verifier/errors": "Times that the verifier gave no verdict; it is asked again verifier_retries times.",
     "cipo/verifier/given_up": "Sessions without a verdict after that: their rows are missing, not scored 0.",
     "cipo/guard/copying": "1 while w->c has fallen and c->c has risen: the policy may be learning to copy.",
@@ -34,7 +39,7 @@ METRICS: dict[str, str] = {
     "cipo/transitions/c2w": "Of the corrections of right attempts: share that is wrong.",
     "cipo/transitions/w2c": "Of the corrections of wrong attempts: share that is right.",
     "cipo/transitions/w2w": "Of the corrections of wrong attempts: share that is wrong.",
-    "cipo/copy_rate": "Share of corrections that repeat the attempt up to white space.",
+    "cipo/copy_rate": "Share of corrections that repeat what was shown of the attempt, up to white space.",
     "cipo/copy_rate_failed": "The same of the corrections of wrong attempts: copying a right one is no fault.",
     "cipo/reward/base": "Mean raw verifier score of the attempts.",
     "cipo/reward/correction": "Mean raw verifier score of the corrections, before risk shaping.",
@@ -74,10 +79,13 @@ METRICS: dict[str, str] = {
     "cipo/val/w2w": "Validation: of the corrections of wrong attempts, share that is wrong.",
     "cipo/val/retry": "Validation: `cipo/val/w2c` as it would be with a further attempt in place of each correction; "
     "with `val_kwargs.n` of 2 or more and `val_kwargs.temperature` above 0.",
-    "cipo/val/copy_rate": "Validation: share of corrections that repeat the attempt up to white space.",
+    "cipo/val/copy_rate": "Validation: share of corrections that repeat what was shown of the attempt.",
     "cipo/val/rows": "Validation: corrections that were verified.",
     "cipo/val/skipped": "Validation: attempts without a second turn, since no correction prompt could be built.",
     "cipo/val/failed_sessions": "Validation: correction sessions that raised or returned nothing.",
+    "cipo/val/failed_attempts": "Validation: attempts that raised, which are in no accuracy.",
+    "cipo/val/verifier_errors": "Validation: times that the verifier gave no verdict.",
+    "cipo/val/verifier_given_up": "Validation: sessions without a verdict after verifier_retries.",
 }
 
 

@@ -24,7 +24,7 @@ class Pair:
 def pair_up(groups: Sequence[Group], anchors: Sequence[Attempt], *, seed: int, step: int) -> list[Pair]:
     """One pair for every failed attempt among `anchors`, in their order; none when no rollout of `groups` is right.
 
-    Prompts stand in the order of their `index` (numbers before strings; those that share one are ordered by uid), as
+    Prompts stand in the order of their `index` (numbers before strings; those that share one are ordered by origin), as
     on a ring. The donor's prompt is the nearest one with a right rollout, the own one first; of two equally near ones
     it is the following. Which of its right rollouts is a hash of (seed, step) and both attempts' index and session, so
     neither the order of `groups` nor that of `anchors` matters. Right anchors need no correction and are left out.
@@ -51,8 +51,8 @@ def pair_up(groups: Sequence[Group], anchors: Sequence[Attempt], *, seed: int, s
 
 
 def _place(group: Group) -> tuple[bool, int | str, str]:
-    index = group.attempts[0].index
-    return isinstance(index, str), index, group.uid
+    first = group.attempts[0]
+    return isinstance(first.index, str), first.index, first.prompt
 
 
 def _nearest(places: list[int], own: int, size: int) -> int:

@@ -4,10 +4,13 @@ METHOD item 2. The text is the same for right and wrong attempts: nothing here s
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from verl_cipo.core.config import ROOT, CIPOConfigError, PromptConfig
+from verl_cipo.core.transitions import is_copy
 
 _HEAD = """{question}
 
@@ -45,7 +48,7 @@ SKIP_REASONS = ("too_long", "no_text_question", "empty_attempt")
 
 _BRACED = re.compile(r"\{(\w+)\}")
 _PLACEHOLDER = re.compile(r"\{(question|attempt)\}")
-_THINK_BLOCK = re.compile(r"<think>.*?</think>", re.DOTALL)
+_TAG = re.compile(r"</?\w+>")
 _TEMPLATE_KEY = f"{ROOT}.prompt.template"
 
 
@@ -68,8 +71,8 @@ def load_template(name_or_path: str) -> str:
     return template
 
 
-def strip_thinking(text: str) -> str:
-    """The attempt without its thinking.
+def strip_thinking(text: str, opening: str = "<think>", closing: str = "</think>") -> str:
+    """The attempt without its thinking, which stands between the markers `opening` and `closing`.
 
     1. Closed <think>...</think> blocks go.
     2. A </think> that is left closes a block which the chat template opened in the prompt: what follows it stays.
@@ -79,9 +82,22 @@ def strip_thinking(text: str) -> str:
 
     A thought that was finished but followed by nothing leaves the empty string.
     """
-    rest = _THINK_BLOCK.sub("", text).rpartition("</think>")[2]
-    before, _, unfinished = rest.partition("<think>")
+    block = f"{re.escape(opening)}.*?{re.escape(closing)}"
+    rest = re.sub(block, "", text, flags=re.DOTALL).rpartition(closing)[2]
+    before, _, unfinished = rest.partition(opening)
     return before.strip() or unfinished.strip()
+
+
+def defused(text: str, control: Collection[str]) -> str:
+    """`text` with a space after the first character of every string of `control`, so that it is text and no more.
+
+    Else an attempt that spells a chat template's token, or the tag that ends it in the prompt, would end there, and
+    what follows would speak for the user. Strings of one character stay.
+    """
+    strings = sorted((string for string in control if len(string) > 1), key=len, reverse=True)
+    if not strings:
+        return text
+    return re.sub(f"(?=(?:{'|'.join(map(re.escape, strings))}))(.)", r"\1 ", text, flags=re.DOTALL)
 
 
 def render(template: str, question: str, attempt: str) -> str:
@@ -93,11 +109,39 @@ def _fill(template: str, **values: str) -> str:
     return _BRACED.sub(lambda match: values.get(match.group(1), match.group()), template)
 
 
-def _last_question(messages: list[dict]) -> tuple[int | None, str | None]:
-    """Position of the last user message, and its content if that is a plain string (it may be an image, say)."""
+def _last_question(messages: list[dict]) -> tuple[int, str] | None:
+    """Position and content of the last user message; None where there is none or it is no plain string (an image)."""
     last = max((i for i, message in enumerate(messages) if message.get("role") == "user"), default=None)
     content = None if last is None else messages[last].get("content")
-    return last, content if isinstance(content, str) else None
+    return (last, content) if last is not None and isinstance(content, str) else None
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """What of an attempt is shown; cut: `text` is the end of it alone."""
+
+    text: str
+    cut: bool
+
+
+@dataclass(frozen=True)
+class Request:
+    """A chat that asks for a correction, and what it shows of the attempt."""
+
+    messages: list[dict]
+    shown: Excerpt
+
+
+def _goes_on(messages: list[dict], last: int) -> bool:
+    """Whether there is more after message `last`, the user's last, than the beginning of an answer."""
+    return any(message.get("role") != "assistant" or message.get("tool_calls") for message in messages[last + 1 :])
+
+
+def _chat(messages: list[dict], template: str, **values: str) -> list[dict]:
+    """`messages`, whose last question is one, with `template` filled in. Raises: TypeError when there is none."""
+    last, question = cast(tuple[int, str], _last_question(messages))
+    asked = {**messages[last], "content": _fill(template, question=question, **values)}
+    return [*map(dict, messages if _goes_on(messages, last) else messages[:last]), asked]
 
 
 class CorrectionPrompt:
@@ -105,6 +149,8 @@ class CorrectionPrompt:
 
     count_tokens: tokens of a chat as the rollout will see it, chat template and generation prompt included.
     encode, decode: the tokenizer without special tokens. With the view `tail`, `on_overflow` has nothing to say.
+    control: texts that the tokenizer reads as special tokens. They are defused where an attempt spells them, and so are
+    the tags of the template.
     """
 
     def __init__(
@@ -115,13 +161,16 @@ class CorrectionPrompt:
         count_tokens: Callable[[list[dict]], int],
         encode: Callable[[str], list[int]],
         decode: Callable[[list[int]], str],
+        control: Collection[str] = (),
     ) -> None:
         self._config = config
         self._template = load_template(config.template)
         self._prompt_length = prompt_length
         self._count_tokens = count_tokens
         self._encode = encode
-        self._decode = decode
+        self.decode = decode
+        """Text of an attempt's tokens."""
+        self._control = {*control, *_TAG.findall(self._template), *_TAG.findall(ADJACENT_TEMPLATE)}
 
     def minimum_tokens(self) -> int:
         """Tokens of a prompt without question and attempt, plus the 16 of an attempt that is worth showing.
@@ -134,13 +183,44 @@ class CorrectionPrompt:
     def build(self, messages: list[dict], attempt: str) -> tuple[list[dict] | None, str | None]:
         """The chat that asks for a correction of `attempt`, or the reason why there is none.
 
-        The last user message is replaced by the rendered template, what precedes it is kept, what follows it is not.
+        The last user message is replaced by the rendered template, and what precedes it is kept. Where a tool's
+        result follows it, say, all messages are kept and the rendered template is one more; the beginning of an answer,
+        text of the assistant and nothing else, is left out.
         Returns (messages, None), or (None, reason) with reason one of
           no_text_question: there is no user message, or its content is not a plain string (an image, say);
           empty_attempt: the view of the attempt holds no text;
           too_long: no more than 15 tokens of an attempt that has to be shortened would fit, or on_overflow is skip.
         """
+        request, reason = self.request(messages, attempt)
+        return (None if request is None else request.messages), reason
+
+    def request(self, messages: list[dict], attempt: str) -> tuple[Request | None, str | None]:
+        """`build`, and what the chat shows of the attempt."""
         return self._fit(messages, attempt, self._template)
+
+    def refusals(self, messages: list[dict], attempts: Sequence[str]) -> list[str | None]:
+        """Of each attempt at one prompt the reason why `build` has no chat for it, None where it has.
+
+        Cheaper than `build`: where an attempt may be shortened, and 16 tokens of it fit, no attempt is counted. The
+        shortened one may then still turn out too long, if a tokenizer makes more tokens of a text once it is cut.
+        """
+        if _last_question(messages) is None:
+            return ["no_text_question"] * len(attempts)
+        if self._may_cut:
+            frame = self._count_tokens(_chat(messages, self._template, attempt=TAIL_MARK))
+            if frame + MIN_ATTEMPT_TOKENS <= self._prompt_length:
+                return [None if self.view(attempt) else "empty_attempt" for attempt in attempts]
+        return [self.request(messages, attempt)[1] for attempt in attempts]
+
+    def view(self, text: str) -> str:
+        """What of an attempt, or of an answer that is held against it, counts: see `attempt_view`."""
+        if self._config.attempt_view == "no_thinking":
+            text = strip_thinking(text, self._config.thinking_open, self._config.thinking_close)
+        return defused(text, self._control).strip()
+
+    def repeats(self, shown: Excerpt, answer: str) -> bool:
+        """Whether `answer`, looked at as the attempt was, repeats what was shown of that, up to white space."""
+        return is_copy(shown.text, self.view(answer), cut=shown.cut)
 
     def build_adjacent(
         self, messages: list[dict], attempt: str, *, attempted: list[dict]
@@ -149,41 +229,45 @@ class CorrectionPrompt:
 
         messages: chat of the prompt whose solution is wanted; attempted: chat of the prompt that `attempt` answers, of
         which the last user message is shown. Both questions are kept whole, and the attempt is fitted as in `build`,
-        with the same returns; no_text_question is also the reason when `attempted` has no text question.
+        with the same returns; no_text_question is also the reason when `attempted` has no text question, or more than
+        that, a tool's result say, belongs to it.
         The text is ADJACENT_TEMPLATE whatever `template` is.
         """
-        _, example = _last_question(attempted)
-        if example is None:
+        asked = _last_question(attempted)
+        if asked is None or _goes_on(attempted, asked[0]):
             return None, "no_text_question"
-        return self._fit(messages, attempt, ADJACENT_TEMPLATE, example=example)
+        request, reason = self._fit(messages, attempt, ADJACENT_TEMPLATE, example=asked[1])
+        return (None if request is None else request.messages), reason
+
+    @property
+    def _may_cut(self) -> bool:
+        return self._config.on_overflow == "tail" or self._config.attempt_view == "tail"
 
     def _fit(
         self, messages: list[dict], attempt: str, template: str, **values: str
-    ) -> tuple[list[dict] | None, str | None]:
-        last, question = _last_question(messages)
-        if last is None or question is None:
+    ) -> tuple[Request | None, str | None]:
+        if _last_question(messages) is None:
             return None, "no_text_question"
-        view = (strip_thinking(attempt) if self._config.attempt_view == "no_thinking" else attempt).strip()
+        view = self.view(attempt)
         if not view:
             return None, "empty_attempt"
 
         def chat(shown: str) -> list[dict]:
-            content = _fill(template, question=question, attempt=shown, **values)
-            return [*map(dict, messages[:last]), {**messages[last], "content": content}]
+            return _chat(messages, template, attempt=shown, **values)
 
         ids = self._encode(view)
         cap = self._config.max_attempt_tokens or len(ids)
         if len(ids) <= cap and self._count_tokens(whole := chat(view)) <= self._prompt_length:
-            return whole, None
-        if self._config.on_overflow == "skip" and self._config.attempt_view != "tail":
+            return Request(whole, Excerpt(view, cut=False)), None
+        if not self._may_cut:
             return None, "too_long"
         # Text cut out and tokenised again may have more tokens than it was cut from, so every candidate is counted.
         keep = min(len(ids), cap, self._prompt_length - self._count_tokens(chat(TAIL_MARK)))
         while keep >= MIN_ATTEMPT_TOKENS:
             # The cut may fall inside a character, which decodes to the replacement character.
-            shown = TAIL_MARK + self._decode(ids[-keep:]).lstrip("\ufffd")
-            excess = self._count_tokens(shortened := chat(shown)) - self._prompt_length
+            end = self.decode(ids[-keep:]).lstrip("\ufffd")
+            excess = self._count_tokens(shortened := chat(TAIL_MARK + end)) - self._prompt_length
             if excess <= 0:
-                return shortened, None
+                return Request(shortened, Excerpt(end, cut=True)), None
             keep -= excess
         return None, "too_long"

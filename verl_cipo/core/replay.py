@@ -110,7 +110,7 @@ class ReplayPool:
         return sum(map(len, self._kept.values()))
 
     def add(self, group: Group, payloads: Mapping[int, Any]) -> None:
-        """Offer the attempts of a finished group; `payloads` has one for each session."""
+        """Offer the attempts of a finished group; `payloads` has one for each session that is correctable."""
         tier = not medium(group.pass_rate, **self._band)
         for rank, attempt in ranks(group, **self._draw):
             self._keep(Candidate((tier, rank), attempt, payloads[attempt.session]))
@@ -122,7 +122,11 @@ class ReplayPool:
 
     def draw(self, budget: int, rho: float) -> list[Candidate]:
         """Take `budget` candidates out, round(rho * budget) of them right; a kind that runs short is filled up."""
-        limit = quotas(budget, rho)
+        return self.take(quotas(budget, rho))
+
+    def take(self, limit: Mapping[bool, int]) -> list[Candidate]:
+        """Take candidates out, `limit` of right and of wrong ones; a kind that runs short is filled up."""
+        budget = sum(limit.values())
         taken = {kind: min(limit[kind], len(self._kept[kind])) for kind in (True, False)}
         for kind in (True, False):
             taken[kind] = min(len(self._kept[kind]), budget - taken[not kind])

@@ -56,9 +56,18 @@ class Transitions:
         return rates
 
 
-def is_copy(attempt: str, correction: str) -> bool:
-    """Whether the correction repeats the attempt, up to white space."""
-    return attempt.split() == correction.split()
+def is_copy(attempt: str, correction: str, *, cut: bool = False) -> bool:
+    """Whether the correction repeats the attempt, up to white space.
+
+    cut: `attempt` is the end of a longer text, and may begin inside a word: it is held against as much of the end of
+    the correction.
+    """
+    shown, answer = attempt.split(), correction.split()
+    if cut and shown:
+        answer = answer[-len(shown) :]
+        if answer and answer[0].endswith(shown[0]):
+            answer[0] = shown[0]
+    return shown == answer
 
 
 def retried(right: ArrayLike, attempts: ArrayLike) -> np.ndarray:

@@ -26,7 +26,7 @@ from verl_cipo.core.prompts import SKIP_REASONS
 from verl_cipo.integration.aux_rows import Shown, aux_row, aux_tag, draw_pairs, logged_counts, pair_rows
 from verl_cipo.integration.batch_rows import RowTable
 from verl_cipo.integration.chats import Chats
-from verl_cipo.integration.rollouts import split_key
+from verl_cipo.integration.rollout_groups import split_key
 
 COUNTED = dict.fromkeys(
     (

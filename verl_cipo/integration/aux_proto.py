@@ -20,7 +20,7 @@ from verl_cipo.integration.aux_rows import ZERO, Shown, check_keys, draw_pairs, 
 from verl_cipo.integration.batch import objects, response_ids
 from verl_cipo.integration.batch_rows import RowTable
 from verl_cipo.integration.chats import Chats
-from verl_cipo.integration.rollouts import split_key
+from verl_cipo.integration.rollout_groups import split_key
 
 PAIR = "cipo_aux_pair"
 """int64 (N,): equal for the two rows of a pair, -1 where a row is in none."""

@@ -12,7 +12,7 @@ from verl import DataProto
 from verl_cipo.core.losses import PARTNER, SIGN, WEIGHTS
 from verl_cipo.integration.aux_rows import ZERO
 from verl_cipo.integration.batch_rows import RowTable
-from verl_cipo.integration.rollouts import EXTRA, anchor_of
+from verl_cipo.integration.rollout_groups import EXTRA, anchor_of
 
 SESSION = "session_id"
 """Column of a rollout: the row's number among those of its uid."""

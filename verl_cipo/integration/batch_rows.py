@@ -1,7 +1,7 @@
 """What each row of a batch is: attempt, correction of which anchor, or padding; and how TransferQueue holds that."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,20 +14,20 @@ from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.lots import lot
 from verl_cipo.core.metrics import batch_metrics
 from verl_cipo.core.verdict import verdict
-from verl_cipo.integration.rollouts import EXTRA, anchor_of, split_key
+from verl_cipo.integration.rollout_groups import EXTRA, anchor_of, split_key
 
 APPENDED = 3
 """Beside the streams of ``core.advantage``: rows for the auxiliary loss alone."""
 
 
 def without_torn_corrections(batch: KVBatchMeta) -> KVBatchMeta:
-    """``batch`` without corrections that were stored in part, which are cleared.
+    """``batch`` without rows that were stored in part, of corrections and attempts, which are cleared.
 
-    TransferQueue knows a key before it has its data: a correction that ends in the middle of being stored, because it
+    TransferQueue knows a key before it has its data: a session that ends in the middle of being stored, because it
     took too long or the storage failed, leaves a key without a status, and verl samples what it finds.
     """
     tagged = zip(batch.keys, batch.tags, strict=True)
-    return cleared(batch, [key for key, tag in tagged if "_c" in key and "status" not in tag])
+    return cleared(batch, [key for key, tag in tagged if "status" not in tag])
 
 
 def cleared(batch: KVBatchMeta, keys: Collection[str]) -> KVBatchMeta:
@@ -53,6 +53,8 @@ class RowTable:
     """(N,) response tokens."""
     copied: np.ndarray
     """(N,) bool: a correction that repeats its attempt."""
+    origin: list[str] = field(default_factory=list)
+    """``Attempt.origin`` of each row's prompt; empty for all, and for a correction, where it is not known."""
 
     @classmethod
     def fetch(cls, batch: KVBatchMeta, *, correct_threshold: float) -> "RowTable":
@@ -111,6 +113,7 @@ class RowTable:
             scores=scores,
             tokens=tokens,
             copied=np.array([mark.get("copied", False) for mark in marks], dtype=bool),
+            origin=[mark.get("origin", "") for mark in marks],
         )
 
     @classmethod
@@ -125,6 +128,7 @@ class RowTable:
             scores=np.concatenate([table.scores for table in tables]),
             tokens=np.concatenate([table.tokens for table in tables]),
             copied=np.concatenate([table.copied for table in tables]),
+            origin=[origin for table in tables for origin in table.origin],
         )
 
     def attempts(self) -> tuple[list[Group], dict[Attempt, str]]:
@@ -140,6 +144,7 @@ class RowTable:
                 session=split_key(key)[1],
                 correct=bool(rows.correct[i]),
                 score=float(self.scores[i]),
+                origin=self.origin[i] if self.origin else "",
             )
             attempts.setdefault(uid, []).append(attempt)
             key_of[attempt] = key
@@ -198,16 +203,16 @@ class RowTable:
         The prompts are shuffled by (seed, step), the rows that belong to a prompt stay together. verl lists rows as
         they were stored, so that mini-batches would differ between a run and its repetition.
         """
-        index_of: dict[str, Any] = {}
+        of_prompt: dict[str, tuple[bytes, str, str]] = {}
         # Attempts first: a correction may be one of another prompt.
         for i in np.argsort(self.rows.stream, kind="stable").tolist():
-            index_of.setdefault(self.keys[i].split("_")[0], self.index[i])
-        lots = {uid: lot(seed, step, index) for uid, index in index_of.items()}
+            uid = self.keys[i].split("_")[0]
+            of_prompt.setdefault(uid, (lot(seed, step, self.index[i]), self.origin[i] if self.origin else "", uid))
 
-        def place(key: str) -> tuple[bytes, str, int, int]:
+        def place(key: str) -> tuple[tuple[bytes, str, str], str, int, int]:
             group, session, output = split_key(key)
             uid, _, inner = group.partition("_")
-            return lots[uid], inner, session, output
+            return of_prompt[uid], inner, session, output
 
         return sorted(range(len(keys)), key=lambda i: place(keys[i]))
 

@@ -1,13 +1,70 @@
 """Correction prompts over a Hugging Face tokenizer."""
 
-from collections.abc import Callable
+import functools
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.config import CIPOConfig, PromptConfig
 from verl_cipo.core.prompts import CorrectionPrompt
+
+logger = logging.getLogger("verl_cipo")
+
+THINKING_TOKENS = (
+    "<think>",
+    "<thinking>",
+    "<thought>",
+    "<reasoning>",
+    "<seed:think>",
+    "[THINK]",
+    "<|channel|>",
+    "<|think|>",
+    "<|thinking|>",
+    "<|START_THINKING|>",
+    "<|begin_of_thought|>",
+    "\u25c1think\u25b7",
+)
+"""Tokens that begin a thought in models that are known for it; gpt-oss's is <|channel|>analysis<|message|>."""
+
+
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Id -> text of the tokens that a tokenizer leaves out with ``skip_special_tokens`` and finds in a text."""
+    # A tokenizer that is none of transformers' own need not tell.
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {number: token.content for number, token in added.items() if token.special}
+
+
+def attempt_decoder(tokenizer: Any, prompt: PromptConfig) -> Callable[[Sequence[int]], str]:
+    """Text of an attempt's tokens without special tokens, but for those that mark thinking."""
+    markers = (prompt.thinking_open, prompt.thinking_close)
+    special = special_tokens(tokenizer)
+    hidden = {number for number, text in special.items() if not any(text in marker for marker in markers)}
+    if len(hidden) == len(special):
+        return lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
+    return lambda ids: tokenizer.decode([i for i in ids if i not in hidden], skip_special_tokens=False)
+
+
+def warn_of_thinking(tokenizer: Any, prompt: PromptConfig) -> None:
+    """Say once that the vocabulary knows thinking by another marker than attempts are stripped of."""
+    if prompt.attempt_view == "no_thinking":
+        markers = prompt.thinking_open + prompt.thinking_close
+        known = tokenizer.get_vocab()
+        _warn_of_thinking(tuple(token for token in THINKING_TOKENS if token in known and token not in markers), prompt)
+
+
+@functools.cache
+def _warn_of_thinking(others: tuple[str, ...], prompt: PromptConfig) -> None:
+    if others:
+        logger.warning(
+            "the tokenizer knows %s, and algorithm.cipo.prompt.attempt_view=no_thinking leaves out what stands between "
+            "%s and %s: if the model thinks between others, set prompt.thinking_open and prompt.thinking_close",
+            ", ".join(others),
+            prompt.thinking_open,
+            prompt.thinking_close,
+        )
 
 
 def correction_prompt(
@@ -19,7 +76,8 @@ def correction_prompt(
         prompt_length=prompt_length,
         count_tokens=count_tokens,
         encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
-        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        decode=attempt_decoder(tokenizer, cipo.prompt),
+        control=special_tokens(tokenizer).values(),
     )
 
 
@@ -31,11 +89,12 @@ class Chats:
     encode: Callable[[list[dict]], list[int]]
     """Tokens of a chat, with the generation prompt."""
     decode: Callable[[list[int]], str]
-    """Text of an attempt's tokens, without special tokens."""
+    """Text of an attempt's tokens, see :func:`attempt_decoder`."""
 
     @classmethod
     def of(cls, config: DictConfig, cipo: CIPOConfig, tokenizer: Any) -> "Chats":
         """With the tokenizer and the chat template options of a run."""
+        warn_of_thinking(tokenizer, cipo.prompt)
         options = OmegaConf.to_container(config.data.get("apply_chat_template_kwargs") or OmegaConf.create({}))
 
         def encode(messages: list[dict]) -> list[int]:
@@ -49,4 +108,4 @@ class Chats:
             prompt_length=config.actor_rollout_ref.rollout.prompt_length,
             count_tokens=lambda messages: len(encode(messages)),
         )
-        return cls(prompt=prompt, encode=encode, decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
+        return cls(prompt=prompt, encode=encode, decode=prompt.decode)

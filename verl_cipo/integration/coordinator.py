@@ -7,16 +7,19 @@ only who hears of them and when.
 """
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from verl_cipo.core.anchors import AnchorSelector, Attempt, Group, anchor_budget, medium
+from verl_cipo.core.anchors import AnchorSelector, Attempt, Carry, Group, anchor_budget, carried_quotas, medium, quotas
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.prompts import SKIP_REASONS
 from verl_cipo.core.replay import Candidate, ReplayPool
+
+logger = logging.getLogger("verl_cipo")
 
 COUNTED = dict.fromkeys(
     (
@@ -25,9 +28,12 @@ COUNTED = dict.fromkeys(
         "anchors/failed",
         "anchors/medium",
         "anchors/other",
-        *(f"anchors/skipped/{reason}" for reason in SKIP_REASONS),
+        "anchors/unreported",
+        *(f"anchors/skipped/{reason}" for reason in (*SKIP_REASONS, "prompt_failed")),
+        "attempts/failed_sessions",
         "corrections/failed_sessions",
         "corrections/timed_out",
+        "corrections/not_asked",
         "verifier/errors",
         "verifier/given_up",
     ),
@@ -48,6 +54,7 @@ class _Batch:
     """The prompts of one ``generate_sequences`` call."""
 
     opened: float
+    uids: list[str]
     open_groups: int
     """Groups whose corrections have not ended."""
     unreported: int
@@ -60,6 +67,9 @@ class _Batch:
     """uid -> lists of sessions to correct; None ends them."""
     pass_rates: dict[str, float] = field(default_factory=dict)
     reported_at: float = 0.0
+    """When the last group reported; before, 0."""
+    heard_at: float = field(default_factory=time.monotonic)
+    """When a group last reported."""
 
 
 class AnchorCoordinator:
@@ -67,13 +77,18 @@ class AnchorCoordinator:
 
     Args:
         config: ``algorithm.cipo`` as a plain mapping (it crosses a process boundary).
-        train_batch_size: prompts a step; bounds the pool of schedule=replay.
+        train_batch_size: prompts a step; bounds the pool of schedule=replay. Dispatches of fewer share what rounding
+            leaves over, see ``core.anchors.carried_quotas``.
     """
 
     def __init__(self, config: dict[str, Any], train_batch_size: int):
-        self.config = CIPOConfig.from_mapping(config)
+        # That of a trainer is resolved in every config that a worker reads.
+        self.config = CIPOConfig.from_mapping(config).scheduled(asynchronous=False)
         self._band = {"delta_low": self.config.delta_low, "delta_high": self.config.delta_high}
-        self._capacity = anchor_budget(train_batch_size, self.config.replay_fraction)
+        self._train_batch_size = train_batch_size
+        self._carry = Carry()
+        # One more than a step's, since dispatches may carry one over.
+        self._capacity = anchor_budget(train_batch_size, self.config.replay_fraction) + 1
         self._batches: dict[int, _Batch] = {}
         self._stats = Counter(COUNTED)
         self._validation: list[dict[str, Any]] = []
@@ -86,15 +101,16 @@ class AnchorCoordinator:
 
     async def open(self, batch_id: int, *, uids: list[str], rho: float, step: int) -> None:
         """Announce a batch of prompts before any of them can finish."""
-        budget = anchor_budget(len(uids), self.config.replay_fraction)
+        quota = self._quota(len(uids), rho)
         selector, hosted = None, {}
         if self.config.schedule == "replay":
-            hosted = self._replay(uids, budget, rho, step)
+            hosted = self._replay(uids, quota, step)
         else:
             selector = AnchorSelector(
                 schedule=self.config.schedule,
                 n_groups=len(uids),
-                budget=budget,
+                budget=sum(quota.values()),
+                quota=quota,
                 rho=rho,
                 seed=self.config.seed,
                 step=step,
@@ -102,18 +118,27 @@ class AnchorCoordinator:
             )
         self._batches[batch_id] = _Batch(
             opened=time.monotonic(),
+            uids=uids,
             open_groups=len(uids),
             unreported=len(uids),
             selector=selector,
             hosted=hosted,
         )
 
-    def _replay(self, uids: list[str], budget: int, rho: float, step: int) -> dict[str, list[Candidate]]:
+    def _quota(self, n_prompts: int, rho: float) -> dict[bool, int]:
+        """Right and wrong anchors of a dispatch; that of a whole training batch is rounded by itself."""
+        fraction = self.config.replay_fraction
+        if n_prompts >= self._train_batch_size:
+            return quotas(anchor_budget(n_prompts, fraction), rho)
+        quota, self._carry = carried_quotas(n_prompts, replay_fraction=fraction, rho=rho, carry=self._carry)
+        return quota
+
+    def _replay(self, uids: list[str], quota: Mapping[bool, int], step: int) -> dict[str, list[Candidate]]:
         """Draw anchors from the groups that were reported before this step began, evenly over the prompts."""
         if step > self._step:
             self._step, self._ready, self._filling = step, self._filling, self._new_pool(step)
         started = time.monotonic()
-        anchors = self._ready.draw(budget, rho)
+        anchors = self._ready.take(quota)
         self._stats["seconds/selection"] += time.monotonic() - started
         hosted: dict[str, list[Candidate]] = {}
         for i, anchor in enumerate(anchors):
@@ -132,6 +157,11 @@ class AnchorCoordinator:
             payloads: session -> what the pool of schedule=replay must remember; empty with the others.
         """
         batch = self._batches[batch_id]
+        if group.uid not in batch.decided:
+            self._report(batch, group, payloads)
+
+    def _report(self, batch: _Batch, group: Group, payloads: Mapping[int, Any]) -> None:
+        batch.heard_at = time.monotonic()
         batch.unreported -= 1
         if batch.selector is None:
             self._filling.add(group, payloads)
@@ -157,15 +187,41 @@ class AnchorCoordinator:
             batch.decided[uid].put_nowait(chosen)
 
     async def next(self, batch_id: int, uid: str) -> list[int] | None:
-        """The next sessions of group ``uid`` to correct, or None when there will be no more."""
-        return await self._batches[batch_id].decided[uid].get()
+        """The next sessions of group ``uid`` to correct, or None when there will be no more.
+
+        Groups of which nothing is heard for ``report_timeout`` seconds are taken for empty.
+        """
+        batch = self._batches[batch_id]
+        while batch.unreported:
+            left = batch.heard_at + self.config.report_timeout - time.monotonic()
+            try:
+                return await asyncio.wait_for(batch.decided[uid].get(), max(left, 0))
+            except asyncio.TimeoutError:  # noqa: UP041, another class than TimeoutError in Python 3.10
+                if time.monotonic() >= batch.heard_at + self.config.report_timeout:
+                    self._give_up(batch)
+        return await batch.decided[uid].get()
+
+    def _give_up(self, batch: _Batch) -> None:
+        missing = [uid for uid in batch.uids if uid not in batch.decided]
+        logger.error(
+            "%d of %d prompts have not reported, the last to do so did %g s ago (report_timeout): anchors are drawn "
+            "without %s",
+            len(missing),
+            len(batch.uids),
+            time.monotonic() - batch.heard_at,
+            ", ".join(missing),
+        )
+        self._stats["anchors/unreported"] += len(missing)
+        for uid in missing:
+            self._report(batch, Group(uid=uid, attempts=()), {})
 
     async def close(self, batch_id: int | None, uid: str, counts: dict[str, float]) -> None:
         """Group ``uid`` and its corrections have ended; ``counts`` are added to the step's statistics."""
         self._stats.update(counts)
-        if batch_id is None:
+        batch = self._batches.get(batch_id)
+        if batch is None:
+            # A dispatch of no anchors, or one from before this actor was started anew.
             return
-        batch = self._batches[batch_id]
         batch.hosted.pop(uid, None)
         batch.open_groups -= 1
         if batch.open_groups == 0:
@@ -189,17 +245,23 @@ class AnchorCoordinator:
         return records, {name: float(value) for name, value in counts.items()}
 
     async def pool_state(self) -> dict[str, Any]:
-        """The pool of schedule=replay for a checkpoint.
+        """The pool of schedule=replay for a checkpoint, and what rounding has left over.
 
         Anchors whose corrections are under way, which only an asynchronous trainer has at a checkpoint, go back into
         it: verl dispatches the prompts that host them again. What ends while verl saves is in neither.
         """
         hosted = [anchor for batch in self._batches.values() for part in batch.hosted.values() for anchor in part]
-        return {"step": self._step, "ready": self._ready.candidates(), "filling": self._filling.candidates() + hosted}
+        return {
+            "step": self._step,
+            "ready": self._ready.candidates(),
+            "filling": self._filling.candidates() + hosted,
+            "carry": asdict(self._carry),
+        }
 
     async def restore_pool(self, state: dict[str, Any]) -> None:
-        """Put back what ``pool_state`` returned."""
+        """Put back what ``pool_state`` returned, now or before it had a carry."""
         self._step = state["step"]
+        self._carry = Carry(**state.get("carry", {}))
         self._ready, self._filling = self._new_pool(self._step - 1), self._new_pool(self._step)
         self._ready.restore(state["ready"])
         self._filling.restore(state["filling"])

@@ -17,19 +17,30 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import ray
+import torch
 from verl import DataProto
 from verl.experimental.agent_loop import AgentLoopManager, AgentLoopOutput, AgentLoopWorker
 
-from verl_cipo.core.anchors import anchor_budget, medium, select_anchors
-from verl_cipo.core.transitions import is_copy
+from verl_cipo.core.anchors import Attempt, Group, anchor_budget, medium, select_anchors
+from verl_cipo.core.lots import origin
+from verl_cipo.core.prompts import Request
 from verl_cipo.core.verdict import verdict
 from verl_cipo.integration.batch import SESSION, objects, response_ids, row_table
 from verl_cipo.integration.coordinator import COUNTED, count_anchor
-from verl_cipo.integration.rollouts import EXTRA, agent_loop_prompt, anchor_of, correction_uid, lost_alone
+from verl_cipo.integration.rollout_groups import (
+    EXTRA,
+    anchor_of,
+    asked_again,
+    correction_uid,
+    lost_alone,
+    read_attempts,
+)
+from verl_cipo.integration.rollouts import agent_loop_prompt
 from verl_cipo.integration.second_turn import attempt_record
 from verl_cipo.integration.seeds import seeded
 from verl_cipo.integration.switch import cipo_config
@@ -38,7 +49,8 @@ from verl_cipo.integration.verifying import verify
 logger = logging.getLogger("verl_cipo")
 
 ANCHOR = "__cipo_anchor__"
-"""Column of a dispatched correction: ``text`` and ``correct`` of the attempt that it corrects."""
+"""Column of a dispatched correction: ``correct`` and ``prompt_ids`` of the attempt that it corrects, and what is
+``shown`` of it."""
 
 
 class CIPOAgentLoopWorkerV0(AgentLoopWorker):
@@ -52,14 +64,13 @@ class CIPOAgentLoopWorkerV0(AgentLoopWorker):
 
     async def build_prompts(
         self, anchors: Sequence[tuple[list[dict], list[int]]]
-    ) -> list[tuple[str, list[dict] | None, str | None]]:
-        """The text of each attempt, with its correction prompt or the reason why there is none.
+    ) -> list[tuple[Request | None, str | None]]:
+        """The correction prompt of each attempt, or the reason why there is none.
 
         Args:
             anchors: of each attempt its prompt's chat and its response tokens.
         """
-        texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for _, ids in anchors]
-        return [(text, *self._prompt.build(list(chat), text)) for (chat, _), text in zip(anchors, texts, strict=True)]
+        return [self._prompt.request(list(chat), self._prompt.decode(ids)) for chat, ids in anchors]
 
     async def pop_counts(self) -> Counter:
         """Faults since the last call."""
@@ -78,36 +89,48 @@ class CIPOAgentLoopWorkerV0(AgentLoopWorker):
             session=session,
         )
         run = super()._run_agent_loop(sampling_params, trajectory, **kwargs)
-        row = {"uid": uid, SESSION: session, "index": kwargs["index"]}
+        validate = trajectory["validate"]
         if anchor is None:
-            return self._noted(await run, row, None, keep_text=trajectory["validate"])
-        timeout_s = self._cipo.correction_timeout
-        with lost_alone(f"{uid}_{session}", timeout_s=timeout_s, counts=self._counts):
-            output = await asyncio.wait_for(run, timeout_s)
-            return self._noted(output, row, anchor, keep_text=trajectory["validate"])
-        return None
-
-    def _noted(self, output: Any, row: dict[str, Any], anchor: dict[str, Any] | None, *, keep_text: bool) -> Any:
-        output.extra_fields |= row | {EXTRA: self._mark(output, row["uid"], anchor, keep_text=keep_text)}
+            output = await run
+            mark = await asyncio.to_thread(self._mark_of_attempt, output, kwargs, validate=validate)
+        else:
+            mark = None
+            timeout_s = self._cipo.correction_timeout
+            with lost_alone(f"{uid}_{session}", timeout_s=timeout_s, counts=self._counts):
+                output = await asyncio.wait_for(run, timeout_s)
+                mark = await asyncio.to_thread(self._mark_of_correction, output, uid, anchor, validate=validate)
+            if mark is None:
+                return None
+        output.extra_fields |= {"uid": uid, SESSION: session, "index": kwargs["index"], EXTRA: mark}
         return output
 
-    def _mark(self, output: Any, uid: str, anchor: dict[str, Any] | None, *, keep_text: bool) -> dict[str, Any]:
-        """What the row is; ``output`` is padded."""
+    def _verdict(self, output: Any) -> bool:
         extra = output.extra_fields.get("reward_extra_info")
-        mark = {"correct": verdict(output.reward_score, extra, self._cipo.correct_threshold)}
-        written = output.attention_mask[0, -output.response_ids.shape[1] :] != 0
-        if anchor is None and not keep_text:
-            return mark
-        text = self.tokenizer.decode(output.response_ids[0][written], skip_special_tokens=True)
-        if keep_text:
-            mark |= {"text": text, "score": float(output.reward_score)}
-        if anchor is not None:
-            mark |= {
-                "anchor": anchor_of(uid)[1],
-                "anchor_correct": anchor["correct"],
-                "copied": is_copy(anchor["text"], text),
-            }
+        return verdict(output.reward_score, extra, self._cipo.correct_threshold)
+
+    def _mark_of_attempt(self, output: Any, prompt: dict[str, Any], *, validate: bool) -> dict[str, Any]:
+        """What the row is, and why no correction prompt can be made of it, where none can; ``output`` is padded."""
+        mark = {"correct": self._verdict(output), "origin": origin(prompt.get("data_source"), prompt["raw_prompt"])}
+        if self._cipo.val_corrections > 0 if validate else self._cipo.rolls_out:
+            (text,), (refusal,) = read_attempts(self._prompt, prompt["raw_prompt"], [_response(output)])
+            mark["refusal"] = refusal
+            if validate:
+                mark |= {"text": text, "score": float(output.reward_score)}
         return mark
+
+    def _mark_of_correction(self, output: Any, uid: str, anchor: dict[str, Any], *, validate: bool) -> dict[str, Any]:
+        """What the row is; ``output`` is padded."""
+        text = self._prompt.decode(_response(output))
+        if asked_again(_prompt_ids(output.prompt_ids[0], output.attention_mask[0]), anchor["prompt_ids"]):
+            self._counts["corrections/not_asked"] += 1
+            logger.error("a correction asked the plain prompt again: its agent loop does not heed raw_prompt")
+        mark = {
+            "correct": self._verdict(output),
+            "anchor": anchor_of(uid)[1],
+            "anchor_correct": anchor["correct"],
+            "copied": self._prompt.repeats(anchor["shown"], text),
+        }
+        return mark | {"text": text, "score": float(output.reward_score)} if validate else mark
 
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
         def count(name: str) -> None:
@@ -180,8 +203,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
     def _select(self, output: DataProto, *, step: int) -> list[int]:
         """The rows of ``output`` that become anchors, in their order."""
         started = time.monotonic()
-        table = row_table(output)
-        groups, key_of = table.attempts()
+        groups, row_of = self._offered(output)
         band = {"delta_low": self._cipo.delta_low, "delta_high": self._cipo.delta_high}
         anchors = select_anchors(
             groups,
@@ -194,9 +216,31 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         in_band = {group.uid: medium(group.pass_rate, **band) for group in groups}
         for anchor in anchors:
             count_anchor(self._stats, anchor, in_band=in_band[anchor.uid])
-        row_of = {key: row for row, key in enumerate(table.keys)}
         self._stats["seconds/selection"] += time.monotonic() - started
-        return sorted(row_of[key_of[anchor]] for anchor in anchors)
+        return sorted(row_of[anchor] for anchor in anchors)
+
+    def _offered(self, output: DataProto) -> tuple[list[Group], dict[Attempt, int]]:
+        """The attempts by prompt, those marked that cannot be corrected, which are counted; and the row of each."""
+        table = row_table(output)
+        found, key_of = table.attempts()
+        place = {key: row for row, key in enumerate(table.keys)}
+        groups, row_of = [], {}
+        for group in found:
+            attempts = []
+            for attempt in group.attempts:
+                row = place[key_of[attempt]]
+                attempts.append(replace(attempt, correctable=self._can_be_corrected(output, row, self._stats)))
+                row_of[attempts[-1]] = row
+            groups.append(Group(group.uid, tuple(attempts)))
+        return groups, row_of
+
+    @staticmethod
+    def _can_be_corrected(output: DataProto, row: int, counts: Counter) -> bool:
+        """Whether a worker found that a correction prompt can be made of an attempt; else its reason is counted."""
+        refusal = output.non_tensor_batch[EXTRA][row].get("refusal")
+        if refusal is not None:
+            counts[f"anchors/skipped/{refusal}"] += 1
+        return refusal is None
 
     def _correct_if_it_can(
         self, prompts: DataProto, output: DataProto, anchors: list[int], n: int, counts: Counter
@@ -218,13 +262,19 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         fields = prompts.non_tensor_batch
         shown = [(list(fields["raw_prompt"][row]), response_ids(output, row)) for row in anchors]
         source, chats, columns = [], [], []
-        for row, (text, chat, skipped) in zip(anchors, self._build_prompts(shown), strict=True):
-            if chat is None:
+        for row, (built, skipped) in zip(anchors, self._build_prompts(shown), strict=True):
+            if built is None:
                 counts[f"anchors/skipped/{skipped}"] += 1
                 continue
+            asked = _prompt_ids(output.batch["prompts"][row], output.batch["attention_mask"][row])
+            anchor = {
+                "correct": output.non_tensor_batch[EXTRA][row]["correct"],
+                "shown": built.shown,
+                "prompt_ids": asked,
+            }
             source += [row] * n
-            chats += [chat] * n
-            columns += [{"text": text, "correct": output.non_tensor_batch[EXTRA][row]["correct"]}] * n
+            chats += [built.messages] * n
+            columns += [anchor] * n
         if not source:
             return None
         request = prompts.select_idxs(np.array(source))
@@ -250,7 +300,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         counts["corrections/failed_sessions"] += len(source) - sum(len(part) for part in whole)
         return DataProto.concat(whole) if whole else None
 
-    def _build_prompts(self, shown: list[tuple[list[dict], list[int]]]) -> list[tuple[str, list[dict] | None, Any]]:
+    def _build_prompts(self, shown: list[tuple[list[dict], list[int]]]) -> list[tuple[Request | None, str | None]]:
         """``build_prompts`` of the workers, each with a share."""
         shares = np.array_split(np.arange(len(shown)), len(self.agent_loop_workers))
         built = ray.get(
@@ -267,7 +317,9 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             sessions = prompts.non_tensor_batch[SESSION]
             # verl repeats rows to fill the last dispatch up: they look like further sessions of their prompt.
             attempts = np.flatnonzero(sessions < self.config.actor_rollout_ref.rollout.val_kwargs.n).tolist()
-            turns = self._correct_if_it_can(prompts, output, attempts, n, self._validation_counts)
+            counts = self._validation_counts
+            correctable = [row for row in attempts if self._can_be_corrected(output, row, counts)]
+            turns = self._correct_if_it_can(prompts, output, correctable, n, counts)
             corrections: dict[str, list[dict[str, Any]]] = {}
             if turns is not None:
                 for uid, mark in zip(turns.non_tensor_batch["uid"], turns.non_tensor_batch[EXTRA], strict=True):
@@ -286,6 +338,17 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
                     )
                 )
         self._validation_counts.update(self._faults())
+
+
+def _response(output: Any) -> list[int]:
+    """The response of a padded output without its padding."""
+    written = output.attention_mask[0, -output.response_ids.shape[1] :] != 0
+    return output.response_ids[0][written].tolist()
+
+
+def _prompt_ids(prompt: torch.Tensor, attention_mask: torch.Tensor) -> list[int]:
+    """A prompt (P,) without its padding, by the mask (P + R,) of its row."""
+    return prompt[attention_mask[: len(prompt)] != 0].tolist()
 
 
 def _places(uids: Sequence[str]) -> np.ndarray:

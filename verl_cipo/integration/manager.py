@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from verl.trainer.ppo.v1 import AgentLoopManagerTQ
 from verl.utils import tensordict_utils as tu
 
+from verl_cipo.integration import payloads
 from verl_cipo.integration.coordinator import AnchorCoordinator
 from verl_cipo.integration.rollouts import TICKET, CIPOAgentLoopWorker
 from verl_cipo.integration.switch import cipo_config
@@ -27,7 +28,8 @@ class CIPOAgentLoopManager(AgentLoopManagerTQ):
         self._batches = 0
         self._coordinator = (
             ray.remote(AnchorCoordinator)
-            .options(num_cpus=0, max_concurrency=100_000)
+            # A coordinator that dies is started anew, and knows no batch: prompts under way lose their corrections.
+            .options(num_cpus=0, max_concurrency=100_000, max_restarts=-1, max_task_retries=-1)
             .remote(self._cipo.to_mapping(), self.config.data.train_batch_size)
         )
 
@@ -51,8 +53,9 @@ class CIPOAgentLoopManager(AgentLoopManagerTQ):
         return ray.get(self._coordinator.pop_validation.remote())
 
     def pool_state(self) -> dict[str, Any]:
-        """The pool of schedule=replay, for a checkpoint; picklable."""
-        return ray.get(self._coordinator.pool_state.remote())
+        """The pool of schedule=replay, for a checkpoint; picklable, with the texts themselves."""
+        state = ray.get(self._coordinator.pool_state.remote())
+        return state | {name: payloads.fetched(state[name]) for name in ("ready", "filling")}
 
     def restore_pool(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`pool_state` returned, before the first batch."""

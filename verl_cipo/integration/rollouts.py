@@ -3,13 +3,15 @@
 Seam: the workers of the manager (manager.py) are :class:`CIPOAgentLoopWorker`, which overrides
 
 * ``_run_prompt``: knows how many attempts a group has; with schedule=replay it starts, beside them, corrections of
-  the step before,
-* ``_run_agent_loop``: the attempt of a group that ends last waits for the group's corrections, and with the other
-  schedules rolls them out, before it returns, so verl writes the prompt's status, which lets the trainer sample it,
-  after the corrections,
+  the step before. However it ends, the group is reported and the prompt gets a status,
+* ``_run_agent_loop``: an attempt that fails costs its own row: verl would call the prompt a failure, and its
+  asynchronous replay buffers then evict all of it. The attempt of a group that ends last waits for the group's
+  corrections, and with the other schedules rolls them out, before it returns, so verl writes the prompt's status, which
+  lets the trainer sample it, after the corrections,
 * ``_compute_score``: sees every session's output with its reward before it is stored, and asks a verifier that failed
   again,
-* ``_agent_loop_postprocess``: keeps second turns of the validation out of verl's own accuracy.
+* ``_agent_loop_postprocess``: counts what is stored, and keeps second turns of the validation out of verl's own
+  accuracy.
 
 A correction is an ordinary session of its prompt's own agent loop and reward loop. Its uid is ``{uid}_c{number}``: uid
 of the prompt that it is rolled out with, number of its anchor. verl's replay buffer finds it by the part before "_",
@@ -19,22 +21,31 @@ and the advantage groups by the whole.
 import asyncio
 import functools
 import logging
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
+import transfer_queue as tq
 from verl.experimental.agent_loop import AgentLoopOutput, AgentLoopWorker
 from verl.trainer.ppo.v1 import AgentLoopWorkerTQ
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
-from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.lots import origin
 from verl_cipo.core.prompts import CorrectionPrompt
-from verl_cipo.core.transitions import is_copy
 from verl_cipo.core.verdict import verdict
+from verl_cipo.integration import payloads
 from verl_cipo.integration.chats import correction_prompt
+from verl_cipo.integration.rollout_groups import (
+    EXTRA,
+    Anchor,
+    PromptGroup,
+    Session,
+    anchor_of,
+    asked_again,
+    correction_uid,
+    lost_alone,
+    read_attempts,
+)
 from verl_cipo.integration.second_turn import attempt_record
 from verl_cipo.integration.seeds import seeded
 from verl_cipo.integration.switch import cipo_config
@@ -44,89 +55,14 @@ logger = logging.getLogger("verl_cipo")
 
 TICKET = "__cipo__"
 """Field of a dispatched batch: which selection its groups belong to."""
-EXTRA = "cipo"
-"""Field of ``AgentLoopOutput.extra_fields``: what a row is, read back by the trainer."""
 NOT_REPLAYED = ("uid", "session_id", "trace")
 """What of a prompt's data belongs to one rollout of it."""
 OF_THE_HOST = ("global_steps",)
 """What a correction has of the prompt that it is rolled out with: its step, from which verl takes its staleness."""
 
 
-@dataclass
-class _Session:
-    """One finished session: what was said, and how it was judged."""
-
-    text: str
-    correct: bool
-    score: float
-
-
-@dataclass
-class _Anchor:
-    """An attempt that is being corrected, and the data of its prompt: with schedule=replay that is another prompt."""
-
-    session: int
-    text: str
-    correct: bool
-    prompt: Mapping[str, Any]
-
-
-@dataclass
-class _Group:
-    """A prompt's attempts while they are rolled out, and the corrections that are rolled out with them."""
-
-    uid: str
-    index: Any
-    pending: int
-    validate: bool
-    ticket: dict[str, Any]
-    attempts: dict[int, _Session] = field(default_factory=dict)
-    anchors: dict[int, _Anchor] = field(default_factory=dict)
-    """By number: the session, or with schedule=replay the place in the list that the coordinator gave."""
-    corrections: dict[tuple[int, int], _Session] = field(default_factory=dict)
-    """(anchor number, correction session) -> outcome."""
-    replayed: asyncio.Task | None = None
-    """Starts the corrections of the step before's anchors."""
-    tasks: list[asyncio.Task] = field(default_factory=list)
-    """Correction sessions."""
-    ended: bool = False
-    """The attempts have ended and the correction phase was entered."""
-    counts: Counter = field(default_factory=Counter)
-
-
-def correction_uid(uid: str, number: int) -> str:
-    """The group id of the corrections of anchor ``number`` of prompt ``uid``."""
-    return f"{uid}_c{number}"
-
-
-def anchor_of(uid: str) -> tuple[str, int | None]:
-    """Split a row's uid into the prompt's uid and the anchor's number, None for an attempt."""
-    root, mark, number = uid.partition("_c")
-    return root, int(number) if mark else None
-
-
-def split_key(key: str) -> tuple[str, int, int]:
-    """A row's key, ``{group}_{session}_{output}``, in its parts; the group is the row's uid."""
-    group, session, output = key.rsplit("_", 2)
-    return group, int(session), int(output)
-
-
-@contextmanager
-def lost_alone(name: str, *, timeout_s: float, counts: Counter) -> Iterator[None]:
-    """Around a correction session: what it raises is logged and ends here, so that it costs no other row.
-
-    Args:
-        name: of the session.
-        timeout_s: after which it was given up, where it was.
-        counts: gets ``corrections/timed_out``.
-    """
-    try:
-        yield
-    except asyncio.TimeoutError:  # noqa: UP041, another class than TimeoutError in Python 3.10
-        counts["corrections/timed_out"] += 1
-        logger.error("correction %s took over %g s", name, timeout_s)
-    except Exception:
-        logger.exception("correction %s failed", name)
+class NoRowsError(RuntimeError):
+    """No session of a prompt left a row."""
 
 
 def agent_loop_prompt(worker: AgentLoopWorker, cipo: CIPOConfig) -> CorrectionPrompt:
@@ -152,7 +88,7 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._groups: dict[str, _Group] = {}
+        self._groups: dict[str, PromptGroup] = {}
         self._cipo = cipo_config(self.config)
         self._n = self._cipo.n_corrections or self.rollout_config.n
         self._prompt = agent_loop_prompt(self, self._cipo)
@@ -160,35 +96,48 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
     async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
         validate = trajectory["validate"]
         rollout = self.config.actor_rollout_ref.rollout
-        group = _Group(
+        group = PromptGroup(
             uid=prompt["uid"],
             index=prompt["index"],
+            origin=origin(prompt.get("data_source"), prompt["raw_prompt"]),
             pending=int(prompt.get("__rollout_n__", rollout.val_kwargs.n if validate else rollout.n)),
             validate=validate,
             ticket=prompt.pop(TICKET),
         )
         self._groups[group.uid] = group
         context = (sampling_params, trajectory, prompt)
+        if self._cipo.schedule == "replay" and not validate and group.ticket["batch"] is not None:
+            group.replayed = asyncio.create_task(self._correct_replayed(group, *context))
         try:
-            if self._cipo.schedule == "replay" and not validate and group.ticket["batch"] is not None:
-                group.replayed = asyncio.create_task(self._correct_replayed(group, *context))
-            await super()._run_prompt(prompt, sampling_params, trajectory, trace)
-            if not group.ended:
-                # verl started no session, or failed before it had started all; other groups wait for this one.
-                await self._attempts_ended(group, *context)
+            try:
+                await super()._run_prompt(prompt, sampling_params, trajectory, trace)
+            finally:
+                if not group.ended:
+                    # verl started no session, or failed before it had started all; other groups wait for this one.
+                    await self._attempts_ended(group, *context)
+        except Exception:
+            # verl guards neither its first nor its last word on a prompt, without which a trainer waits for ever.
+            logger.exception("the status of prompt %s could not be stored, it is given up as a failure", group.uid)
+            partition = "val" if validate else "train"
+            await tq.async_kv_put(key=group.uid, partition_id=partition, tag={"status": "failure"})
         finally:
             del self._groups[group.uid]
 
-    async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
+    async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> None:
         group = self._groups[kwargs["uid"]]
         try:
-            return await self._run_session(sampling_params, trajectory, **kwargs)
+            await self._run_session(sampling_params, trajectory, **kwargs)
+        except Exception:
+            group.counts["attempts/failed_sessions"] += 1
+            logger.exception("attempt %s_%s failed, its row is missing", group.uid, kwargs["session_id"])
         finally:
             group.pending -= 1
             if group.pending == 0:
                 await self._attempts_ended(group, sampling_params, trajectory, kwargs)
+        if group.pending == 0 and group.rows == 0:
+            raise NoRowsError(f"no session of prompt {group.uid} left a row")
 
-    async def _run_session(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
+    async def _run_session(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> None:
         """verl's session; attempts and corrections come through here."""
         root, number = anchor_of(kwargs["uid"])
         sampling_params = seeded(
@@ -199,7 +148,7 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
             anchor=None if number is None else self._groups[root].anchors[number].session,
             session=kwargs["session_id"],
         )
-        return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
+        await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
 
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
         root, number = anchor_of(kwargs["uid"])
@@ -216,8 +165,9 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
             count=count,
             session=f"{kwargs['uid']}_{kwargs['session_id']}",
         )
-        outcome = _Session(
-            text=self.tokenizer.decode(final.response_ids, skip_special_tokens=True),
+        outcome = Session(
+            prompt_ids=outputs[0].prompt_ids,
+            response_ids=final.response_ids,
             correct=verdict(
                 final.reward_score, final.extra_fields.get("reward_extra_info"), self._cipo.correct_threshold
             ),
@@ -225,124 +175,157 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         )
         if number is None:
             group.attempts[kwargs["session_id"]] = outcome
-            mark = {"correct": outcome.correct}
+            mark = {"correct": outcome.correct, "origin": group.origin}
         else:
             anchor = group.anchors[number]
+            if asked_again(outcome.prompt_ids, anchor.prompt_ids):
+                group.counts["corrections/not_asked"] += 1
+                logger.error("a correction asked the plain prompt again: its agent loop does not heed raw_prompt")
+            outcome.text = await self._off_the_loop(self._prompt.decode, final.response_ids)
+            outcome.copied = self._prompt.repeats(anchor.shown, outcome.text)
             group.corrections[number, kwargs["session_id"]] = outcome
             mark = {
                 "correct": outcome.correct,
                 "anchor": number,
                 "anchor_correct": anchor.correct,
-                "copied": is_copy(anchor.text, outcome.text),
+                "copied": outcome.copied,
             }
         for output in outputs:
             output.extra_fields[EXTRA] = mark
 
     async def _agent_loop_postprocess(self, output: Any, validate: bool, **kwargs: Any) -> Any:
-        _, anchor = anchor_of(kwargs["uid"])
-        if not validate or anchor is None:
-            return await super()._agent_loop_postprocess(output, validate, **kwargs)
+        root, anchor = anchor_of(kwargs["uid"])
         outputs = output if isinstance(output, list) else [output]
-        if outputs:
-            await self._compute_score(outputs, kwargs=kwargs)
+        if validate and anchor is not None:
+            if outputs:
+                await self._compute_score(outputs, kwargs=kwargs)
+            return None
+        stored = await super()._agent_loop_postprocess(output, validate, **kwargs)
+        self._groups[root].rows += bool(outputs)
+        return stored
+
+    @staticmethod
+    async def _off_the_loop(function: Any, *args: Any) -> Any:
+        """What takes long for a long text, beside the event loop that all sessions of the worker share."""
+        return await asyncio.get_running_loop().run_in_executor(None, function, *args)
 
     async def _attempts_ended(
-        self, group: _Group, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
+        self, group: PromptGroup, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
     ) -> None:
         """Roll out the corrections that are left. Nothing that goes wrong here costs a base row: it is counted."""
         group.ended = True
+        coordinator = group.ticket["coordinator"]
         try:
             if group.validate:
                 await self._correct_validation(group, sampling_params, trajectory, prompt)
             elif group.ticket["batch"] is None:
-                await group.ticket["coordinator"].close.remote(None, group.uid, dict(group.counts))
+                await coordinator.close.remote(None, group.uid, dict(group.counts))
             else:
                 await self._correct_selected(group, sampling_params, trajectory, prompt)
         except Exception:
             logger.exception("corrections of prompt %s were lost; its attempts are trained as they are", group.uid)
 
+    async def _read(self, group: PromptGroup, prompt: Mapping[str, Any]) -> None:
+        """Note the texts of the attempts, and of which no correction prompt can be made."""
+        attempts = list(group.attempts.values())
+        responses = [attempt.response_ids for attempt in attempts]
+        read = await self._off_the_loop(read_attempts, self._prompt, prompt["raw_prompt"], responses)
+        for attempt, text, refusal in zip(attempts, *read, strict=True):
+            attempt.text, attempt.refusal = text, refusal
+            if refusal is not None:
+                group.counts[f"anchors/skipped/{refusal}"] += 1
+
     async def _correct_selected(
-        self, group: _Group, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
+        self, group: PromptGroup, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
     ) -> None:
         batch, coordinator = group.ticket["batch"], group.ticket["coordinator"]
-        attempts = tuple(
-            Attempt(uid=group.uid, index=group.index, session=session, correct=attempt.correct, score=attempt.score)
-            for session, attempt in sorted(group.attempts.items())
-        )
         try:
+            await self._read(group, prompt)
             if group.replayed:
-                data = {key: value for key, value in prompt.items() if key not in NOT_REPLAYED}
-                payloads = {session: (attempt.text, data) for session, attempt in group.attempts.items()}
-                await coordinator.add.remote(batch, Group(uid=group.uid, attempts=attempts), payloads)
-                await group.replayed
+                await coordinator.add.remote(batch, group.report(), await self._kept(group, prompt))
             else:
-                await coordinator.add.remote(batch, Group(uid=group.uid, attempts=attempts), {})
+                await coordinator.add.remote(batch, group.report(), {})
                 while (sessions := await coordinator.next.remote(batch, group.uid)) is not None:
                     for session in sessions:
-                        anchor = self._own_anchor(group, session, prompt)
+                        anchor = group.own_anchor(session, prompt)
                         await self._start(group, session, anchor, self._n, sampling_params, trajectory, prompt)
         finally:
             await self._settle(group)
             await coordinator.close.remote(batch, group.uid, dict(group.counts))
 
+    async def _kept(self, group: PromptGroup, prompt: Mapping[str, Any]) -> dict[int, Any]:
+        """References to what the next step takes to correct the attempts, see payloads.py."""
+        correctable = {s: attempt for s, attempt in sorted(group.attempts.items()) if attempt.refusal is None}
+        if not correctable:
+            return {}
+        texts = {session: attempt.text for session, attempt in correctable.items()}
+        data = {key: value for key, value in prompt.items() if key not in NOT_REPLAYED}
+        asked = next(iter(correctable.values())).prompt_ids
+        return await self._off_the_loop(payloads.keep, texts, data, asked)
+
     async def _correct_replayed(
-        self, group: _Group, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
+        self, group: PromptGroup, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
     ) -> None:
         """Start corrections of the step before's anchors while the attempts of ``group`` are rolled out."""
-        anchors = await group.ticket["coordinator"].replayed.remote(group.ticket["batch"], group.uid)
-        for number, candidate in enumerate(anchors):
-            text, data = candidate.payload
-            anchor = _Anchor(candidate.attempt.session, text, candidate.attempt.correct, data)
-            await self._start(group, number, anchor, self._n, sampling_params, trajectory, prompt)
+        try:
+            anchors = await group.ticket["coordinator"].replayed.remote(group.ticket["batch"], group.uid)
+            for number, candidate in enumerate(anchors):
+                text, data, asked = await payloads.fetch(candidate.payload)
+                anchor = Anchor(candidate.attempt.session, text, candidate.attempt.correct, data, asked)
+                await self._start(group, number, anchor, self._n, sampling_params, trajectory, prompt)
+        except Exception:
+            logger.exception("corrections of the step before, beside prompt %s, were lost", group.uid)
 
     async def _correct_validation(
-        self, group: _Group, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
+        self, group: PromptGroup, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
     ) -> None:
         n = self._cipo.val_corrections
-        if n == 0:
-            return
-        for session in sorted(group.attempts):
-            anchor = self._own_anchor(group, session, prompt)
-            await self._start(group, session, anchor, n, sampling_params, trajectory, prompt)
-        await self._settle(group)
-        records = [
-            attempt_record(
-                prompt,
-                session=session,
-                text=attempt.text,
-                correct=attempt.correct,
-                corrections=[
-                    {
-                        "correction": outcome.text,
-                        "correct": outcome.correct,
-                        "score": outcome.score,
-                        "copied": is_copy(attempt.text, outcome.text),
-                    }
-                    for (anchor, _), outcome in sorted(group.corrections.items())
-                    if anchor == session
-                ],
-            )
-            for session, attempt in sorted(group.attempts.items())
-        ]
+        records = []
+        if n > 0:
+            await self._read(group, prompt)
+            for session, attempt in sorted(group.attempts.items()):
+                if attempt.refusal is None:
+                    anchor = group.own_anchor(session, prompt)
+                    await self._start(group, session, anchor, n, sampling_params, trajectory, prompt)
+            await self._settle(group)
+            records = [
+                attempt_record(
+                    prompt,
+                    session=session,
+                    text=attempt.text,
+                    correct=attempt.correct,
+                    corrections=[
+                        {
+                            "correction": outcome.text,
+                            "correct": outcome.correct,
+                            "score": outcome.score,
+                            "copied": outcome.copied,
+                        }
+                        for (anchor, _), outcome in sorted(group.corrections.items(), key=lambda item: item[0])
+                        if anchor == session
+                    ],
+                )
+                for session, attempt in sorted(group.attempts.items())
+            ]
         await group.ticket["coordinator"].add_validation.remote(records, dict(group.counts))
 
     async def _start(
         self,
-        group: _Group,
+        group: PromptGroup,
         number: int,
-        anchor: _Anchor,
+        anchor: Anchor,
         n: int,
         sampling_params: dict,
         trajectory: dict,
         host: Mapping[str, Any],
     ) -> None:
         """Start ``n`` correction sessions of one anchor, or count why there are none."""
-        messages, skipped = await asyncio.get_running_loop().run_in_executor(
-            None, self._prompt.build, list(anchor.prompt["raw_prompt"]), anchor.text
-        )
-        if messages is None:
+        messages = list(anchor.prompt["raw_prompt"])
+        request, skipped = await self._off_the_loop(self._prompt.request, messages, anchor.text)
+        if request is None:
             group.counts[f"anchors/skipped/{skipped}"] += 1
             return
+        anchor.shown = request.shown
         group.anchors[number] = anchor
         kwargs = {key: value for key, value in anchor.prompt.items() if key not in (*NOT_REPLAYED, "raw_prompt")}
         kwargs |= {key: host[key] for key in OF_THE_HOST if key in host}
@@ -354,7 +337,7 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
                     trajectory,
                     uid=correction_uid(group.uid, number),
                     session_id=i,
-                    raw_prompt=messages,
+                    raw_prompt=request.messages,
                     trace=False,
                     **kwargs,
                 )
@@ -363,7 +346,7 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         ]
 
     async def _run_correction(
-        self, group: _Group, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any
+        self, group: PromptGroup, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any
     ) -> None:
         """One correction session; a failure is logged and leaves no outcome."""
         uid, session = kwargs["uid"], kwargs["session_id"]
@@ -374,12 +357,9 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         group.corrections.pop((anchor_of(uid)[1], session), None)
 
     @staticmethod
-    def _own_anchor(group: _Group, session: int, prompt: Mapping[str, Any]) -> _Anchor:
-        attempt = group.attempts[session]
-        return _Anchor(session, attempt.text, attempt.correct, prompt)
-
-    @staticmethod
-    async def _settle(group: _Group) -> None:
+    async def _settle(group: PromptGroup) -> None:
+        if group.replayed:
+            await group.replayed
         await asyncio.gather(*group.tasks)
         # Sessions that raised or took too long, and those whose agent loop returned nothing.
         group.counts["corrections/failed_sessions"] += len(group.tasks) - len(group.corrections)

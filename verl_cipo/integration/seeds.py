@@ -7,7 +7,27 @@ n times, would be equal and no group would have an advantage. A seed that verl f
 from collections.abc import Mapping
 from typing import Any
 
+from verl_cipo.core.config import CIPOConfigError
 from verl_cipo.core.lots import lot
+
+SEED_OF_ENGINE = {"vllm": "seed", "sglang": "sampling_seed", "trtllm": "seed"}
+"""``rollout.name`` -> what its sampling parameters call the seed of a request."""
+
+
+def seed_name(rollout: Mapping[str, Any]) -> str:
+    """What the engine of ``actor_rollout_ref.rollout`` calls the seed of a request.
+
+    Raises:
+        CIPOConfigError: it is another engine.
+    """
+    engine = rollout.get("name", "vllm")
+    if engine not in SEED_OF_ENGINE:
+        raise CIPOConfigError(
+            f"actor_rollout_ref.rollout.full_determinism=true with actor_rollout_ref.rollout.name={engine}: how it "
+            f"takes the seed of a request is not known, allowed are {', '.join(SEED_OF_ENGINE)}, or "
+            "full_determinism=false"
+        )
+    return SEED_OF_ENGINE[engine]
 
 
 def seeded(
@@ -26,11 +46,17 @@ def seeded(
         rollout: ``actor_rollout_ref.rollout``.
 
     The rest is as for :func:`session_seed`.
+
+    Raises:
+        CIPOConfigError: as :func:`seed_name`.
     """
     if not rollout.get("full_determinism", False):
         return sampling_params
     where = {"step": trajectory["step"], "validate": trajectory["validate"], "index": index}
-    return {**sampling_params, "seed": session_seed(rollout["seed"], **where, anchor=anchor, session=session)}
+    return {
+        **sampling_params,
+        seed_name(rollout): session_seed(rollout["seed"], **where, anchor=anchor, session=session),
+    }
 
 
 def session_seed(rollout_seed: int, *, step: int, validate: bool, index: Any, anchor: int | None, session: int) -> int:

@@ -28,6 +28,7 @@ from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
 from verl_cipo.core.prompts import load_template
 from verl_cipo.integration.budget import check_prompt_length_early
 from verl_cipo.integration.estimator import NAME
+from verl_cipo.integration.seeds import seed_name
 
 logger = logging.getLogger("verl_cipo")
 
@@ -49,11 +50,17 @@ class ChangedSeamError(RuntimeError):
 
 
 def cipo_config(config: DictConfig) -> CIPOConfig:
-    """Read and validate ``algorithm.cipo``; absent means all defaults.
+    """Read and validate ``algorithm.cipo``; absent means all defaults. ``schedule=auto`` becomes that of the trainer.
 
     Raises:
         CIPOConfigError: an unknown key, a bad value, or a template that cannot be read.
     """
+    # Every process resolves it from the mode as it is written: reading an interpolation would import the trainers.
+    trainer = OmegaConf.to_container(OmegaConf.select(config, "trainer.v1", default=OmegaConf.create()))
+    return _written_config(config).scheduled(asynchronous="async" in trainer.get("trainer_mode", "sync"))
+
+
+def _written_config(config: DictConfig) -> CIPOConfig:
     section = OmegaConf.select(config, "algorithm.cipo")
     if section is None:
         return CIPOConfig()
@@ -96,6 +103,8 @@ def check_combination(config: DictConfig) -> CIPOConfig:
     if OmegaConf.select(config, "skip.rollout_tq.enable"):
         refuse("skip.rollout_tq.enable", "corrections belong to the rollouts of their step, not to stored ones")
     _check_pipeline(config, refuse)
+    if config.actor_rollout_ref.rollout.get("full_determinism"):
+        seed_name(config.actor_rollout_ref.rollout)
     if cipo.aux.coef > 0:
         _check_aux(config, cipo, refuse)
     needed = MANAGER_CLASS if config.trainer.use_v1 else MANAGER_CLASS_V0
@@ -208,16 +217,16 @@ def switch_on(config: DictConfig) -> CIPOConfig:
         CIPOConfigError: the config cannot train with CIPO.
     """
     cipo = check_combination(config)
-    trainer = config.trainer.v1
+    written, trainer = _written_config(config), config.trainer.v1
     if not config.trainer.use_v1 and cipo.schedule == "streaming":
         logger.warning(
             "%s.schedule=streaming with trainer.use_v1=False: verl hands all attempts over at once, so anchors are "
             "drawn as with schedule=barrier",
             ROOT,
         )
-        cipo = replace(cipo, schedule="barrier")
+        cipo = written = replace(cipo, schedule="barrier")
     with open_dict(config):
-        config.algorithm.cipo = cipo.to_mapping()
+        config.algorithm.cipo = written.to_mapping()
         config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = (
             MANAGER_CLASS if config.trainer.use_v1 else MANAGER_CLASS_V0
         )

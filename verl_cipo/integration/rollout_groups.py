@@ -1,0 +1,155 @@
+"""What a rollout worker remembers of a prompt while its attempts and corrections are rolled out, and their names."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from verl_cipo.core.anchors import Attempt, Group
+from verl_cipo.core.prompts import CorrectionPrompt, Excerpt
+
+logger = logging.getLogger("verl_cipo")
+
+EXTRA = "cipo"
+"""Field of ``AgentLoopOutput.extra_fields``: what a row is, read back by the trainer."""
+
+
+@dataclass
+class Session:
+    """One finished session: what was asked and said, and how it was judged."""
+
+    prompt_ids: Sequence[int]
+    response_ids: Sequence[int]
+    correct: bool
+    score: float
+    text: str = ""
+    """Of the response; that of an attempt is there once its prompt's attempts have ended."""
+    refusal: str | None = None
+    """Why no correction prompt can be made of an attempt, known from then on too."""
+    copied: bool = False
+    """Whether a correction repeats what was shown of its attempt."""
+
+
+@dataclass
+class Anchor:
+    """An attempt that is being corrected, and the data of its prompt: with schedule=replay that is another prompt."""
+
+    session: int
+    text: str
+    correct: bool
+    prompt: Mapping[str, Any]
+    prompt_ids: Sequence[int]
+    """Tokens of its prompt; empty where they are not known."""
+    shown: Excerpt | None = None
+    """What its correction prompt shows of it."""
+
+
+@dataclass
+class PromptGroup:
+    """A prompt's attempts while they are rolled out, and the corrections that are rolled out with them."""
+
+    uid: str
+    index: Any
+    origin: str
+    pending: int
+    validate: bool
+    ticket: dict[str, Any]
+    attempts: dict[int, Session] = field(default_factory=dict)
+    anchors: dict[int, Anchor] = field(default_factory=dict)
+    """By number: the session, or with schedule=replay the place in the list that the coordinator gave."""
+    corrections: dict[tuple[int, int], Session] = field(default_factory=dict)
+    """(anchor number, correction session) -> outcome."""
+    rows: int = 0
+    """Sessions whose rows verl was given to train, corrections among them."""
+    replayed: asyncio.Task | None = None
+    """Starts the corrections of the step before's anchors."""
+    tasks: list[asyncio.Task] = field(default_factory=list)
+    """Correction sessions."""
+    ended: bool = False
+    """The attempts have ended and the correction phase was entered."""
+    counts: Counter = field(default_factory=Counter)
+
+    def own_anchor(self, session: int, prompt: Mapping[str, Any]) -> Anchor:
+        """Attempt ``session`` of this prompt, whose data is ``prompt``, as an anchor."""
+        attempt = self.attempts[session]
+        return Anchor(session, attempt.text, attempt.correct, prompt, attempt.prompt_ids)
+
+    def report(self) -> Group:
+        """The attempts, as the coordinator ranks them."""
+        return Group(
+            uid=self.uid,
+            attempts=tuple(
+                Attempt(
+                    uid=self.uid,
+                    index=self.index,
+                    session=session,
+                    correct=attempt.correct,
+                    score=attempt.score,
+                    origin=self.origin,
+                    correctable=attempt.refusal is None,
+                )
+                for session, attempt in sorted(self.attempts.items())
+            ),
+        )
+
+
+def read_attempts(
+    prompt: CorrectionPrompt, messages: Sequence[Mapping[str, Any]], responses: Sequence[Sequence[int]]
+) -> tuple[list[str], list[str | None]]:
+    """The text of each response at one prompt, and why no correction prompt can be made of it, None where one can.
+
+    An error in making it, a chat template that refuses it say, is logged, and is a reason of its own.
+    """
+    try:
+        texts = [prompt.decode(ids) for ids in responses]
+        return texts, prompt.refusals(list(messages), texts)
+    except Exception:
+        logger.exception("no correction prompt can be made of a prompt, whose attempts are not corrected")
+        return [""] * len(responses), ["prompt_failed"] * len(responses)
+
+
+def correction_uid(uid: str, number: int) -> str:
+    """The group id of the corrections of anchor ``number`` of prompt ``uid``."""
+    return f"{uid}_c{number}"
+
+
+def anchor_of(uid: str) -> tuple[str, int | None]:
+    """Split a row's uid into the prompt's uid and the anchor's number, None for an attempt."""
+    root, mark, number = uid.partition("_c")
+    return root, int(number) if mark else None
+
+
+def split_key(key: str) -> tuple[str, int, int]:
+    """A row's key, ``{group}_{session}_{output}``, in its parts; the group is the row's uid."""
+    group, session, output = key.rsplit("_", 2)
+    return group, int(session), int(output)
+
+
+@contextmanager
+def lost_alone(name: str, *, timeout_s: float, counts: Counter) -> Iterator[None]:
+    """Around a correction session: what it raises is logged and ends here, so that it costs no other row.
+
+    Args:
+        name: of the session.
+        timeout_s: after which it was given up, where it was.
+        counts: gets ``corrections/timed_out``.
+    """
+    try:
+        yield
+    except asyncio.TimeoutError:  # noqa: UP041, another class than TimeoutError in Python 3.10
+        counts["corrections/timed_out"] += 1
+        logger.error("correction %s took over %g s", name, timeout_s)
+    except Exception:
+        logger.exception("correction %s failed", name)
+
+
+def asked_again(prompt_ids: Sequence[int], attempt_prompt_ids: Sequence[int]) -> bool:
+    """Whether a correction session asked what its attempt was asked, since its agent loop does not heed raw_prompt.
+
+    Args:
+        attempt_prompt_ids: empty where they are not known.
+    """
+    return len(attempt_prompt_ids) > 0 and list(prompt_ids) == list(attempt_prompt_ids)
