@@ -227,8 +227,15 @@ def test_the_update_gets_the_fields_of_the_loss(coef, kind, put):
     assert seen == put
 
 
-def test_without_a_second_turn_validation_asks_for_none():
-    # The manager of this file has no second turns to give.
-    assert Trainer(val_corrections=0)._report_second_turns(Manager()) == {}
-    with pytest.raises(AttributeError, match="pop_validation"):
-        Trainer(val_corrections=1)._report_second_turns(Manager())
+def test_without_a_second_turn_validation_tells_of_faults_alone():
+    def told(n):
+        manager = SimpleNamespace(pop_validation=lambda: ([], {"verifier/errors": 3.0}))
+        trainer = Trainer(val_corrections=n)
+        trainer.config = OmegaConf.create(
+            {"actor_rollout_ref": {"rollout": {"val_kwargs": {"temperature": 1.0}}}, "trainer": {}}
+        )
+        return trainer._report_second_turns(manager)
+
+    without = told(0)
+    assert without["cipo/val/verifier_errors"] == 3.0 and "cipo/val/rows" not in without
+    assert told(1)["cipo/val/rows"] == 0.0

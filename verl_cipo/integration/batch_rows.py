@@ -61,24 +61,23 @@ class RowTable:
         """Read the fields of ``batch`` that say what its rows are.
 
         A row that no worker of CIPO has marked is an attempt: the asynchronous trainers resume a run of another
-        estimator with trajectories that were finished before the switch.
+        estimator with trajectories that were finished before the switch. Those of older checkpoints have no score.
         """
-        data = tq.kv_batch_get(
-            keys=batch.keys,
-            partition_id=batch.partition_id,
-            select_fields=["uid", "index", "rm_scores", "extra_fields"],
-        )
-        scores = row_sums(data["rm_scores"])
-        marks = [
-            extra[EXTRA]
-            if EXTRA in extra
-            else {"correct": verdict(float(score), extra.get("reward_extra_info"), correct_threshold)}
-            for extra, score in zip(data["extra_fields"], scores, strict=True)
-        ]
+        where = {"partition_id": batch.partition_id}
+        data = tq.kv_batch_get(keys=batch.keys, select_fields=["index", "extra_fields"], **where)
+        marks = [extra.get(EXTRA, {}) for extra in data["extra_fields"]]
+        scores = np.array([mark.get("score", 0.0) for mark in marks], dtype=np.float32)
+        if unknown := [i for i, mark in enumerate(marks) if "score" not in mark]:
+            # A reward a token is fetched for these rows alone.
+            keys = [batch.keys[i] for i in unknown]
+            scores[unknown] = row_sums(tq.kv_batch_get(keys=keys, select_fields=["rm_scores"], **where)["rm_scores"])
+        for i in [i for i, mark in enumerate(marks) if not mark]:
+            info = data["extra_fields"][i].get("reward_extra_info")
+            marks[i] = {"correct": verdict(float(scores[i]), info, correct_threshold)}
         return cls.of_marks(
             list(batch.keys),
             marks,
-            group=list(data["uid"]),
+            group=[split_key(key)[0] for key in batch.keys],
             index=list(data["index"]),
             scores=scores,
             tokens=np.array([tag["response_len"] for tag in batch.tags], dtype=np.int64),

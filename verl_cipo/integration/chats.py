@@ -51,7 +51,7 @@ def warn_of_thinking(tokenizer: Any, prompt: PromptConfig) -> None:
     """Say once that the vocabulary knows thinking by another marker than attempts are stripped of."""
     if prompt.attempt_view == "no_thinking":
         markers = prompt.thinking_open + prompt.thinking_close
-        known = tokenizer.get_vocab()
+        known = getattr(tokenizer, "get_vocab", dict)()
         _warn_of_thinking(tuple(token for token in THINKING_TOKENS if token in known and token not in markers), prompt)
 
 

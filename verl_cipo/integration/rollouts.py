@@ -175,7 +175,7 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         )
         if number is None:
             group.attempts[kwargs["session_id"]] = outcome
-            mark = {"correct": outcome.correct, "origin": group.origin}
+            mark = {"origin": group.origin}
         else:
             anchor = group.anchors[number]
             if asked_again(outcome.prompt_ids, anchor.prompt_ids):
@@ -184,12 +184,8 @@ class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
             outcome.text = await self._off_the_loop(self._prompt.decode, final.response_ids)
             outcome.copied = self._prompt.repeats(anchor.shown, outcome.text)
             group.corrections[number, kwargs["session_id"]] = outcome
-            mark = {
-                "correct": outcome.correct,
-                "anchor": number,
-                "anchor_correct": anchor.correct,
-                "copied": outcome.copied,
-            }
+            mark = {"anchor": number, "anchor_correct": anchor.correct, "copied": outcome.copied}
+        mark |= {"correct": outcome.correct, "score": outcome.score}
         for output in outputs:
             output.extra_fields[EXTRA] = mark
 
