@@ -146,7 +146,7 @@ def test_v0_with_cipo_and_nothing_else_gets_cipos_trainer(use_v1, estimator, cha
     from verl.trainer.ppo.ray_trainer import RayPPOTrainer
 
     monkeypatch.setattr(main_ppo_v0, "RayPPOTrainer", RayPPOTrainer)
-    monkeypatch.setattr(switch, "check_prompt_length_early", lambda *_: None)
+    monkeypatch.setattr(switch, "check_model", lambda *_: True)
     config = composed(f"algorithm.adv_estimator={estimator}", f"trainer.use_v1={use_v1}")
     # verl goes on to check batch and micro-batch sizes, which this config leaves open.
     with pytest.raises(Exception, match="micro_batch_size"):
@@ -211,7 +211,7 @@ def test_every_trainer_mode_gets_its_cipo_variant(mode):
 
 @pytest.mark.parametrize("override", REFUSED, ids=lambda text: text.split("=")[0])
 def test_refused_config_ends_in_one_line(override, monkeypatch):
-    monkeypatch.setattr(switch, "check_prompt_length_early", lambda *_: None)
+    monkeypatch.setattr(switch, "check_model", lambda *_: True)
     config = composed("algorithm.adv_estimator=cipo", override)
     with pytest.raises(SystemExit) as stop:
         verl_config.validate_config(config=config, use_reference_policy=False, use_critic=False)

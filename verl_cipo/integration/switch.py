@@ -26,8 +26,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
 from verl_cipo.core.prompts import load_template
-from verl_cipo.integration.budget import check_prompt_length_early
+from verl_cipo.integration.budget import check_model
 from verl_cipo.integration.estimator import NAME
+from verl_cipo.integration.lengths import check_lengths
 
 logger = logging.getLogger("verl_cipo")
 
@@ -103,6 +104,7 @@ def check_combination(config: DictConfig) -> CIPOConfig:
     # cipo_trainer.yaml names that of V1, whatever trainer is asked for.
     if custom not in (None, MANAGER_CLASS, needed):
         refuse("actor_rollout_ref.rollout.agent.agent_loop_manager_class", f"corrections need {needed}")
+    check_lengths(config)
     return cipo
 
 
@@ -264,7 +266,7 @@ def register() -> None:
     def validate_config(config: DictConfig, *args: Any, **kwargs: Any) -> None:
         if config.algorithm.adv_estimator == NAME:
             try:
-                check_prompt_length_early(config, switch_on(config))
+                check_model(config, switch_on(config))
                 if not config.trainer.use_v1:
                     importlib.import_module("verl_cipo.integration.legacy").take_place()
             except CIPOConfigError as error:
