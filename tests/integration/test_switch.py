@@ -1,6 +1,7 @@
 """The switch: what a config with adv_estimator=cipo becomes, and which ones are refused with which words."""
 
 import json
+import pickle
 import subprocess
 import sys
 
@@ -58,6 +59,74 @@ def test_knobs_reach_the_config():
     assert config.algorithm.cipo.prompt.template == "code"
 
 
+TEMPLATES = {
+    "plain": "Q: {question}\n\nA: {attempt} \u00e4",
+    "quotes": """'{question}' "{attempt}" # : - \\n""",
+    "references": "${question} is ${attempt}$, $${{x}}, \\${y}, ${oc.env:HOME}, ${",
+}
+
+
+def as_a_worker_gets_it(config):
+    """Resolved by verl's TaskRunner, and pickled by Ray."""
+    OmegaConf.resolve(config)
+    return pickle.loads(pickle.dumps(config))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("use_v1", ["true", "false"], ids=["V1", "V0"])
+def test_workers_get_the_text_of_a_template_and_open_no_file(name, use_v1, tmp_path, monkeypatch):
+    """The file is gone after the switch, and a worker's working directory is another one."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mine.txt"
+    file.write_text(TEMPLATES[name] + "\n", encoding="utf-8")
+    config = switched("+algorithm.cipo.prompt.template=mine.txt", f"trainer.use_v1={use_v1}")
+    file.unlink()
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    worker = as_a_worker_gets_it(config)
+    assert switch.cipo_config(worker).prompt.template == TEMPLATES[name]
+    if use_v1 == "false":
+        # verl's TaskRunner has it validated again.
+        switch.switch_on(worker)
+    # The trainer runs under verl's own name of the mode.
+    worker.trainer.v1.trainer_mode = "sync"
+    assert switch.settle(worker).prompt.template == TEMPLATES[name]
+    assert switch.cipo_config(as_a_worker_gets_it(worker)).prompt.template == TEMPLATES[name]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_printed_config_can_be_run_again(name, tmp_path):
+    (tmp_path / "mine.txt").write_text(TEMPLATES[name], encoding="utf-8")
+    config = switched(f"+algorithm.cipo.prompt.template={tmp_path / 'mine.txt'}")
+    printed = OmegaConf.to_yaml(config.algorithm.cipo, resolve=True)
+    again = composed("algorithm.adv_estimator=cipo")
+    OmegaConf.update(again, "algorithm.cipo", OmegaConf.create(printed), force_add=True)
+    assert switch.cipo_config(again) == switch.cipo_config(config)
+    # What OmegaConf does not take for a reference is one readable text.
+    assert (yaml.safe_load(printed)["prompt"]["template"] == TEMPLATES[name]) == (name != "references")
+
+
+def test_without_the_hook_the_trainer_reads_the_template_before_workers_get_the_config(tmp_path):
+    """cipo_trainer.yaml with a task runner that nobody validated for."""
+    from verl_cipo.integration.trainer import CIPOTrainerMixin
+
+    class Stock:
+        def __init__(self, config):
+            self.config = config
+
+    class Trainer(CIPOTrainerMixin, Stock):
+        verl_mode = "sync"
+
+    file = tmp_path / "mine.txt"
+    file.write_text(TEMPLATES["plain"], encoding="utf-8")
+    config = composed(f"algorithm.cipo.prompt.template={file}", source=OURS)
+    OmegaConf.resolve(config)
+    Trainer(config)
+    file.unlink()
+    # The rollout manager gets the same object.
+    assert switch.cipo_config(as_a_worker_gets_it(config)).prompt.template == TEMPLATES["plain"]
+
+
 def test_yaml_defaults_are_the_dataclass_defaults():
     from importlib.resources import files
 
@@ -84,6 +153,8 @@ REFUSED = {
     "+algorithm.cipo.delta_low=0.9": ["algorithm.cipo.delta_low", "0.9", "delta_high"],
     "+algorithm.cipo.schedule=later": ["algorithm.cipo.schedule", "later", "streaming"],
     "+algorithm.cipo.prompt.template=/no/such/file": ["algorithm.cipo.prompt.template", "/no/such/file"],
+    "+algorithm.cipo.prompt.template=[a,1]": ["algorithm.cipo.prompt.template", "['a', 1]", "math, code, the path"],
+    "+algorithm.cipo.prompt.template='{question}'": ["algorithm.cipo.prompt.template", "{attempt} 0 times"],
     "trainer.v1.trainer_mode=later": ["trainer.v1.trainer_mode=later", "colocate_async", "separate_async", "sync"],
     "+algorithm.cipo.source=paired": ["algorithm.cipo.source", "algorithm.cipo.aux.coef above 0"],
     "+trainer.v1.sync.parameter_sync_step=2": ["trainer.v1.sync.parameter_sync_step=2", "1"],

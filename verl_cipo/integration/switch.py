@@ -17,6 +17,7 @@ import importlib
 import importlib.util
 import inspect
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -25,7 +26,7 @@ import ray
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
-from verl_cipo.core.prompts import load_template
+from verl_cipo.core.prompts import with_text
 from verl_cipo.integration.budget import check_model
 from verl_cipo.integration.estimator import NAME
 from verl_cipo.integration.lengths import check_lengths
@@ -60,9 +61,35 @@ def cipo_config(config: DictConfig) -> CIPOConfig:
         return CIPOConfig()
     if not OmegaConf.is_dict(section):
         raise CIPOConfigError(f"algorithm.cipo={section!r}: allowed are options algorithm.cipo.<knob>=<value>")
-    cipo = CIPOConfig.from_mapping(OmegaConf.to_container(section, resolve=True))
-    load_template(cipo.prompt.template)
+    mapping = OmegaConf.to_container(section, resolve=True)
+    match mapping:
+        case {"prompt": {"template": [*pieces]}} if all(isinstance(piece, str) for piece in pieces):
+            mapping["prompt"]["template"] = "".join(pieces)
+    cipo = CIPOConfig.from_mapping(mapping)
+    return replace(cipo, prompt=with_text(cipo.prompt))
+
+
+def settle(config: DictConfig) -> CIPOConfig:
+    """:func:`check_combination`, and its result in the place of ``algorithm.cipo``.
+
+    Workers get the config as it then is, with the template's text: they have another working directory, and may be on
+    other machines, where the file is not.
+
+    Raises:
+        CIPOConfigError: as :func:`check_combination`.
+    """
+    cipo = check_combination(config)
+    _write(config, cipo)
     return cipo
+
+
+def _write(config: DictConfig, cipo: CIPOConfig) -> None:
+    mapping = cipo.to_mapping()
+    if "${" in (template := cipo.prompt.template):
+        # OmegaConf takes it for a reference, and what quotes it is gone when the config has been resolved once.
+        mapping["prompt"]["template"] = re.split(r"(?<=\$)(?=\{)", template)
+    with open_dict(config):
+        config.algorithm.cipo = mapping
 
 
 def check_combination(config: DictConfig) -> CIPOConfig:
@@ -209,7 +236,7 @@ def switch_on(config: DictConfig) -> CIPOConfig:
     Raises:
         CIPOConfigError: the config cannot train with CIPO.
     """
-    cipo = check_combination(config)
+    cipo = settle(config)
     trainer = config.trainer.v1
     if not config.trainer.use_v1 and cipo.schedule == "streaming":
         logger.warning(
@@ -218,8 +245,8 @@ def switch_on(config: DictConfig) -> CIPOConfig:
             ROOT,
         )
         cipo = replace(cipo, schedule="barrier")
+        _write(config, cipo)
     with open_dict(config):
-        config.algorithm.cipo = cipo.to_mapping()
         config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = (
             MANAGER_CLASS if config.trainer.use_v1 else MANAGER_CLASS_V0
         )
