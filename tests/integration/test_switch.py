@@ -1,5 +1,7 @@
 """The switch: what a config with adv_estimator=cipo becomes, and which ones are refused with which words."""
 
+import asyncio
+import inspect
 import json
 import pickle
 import subprocess
@@ -160,6 +162,7 @@ REFUSED = {
     "+trainer.v1.sync.parameter_sync_step=2": ["trainer.v1.sync.parameter_sync_step=2", "1"],
     "critic.enable=true": ["critic.enable=True"],
     "reward.reward_model.enable=true": ["reward.reward_model.enable_resource_pool"],
+    "actor_rollout_ref.actor.shuffle=true": ["actor_rollout_ref.actor.shuffle=True", "set it to false"],
     "algorithm.filter_groups.enable=true": ["algorithm.filter_groups.enable=True"],
     "actor_rollout_ref.rollout.n=1": ["actor_rollout_ref.rollout.n=1", "at least 2"],
     "+actor_rollout_ref.rollout.agent.agent_loop_manager_class=my.Manager": ["my.Manager", switch.MANAGER_CLASS],
@@ -291,6 +294,50 @@ def test_refused_config_ends_in_one_line(override, monkeypatch):
     assert "\n" not in message
     for word in REFUSED[override]:
         assert word in message
+
+
+def test_shuffling_undoes_nothing_where_there_is_one_stream():
+    switched("actor_rollout_ref.actor.shuffle=true", "+algorithm.cipo.replay_fraction=0")
+
+
+def test_a_rollout_of_its_own_needs_verls_hybrid_engine():
+    """verl 0.9.1: logger.info(..., flush=True) in _setup."""
+    off = "actor_rollout_ref.hybrid_engine=false"
+    with pytest.raises(CIPOConfigError, match=r"actor_rollout_ref\.hybrid_engine=False .*set it to true"):
+        switched("trainer.v1.trainer_mode=separate_async", off)
+    # The other modes do not read it.
+    switched("trainer.v1.trainer_mode=colocate_async", off)
+    # Once verl has mended it, the refusal may go.
+    from verl.trainer.ppo.v1 import PPOTrainerSeparateAsync, trainer_separate_async
+
+    assert "flush=True" in inspect.getsource(PPOTrainerSeparateAsync._setup)
+    with pytest.raises(TypeError, match="flush"):
+        trainer_separate_async.logger.info("told", flush=True)
+
+
+def test_a_reward_model_needs_a_function_that_asks_it():
+    model = ["reward.reward_model.enable=true", "reward.reward_model.enable_resource_pool=true"]
+    with pytest.raises(CIPOConfigError, match=r"reward\.custom_reward_function\.path=None .*reward_router_address"):
+        switched(*model)
+    switched(*model, "reward.custom_reward_function.path=judge.py")
+
+
+def test_verls_reward_worker_gives_no_extra_info_of_a_reward_model():
+    """Its agent loop reads result["reward_extra_info"]. Once verl has mended it, the refusal may go."""
+    from verl.experimental.reward_loop import RewardLoopWorker
+
+    class Worker(RewardLoopWorker):
+        def __init__(self):
+            rollout = {"name": "vllm"}
+            self.config = OmegaConf.create({"reward": {"reward_model": {"rollout": rollout, "model_path": "m"}}})
+
+        async def _preprocess_reward_inputs(self, data):
+            return "1+1? 2"
+
+        async def _post_request(self, payload, endpoint):
+            return {"data": [{"probs": [0.2, 0.8]}]}
+
+    assert asyncio.run(Worker().compute_score_disrm(None)) == {"reward_score": 0.8}
 
 
 def test_missing_transfer_queue_says_what_to_install(monkeypatch):

@@ -30,6 +30,7 @@ from verl_cipo.integration.budget import check_model
 from verl_cipo.integration.estimator import NAME
 from verl_cipo.integration.joint_update import optimizer_steps
 from verl_cipo.integration.lengths import check_lengths
+from verl_cipo.integration.remarks import announce
 from verl_cipo.integration.switch import cipo_config, is_switch, switch_on
 
 PACKAGE = "pkg://"
@@ -116,6 +117,7 @@ def check(config: DictConfig) -> Plan:
         cipo = switch_on(config)
         if not check_model(config, cipo):
             unchecked.append(f"prompt budget (no tokenizer of {config.actor_rollout_ref.model.path} on this machine)")
+        announce(config, cipo)
     verl_config.validate_config.__wrapped__(
         config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
     )

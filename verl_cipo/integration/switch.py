@@ -30,6 +30,7 @@ from verl_cipo.core.prompts import with_text
 from verl_cipo.integration.budget import check_model
 from verl_cipo.integration.estimator import NAME
 from verl_cipo.integration.lengths import check_lengths
+from verl_cipo.integration.remarks import announce
 
 logger = logging.getLogger("verl_cipo")
 
@@ -111,18 +112,18 @@ def check_combination(config: DictConfig) -> CIPOConfig:
     (_check_v1 if config.trainer.use_v1 else _check_v0)(config, cipo, refuse)
     if config.critic.enable:
         refuse("critic.enable", "CIPO has no critic, leave it null or false")
-    if config.reward.reward_model.enable and not config.reward.reward_model.enable_resource_pool:
-        refuse(
-            "reward.reward_model.enable_resource_pool",
-            "attempts must be verified while they are rolled out; a colocated reward model scores them later. "
-            "Use a rule-based reward or give the reward model its own resource pool",
-        )
+    _check_reward_model(config, refuse)
     if OmegaConf.select(config, "algorithm.filter_groups.enable"):
         refuse("algorithm.filter_groups.enable", "group filtering would judge attempts and corrections as one group")
     if config.actor_rollout_ref.rollout.n < 2:
         refuse("actor_rollout_ref.rollout.n", "a group of one attempt has no group-relative advantage, use at least 2")
     if OmegaConf.select(config, "skip.rollout_tq.enable"):
         refuse("skip.rollout_tq.enable", "corrections belong to the rollouts of their step, not to stored ones")
+    if config.actor_rollout_ref.actor.shuffle and (cipo.rolls_out or cipo.pairs):
+        refuse(
+            "actor_rollout_ref.actor.shuffle",
+            "rows are ordered so that each mini-batch holds both streams in the batch's proportion, set it to false",
+        )
     _check_pipeline(config, refuse)
     if cipo.aux.coef > 0:
         _check_aux(config, cipo, refuse)
@@ -141,6 +142,13 @@ def _check_v1(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str],
         refuse("trainer.v1.trainer_mode", f"use one of {sorted(TRAINER_OF_MODE)}")
     if trainer.get("sync", {}).get("parameter_sync_step", 1) != 1:
         refuse("trainer.v1.sync.parameter_sync_step", "one update a rollout, leave it out or set 1")
+    separate = not OmegaConf.is_interpolation(trainer, "trainer_mode") and trainer.trainer_mode == "separate_async"
+    if separate and not config.actor_rollout_ref.get("hybrid_engine", True):
+        refuse(
+            "actor_rollout_ref.hybrid_engine",
+            "verl 0.9.1's separate_async then ends in a TypeError, in a line of its log, when the workers have been "
+            "started; set it to true",
+        )
 
 
 def _check_v0(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str], None]) -> None:
@@ -167,6 +175,24 @@ def _check_v0(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str],
             f"{ROOT}.lambda_corr",
             f"with trainer.use_v1=false and {ROOT}.aux.coef above 0 corrections need a weight of their own, set it "
             f"above 0, {ROOT}.source=paired or trainer.use_v1=true",
+        )
+
+
+def _check_reward_model(config: DictConfig, refuse: Callable[[str, str], None]) -> None:
+    model = config.reward.reward_model
+    if not model.enable:
+        return
+    if not model.enable_resource_pool:
+        refuse(
+            "reward.reward_model.enable_resource_pool",
+            "attempts must be verified while they are rolled out; a colocated reward model scores them later. "
+            "Use a rule-based reward or give the reward model its own resource pool",
+        )
+    if config.reward.custom_reward_function.path is None:
+        refuse(
+            "reward.custom_reward_function.path",
+            "verl 0.9.1 then scores by the reward model alone and fails at each session for want of its "
+            "reward_extra_info; name a function that asks the model at its reward_router_address",
         )
 
 
@@ -293,7 +319,10 @@ def register() -> None:
     def validate_config(config: DictConfig, *args: Any, **kwargs: Any) -> None:
         if config.algorithm.adv_estimator == NAME:
             try:
-                check_model(config, switch_on(config))
+                cipo = switch_on(config)
+                check_model(config, cipo)
+                if not ray.is_initialized():
+                    announce(config, cipo)
                 if not config.trainer.use_v1:
                     importlib.import_module("verl_cipo.integration.legacy").take_place()
             except CIPOConfigError as error:
