@@ -17,6 +17,7 @@ from verl_cipo.core.prompts import (
     load_template,
     render,
     strip_thinking,
+    with_text,
 )
 
 MATH = """{question}
@@ -69,7 +70,7 @@ def test_a_template_that_cannot_be_used_names_key_and_value(tmp_path, content, s
         path.write_bytes(content)
     with pytest.raises(CIPOConfigError) as caught:
         load_template(str(path))
-    for part in ("algorithm.cipo.prompt.template", repr(str(path)), said, "allowed is math, code or the path"):
+    for part in ("algorithm.cipo.prompt.template", repr(str(path)), said, "allowed is math, code, the path"):
         assert part in str(caught.value)
 
 
@@ -77,6 +78,35 @@ def test_a_template_that_cannot_be_used_names_key_and_value(tmp_path, content, s
 def test_a_name_that_is_neither_built_in_nor_a_file(name):
     with pytest.raises(CIPOConfigError, match=r"algorithm\.cipo\.prompt\.template"):
         load_template(name)
+
+
+def test_a_template_given_as_a_text_is_that_text():
+    text = "Versuch {attempt}\n\nFrage {question} \u00e4"
+    assert load_template(text) == load_template(f"{text}\r\n\n") == text
+    assert load_template("{question}{attempt}") == "{question}{attempt}"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{question} only", "the text holds {question} 1 times and {attempt} 0 times"),
+        ("two\nlines", "the text holds {question} 0 times and {attempt} 0 times"),
+    ],
+)
+def test_a_text_that_cannot_be_used(text, said):
+    with pytest.raises(CIPOConfigError) as caught:
+        load_template(text)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_with_text_needs_the_file_no_longer(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("{question}{attempt}\n", encoding="utf-8")
+    config = with_text(PromptConfig(template=str(path), attempt_view="whole"))
+    path.unlink()
+    assert config == PromptConfig(template="{question}{attempt}", attempt_view="whole")
+    assert with_text(config) == config
+    assert with_text(PromptConfig(template="code")) == PromptConfig(template="code")
 
 
 def test_rendering_is_literal():

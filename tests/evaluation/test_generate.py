@@ -11,7 +11,7 @@ from tests.evaluation.scripted import ScriptedEngine, benchmark, generation, pro
 from verl_cipo.core.prompts import TEMPLATES, render
 from verl_cipo.evaluation.append_log import AppendLog
 from verl_cipo.evaluation.dumps import read_run
-from verl_cipo.evaluation.engine import model_folder
+from verl_cipo.evaluation.engine import KV_CACHE_VARIABLE, model_folder
 from verl_cipo.evaluation.generate import run_benchmark, step_of
 from verl_cipo.evaluation.suites import EvaluationError
 from verl_cipo.evaluation.verdicts import Verifier, load_function
@@ -289,6 +289,9 @@ suites:
 def test_the_command_with_real_vllm(task_folder, tmp_path):
     (tmp_path / "suites.yaml").write_text(SUITE)
     output = tmp_path / "out"
+    environment = dict(os.environ)
+    # How much memory the KV cache takes is left to the command.
+    environment.pop(KV_CACHE_VARIABLE, None)
     options = ["--suite", "tiny", "--suites", tmp_path / "suites.yaml", "--data-dir", task_folder]
     options += ["--checkpoint", task_folder / "model", "--output", output, "--limit", "8", "--batch", "12"]
     options += ["--engine", "dtype=float32", "enforce_eager=true", "max_model_len=256", "max_num_seqs=64"]
@@ -297,7 +300,7 @@ def test_the_command_with_real_vllm(task_folder, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "verl_cipo.evaluate", *map(str, options)],
         cwd=ROOT,
-        env=dict(os.environ),
+        env=environment,
         capture_output=True,
         text=True,
         timeout=600,

@@ -101,6 +101,20 @@ def test_the_prompt_of_a_run_can_be_given(data, engine):
     assert any(prompt.startswith("<user>Q Say 1. A ") for prompt, _ in engine.asked)
 
 
+def test_a_template_is_read_before_the_model_is_loaded(data, engine, monkeypatch):
+    (data / "mine.txt").write_text("Q {question} A {attempt}")
+    make = cli_suite.VLLMEngine
+
+    def loaded(*args, **kwargs):
+        (data / "mine.txt").unlink()
+        return make(*args, **kwargs)
+
+    monkeypatch.setattr(cli_suite, "VLLMEngine", loaded)
+    assert run(data, "--prompt", f"template={data / 'mine.txt'}", "attempt_view=whole") == 0
+    settings = json.loads((data / "out" / "one" / "settings.json").read_text())
+    assert settings["prompt"]["template"] == "Q {question} A {attempt}"
+
+
 @pytest.mark.parametrize(
     "more, told",
     [

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from verl.tools.schemas import OpenAIFunctionToolSchema
 from verl.utils.dataset.rl_dataset import RLHFDataset
+from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
 from examples.tiny.tokenizer import build_tokenizer
 from verl_cipo.core.config import CIPOConfig, CIPOConfigError
@@ -82,6 +83,41 @@ def test_prompts_made_in_the_driver_are_rendered_with_the_template_options(token
     )
     chats = Chats.of(config, CIPOConfig(), tokenizer)
     assert tokenizer.decode(chats.encode(QUESTION)) == "user:1+1?;" + "-" * 10
+
+
+# What the templates of four families do beside the turns: an empty thought; a date, and what depends on tools; a system
+# message of the model's own; a date, and channels in place of an answer.
+FAMILIES = {
+    "qwen3": "{% if messages[0].role == 'system' %}{{ '<|im_start|>system\n' + messages[0].content }}{% endif %}{TURNS}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% if enable_thinking is defined and enable_thinking "
+    "is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}",
+    "llama": "{{ bos_token }}{% if not tools is defined %}{% set tools = none %}{% endif %}{% if tools is not none %}"
+    "{{ 'Environment: ipython' }}{% endif %}{{ 'Today Date: ' + strftime_now('%d %b %Y') }}{TURNS}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+    "smollm2": "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou are helpful<|im_end|>' }}"
+    "{% endif %}{TURNS}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "gpt_oss": "{{ 'Current date: ' + strftime_now('%Y-%m-%d') + ' Reasoning: ' + (reasoning_effort or 'medium') }}"
+    "{% if tools %}{{ 'functions' }}{% endif %}{TURNS}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}",
+}
+TURNS = "{% for message in messages %}{{ '<|' + message.role + '|>' + message.content | trim + '<|end|>' }}{% endfor %}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("options", [{}, {"enable_thinking": False, "reasoning_effort": "high"}], ids=["", "options"])
+def test_the_driver_renders_a_chat_as_the_agent_loops_do(family, options):
+    """Prompts of pairs are rendered in the driver, and trained beside those of rollouts."""
+    made = build_tokenizer([], [])
+    made.chat_template = FAMILIES[family].replace("{TURNS}", TURNS)
+    config = OmegaConf.create(
+        {
+            "data": {"apply_chat_template_kwargs": options},
+            "actor_rollout_ref": {"rollout": {"prompt_length": 450}},
+        }
+    )
+    builder = create_continuous_token_builder(made, hf_model_type=family, chat_template_kwargs=options)
+    for chat in ([{"role": "system", "content": "Be brief."}, *QUESTION], QUESTION):
+        assert Chats.of(config, CIPOConfig(), made).encode(chat) == builder.build_initial_tokens(chat)
 
 
 def test_a_chat_of_several_turns_keeps_what_precedes_the_last_question(tokenizer):

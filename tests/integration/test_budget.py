@@ -60,6 +60,7 @@ def test_main_ppo_stops_before_ray(task_folder, tmp_path):
         "actor_rollout_ref.rollout.name=vllm",
         "actor_rollout_ref.rollout.n=4",
         "actor_rollout_ref.rollout.prompt_length=20",
+        "data.max_prompt_length=20",
     ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert result.returncode == 1
@@ -72,12 +73,12 @@ def test_main_ppo_stops_before_ray(task_folder, tmp_path):
 def test_a_driver_that_cannot_read_the_model_leaves_the_check_to_the_trainer(caplog, tmp_path):
     from hydra import compose, initialize_config_module
 
-    from verl_cipo.integration.budget import check_prompt_length_early
+    from verl_cipo.integration.budget import check_model
 
     with initialize_config_module("verl.trainer.config", version_base=None):
         composed = compose("ppo_trainer", overrides=[f"actor_rollout_ref.model.path={tmp_path / 'not' / 'here'}"])
     with caplog.at_level(logging.WARNING, logger="verl_cipo"):
-        check_prompt_length_early(composed, CIPOConfig())
+        assert not check_model(composed, CIPOConfig())
     assert "the prompt budget is checked later" in caplog.text
 
 
@@ -85,10 +86,10 @@ def test_a_model_section_that_cannot_be_used_is_still_an_error(task_folder):
     from hydra import compose, initialize_config_module
     from hydra.errors import InstantiationException
 
-    from verl_cipo.integration.budget import load_tokenizer
+    from verl_cipo.integration.budget import load_model
 
     with initialize_config_module("verl.trainer.config", version_base=None):
         overrides = [f"actor_rollout_ref.model.path={task_folder / 'model'}", "+actor_rollout_ref.model.no_such_key=1"]
         composed = compose("ppo_trainer", overrides=overrides)
     with pytest.raises((InstantiationException, TypeError), match="no_such_key"):
-        load_tokenizer(composed)
+        load_model(composed)

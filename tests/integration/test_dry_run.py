@@ -134,10 +134,10 @@ REFUSED = {
     ),
     "tokens of the actor": (
         ["actor_rollout_ref.actor.ppo_max_token_len_per_gpu=2559"],
-        ["actor.ppo_max_token_len_per_gpu=2559", "prompt_length 2048", "response_length 512"],
+        ["actor.ppo_max_token_len_per_gpu=2559", "prompt_length=2048", "response_length=512"],
     ),
     "tokens of the reference": (
-        ["actor_rollout_ref.ref.log_prob_max_token_len_per_gpu=2559"],
+        ["actor_rollout_ref.ref.log_prob_max_token_len_per_gpu=2559", "actor_rollout_ref.actor.use_kl_loss=true"],
         ["ref.log_prob_max_token_len_per_gpu=2559"],
     ),
     "tokens of the log-probabilities": (
@@ -146,6 +146,10 @@ REFUSED = {
     ),
     "cut prompts": (["data.max_prompt_length=4096"], ["prompt_length=2048", "data.max_prompt_length=4096"]),
     "model length": (["actor_rollout_ref.rollout.max_model_len=2559"], ["max_model_len=2559", "2560"]),
+    "GRPO's lengths": (
+        ["algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.max_model_len=2559"],
+        ["max_model_len=2559", "2560"],
+    ),
 }
 REFUSED_MEGATRON = {
     "dense layout": ([f"{MEGATRON}.pipeline_model_parallel_size=3"], ["tensor x pipeline x context = 3"]),

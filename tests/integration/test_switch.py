@@ -1,6 +1,9 @@
 """The switch: what a config with adv_estimator=cipo becomes, and which ones are refused with which words."""
 
+import asyncio
+import inspect
 import json
+import pickle
 import subprocess
 import sys
 
@@ -58,6 +61,74 @@ def test_knobs_reach_the_config():
     assert config.algorithm.cipo.prompt.template == "code"
 
 
+TEMPLATES = {
+    "plain": "Q: {question}\n\nA: {attempt} \u00e4",
+    "quotes": """'{question}' "{attempt}" # : - \\n""",
+    "references": "${question} is ${attempt}$, $${{x}}, \\${y}, ${oc.env:HOME}, ${",
+}
+
+
+def as_a_worker_gets_it(config):
+    """Resolved by verl's TaskRunner, and pickled by Ray."""
+    OmegaConf.resolve(config)
+    return pickle.loads(pickle.dumps(config))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("use_v1", ["true", "false"], ids=["V1", "V0"])
+def test_workers_get_the_text_of_a_template_and_open_no_file(name, use_v1, tmp_path, monkeypatch):
+    """The file is gone after the switch, and a worker's working directory is another one."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mine.txt"
+    file.write_text(TEMPLATES[name] + "\n", encoding="utf-8")
+    config = switched("+algorithm.cipo.prompt.template=mine.txt", f"trainer.use_v1={use_v1}")
+    file.unlink()
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    worker = as_a_worker_gets_it(config)
+    assert switch.cipo_config(worker).prompt.template == TEMPLATES[name]
+    if use_v1 == "false":
+        # verl's TaskRunner has it validated again.
+        switch.switch_on(worker)
+    # The trainer runs under verl's own name of the mode.
+    worker.trainer.v1.trainer_mode = "sync"
+    assert switch.settle(worker).prompt.template == TEMPLATES[name]
+    assert switch.cipo_config(as_a_worker_gets_it(worker)).prompt.template == TEMPLATES[name]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_printed_config_can_be_run_again(name, tmp_path):
+    (tmp_path / "mine.txt").write_text(TEMPLATES[name], encoding="utf-8")
+    config = switched(f"+algorithm.cipo.prompt.template={tmp_path / 'mine.txt'}")
+    printed = OmegaConf.to_yaml(config.algorithm.cipo, resolve=True)
+    again = composed("algorithm.adv_estimator=cipo")
+    OmegaConf.update(again, "algorithm.cipo", OmegaConf.create(printed), force_add=True)
+    assert switch.cipo_config(again) == switch.cipo_config(config)
+    # What OmegaConf does not take for a reference is one readable text.
+    assert (yaml.safe_load(printed)["prompt"]["template"] == TEMPLATES[name]) == (name != "references")
+
+
+def test_without_the_hook_the_trainer_reads_the_template_before_workers_get_the_config(tmp_path):
+    """cipo_trainer.yaml with a task runner that nobody validated for."""
+    from verl_cipo.integration.trainer import CIPOTrainerMixin
+
+    class Stock:
+        def __init__(self, config):
+            self.config = config
+
+    class Trainer(CIPOTrainerMixin, Stock):
+        verl_mode = "sync"
+
+    file = tmp_path / "mine.txt"
+    file.write_text(TEMPLATES["plain"], encoding="utf-8")
+    config = composed(f"algorithm.cipo.prompt.template={file}", source=OURS)
+    OmegaConf.resolve(config)
+    Trainer(config)
+    file.unlink()
+    # The rollout manager gets the same object.
+    assert switch.cipo_config(as_a_worker_gets_it(config)).prompt.template == TEMPLATES["plain"]
+
+
 def test_yaml_defaults_are_the_dataclass_defaults():
     from importlib.resources import files
 
@@ -84,11 +155,14 @@ REFUSED = {
     "+algorithm.cipo.delta_low=0.9": ["algorithm.cipo.delta_low", "0.9", "delta_high"],
     "+algorithm.cipo.schedule=later": ["algorithm.cipo.schedule", "later", "streaming"],
     "+algorithm.cipo.prompt.template=/no/such/file": ["algorithm.cipo.prompt.template", "/no/such/file"],
+    "+algorithm.cipo.prompt.template=[a,1]": ["algorithm.cipo.prompt.template", "['a', 1]", "math, code, the path"],
+    "+algorithm.cipo.prompt.template='{question}'": ["algorithm.cipo.prompt.template", "{attempt} 0 times"],
     "trainer.v1.trainer_mode=later": ["trainer.v1.trainer_mode=later", "colocate_async", "separate_async", "sync"],
     "+algorithm.cipo.source=paired": ["algorithm.cipo.source", "algorithm.cipo.aux.coef above 0"],
     "+trainer.v1.sync.parameter_sync_step=2": ["trainer.v1.sync.parameter_sync_step=2", "1"],
     "critic.enable=true": ["critic.enable=True"],
     "reward.reward_model.enable=true": ["reward.reward_model.enable_resource_pool"],
+    "actor_rollout_ref.actor.shuffle=true": ["actor_rollout_ref.actor.shuffle=True", "set it to false"],
     "algorithm.filter_groups.enable=true": ["algorithm.filter_groups.enable=True"],
     "actor_rollout_ref.rollout.n=1": ["actor_rollout_ref.rollout.n=1", "at least 2"],
     "+actor_rollout_ref.rollout.agent.agent_loop_manager_class=my.Manager": ["my.Manager", switch.MANAGER_CLASS],
@@ -146,7 +220,7 @@ def test_v0_with_cipo_and_nothing_else_gets_cipos_trainer(use_v1, estimator, cha
     from verl.trainer.ppo.ray_trainer import RayPPOTrainer
 
     monkeypatch.setattr(main_ppo_v0, "RayPPOTrainer", RayPPOTrainer)
-    monkeypatch.setattr(switch, "check_prompt_length_early", lambda *_: None)
+    monkeypatch.setattr(switch, "check_model", lambda *_: True)
     config = composed(f"algorithm.adv_estimator={estimator}", f"trainer.use_v1={use_v1}")
     # verl goes on to check batch and micro-batch sizes, which this config leaves open.
     with pytest.raises(Exception, match="micro_batch_size"):
@@ -211,7 +285,7 @@ def test_every_trainer_mode_gets_its_cipo_variant(mode):
 
 @pytest.mark.parametrize("override", REFUSED, ids=lambda text: text.split("=")[0])
 def test_refused_config_ends_in_one_line(override, monkeypatch):
-    monkeypatch.setattr(switch, "check_prompt_length_early", lambda *_: None)
+    monkeypatch.setattr(switch, "check_model", lambda *_: True)
     config = composed("algorithm.adv_estimator=cipo", override)
     with pytest.raises(SystemExit) as stop:
         verl_config.validate_config(config=config, use_reference_policy=False, use_critic=False)
@@ -220,6 +294,50 @@ def test_refused_config_ends_in_one_line(override, monkeypatch):
     assert "\n" not in message
     for word in REFUSED[override]:
         assert word in message
+
+
+def test_shuffling_undoes_nothing_where_there_is_one_stream():
+    switched("actor_rollout_ref.actor.shuffle=true", "+algorithm.cipo.replay_fraction=0")
+
+
+def test_a_rollout_of_its_own_needs_verls_hybrid_engine():
+    """verl 0.9.1: logger.info(..., flush=True) in _setup."""
+    off = "actor_rollout_ref.hybrid_engine=false"
+    with pytest.raises(CIPOConfigError, match=r"actor_rollout_ref\.hybrid_engine=False .*set it to true"):
+        switched("trainer.v1.trainer_mode=separate_async", off)
+    # The other modes do not read it.
+    switched("trainer.v1.trainer_mode=colocate_async", off)
+    # Once verl has mended it, the refusal may go.
+    from verl.trainer.ppo.v1 import PPOTrainerSeparateAsync, trainer_separate_async
+
+    assert "flush=True" in inspect.getsource(PPOTrainerSeparateAsync._setup)
+    with pytest.raises(TypeError, match="flush"):
+        trainer_separate_async.logger.info("told", flush=True)
+
+
+def test_a_reward_model_needs_a_function_that_asks_it():
+    model = ["reward.reward_model.enable=true", "reward.reward_model.enable_resource_pool=true"]
+    with pytest.raises(CIPOConfigError, match=r"reward\.custom_reward_function\.path=None .*reward_router_address"):
+        switched(*model)
+    switched(*model, "reward.custom_reward_function.path=judge.py")
+
+
+def test_verls_reward_worker_gives_no_extra_info_of_a_reward_model():
+    """Its agent loop reads result["reward_extra_info"]. Once verl has mended it, the refusal may go."""
+    from verl.experimental.reward_loop import RewardLoopWorker
+
+    class Worker(RewardLoopWorker):
+        def __init__(self):
+            rollout = {"name": "vllm"}
+            self.config = OmegaConf.create({"reward": {"reward_model": {"rollout": rollout, "model_path": "m"}}})
+
+        async def _preprocess_reward_inputs(self, data):
+            return "1+1? 2"
+
+        async def _post_request(self, payload, endpoint):
+            return {"data": [{"probs": [0.2, 0.8]}]}
+
+    assert asyncio.run(Worker().compute_score_disrm(None)) == {"reward_score": 0.8}
 
 
 def test_missing_transfer_queue_says_what_to_install(monkeypatch):

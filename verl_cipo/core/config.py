@@ -11,6 +11,9 @@ from dataclasses import InitVar, asdict, dataclass, field, fields, replace
 from typing import Any
 
 ROOT = "algorithm.cipo"
+TEMPLATE_ALLOWED = (
+    "math, code, the path of a UTF-8 text file that holds {question} and {attempt} once each, or such a text"
+)
 
 
 class CIPOConfigError(ValueError):
@@ -91,8 +94,9 @@ class PromptConfig:
 
     template: str = _knob(
         "math",
-        _Rule("math, code or the path of a UTF-8 text file that holds {question} and {attempt} once each", _read_text),
-        "Text of the correction prompt: math, code, or the path of a file holding {question} and {attempt} once each.",
+        _Rule(TEMPLATE_ALLOWED, _read_text),
+        "Text of the correction prompt: math, code, the path of a file holding {question} and {attempt} once each, or "
+        "the text itself.",
     )
     attempt_view: str = _knob(
         "no_thinking",

@@ -5,11 +5,11 @@ METHOD item 2. The text is the same for right and wrong attempts: nothing here s
 
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from verl_cipo.core.config import ROOT, CIPOConfigError, PromptConfig
+from verl_cipo.core.config import ROOT, TEMPLATE_ALLOWED, CIPOConfigError, PromptConfig
 from verl_cipo.core.transitions import is_copy
 
 _HEAD = """{question}
@@ -52,23 +52,34 @@ _TAG = re.compile(r"</?\w+>")
 _TEMPLATE_KEY = f"{ROOT}.prompt.template"
 
 
-def load_template(name_or_path: str) -> str:
-    """The built-in template of that name, else the text of that file without its last line breaks.
+def load_template(template: str) -> str:
+    """The built-in template of that name, `template` itself where it is a text, else the text of that file.
 
-    Raises: CIPOConfigError when the file cannot be read as UTF-8 or does not hold {question} and {attempt} once each.
+    A text holds a placeholder or a line break, which no name or path does. Last line breaks are left out.
+    Raises: CIPOConfigError when the file cannot be read as UTF-8 or {question} and {attempt} are not there once each.
     """
-    if name_or_path in TEMPLATES:
-        return TEMPLATES[name_or_path]
-    allowed = "allowed is math, code or the path of a UTF-8 text file that holds {question} and {attempt} once each"
-    try:
-        template = Path(name_or_path).read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, ValueError) as error:
-        raise CIPOConfigError(f"{_TEMPLATE_KEY} = {name_or_path!r}: {error}; {allowed}") from error
-    found = _PLACEHOLDER.findall(template)
+    if template in TEMPLATES:
+        return TEMPLATES[template]
+    allowed = f"allowed is {TEMPLATE_ALLOWED}"
+    kind, text = "text", template
+    if not _PLACEHOLDER.search(template) and "\n" not in template:
+        try:
+            kind, text = "file", Path(template).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise CIPOConfigError(f"{_TEMPLATE_KEY} = {template!r}: {error}; {allowed}") from error
+    found = _PLACEHOLDER.findall(text)
     if sorted(found) != ["attempt", "question"]:
         counts = " and ".join(f"{{{name}}} {found.count(name)} times" for name in ("question", "attempt"))
-        raise CIPOConfigError(f"{_TEMPLATE_KEY} = {name_or_path!r}: the file holds {counts}; {allowed}")
-    return template
+        raise CIPOConfigError(f"{_TEMPLATE_KEY} = {template!r}: the {kind} holds {counts}; {allowed}")
+    return text.rstrip("\r\n")
+
+
+def with_text(config: PromptConfig) -> PromptConfig:
+    """`config` with the text of its template's file in place of the path: whoever gets it opens no file.
+
+    Raises: as load_template.
+    """
+    return config if config.template in TEMPLATES else replace(config, template=load_template(config.template))
 
 
 def strip_thinking(text: str, opening: str = "<think>", closing: str = "</think>") -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from verl_cipo.core.config import CIPOConfig, CIPOConfigError
+from verl_cipo.core.prompts import with_text
 from verl_cipo.evaluation.append_log import write_whole
 from verl_cipo.evaluation.engine import VLLMEngine, model_folder
 from verl_cipo.evaluation.generate import Generation, run_benchmark, step_of
@@ -132,7 +133,7 @@ def _how(benchmark: Benchmark, args: argparse.Namespace, kwargs: dict[str, Any])
         output=args.output,
         step=step_of(args.checkpoint),
         seed=args.seed,
-        prompt=cipo.prompt,
+        prompt=with_text(cipo.prompt),
         batch=args.batch,
         described={
             "checkpoint": args.checkpoint,

@@ -1,11 +1,16 @@
 """Sampling from a checkpoint with vLLM's offline engine."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from verl_cipo.evaluation.suites import EvaluationError, Sampling
+
+GIB = 2**30
+KV_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
+"""vLLM's: GiB of the KV cache on a CPU, before any option."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +48,7 @@ def model_folder(checkpoint: str) -> str:
         if len(folder.parts) > 2 or checkpoint.startswith((".", "/", "~")):
             raise EvaluationError(f"--checkpoint {checkpoint}: no such folder")
         return checkpoint
-    weights = [file for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind)]
-    if (folder / "config.json").is_file() and weights:
+    if (folder / "config.json").is_file() and weight_files(folder):
         return str(folder)
     for shards in (folder, folder / "actor"):
         if any(shards.glob("model_world_size_*_rank_*.pt")) or (shards / "dist_ckpt").is_dir():
@@ -57,6 +61,52 @@ def model_folder(checkpoint: str) -> str:
     raise EvaluationError(f"--checkpoint {checkpoint}: expected config.json and *.safetensors or *.bin in it")
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files with weights of a Hugging Face folder; vLLM loads the first of two formats."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+
+
+def with_cpu_memory(options: Mapping[str, Any], checkpoint: str, *, total: int, free: int) -> dict[str, Any]:
+    """`options` of an engine on the CPU, with half of what the weights leave of the free memory for the KV cache.
+
+    vLLM's own default is .92 of all memory, as if the machine did nothing else.
+
+    Args:
+        total, free: bytes of memory.
+
+    Raises: EvaluationError when the weights, or what is asked for beside them, are more than is free.
+    """
+    weights = sum(file.stat().st_size for file in weight_files(Path(checkpoint)))
+    left = free - weights
+    workers = options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1)
+    told = "--engine kv_cache_memory_bytes"
+    if space := os.environ.get(KV_CACHE_VARIABLE):
+        told = f"{KV_CACHE_VARIABLE}={space}"
+        asked = _number(told, space) * GIB * workers
+    elif (given := options.get("kv_cache_memory_bytes")) is not None:
+        told = f"{told}={given}"
+        asked = _number(told, given) * workers
+    elif (given := options.get("gpu_memory_utilization")) is not None:
+        told = f"--engine gpu_memory_utilization={given}"
+        asked = _number(told, given) * total * workers - weights
+    else:
+        asked = max(left // 2, 1)
+        options = {**options, "kv_cache_memory_bytes": max(asked // workers, 1)}
+    if asked > left:
+        raise EvaluationError(
+            f"{told}: {asked / GIB:.1f} GiB for the KV cache and {weights / GIB:.1f} GiB for the weights do not fit "
+            f"into the {free / GIB:.1f} GiB of memory that are free: take less, or free some"
+        )
+    return dict(options)
+
+
+def _number(told: str, given: Any) -> float:
+    try:
+        return float(given)
+    except (TypeError, ValueError):
+        raise EvaluationError(f"{told}: allowed is a number") from None
+
+
 class VLLMEngine:
     """vLLM's `LLM`.
 
@@ -64,6 +114,8 @@ class VLLMEngine:
         checkpoint: Hugging Face folder.
         options: arguments of `vllm.LLM`, such as tensor_parallel_size, max_model_len, dtype.
         template: arguments of the tokenizer's chat template, such as enable_thinking.
+
+    Raises: EvaluationError when vLLM is missing or does not start.
     """
 
     def __init__(self, checkpoint: str, *, options: Mapping[str, Any], template: Mapping[str, Any]) -> None:
@@ -74,10 +126,23 @@ class VLLMEngine:
         self._vllm = vllm
         self._template = dict(template)
         if vllm.platforms.current_platform.is_cpu():
+            # As vLLM will see it: within a container's limit.
+            from vllm.utils.cpu_resource_utils import get_memory_node_info
+
+            memory = get_memory_node_info()
+            options = with_cpu_memory(options, checkpoint, total=memory.total_memory, free=memory.available_memory)
             # vLLM 0.28 rewinds a request's generator after a prompt that was computed in parts, which torch's generator
             # of the CPU cannot do: the engine dies with "CPU Generator does not use offset".
             options = {"enable_chunked_prefill": False, **options}
-        self._llm = vllm.LLM(model=checkpoint, **options)
+        try:
+            self._llm = vllm.LLM(model=checkpoint, **options)
+        except Exception as error:
+            # The cause is often in the log of another process, above.
+            raise EvaluationError(
+                f"vLLM did not start, {type(error).__name__}: {' '.join(str(error).split())}; --engine KEY=VALUE sets "
+                f"its arguments, gpu_memory_utilization, max_model_len and max_num_seqs what memory it takes; it got "
+                f"{options}"
+            ) from error
         self.tokenizer = self._llm.get_tokenizer()
         self.max_model_len = self._llm.llm_engine.model_config.max_model_len
 

@@ -8,12 +8,14 @@ from omegaconf import DictConfig
 
 from verl_cipo.core.config import CIPOConfig, CIPOConfigError
 from verl_cipo.integration.chats import Chats
+from verl_cipo.integration.lengths import check_model_length
 
 logger = logging.getLogger("verl_cipo")
 
 
-def load_tokenizer(config: DictConfig) -> Any | None:
-    """The tokenizer that verl will load; None where this machine cannot read the model, because only the cluster can.
+def load_model(config: DictConfig) -> Any | None:
+    """What verl will load of the model but its weights, ``tokenizer`` and ``hf_config``; None where this machine cannot
+    read it, because only the cluster can.
 
     Raises:
         hydra.errors.InstantiationException: the model's section cannot be used for another reason.
@@ -21,7 +23,7 @@ def load_tokenizer(config: DictConfig) -> Any | None:
     from verl.utils.config import omega_conf_to_dataclass
 
     try:
-        return omega_conf_to_dataclass(config.actor_rollout_ref.model).tokenizer
+        return omega_conf_to_dataclass(config.actor_rollout_ref.model)
     except (OSError, InstantiationException) as error:
         # Hydra wraps what the constructor of a dataclass raises.
         cause = error if isinstance(error, OSError) else error.__cause__
@@ -31,15 +33,20 @@ def load_tokenizer(config: DictConfig) -> Any | None:
         return None
 
 
-def check_prompt_length_early(config: DictConfig, cipo: CIPOConfig) -> None:
-    """:func:`check_prompt_length` in the driver; one that cannot read the model leaves the check to the trainer.
+def check_model(config: DictConfig, cipo: CIPOConfig) -> bool:
+    """Whether the driver could read the model, with which the settings then go together.
+
+    Where it could not, the trainer still does :func:`check_prompt_length`.
 
     Raises:
-        CIPOConfigError: as :func:`check_prompt_length`.
+        CIPOConfigError: as :func:`check_prompt_length` and ``check_model_length``.
     """
-    tokenizer = load_tokenizer(config)
-    if tokenizer is not None:
-        check_prompt_length(config, cipo, tokenizer)
+    model = load_model(config)
+    if model is None:
+        return False
+    check_model_length(config, model.hf_config)
+    check_prompt_length(config, cipo, model.tokenizer)
+    return True
 
 
 def check_prompt_length(config: DictConfig, cipo: CIPOConfig, tokenizer: Any) -> None:

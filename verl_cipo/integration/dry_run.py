@@ -4,8 +4,8 @@
 
 It takes the arguments of `verl.trainer.main_ppo`, composes the config as that would, and has verl and CIPO validate it,
 in this order: both halves of `validate_config`, dataclasses that verl's workers make of it, the reward function, the
-trainer's own preconditions, then what verl finds out only when workers run (:func:`check_layout`). The resolved config
-goes to stdout, a summary to stderr. Exit status 1, and what was refused, otherwise.
+trainer's own preconditions, then what verl finds out only when workers run (lengths.py, :func:`check_layout`). The
+resolved config goes to stdout, a summary to stderr. Exit status 1, and what was refused, otherwise.
 """
 
 import argparse
@@ -26,9 +26,11 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import config as verl_config
 
 from verl_cipo.core.anchors import anchor_budget
-from verl_cipo.integration.budget import check_prompt_length, load_tokenizer
+from verl_cipo.integration.budget import check_model
 from verl_cipo.integration.estimator import NAME
 from verl_cipo.integration.joint_update import optimizer_steps
+from verl_cipo.integration.lengths import check_lengths
+from verl_cipo.integration.remarks import announce
 from verl_cipo.integration.switch import cipo_config, is_switch, switch_on
 
 PACKAGE = "pkg://"
@@ -99,8 +101,8 @@ def check(config: DictConfig) -> Plan:
     """Validate ``config``, which CIPO switches on in place where it is the estimator.
 
     Raises:
-        CIPOConfigError: CIPO refuses the config.
-        LayoutError: sizes do not go together.
+        CIPOConfigError: CIPO refuses the config, or a sequence may be longer than what it must fit into.
+        LayoutError: numbers of GPUs do not go together.
         AssertionError, ValueError, HydraException, OmegaConfBaseException: verl does.
         RuntimeError: the plugin is not loaded.
     """
@@ -113,11 +115,9 @@ def check(config: DictConfig) -> Plan:
     core_algos.get_adv_estimator_fn(config.algorithm.adv_estimator)
     if config.algorithm.adv_estimator == NAME:
         cipo = switch_on(config)
-        tokenizer = load_tokenizer(config)
-        if tokenizer is None:
+        if not check_model(config, cipo):
             unchecked.append(f"prompt budget (no tokenizer of {config.actor_rollout_ref.model.path} on this machine)")
-        else:
-            check_prompt_length(config, cipo, tokenizer)
+        announce(config, cipo)
     verl_config.validate_config.__wrapped__(
         config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
     )
@@ -128,6 +128,7 @@ def check(config: DictConfig) -> Plan:
     get_custom_reward_fn(config)
     trainer = get_trainer_cls(config.trainer.v1.trainer_mode)
     check_preconditions(trainer, config)
+    check_lengths(config)
     check_layout(config)
     return make_plan(config, trainer, tuple(unchecked))
 
@@ -158,10 +159,10 @@ def check_layout(config: DictConfig) -> None:
     """What verl asserts only in its workers, after Ray, model and engine have started.
 
     Raises:
-        LayoutError: GPUs that do not divide, or a sequence longer than a micro-batch may be.
+        LayoutError: GPUs that do not divide.
     """
     worker = config.actor_rollout_ref
-    actor, ref, rollout = worker.actor, worker.ref, worker.rollout
+    actor, rollout = worker.actor, worker.rollout
     replica = rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
     train_gpus, rollout_gpus = gpus(config)
     for name, count in (("training", train_gpus), ("rollout", rollout_gpus)):
@@ -172,37 +173,13 @@ def check_layout(config: DictConfig) -> None:
             )
     if actor.strategy == "megatron":
         engine, prefix = actor.megatron, "actor_rollout_ref.actor.megatron"
-        split, pipeline = engine.context_parallel_size, engine.pipeline_model_parallel_size
-        dense = engine.tensor_model_parallel_size * pipeline * split
+        pipeline = engine.pipeline_model_parallel_size
+        dense = engine.tensor_model_parallel_size * pipeline * engine.context_parallel_size
         expert_tensor = engine.expert_tensor_parallel_size or engine.tensor_model_parallel_size
         expert = expert_tensor * engine.expert_model_parallel_size * pipeline
         for what, count in (("tensor x pipeline x context", dense), ("expert tensor x expert x pipeline", expert)):
             if train_gpus % count:
                 raise LayoutError(f"{train_gpus} GPUs of training cannot be divided by {prefix}'s {what} = {count}")
-    else:
-        split = actor.fsdp_config.ulysses_sequence_parallel_size
-    longest = rollout.prompt_length + rollout.response_length
-    for key, dynamic, tokens in (
-        ("actor.ppo_max_token_len_per_gpu", actor.use_dynamic_bsz, actor.ppo_max_token_len_per_gpu),
-        ("ref.log_prob_max_token_len_per_gpu", ref.log_prob_use_dynamic_bsz, ref.log_prob_max_token_len_per_gpu),
-        (
-            "rollout.log_prob_max_token_len_per_gpu",
-            rollout.log_prob_use_dynamic_bsz,
-            rollout.log_prob_max_token_len_per_gpu,
-        ),
-    ):
-        if dynamic and tokens * split < longest:
-            raise LayoutError(
-                f"actor_rollout_ref.{key}={tokens} is less than the longest sequence, rollout.prompt_length "
-                f"{rollout.prompt_length} + rollout.response_length {rollout.response_length}, over {split} GPU(s)"
-            )
-    if rollout.prompt_length < config.data.max_prompt_length:
-        raise LayoutError(
-            f"actor_rollout_ref.rollout.prompt_length={rollout.prompt_length} would cut prompts of up to "
-            f"data.max_prompt_length={config.data.max_prompt_length} tokens"
-        )
-    if rollout.max_model_len is not None and rollout.max_model_len < longest:
-        raise LayoutError(f"actor_rollout_ref.rollout.max_model_len={rollout.max_model_len} is less than {longest}")
 
 
 def make_plan(config: DictConfig, trainer: type[PPOTrainer], unchecked: tuple[str, ...]) -> Plan:

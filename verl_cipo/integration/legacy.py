@@ -41,7 +41,7 @@ from verl_cipo.integration.loss import build_loss
 from verl_cipo.integration.questions import check_questions
 from verl_cipo.integration.state import TrainerState
 from verl_cipo.integration.steering import Steering
-from verl_cipo.integration.switch import MANAGER_CLASS_V0, ChangedSeamError, check_combination
+from verl_cipo.integration.switch import MANAGER_CLASS_V0, ChangedSeamError, settle
 
 TRAINER_NAME = "RayPPOTrainer"
 
@@ -83,7 +83,7 @@ class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
                 f"algorithm.adv_estimator={config.algorithm.adv_estimator} with CIPO's V0 trainer: a run with {NAME} "
                 "was started in this process before, start this one in a process of its own"
             )
-        self.cipo = check_combination(config)
+        self.cipo = settle(config)
         print(f"[verl_cipo] trainer {type(self).__name__}, {self.cipo}")
         self._state = TrainerState.initial(self.cipo)
         self._laid_out = ExitStack()

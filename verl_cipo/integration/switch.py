@@ -17,6 +17,7 @@ import importlib
 import importlib.util
 import inspect
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -25,9 +26,11 @@ import ray
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
-from verl_cipo.core.prompts import load_template
-from verl_cipo.integration.budget import check_prompt_length_early
+from verl_cipo.core.prompts import with_text
+from verl_cipo.integration.budget import check_model
 from verl_cipo.integration.estimator import NAME
+from verl_cipo.integration.lengths import check_lengths
+from verl_cipo.integration.remarks import announce
 from verl_cipo.integration.seeds import seed_name
 
 logger = logging.getLogger("verl_cipo")
@@ -55,20 +58,41 @@ def cipo_config(config: DictConfig) -> CIPOConfig:
     Raises:
         CIPOConfigError: an unknown key, a bad value, or a template that cannot be read.
     """
-    # Every process resolves it from the mode as it is written: reading an interpolation would import the trainers.
-    trainer = OmegaConf.to_container(OmegaConf.select(config, "trainer.v1", default=OmegaConf.create()))
-    return _written_config(config).scheduled(asynchronous="async" in trainer.get("trainer_mode", "sync"))
-
-
-def _written_config(config: DictConfig) -> CIPOConfig:
-    section = OmegaConf.select(config, "algorithm.cipo")
-    if section is None:
-        return CIPOConfig()
+    section = OmegaConf.select(config, "algorithm.cipo", default=OmegaConf.create())
     if not OmegaConf.is_dict(section):
         raise CIPOConfigError(f"algorithm.cipo={section!r}: allowed are options algorithm.cipo.<knob>=<value>")
-    cipo = CIPOConfig.from_mapping(OmegaConf.to_container(section, resolve=True))
-    load_template(cipo.prompt.template)
+    mapping = OmegaConf.to_container(section, resolve=True)
+    match mapping:
+        case {"prompt": {"template": [*pieces]}} if all(isinstance(piece, str) for piece in pieces):
+            mapping["prompt"]["template"] = "".join(pieces)
+    cipo = CIPOConfig.from_mapping(mapping)
+    # The mode as it is written: reading an interpolation would import the trainers.
+    trainer = OmegaConf.to_container(OmegaConf.select(config, "trainer.v1", default=OmegaConf.create()))
+    cipo = cipo.scheduled(asynchronous="async" in trainer.get("trainer_mode", "sync"))
+    return replace(cipo, prompt=with_text(cipo.prompt))
+
+
+def settle(config: DictConfig) -> CIPOConfig:
+    """:func:`check_combination`, and its result in the place of ``algorithm.cipo``.
+
+    Workers get the config as it then is, with the template's text: they have another working directory, and may be on
+    other machines, where the file is not.
+
+    Raises:
+        CIPOConfigError: as :func:`check_combination`.
+    """
+    cipo = check_combination(config)
+    _write(config, cipo)
     return cipo
+
+
+def _write(config: DictConfig, cipo: CIPOConfig) -> None:
+    mapping = cipo.to_mapping()
+    if "${" in (template := cipo.prompt.template):
+        # OmegaConf takes it for a reference, and what quotes it is gone when the config has been resolved once.
+        mapping["prompt"]["template"] = re.split(r"(?<=\$)(?=\{)", template)
+    with open_dict(config):
+        config.algorithm.cipo = mapping
 
 
 def check_combination(config: DictConfig) -> CIPOConfig:
@@ -90,18 +114,18 @@ def check_combination(config: DictConfig) -> CIPOConfig:
     (_check_v1 if config.trainer.use_v1 else _check_v0)(config, cipo, refuse)
     if config.critic.enable:
         refuse("critic.enable", "CIPO has no critic, leave it null or false")
-    if config.reward.reward_model.enable and not config.reward.reward_model.enable_resource_pool:
-        refuse(
-            "reward.reward_model.enable_resource_pool",
-            "attempts must be verified while they are rolled out; a colocated reward model scores them later. "
-            "Use a rule-based reward or give the reward model its own resource pool",
-        )
+    _check_reward_model(config, refuse)
     if OmegaConf.select(config, "algorithm.filter_groups.enable"):
         refuse("algorithm.filter_groups.enable", "group filtering would judge attempts and corrections as one group")
     if config.actor_rollout_ref.rollout.n < 2:
         refuse("actor_rollout_ref.rollout.n", "a group of one attempt has no group-relative advantage, use at least 2")
     if OmegaConf.select(config, "skip.rollout_tq.enable"):
         refuse("skip.rollout_tq.enable", "corrections belong to the rollouts of their step, not to stored ones")
+    if config.actor_rollout_ref.actor.shuffle and (cipo.rolls_out or cipo.pairs):
+        refuse(
+            "actor_rollout_ref.actor.shuffle",
+            "rows are ordered so that each mini-batch holds both streams in the batch's proportion, set it to false",
+        )
     _check_pipeline(config, refuse)
     if config.actor_rollout_ref.rollout.get("full_determinism"):
         seed_name(config.actor_rollout_ref.rollout)
@@ -112,6 +136,7 @@ def check_combination(config: DictConfig) -> CIPOConfig:
     # cipo_trainer.yaml names that of V1, whatever trainer is asked for.
     if custom not in (None, MANAGER_CLASS, needed):
         refuse("actor_rollout_ref.rollout.agent.agent_loop_manager_class", f"corrections need {needed}")
+    check_lengths(config)
     return cipo
 
 
@@ -121,6 +146,13 @@ def _check_v1(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str],
         refuse("trainer.v1.trainer_mode", f"use one of {sorted(TRAINER_OF_MODE)}")
     if trainer.get("sync", {}).get("parameter_sync_step", 1) != 1:
         refuse("trainer.v1.sync.parameter_sync_step", "one update a rollout, leave it out or set 1")
+    separate = not OmegaConf.is_interpolation(trainer, "trainer_mode") and trainer.trainer_mode == "separate_async"
+    if separate and not config.actor_rollout_ref.get("hybrid_engine", True):
+        refuse(
+            "actor_rollout_ref.hybrid_engine",
+            "verl 0.9.1's separate_async then ends in a TypeError, in a line of its log, when the workers have been "
+            "started; set it to true",
+        )
 
 
 def _check_v0(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str], None]) -> None:
@@ -147,6 +179,24 @@ def _check_v0(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str],
             f"{ROOT}.lambda_corr",
             f"with trainer.use_v1=false and {ROOT}.aux.coef above 0 corrections need a weight of their own, set it "
             f"above 0, {ROOT}.source=paired or trainer.use_v1=true",
+        )
+
+
+def _check_reward_model(config: DictConfig, refuse: Callable[[str, str], None]) -> None:
+    model = config.reward.reward_model
+    if not model.enable:
+        return
+    if not model.enable_resource_pool:
+        refuse(
+            "reward.reward_model.enable_resource_pool",
+            "attempts must be verified while they are rolled out; a colocated reward model scores them later. "
+            "Use a rule-based reward or give the reward model its own resource pool",
+        )
+    if config.reward.custom_reward_function.path is None:
+        refuse(
+            "reward.custom_reward_function.path",
+            "verl 0.9.1 then scores by the reward model alone and fails at each session for want of its "
+            "reward_extra_info; name a function that asks the model at its reward_router_address",
         )
 
 
@@ -216,17 +266,19 @@ def switch_on(config: DictConfig) -> CIPOConfig:
     Raises:
         CIPOConfigError: the config cannot train with CIPO.
     """
-    cipo = check_combination(config)
-    written, trainer = _written_config(config), config.trainer.v1
+    asked = OmegaConf.select(config, f"{ROOT}.schedule")
+    cipo = settle(config)
+    trainer = config.trainer.v1
     if not config.trainer.use_v1 and cipo.schedule == "streaming":
-        logger.warning(
-            "%s.schedule=streaming with trainer.use_v1=False: verl hands all attempts over at once, so anchors are "
-            "drawn as with schedule=barrier",
-            ROOT,
-        )
-        cipo = written = replace(cipo, schedule="barrier")
+        if asked == "streaming":
+            logger.warning(
+                "%s.schedule=streaming with trainer.use_v1=False: verl hands all attempts over at once, so anchors are "
+                "drawn as with schedule=barrier",
+                ROOT,
+            )
+        cipo = replace(cipo, schedule="barrier")
+        _write(config, cipo)
     with open_dict(config):
-        config.algorithm.cipo = written.to_mapping()
         config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = (
             MANAGER_CLASS if config.trainer.use_v1 else MANAGER_CLASS_V0
         )
@@ -273,7 +325,10 @@ def register() -> None:
     def validate_config(config: DictConfig, *args: Any, **kwargs: Any) -> None:
         if config.algorithm.adv_estimator == NAME:
             try:
-                check_prompt_length_early(config, switch_on(config))
+                cipo = switch_on(config)
+                check_model(config, cipo)
+                if not ray.is_initialized():
+                    announce(config, cipo)
                 if not config.trainer.use_v1:
                     importlib.import_module("verl_cipo.integration.legacy").take_place()
             except CIPOConfigError as error:

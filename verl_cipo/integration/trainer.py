@@ -31,7 +31,7 @@ from verl_cipo.integration.loss import METRIC as AUX_METRIC
 from verl_cipo.integration.loss import build_loss
 from verl_cipo.integration.questions import check_questions
 from verl_cipo.integration.steering import Steering
-from verl_cipo.integration.switch import MANAGER_CLASS, TRAINER_OF_MODE, check_combination
+from verl_cipo.integration.switch import MANAGER_CLASS, TRAINER_OF_MODE, settle
 
 logger = logging.getLogger("verl_cipo")
 
@@ -50,7 +50,7 @@ class CIPOTrainerMixin(Steering):
         with open_dict(config):
             # Branches of verl test trainer_mode against its own names.
             config.trainer.v1.trainer_mode = self.verl_mode
-        self.cipo = check_combination(config)
+        self.cipo = settle(config)
         if self.verl_mode != "sync" and self.cipo.rolls_out and self.cipo.schedule != "replay":
             logger.warning(
                 "algorithm.cipo.schedule=%s with trainer_mode=%s: the prompts of a dispatch can be trained when all of "
