@@ -1,5 +1,6 @@
 """The coordinator as a Ray actor, and the texts that stay in Ray's object store while it ranks their attempts."""
 
+import asyncio
 import pickle
 
 import pytest
@@ -9,6 +10,7 @@ from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.replay import Candidate
 from verl_cipo.integration import payloads
+from verl_cipo.integration.cancelling import _Server
 from verl_cipo.integration.manager import CIPOAgentLoopManager, start_coordinator
 
 
@@ -80,6 +82,36 @@ def test_a_text_whose_worker_is_gone_is_left_out_of_the_checkpoint(monkeypatch, 
     monkeypatch.setattr(payloads.ray, "get", get)
     assert payloads.fetched(candidates) == candidates[1:]
     assert "is lost to the checkpoint" in caplog.text
+
+
+def test_a_generation_ends_when_nobody_waits_for_it_any_more():
+    class Server:
+        def __init__(self):
+            self.ended = []
+
+        async def generate(self, **given):
+            if given["seconds"] == 0:
+                return given
+            try:
+                await asyncio.sleep(given["seconds"])
+            except asyncio.CancelledError:
+                self.ended.append(given["request_id"])
+                raise
+
+        async def get_ended(self):
+            while not self.ended:
+                await asyncio.sleep(0.01)
+            return self.ended
+
+    server = ray.remote(num_cpus=0, max_concurrency=10)(Server).remote()
+
+    async def run():
+        assert await _Server(server).generate.remote(request_id="a", seconds=0) == {"request_id": "a", "seconds": 0}
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(_Server(server).generate.remote(request_id="b", seconds=600), 1)
+
+    asyncio.run(run())
+    assert ray.get(server.get_ended.remote(), timeout=60) == ["b"]
 
 
 def test_a_coordinator_that_dies_is_started_anew():
