@@ -195,6 +195,15 @@ def test_an_answer_at_the_limit_is_truncated(tmp_path):
     assert [row["truncated"] for row in rows(attempts)] == [False, False]
 
 
+def test_a_copy_is_told_by_the_answer_and_not_by_the_thinking(tmp_path):
+    def answer(prompt: str, seed: int) -> str:
+        return f"<think>{seed}</think>{'as before' if 'Say 1.' in prompt else seed}"
+
+    _, records = generate(tmp_path, ScriptedEngine(answer))
+    for record in rows(records):
+        assert [turn["copied"] for turn in record["corrections"]] == [record["question"] == "Say 1."]
+
+
 def test_of_a_request_to_correct_a_program_the_given_one_is_the_anchor(tmp_path):
     given = replace(problems(1)[0], extra_info={"response": "def f():\n    return 0", "response_correct": False})
     answers = iter(["It is fine:\n```python\ndef f():\n  return 0\n```", "```python\ndef f():\n    return 1\n```"])

@@ -278,12 +278,12 @@ def test_a_correction_that_shows_an_image_gets_no_row_of_its_own(queue):
     assert aux_metrics([aux])["cipo/aux/rows"] == 1
 
 
-def test_a_correction_that_was_stored_in_part_is_cleared(queue, monkeypatch):
+def test_a_row_that_was_stored_in_part_is_cleared(queue, monkeypatch):
     cleared = []
     monkeypatch.setattr(queue, "kv_clear", lambda keys, partition_id: cleared.extend(keys), raising=False)
     tags = [{"status": "success"} for _ in ROWS]
     whole = KVBatchMeta(partition_id="train", keys=list(ROWS), tags=tags)
     assert without_torn_corrections(whole) is whole
-    torn = KVBatchMeta(partition_id="train", keys=[*ROWS, "a_c1_3_0"], tags=[*tags, {}])
+    torn = KVBatchMeta(partition_id="train", keys=[*ROWS, "a_c1_3_0", "a_3_0"], tags=[*tags, {}, {}])
     assert without_torn_corrections(torn).keys == list(ROWS)
-    assert cleared == ["a_c1_3_0"]
+    assert cleared == ["a_3_0", "a_c1_3_0"]

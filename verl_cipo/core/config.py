@@ -217,7 +217,10 @@ class CIPOConfig:
         "How often a verifier that failed (an error, no verdict) is asked again before its session is given up.",
     )
     correction_timeout: float = _knob(
-        3600.0, _number(0), "Seconds after which a correction session is given up, so that one cannot hold the step."
+        3600.0,
+        _number(0),
+        "Seconds after which a correction session is given up, so that one cannot hold the step; with colocate_async "
+        "the seconds that the engines sleep while verl trains are among them.",
     )
     report_timeout: float = _knob(
         3600.0,

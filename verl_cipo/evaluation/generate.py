@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from verl_cipo.core.config import CIPOConfig, PromptConfig
-from verl_cipo.core.prompts import CorrectionPrompt
+from verl_cipo.core.prompts import CorrectionPrompt, strip_thinking
 from verl_cipo.core.transitions import is_copy
 from verl_cipo.evaluation.append_log import AppendLog, write_whole
 from verl_cipo.evaluation.engine import Completion, Engine
@@ -154,15 +154,15 @@ class _Protocol:
 
     def _records(self, batch: list[_Anchor], prompt: CorrectionPrompt) -> list[dict[str, Any]]:
         """A record an attempt."""
-        chats = [prompt.build(anchor.problem.messages, anchor.row["output"]) for anchor in batch]
+        requests = [prompt.request(anchor.problem.messages, anchor.row["output"]) for anchor in batch]
         turns = [
-            (anchor, messages, turn)
-            for anchor, (messages, _) in zip(batch, chats, strict=True)
-            if messages is not None
+            (anchor, request, turn)
+            for anchor, (request, _) in zip(batch, requests, strict=True)
+            if request is not None
             for turn in range(self.benchmark.corrections)
         ]
         answers = self.engine.sample(
-            [self.engine.encode(messages) for _, messages, _ in turns],
+            [self.engine.encode(request.messages) for _, request, _ in turns],
             seeds=[self._seed(anchor.index, anchor.session, turn) for anchor, _, turn in turns],
             sampling=self.benchmark.sampling,
         )
@@ -170,13 +170,13 @@ class _Protocol:
             [(anchor.problem, answer.text) for (anchor, *_), answer in zip(turns, answers, strict=True)]
         )
         made: dict[str, list[dict[str, Any]]] = {anchor.row["uid"]: [] for anchor in batch}
-        for (anchor, *_), answer, verdict in zip(turns, answers, verdicts, strict=True):
+        for (anchor, request, _), answer, verdict in zip(turns, answers, verdicts, strict=True):
             made[anchor.row["uid"]].append(
                 {
                     "correction": answer.text,
                     "correct": verdict.correct,
                     "score": verdict.score,
-                    "copied": is_copy(anchor.row["output"], answer.text),
+                    "copied": prompt.repeats(request.shown, answer.text),
                     "response_tokens": answer.tokens,
                     "truncated": answer.truncated,
                 }
@@ -194,7 +194,7 @@ class _Protocol:
                 "skipped": reason,
                 "step": self.how.step,
             }
-            for anchor, (_, reason) in zip(batch, chats, strict=True)
+            for anchor, (_, reason) in zip(batch, requests, strict=True)
         ]
 
     def _correction_prompt(self) -> CorrectionPrompt:
@@ -228,7 +228,9 @@ class _Protocol:
         given = problem.extra_info.get("response")
         if given is None or self.benchmark.verifier == "critique":
             return {}
-        text = answer.text
+        text, how = answer.text, self.how.prompt
+        if how.attempt_view == "no_thinking":
+            text = strip_thinking(text, how.thinking_open, how.thinking_close)
         if self.benchmark.verifier == "code":
             from verl_cipo.rewards.code import last_program
 

@@ -31,6 +31,7 @@ from verl_cipo.core.lots import origin
 from verl_cipo.core.prompts import Request
 from verl_cipo.core.verdict import verdict
 from verl_cipo.integration.batch import SESSION, objects, response_ids, row_table
+from verl_cipo.integration.cancelling import EndsRequests
 from verl_cipo.integration.coordinator import COUNTED, count_anchor
 from verl_cipo.integration.rollout_groups import (
     EXTRA,
@@ -53,7 +54,7 @@ ANCHOR = "__cipo_anchor__"
 ``shown`` of it."""
 
 
-class CIPOAgentLoopWorkerV0(AgentLoopWorker):
+class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
     """verl's worker of the V0 trainer, which knows corrections from attempts."""
 
     def __init__(self, *args: Any, **kwargs: Any):

@@ -10,10 +10,23 @@ from tensordict import TensorDict
 from verl.trainer.ppo.v1 import AgentLoopManagerTQ
 from verl.utils import tensordict_utils as tu
 
+from verl_cipo.core.config import CIPOConfig
 from verl_cipo.integration import payloads
 from verl_cipo.integration.coordinator import AnchorCoordinator
 from verl_cipo.integration.rollouts import TICKET, CIPOAgentLoopWorker
 from verl_cipo.integration.switch import cipo_config
+
+
+def start_coordinator(cipo: CIPOConfig, train_batch_size: int) -> ray.actor.ActorHandle:
+    """The coordinator, as an actor that reserves no CPU.
+
+    One that dies is started anew and knows no batch: prompts under way lose their corrections, and with schedule=replay
+    the next step has none.
+    """
+    coordinator = ray.remote(AnchorCoordinator).options(
+        num_cpus=0, max_concurrency=100_000, max_restarts=-1, max_task_retries=-1
+    )
+    return coordinator.remote(cipo.to_mapping(), train_batch_size)
 
 
 class CIPOAgentLoopManager(AgentLoopManagerTQ):
@@ -26,12 +39,7 @@ class CIPOAgentLoopManager(AgentLoopManagerTQ):
         """Share of correct attempts among the anchors of the next batch; the trainer sets it."""
         self._cipo = cipo_config(self.config)
         self._batches = 0
-        self._coordinator = (
-            ray.remote(AnchorCoordinator)
-            # A coordinator that dies is started anew, and knows no batch: prompts under way lose their corrections.
-            .options(num_cpus=0, max_concurrency=100_000, max_restarts=-1, max_task_retries=-1)
-            .remote(self._cipo.to_mapping(), self.config.data.train_batch_size)
-        )
+        self._coordinator = start_coordinator(self._cipo, self.config.data.train_batch_size)
 
     def generate_sequences(self, prompts: TensorDict) -> None:
         ticket: dict[str, Any] = {"coordinator": self._coordinator, "batch": None}

@@ -34,6 +34,7 @@ from verl_cipo.core.lots import origin
 from verl_cipo.core.prompts import CorrectionPrompt
 from verl_cipo.core.verdict import verdict
 from verl_cipo.integration import payloads
+from verl_cipo.integration.cancelling import EndsRequests
 from verl_cipo.integration.chats import correction_prompt
 from verl_cipo.integration.rollout_groups import (
     EXTRA,
@@ -83,7 +84,7 @@ def agent_loop_prompt(worker: AgentLoopWorker, cipo: CIPOConfig) -> CorrectionPr
     )
 
 
-class CIPOAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
+class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modified_class):
     """verl's worker, with corrections; the coordinator's handle comes with each batch."""
 
     def __init__(self, *args: Any, **kwargs: Any):

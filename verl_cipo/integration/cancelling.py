@@ -1,0 +1,49 @@
+"""A correction that is given up stops generating.
+
+verl's client awaits a Ray call to a rollout server. When the session that awaits is cancelled, the call goes on: the
+request keeps its slot in the engine until it ends by itself, and a drain of the engine waits for it.
+
+Seam: ``LLMServerClient._acquire_server``, which hands out the server of each request; a worker's client is its own.
+"""
+
+import asyncio
+from typing import Any
+
+import ray
+
+
+class _Server:
+    """A rollout server whose ``generate`` ends when nobody waits for it any more."""
+
+    def __init__(self, server: ray.actor.ActorHandle):
+        self._server = server
+        self.generate = self
+
+    async def remote(self, **kwargs: Any) -> Any:
+        call = self._server.generate.remote(**kwargs)
+        try:
+            return await call
+        except asyncio.CancelledError:
+            # The server's coroutine is cancelled, and with it the engine's request.
+            ray.cancel(call)
+            raise
+
+
+class EndsRequests:
+    """Part of a rollout worker: a request to a rollout server ends with the session that awaits it."""
+
+    @property
+    def llm_client(self) -> Any:
+        """verl's ``LLMServerClient``, which its constructor sets."""
+        return self._llm_client
+
+    @llm_client.setter
+    def llm_client(self, client: Any) -> None:
+        acquire = client._acquire_server
+
+        async def acquire_server(*args: Any, **kwargs: Any) -> tuple[str, _Server]:
+            server_id, server = await acquire(*args, **kwargs)
+            return server_id, _Server(server)
+
+        client._acquire_server = acquire_server
+        self._llm_client = client
