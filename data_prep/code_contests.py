@@ -4,9 +4,9 @@
 
 Hub: deepmind/code_contests, data/{train,valid,test}-*.parquet (name, description, public_tests, private_tests and
 generated_tests as structs of the lists input and output, source and difficulty as numbers, cf_rating, time_limit,
-input_file, output_file, solutions and others). Solutions are not read: the files are of many GB, and are streamed.
-Tests are taken in the order public, private, generated. Problems that read or write named files, or whose text has a
-picture in it, are dropped.
+input_file, output_file, solutions and others). The files are of many GB, and are streamed. Tests are taken in the order
+public, private, generated. Problems that read or write named files, or whose text has a picture in it, are dropped.
+No real file of the set was read; the layout is from the data card.
 """
 
 import argparse
@@ -18,12 +18,23 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data_prep.common.code import max_tests_option, request, tests
+from data_prep.common.code import MAX_SOLUTIONS, max_tests_option, request, tests
 from data_prep.common.convert import DataSet, main
 from data_prep.common.records import Example
 from data_prep.common.rows import Dropped, Row
 
 KINDS = ("public_tests", "private_tests", "generated_tests")
+PYTHON = (3, "PYTHON3")
+
+
+def python_solutions(row: Row) -> list[str]:
+    """The first solutions in Python 3; none where the field was not read."""
+    if row.get("solutions")[1] is None:
+        return []
+    found = row.struct("solutions")
+    languages, programs = found.get("solutions.language")[1] or [], found.get("solutions.solution")[1] or []
+    pairs = zip(languages, programs, strict=False)
+    return [program for language, program in pairs if language in PYTHON][:MAX_SOLUTIONS]
 
 
 def convert(row: Row, args: argparse.Namespace) -> Example:
@@ -49,6 +60,7 @@ def convert(row: Row, args: argparse.Namespace) -> Example:
         question=description,
         id=row.text("name"),
         extra={"difficulty": row.scalar_or_empty("difficulty"), "cf_rating": row.scalar_or_empty("cf_rating")},
+        solutions=python_solutions(row),
     )
 
 
@@ -59,6 +71,8 @@ DATASET = DataSet(
     splits={"train": "train", "valid": "valid", "test": "test"},
     columns=("name", "description", *KINDS, "difficulty", "cf_rating", "input_file", "output_file"),
     extra={"difficulty": pa.string(), "cf_rating": pa.string()},
+    tried=True,
+    solutions=("solutions",),
     convert=convert,
     options=max_tests_option,
 )

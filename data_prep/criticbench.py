@@ -23,7 +23,7 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_prep.common.convert import DataSet, main
-from data_prep.common.python_tests import assert_tests
+from data_prep.common.python_tests import assert_tests, helpers
 from data_prep.common.records import BOXED, Example
 from data_prep.common.rows import Dropped, Row
 
@@ -48,7 +48,10 @@ def convert(row: Row, args: argparse.Namespace) -> Example:
         prompt, ability, truth = f"{shown}\n\n{VERDICT}", "math", "correct" if label else "wrong"
     elif source in CODE:
         prompt, ability = f"{shown}\n\n{CORRECT} {PROGRAM}", "code"
-        truth = json.dumps(assert_tests(Row({"answer[0]": answers[0]}, row.where), "answer[0]"))
+        tests = assert_tests(Row({"answer[0]": answers[0]}, row.where), "answer[0]")
+        if "check" in tests and (setup := helpers(question, tests["check"], tests["entry_point"])):
+            tests["setup"] = setup
+        truth = json.dumps(tests)
     else:
         prompt, ability = f"{shown}\n\n{CORRECT} {BOXED}", "math"
         truth = answers[0] if len(answers) == 1 else json.dumps(answers, ensure_ascii=False)
@@ -94,6 +97,7 @@ DATASET = DataSet(
         "response_correct": pa.bool_(),
         "answers": pa.list_(pa.string()),
     },
+    tried=True,
     convert=convert,
     options=options,
 )

@@ -5,7 +5,8 @@
 Hub: BytedTsinghua-SIA/DAPO-Math-17k; one split, train, in verl's own schema: prompt (one user message),
 reward_model.ground_truth, extra_info.index (a UUID). Each problem is there about a hundred times, so de-duplication
 leaves about 17,000 of 1.8 million rows. The published prompt asks for a last line "Answer: ..."; it is taken off, and
-the answer is asked for in \\boxed{} as in the other sets.
+the answer is asked for in \\boxed{} as in the other sets. No real file of the set was read; the layout is from code
+that loads it.
 """
 
 import argparse

@@ -1,10 +1,13 @@
 """DebugBench: LeetCode solutions with a planted bug, to be corrected (arXiv 2401.04621).
 
     python data_prep/debugbench.py
+    python data_prep/debugbench.py --local_dataset_path DebugBench/benchmark
 
-Hub: Rtian/DebugBench, split test, 4,253 rows: slug, category, subtype, language (cpp, java, python3), level,
+Hub: Rtian/DebugBench, eval.json, 4,253 rows: slug, category, subtype, language (cpp, java, python3), level,
 release_time, question, examples (list of text), constraints, solution, solution_explanation, buggy_code,
-bug_explanation. Fields are from the hub's card; values were seen in github.com/thunlp/DebugBench.
+bug_explanation. Also read: the 51 shards of github.com/thunlp/DebugBench, folder benchmark, which call question and
+solution description and oracle_code, have no category, and tell language and subtype by their names, as
+"python3_faulty indexing.json".
 
 Only Python is kept: the code verifier runs Python. The paper's verdict is LeetCode's own judge, which cannot be asked
 here, so the tests are the two or three examples of each statement, and problems that those cannot decide are dropped
@@ -25,6 +28,7 @@ from data_prep.common.leetcode import example_tests
 from data_prep.common.records import Example
 from data_prep.common.rows import Dropped, Row
 
+LANGUAGES = ("cpp", "java", "python3")
 TASK = (
     "Here is a program for this problem that has a bug:\n\n```python\n{code}\n```\n\n"
     "Find the bug, then put the complete corrected program in one fenced ```python block, keeping its names."
@@ -32,13 +36,15 @@ TASK = (
 
 
 def convert(row: Row, args: argparse.Namespace) -> Example:
-    if row.text("language") != "python3":
+    language, subtype = row.text_or_empty("language"), row.text_or_empty("subtype")
+    if not language:
+        language, _, subtype = row.file.stem.partition("_")
+        if language not in LANGUAGES:
+            raise row.fault("language", "missing or null", "it, or a shard named after language and bug")
+    if language != "python3":
         raise Dropped("not Python")
-    statement, examples, buggy = (
-        row.text("question").strip(),
-        row.scalars("examples"),
-        row.text("buggy_code").strip("\n"),
-    )
+    statement, examples = row.text("question", "description").strip(), row.scalars("examples")
+    buggy, solution = row.text("buggy_code").strip("\n"), row.text("solution", "oracle_code")
     constraints = row.text_or_empty("constraints").strip()
     shown = [f"Example {number}:\n{example}" for number, example in enumerate(examples, start=1)]
     shown += [f"Constraints:\n{constraints}"] if constraints else []
@@ -47,16 +53,17 @@ def convert(row: Row, args: argparse.Namespace) -> Example:
         data_source="Rtian/DebugBench",
         prompt=f"{question}\n\n{TASK.format(code=buggy)}",
         ability="code",
-        ground_truth=json.dumps(example_tests(examples, row.text("solution"), statement)),
+        ground_truth=json.dumps(example_tests(examples, solution, statement)),
         question=question,
         id=row.text("slug"),
         extra={
             "response": buggy,
             "response_correct": False,
             "category": row.text_or_empty("category", "Category"),
-            "subtype": row.text_or_empty("subtype"),
+            "subtype": subtype,
             "level": row.text_or_empty("level"),
         },
+        solutions=[solution],
     )
 
 
@@ -65,8 +72,8 @@ DATASET = DataSet(
     hub="Rtian/DebugBench",
     splits={"test": "test"},
     columns=(
-        *("slug", "category", "Category", "subtype", "language", "level", "question", "examples", "constraints"),
-        *("solution", "buggy_code"),
+        *("slug", "category", "Category", "subtype", "language", "level", "question", "description", "examples"),
+        *("constraints", "solution", "oracle_code", "buggy_code"),
     ),
     extra={
         "response": pa.string(),
@@ -75,6 +82,7 @@ DATASET = DataSet(
         "subtype": pa.string(),
         "level": pa.string(),
     },
+    tried=True,
     convert=convert,
 )
 

@@ -46,6 +46,7 @@ def convert(row: Row, args: argparse.Namespace) -> Example:
         ground_truth=json.dumps(evalplus_tests(row, "test", name, args.max_tests)),
         question=question,
         id=row.scalar("task_id"),
+        solutions=[row.text("code")],
     )
 
 
@@ -54,6 +55,7 @@ DATASET = DataSet(
     hub="evalplus/mbppplus",
     splits={"test": "test"},
     columns=("task_id", "code", "prompt", "test_list", "test"),
+    tried=True,
     convert=convert,
     options=max_tests_option,
 )

@@ -4,11 +4,13 @@ r"""OlympiadBench, the open-ended text-only English competition maths: 674 probl
 
 Hub: Hothan/OlympiadBench, configuration OE_TO_maths_en_COMP (id, question, final_answer as a list of text, context,
 modality, is_multiple_answer, unit, answer_type, error, subfield and others). Copies with image fields are read too;
-problems that need an image are dropped. `error` is the tolerance of a numeric answer; it stays in extra_info, and the
-math verifier does not apply it.
+problems that need an image are dropped. `error` is the absolute tolerance of a numeric answer, as "1e-1"; it becomes
+the number extra_info.tolerance, null where there is none. Also read: the layout of the Qwen2.5-Math evaluation, which
+is the same without modality.
 """
 
 import argparse
+import math
 import re
 import sys
 from pathlib import Path
@@ -23,6 +25,20 @@ from data_prep.common.rows import Dropped, Row
 
 IMAGES = tuple(f"image_{i}" for i in range(1, 10))
 SEVERAL = "If there are several answers, give them all in one \\boxed{}, separated by commas."
+
+
+def tolerance(row: Row) -> float | None:
+    """The absolute error that is allowed; of several answers with one each, separated by commas, the smallest."""
+    given = [part.strip() for part in row.scalar_or_empty("error").split(",")]
+    if not all(given):
+        return None
+    try:
+        values = [float(part) for part in given]
+    except ValueError:
+        values = [math.nan]
+    if not all(math.isfinite(value) and value > 0 for value in values):
+        raise row.fault("error", repr(row.get("error")[1]), "a tolerance above 0, or none")
+    return min(values)
 
 
 def convert(row: Row, args: argparse.Namespace) -> Example:
@@ -50,6 +66,7 @@ def convert(row: Row, args: argparse.Namespace) -> Example:
             "unit": unit,
             "answer_type": row.text_or_empty("answer_type"),
             "error": row.scalar_or_empty("error"),
+            "tolerance": tolerance(row),
             "subfield": row.text_or_empty("subfield"),
         },
     )
@@ -69,6 +86,7 @@ DATASET = DataSet(
         "unit": pa.string(),
         "answer_type": pa.string(),
         "error": pa.string(),
+        "tolerance": pa.float64(),
         "subfield": pa.string(),
     },
     convert=convert,

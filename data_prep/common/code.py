@@ -6,13 +6,18 @@ argument lists and results of a function.
 
 import argparse
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_prep.common.options import positive
 from data_prep.common.records import Example
-from data_prep.common.rows import Dropped, Row
+from data_prep.common.rows import NOT_FINITE, Dropped, Row
 
+# A null, plain, as JSON, and wrapped in a list as APPS and TACO have it.
+_NOTHING = (None, [None], "null", "[null]")
+# Of a set's own solutions for a problem, so many are tried: some sets have hundreds, and wrong ones among them.
+MAX_SOLUTIONS = 3
 _FENCE = "Put the complete program in one fenced ```python block."
 STDIN = f"Write a Python program that reads standard input and prints the answer to standard output. {_FENCE}"
 
@@ -37,7 +42,7 @@ def tests(row: Row, field: str, found: Mapping[str, Any], max_tests: int | None)
     """verl's form of tests that have it nearly: checked, tests of a program as texts, cut to `max_tests`.
 
     Raises: PrepError when inputs and outputs are not lists of equal length; Dropped when there are none, or when a
-    program that prints nothing would pass.
+    program that prints nothing or a function that returns nothing would pass.
     """
     inputs, outputs, fn_name = found.get("inputs"), found.get("outputs"), found.get("fn_name")
     if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs):
@@ -48,6 +53,8 @@ def tests(row: Row, field: str, found: Mapping[str, Any], max_tests: int | None)
         raise Dropped("no tests")
     inputs, outputs = inputs[:max_tests], outputs[:max_tests]
     if fn_name:
+        if all(output in _NOTHING for output in outputs):
+            raise Dropped("all expected results are null")
         return {"inputs": inputs, "outputs": outputs, "fn_name": fn_name}
     found = {
         "inputs": [_lines(row, field, item) for item in inputs],
@@ -56,6 +63,16 @@ def tests(row: Row, field: str, found: Mapping[str, Any], max_tests: int | None)
     if not any(text.strip() for text in found["outputs"]):
         raise Dropped("all expected outputs are empty")
     return found
+
+
+def listed_solutions(row: Row, field: str) -> Sequence[str]:
+    """The first solutions of APPS and TACO: a list of programs, mostly as JSON text; none where the field is empty."""
+    value = row.get(field)[1]
+    if isinstance(value, str):
+        value = row.parsed(field) if value.strip() else None
+    if value is not None and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        raise row.fault(field, type(value).__name__, "a list of programs")
+    return (value or [])[:MAX_SOLUTIONS]
 
 
 def stdin_or_function(
@@ -104,6 +121,8 @@ def _lines(row: Row, field: str, item: Any) -> str:
 
 def _line(row: Row, field: str, item: Any) -> str:
     if isinstance(item, int | float) and not isinstance(item, bool):
+        if not math.isfinite(item):
+            raise Dropped(NOT_FINITE)
         item = str(item)
     if not isinstance(item, str):
         raise row.fault(field, f"a test of a program with {type(item).__name__}", "text or a list of lines")

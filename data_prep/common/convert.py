@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 from data_prep.common.options import positive
 from data_prep.common.output import Output, parquet_sink
-from data_prep.common.overlap import EvaluationSets, read_questions
+from data_prep.common.overlap import RUN_WORDS, EvaluationSets, read_questions
 from data_prep.common.records import Example, schema
 from data_prep.common.rows import Dropped, PrepError, Row
 from data_prep.common.selection import Filter, sample
 from data_prep.common.source import count_rows, fetch, find_files, read_rows
+from data_prep.common.trial import readable, tried
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +28,10 @@ class DataSet:
     name: folder of the output under ~/data, where {option} stands for the value of an option; hub: name on the
     Hugging Face hub; config: the hub's configuration; splits: name of the output -> name in the published files. Rows
     of the output "train" are de-duplicated and decontaminated; an evaluation set stays as it was published.
-    columns: fields that `convert` looks at; extra: fields of its own in extra_info, with their types;
-    convert: raw row and command line -> Example, raises Dropped to leave the row out, PrepError when it is malformed;
-    options: adds options of its own to the command line.
+    columns: fields that `convert` looks at; tried: whether a row's tests are tried before it is kept, see `trial`;
+    solutions: fields with programs of the set, which only that needs; extra: fields of its own in extra_info, with
+    their types; convert: raw row and command line -> Example, raises Dropped to leave the row out, PrepError when it is
+    malformed; options: adds options of its own to the command line.
     """
 
     name: str
@@ -38,23 +40,39 @@ class DataSet:
     columns: Sequence[str]
     convert: Callable[[Row, argparse.Namespace], Example]
     config: str | None = None
+    tried: bool = False
+    solutions: Sequence[str] = ()
     extra: Mapping[str, pa.DataType] = field(default_factory=dict)
     options: Callable[[argparse.ArgumentParser], object] = lambda parser: None
 
 
 @dataclass
 class Counts:
-    """What became of the rows of a split."""
+    """What became of the rows of a split.
+
+    details: the dropped rows of which there is more to say than the reason; untried: rows kept for which the set gives
+    no solution to try their tests with.
+    """
 
     read: int = 0
     kept: int = 0
     dropped: Counter = field(default_factory=Counter)
+    details: list[dict[str, str]] = field(default_factory=list)
+    untried: int = 0
+
+    def drop(self, where: str, reason: Dropped) -> None:
+        self.dropped[str(reason)] += 1
+        if reason.detail:
+            self.details.append({"row": where, "reason": str(reason), "detail": reason.detail})
 
     def table(self, split: str) -> str:
         """The counts as lines to print."""
-        lines = [f"{split:40}{'rows':>10}", f"{'  read':40}{self.read:>10,}"]
-        lines += [f"{'  dropped: ' + why:40}{n:>10,}" for why, n in sorted(self.dropped.items())]
-        return "\n".join([*lines, f"{'  kept':40}{self.kept:>10,}"])
+        lines = [(split, "rows"), ("  read", f"{self.read:,}")]
+        lines += [(f"  dropped: {why}", f"{count:,}") for why, count in sorted(self.dropped.items())]
+        lines += [("  kept", f"{self.kept:,}")]
+        lines += [("    without a solution to try", f"{self.untried:,}")] if self.untried else []
+        width = max(40, *(len(name) for name, _ in lines))
+        return "\n".join(f"{name:{width}}{count:>10}" for name, count in lines)
 
 
 def main(dataset: DataSet, doc: str, argv: Sequence[str] | None = None) -> int:
@@ -111,12 +129,18 @@ def _convert_split(
 ) -> dict[str, Any]:
     """Write the parquet file of one split, fill in `counts`, and return the first row written."""
     training = Filter(evaluation) if split == "train" else None
-    with (
-        tqdm(read_rows(files, dataset.columns), split, count_rows(files), unit=" rows", disable=None) as rows,
-        parquet_sink(output.path(f"{split}.parquet"), schema(dataset.extra), split) as sink,
-    ):
-        examples = _well_formed(dataset, args, rows, training, counts)
-        for example in sample(examples, args.max_samples, args.seed) if args.max_samples else examples:
+    trial = dataset.tried and not args.skip_trial
+    columns = [*dataset.columns, *(dataset.solutions if trial else ())]
+    if training is not None and evaluation is not None:
+        for row in _rows(files, dataset.columns, f"{split}, questions"):
+            if (example := _converted(dataset, args, row, None)) is not None:
+                evaluation.count(example.question)
+    with parquet_sink(output.path(f"{split}.parquet"), schema(dataset.extra), split) as sink:
+        examples = _kept(dataset, args, _rows(files, columns, split), training, counts)
+        if trial:
+            examples = _passed(examples, counts)
+        chosen = (example for example, _ in examples)
+        for example in sample(chosen, args.max_samples, args.seed) if args.max_samples else chosen:
             sink.add(example)
     counts.kept = sink.count
     if left_out := counts.read - counts.dropped.total() - counts.kept:
@@ -126,26 +150,58 @@ def _convert_split(
     return sink.first
 
 
-def _well_formed(
+def _rows(files: Sequence[Path], columns: Sequence[str], label: str) -> Iterator[Row]:
+    """The rows of the files, with a bar that shows how far it is."""
+    with tqdm(read_rows(files, columns), label, count_rows(files), unit=" rows", disable=None) as rows:
+        yield from rows
+
+
+def _converted(dataset: DataSet, args: argparse.Namespace, row: Row, counts: Counts | None) -> Example | None:
+    """The row converted; None where the converter drops it, or it is malformed and --skip_malformed is given.
+
+    counts: where that is told; None where nothing is to be told of a first look.
+    """
+    try:
+        return dataset.convert(row, args)
+    except Dropped as reason:
+        if counts is not None:
+            counts.drop(row.where, reason)
+    except PrepError as error:
+        if not args.skip_malformed:
+            hint = f"({dataset.hub}; --skip_malformed leaves such rows out and counts them)"
+            raise PrepError(f"{error} {hint}") from error
+        if counts is not None:
+            tqdm.write(f"skipped: {error}", file=sys.stderr)
+            counts.dropped[f"{error.reason} (--skip_malformed)"] += 1
+    return None
+
+
+def _kept(
     dataset: DataSet, args: argparse.Namespace, rows: Iterable[Row], training: Filter | None, counts: Counts
-) -> Iterator[Example]:
-    """The rows converted, without those that are dropped."""
+) -> Iterator[tuple[Example, str]]:
+    """The rows that are left, converted, each with its place: no duplicates, evaluation questions, unreadable truth."""
     for row in rows:
         counts.read += 1
+        if (example := _converted(dataset, args, row, counts)) is None:
+            continue
         try:
-            example = dataset.convert(row, args)
             if training is not None:
                 training.check(example)
+            readable(example)
         except Dropped as reason:
-            counts.dropped[str(reason)] += 1
+            counts.drop(row.where, reason)
             continue
-        except PrepError as error:
-            if not args.skip_malformed:
-                raise
-            tqdm.write(f"skipped: {error}", file=sys.stderr)
-            counts.dropped["malformed (--skip_malformed)"] += 1
+        yield example, row.where
+
+
+def _passed(examples: Iterable[tuple[Example, str]], counts: Counts) -> Iterator[tuple[Example, str]]:
+    """The examples whose tests tell right from wrong."""
+    for example, where, reason in tried(examples):
+        if reason is not None:
+            counts.drop(where, reason)
             continue
-        yield example
+        counts.untried += example.ability == "code" and not example.solutions
+        yield example, where
 
 
 def _stats(args: argparse.Namespace, source: str, files: Sequence[Path], counts: Counts) -> dict[str, object]:
@@ -153,6 +209,8 @@ def _stats(args: argparse.Namespace, source: str, files: Sequence[Path], counts:
         "read": counts.read,
         "kept": counts.kept,
         "dropped": dict(sorted(counts.dropped.items())),
+        "kept_without_a_solution_to_try": counts.untried,
+        "dropped_rows": counts.details,
         "source": source,
         "files": [file.name for file in files],
         "options": {name: _plain(value) for name, value in vars(args).items()},
@@ -182,10 +240,24 @@ def _parser(dataset: DataSet, doc: str) -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="evaluation files; training rows whose question shares a run of words with one of theirs are dropped",
+        help="evaluation files; training rows that hold half or more of one of their questions are dropped",
     )
-    parser.add_argument("--decontaminate_n", type=positive, default=13, metavar="N", help="words of such a run (13)")
-    parser.add_argument("--skip_malformed", action="store_true", help="name malformed rows and go on without them")
+    parser.add_argument(
+        "--decontaminate_n",
+        type=positive,
+        default=RUN_WORDS,
+        metavar="N",
+        help=f"questions are compared by their runs of this many words ({RUN_WORDS})",
+    )
+    parser.add_argument(
+        "--skip_malformed", action="store_true", help="name malformed rows, count them and go on without them"
+    )
     parser.add_argument("--hf_revision", help="branch, tag or commit on the hub (default: its main branch)")
+    if dataset.tried:
+        parser.add_argument(
+            "--skip_trial",
+            action="store_true",
+            help="keep rows without running their tests on the set's own solutions and on functions that do nothing",
+        )
     dataset.options(parser)
     return parser

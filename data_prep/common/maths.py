@@ -46,10 +46,14 @@ def boxed_answer(row: Row, *names: str) -> str:
 
 
 def whole_number(row: Row, answer: str, field: str) -> str:
-    """An answer of AIME, 0 to 999, without leading zeros. Raises: PrepError when it is something else."""
-    if not re.fullmatch(r"\d{1,3}", answer):
+    """An answer of AIME, 0 to 999, without leading zeros and a degree sign, as copies of AIME 2025 have one.
+
+    Raises: PrepError when it is something else.
+    """
+    match = re.fullmatch(r"([0-9]{1,3})\s*(?:\^?\s*(?:\\circ|\{\s*\\circ\s*\})|\u00b0)?", answer)
+    if match is None:
         raise row.fault(field, repr(answer), "a whole number from 0 to 999")
-    return str(int(answer))
+    return str(int(match[1]))
 
 
 def without_point_zero(row: Row, answer: str, field: str) -> str:

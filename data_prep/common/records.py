@@ -1,6 +1,6 @@
 """One converted row and its parquet schema: verl's data_source, prompt, ability, reward_model, extra_info."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,8 @@ class Example:
 
     prompt: the text of the one user message; ability: "math" or "code", the verifier that the row is for;
     ground_truth: what that verifier takes; id: the row's own name in the data set, empty where it has none;
-    extra: the data set's own fields of extra_info, the same keys in every row.
+    extra: the data set's own fields of extra_info, the same keys in every row; solutions: programs of the set that
+    solve it, of which one has to pass, see `trial`; they are not written.
     """
 
     data_source: str
@@ -30,6 +31,7 @@ class Example:
     question: str
     id: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    solutions: Sequence[str] = ()
 
     @property
     def size(self) -> int:

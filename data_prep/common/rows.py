@@ -1,16 +1,35 @@
 """A raw row with checked access to its fields, and the errors that end a conversion."""
 
 import json
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+# The reason to leave out a row whose tests hold a number that no JSON holds and that nothing equals.
+NOT_FINITE = "a test with NaN or infinity"
 
 
 class PrepError(Exception):
-    """A conversion that cannot go on. The message is one line that says what is wrong and what is expected."""
+    """A conversion that cannot go on. The message is one line that says what is wrong and what is expected.
+
+    reason: under which the row is counted where --skip_malformed goes on without it.
+    """
+
+    def __init__(self, message: str, reason: str = "malformed"):
+        super().__init__(message)
+        self.reason = reason
 
 
 class Dropped(Exception):
-    """Raised by a converter to leave a well-formed row out. The message is the reason under which it is counted."""
+    """Raised to leave a well-formed row out. The message is the reason under which it is counted.
+
+    detail: what there is to say about this row alone; the row is then listed with it in the split's statistics.
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason)
+        self.detail = detail
 
 
 class Row:
@@ -18,15 +37,21 @@ class Row:
 
     values: the row as JSON or Arrow gave it, nearly always a mapping; where: "file:row", the row counted from 1 (in
     JSON lines: the line). Accessors take several names where published layouts differ and use the first that is there.
+    A NaN counts as null, which pandas writes for it.
     """
 
     def __init__(self, values: Any, where: str):
         self.values = values
         self.where = where
 
+    @property
+    def file(self) -> Path:
+        """The file that the row is from."""
+        return Path(self.where.rpartition(":")[0])
+
     def fault(self, field: str, found: str, expected: str) -> PrepError:
         """The error to raise about `field`."""
-        return PrepError(f"{self.where}: field {field}: {found}; expected {expected}")
+        return PrepError(f"{self.where}: field {field}: {found}; expected {expected}", f"malformed field {field}")
 
     def get(self, *names: str) -> tuple[str, Any]:
         """(name, value) of the first field that is there and not null, else (all names, None)."""
@@ -35,8 +60,9 @@ class Row:
                 f"{self.where}: {_kind(self.values)}; expected an object with the field {' or '.join(names)}"
             )
         for name in names:
-            if self.values.get(name) is not None:
-                return name, self.values[name]
+            value = self.values.get(name)
+            if value is not None and not (isinstance(value, float) and math.isnan(value)):
+                return name, value
         return " or ".join(names), None
 
     def text(self, *names: str) -> str:
@@ -58,13 +84,16 @@ class Row:
         name, value = self.get(*names)
         if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
             raise self.fault(name, _kind(value), "text or a number")
+        if isinstance(value, float) and math.isinf(value):
+            raise self.fault(name, "a number without end", "text or a finite number")
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         return self._utf8(name, str(value).strip())
 
     def scalar_or_empty(self, *names: str) -> str:
-        """As `scalar`; an absent or null field is the empty string."""
-        return "" if self.get(*names)[1] is None else self.scalar(*names)
+        """As `scalar`; an absent, null or blank field is the empty string."""
+        value = self.get(*names)[1]
+        return "" if value is None or (isinstance(value, str) and not value.strip()) else self.scalar(*names)
 
     def flag(self, *names: str) -> bool:
         """True or false."""

@@ -17,14 +17,15 @@ class Filter:
         self._answers: dict[bytes, bytes] = {}
 
     def check(self, example: Example) -> None:
-        """Raises: Dropped when the example is a duplicate or overlaps with an evaluation question."""
+        """Raises: Dropped when the example is a duplicate or repeats an evaluation question."""
         key = text_key(example.prompt)
         answer = hashlib.blake2b(example.ground_truth.encode(), digest_size=8).digest()
         known = self._answers.setdefault(key, answer)
         if known is not answer:
             raise Dropped("duplicate" if known == answer else "duplicate with another answer")
-        if self._evaluation is not None and self._evaluation.overlap(example.question):
-            raise Dropped("overlaps an evaluation set")
+        if self._evaluation is not None and (found := self._evaluation.overlap(example.question)):
+            file = found.question.where.rpartition(":")[0]
+            raise Dropped(f"repeats a question of {file}", f"{found.share:.0%} of {found.question.where}")
 
 
 def sample(examples: Iterable[Example], size: int, seed: int) -> Iterator[Example]:

@@ -178,7 +178,7 @@ CASES = {
         + " If there are several answers, give them all in one \\boxed{}, separated by commas."
         " The answer is in the unit km; leave the unit out.",
         truths=["1,-1", "\\$5, 6"],
-        extra={"id": "1606", "is_multiple_answer": True, "unit": "km", "answer_type": "Numerical", "error": ""},
+        extra={"id": "1606", "is_multiple_answer": True, "unit": "km", "answer_type": "Numerical", "tolerance": None},
         answers=boxed("-1, 1", "1"),
     ),
     "livecodebench": dict(

@@ -105,7 +105,7 @@ CASES = {
             {
                 "problem_id": 7,
                 "question": "Add two numbers.",
-                "solutions": '["print(1)"]',
+                "solutions": json.dumps(["print(1)", "import sys\nprint(sum(map(int, sys.stdin.read().split())))"]),
                 "input_output": json.dumps({"inputs": ["1 2\n", ["3", "4"]], "outputs": ["3\n", ["7"]]}),
                 "difficulty": "interview",
                 "url": "https://example.com/7",
@@ -167,7 +167,7 @@ CASES = {
                 "source": 2,
                 "difficulty": 7,
                 "cf_rating": 800,
-                "solutions": {"language": [3], "solution": ["print(3)"]},
+                "solutions": {"language": [2, 3], "solution": ["int main() {}", SUM.format("+")]},
                 "input_file": "",
                 "output_file": "",
             },

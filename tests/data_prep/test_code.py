@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.common.code import request
+from data_prep.code_contests import python_solutions
+from data_prep.common.code import listed_solutions, request
 from data_prep.common.code import tests as checked
 from data_prep.common.leetcode import example_tests
-from data_prep.common.python_tests import assert_tests, evalplus_tests
+from data_prep.common.python_tests import assert_tests, evalplus_tests, helpers
 from data_prep.common.rows import Dropped, PrepError, Row
 from data_prep.livecodebench import unpacked
 from data_prep.mbpp_plus import entry_point
@@ -60,6 +61,38 @@ def test_tests_are_cut_checked_and_made_text():
             checked(ROW, "x", empty, None)
 
 
+@pytest.mark.parametrize("outputs", [[None, None], [[None], [None]], ["null", "null"], [None, [None]]])
+def test_functions_of_which_nothing_is_expected_are_dropped(outputs):
+    with pytest.raises(Dropped, match="all expected results are null"):
+        checked(ROW, "x", {"inputs": [[1], [2]], "outputs": outputs, "fn_name": "f"}, None)
+    some = {"inputs": [[1], [2]], "outputs": [outputs[0], 1], "fn_name": "f"}
+    assert checked(ROW, "x", some, None) == some
+
+
+def test_numbers_without_end_in_the_text_of_a_program_drop_the_row():
+    with pytest.raises(Dropped, match="a test with NaN or infinity"):
+        checked(ROW, "x", {"inputs": [["1", float("nan")]], "outputs": ["1"]}, None)
+
+
+@pytest.mark.parametrize("solutions", [None, "", "[]", []])
+def test_no_solutions(solutions):
+    assert listed_solutions(Row({"s": solutions}, "f:1"), "s") == []
+
+
+def test_the_first_solutions_are_read_and_what_is_no_list_of_programs_is_an_error():
+    assert listed_solutions(Row({"s": json.dumps(list("abcde"))}, "f:1"), "s") == ["a", "b", "c"]
+    assert listed_solutions(Row({"s": ["a"]}, "f:1"), "s") == ["a"]
+    for bad in ("[1]", '{"a": "b"}', '"a"'):
+        with pytest.raises(PrepError, match="f:1: field s: .*; expected a list of programs"):
+            listed_solutions(Row({"s": bad}, "f:1"), "s")
+
+
+def test_the_first_python_solutions_of_code_contests():
+    found = {"language": [2, 3, 1, 3, 3, 3], "solution": list("abcdef")}
+    assert python_solutions(Row({"solutions": found}, "f:1")) == ["b", "d", "e"]
+    assert python_solutions(Row({}, "f:1")) == []
+
+
 def test_evalplus_values_that_json_holds_become_inputs_and_outputs():
     assert mbpp("[[1, 'a'], [2, 'b']]", "[[1.5], None]") == {
         "inputs": [[1, "a"], [2, "b"]],
@@ -71,6 +104,30 @@ def test_evalplus_values_that_json_holds_become_inputs_and_outputs():
 def test_evalplus_values_that_json_changes_become_asserts():
     assert mbpp("[[(1,), 'b']]", "[{3}]") == {"asserts": ["assert f((1,), 'b') == {3}"]}
     assert mbpp("[[{2: 'b'}]]", "[3]") == {"asserts": ["assert f({2: 'b'}) == 3"]}
+
+
+@pytest.mark.parametrize(
+    "comparison",
+    [
+        "exact_match = out == exp\n    if atol == 0 and is_floats(exp):\n        atol = 1e-6\n"
+        "    if not exact_match and atol != 0:\n        assert np.allclose(out, exp, rtol=1e-07, atol=atol)\n"
+        "    else:\n        assert exact_match",
+        "if atol == 0 and is_floats(exp):\n        atol = 1e-6\n"
+        "    if out != exp and atol != 0:\n        assert np.allclose(out, exp, rtol=1e-07, atol=atol)\n"
+        "    else:\n        assert out == exp, f'out: {out}, exp: {exp}'",
+    ],
+)
+@pytest.mark.parametrize("atol", ["0", "1e-06"])
+def test_evalplus_comparisons_that_were_published_are_the_standard_one(comparison, atol):
+    helpers = (
+        f"import numpy as np\ndef is_floats(x):\n    return True\ndef assertion(out, exp, atol):\n    {comparison}\n"
+    )
+    found = mbpp("[[1]]", "[1.5]", helpers=helpers, loop=LOOP.format("f", atol))
+    assert found == {"inputs": [[1]], "outputs": [1.5], "fn_name": "f"}
+
+
+def test_a_comparison_without_an_assert_is_not_the_standard_one():
+    assert "check" in mbpp("[[1]]", "[2]", helpers=HELPERS.replace("    assert exact_match\n", ""))
 
 
 def test_evalplus_tuples_with_floats_keep_the_tolerance():
@@ -128,6 +185,62 @@ def test_asserts_and_check_functions():
     for bad in ("x = 1", "check(f)", "assert f(1)\ncheck(f)"):
         with pytest.raises(PrepError, match="neither asserts nor one call of check"):
             assert_tests(Row({"a": bad}, "f:1"), "a")
+
+
+def passes(check: str, candidate) -> bool:
+    """Whether a candidate passes test code of ours."""
+    names = {}
+    exec(check, names)
+    try:
+        names["check"](candidate)
+    except AssertionError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "comparison",
+    [
+        "assert np.allclose(candidate(1), 7.5)",
+        "assert numpy.allclose(candidate(1), 7.5, atol=1e-3)",
+        "np.testing.assert_allclose(candidate(1), 7.5, atol=1e-3)",
+        "assert np.isclose(candidate(1), 7.5).all()",
+    ],
+)
+def test_numpy_compares_in_the_same_shape_alone(comparison):
+    source = f"import numpy\nimport numpy as np\ndef check(candidate):\n    {comparison}\ncheck(f)\n"
+    check = assert_tests(Row({"a": source}, "f:1"), "a")["check"]
+    assert passes(check, lambda n: 7.5) and passes(check, lambda n: 7.5 + 1e-9)
+    assert not any(passes(check, lambda n, wrong=wrong: wrong) for wrong in ([], [7.5], 7.6, [[]]))
+
+
+def test_lists_that_are_close_pass_and_asserts_have_what_they_need():
+    asserts = assert_tests(Row({"a": "import numpy as np\nassert np.allclose(f(1), [1.0, 2.0])"}, "f:1"), "a")
+    for value, right in (([1, 2], True), ([], False), ([[1, 2]], False)):
+        names = {"f": lambda n, value=value: value}
+        exec(asserts["setup"], names)
+        with contextlib.nullcontext() if right else pytest.raises(AssertionError):
+            exec(asserts["asserts"][0], names)
+
+
+def test_math_isclose_is_left_alone():
+    assert "shape" not in str(assert_tests(Row({"a": "import math\nassert math.isclose(f(1), 2)"}, "f:1"), "a"))
+
+
+PROMPT = (
+    "import math\ndef unused(x):\n    return x\ndef one(x):\n    return math.floor(x)\n"
+    'def two(x):\n    return one(x)\ndef f(x):\n    """Does it."""\n'
+)
+
+
+def test_the_helpers_of_a_prompt_that_a_test_calls():
+    found = helpers(PROMPT, "def check(candidate):\n    assert candidate(two(1.5)) == 1", "f")
+    names = {}
+    exec(found, names)
+    assert names["two"](2.5) == 2
+    assert "unused" not in found and "def f" not in found
+    assert helpers(PROMPT, "def check(candidate):\n    assert candidate(1) == 1", "f") == ""
+    assert helpers("What is it?", "assert two(1)", "f") == ""
 
 
 def test_the_function_that_mbpp_tests_call():
@@ -284,6 +397,6 @@ def test_code_contests_takes_tests_in_order_and_drops_pictures(cases, run, write
     }
     rows = [row, {**row, "description": "See <image>.", "name": "pictured"}]
     write(tmp_path / "raw" / "train.jsonl", rows)
-    assert run("code_contests", tmp_path / "raw", "--max_tests", "2") == 0
+    assert run("code_contests", tmp_path / "raw", "--max_tests", "2", "--skip_trial") == 0
     (made,) = pq.read_table(tmp_path / "out" / "train.parquet").to_pylist()
     assert json.loads(made["reward_model"]["ground_truth"]) == {"inputs": ["1", "2"], "outputs": ["a", "b"]}

@@ -54,15 +54,35 @@ def test_evaluation_splits_keep_duplicates_and_overlaps(gsm_run, tmp_path, write
     assert len(table(tmp_path / "out" / "test.parquet")) == 2
 
 
-def test_training_rows_that_share_a_run_of_words_with_an_evaluation_file_go(gsm_run, tmp_path, write, capsys):
-    shared = "one two three four five six seven eight nine ten eleven twelve thirteen"
-    raw = write(tmp_path / "evaluation.jsonl", [{"problem": f"Begin {shared} end."}, {"question": "Short one?"}])
-    rows = [gsm(f"Other words, {shared.upper()}!"), gsm(shared[4:]), gsm("short one?"), gsm("Short one too?")]
+def test_training_rows_that_repeat_an_evaluation_question_go_and_are_named(gsm_run, tmp_path, write, capsys):
+    asked = "Tom has one two three four five six seven eight nine ten apples"
+    raw = write(tmp_path / "evaluation.jsonl", [{"problem": "Short?"}, {"question": f"{asked}; how many?"}])
+    rows = [gsm("One?"), gsm(f"Say: {asked.upper()}!"), gsm("short?"), gsm("Tom has one two three pears; how many?")]
     assert gsm_run(rows, "--decontaminate", str(raw)) == 0
-    assert questions(tmp_path / "out" / "train.parquet") == [shared[4:], "Short one too?"]
-    assert "dropped: overlaps an evaluation set" in capsys.readouterr().out
-    assert gsm_run(rows, "--decontaminate", str(raw), "--decontaminate_n", "12") == 0
-    assert questions(tmp_path / "out" / "train.parquet") == ["Short one too?"]
+    assert questions(tmp_path / "out" / "train.parquet") == ["One?", "Tom has one two three pears; how many?"]
+    reason = f"repeats a question of {raw}"
+    assert f"dropped: {reason}" in capsys.readouterr().out
+    stats = json.loads((tmp_path / "out" / "train_stats.json").read_text())
+    assert stats["dropped"] == {reason: 2}
+    train = tmp_path / "raw" / "train.jsonl"
+    # 10 of the 12 runs of 4 words, of which the fourth row has two as well.
+    share = (8 + 2 / 2) / (8 + 2 / 2 + 2)
+    assert stats["dropped_rows"] == [
+        {"row": f"{train}:2", "reason": reason, "detail": f"{share:.0%} of {raw}:2"},
+        {"row": f"{train}:3", "reason": reason, "detail": f"100% of {raw}:1"},
+    ]
+    assert gsm_run(rows, "--decontaminate", str(raw), "--decontaminate_n", "13") == 0
+    assert len(table(tmp_path / "out" / "train.parquet")) == 3, "of 3 runs of 13 words the second row has one"
+
+
+def test_phrases_that_many_training_rows_have_are_no_overlap(gsm_run, tmp_path, write):
+    """The rows are looked at twice, so a phrase is known as common before the first row is judged."""
+    phrase = "bears dance around an old oak tree in the garden of Eden every night?"
+    raw = write(tmp_path / "evaluation.jsonl", [{"problem": f"How many {phrase}"}])
+    rows = [gsm(f"At {hour} o'clock {phrase}") for hour in range(20)]
+    assert gsm_run([*rows, gsm(f"Say: How many {phrase}")], "--decontaminate", str(raw)) == 0
+    assert len(table(tmp_path / "out" / "train.parquet")) == 20
+    assert gsm_run(rows[:1], "--decontaminate", str(raw)) == 1, "one row does not show that it is a phrase"
 
 
 def test_files_made_here_are_read_for_decontamination_by_their_bare_question(gsm_run, tmp_path):
@@ -101,6 +121,7 @@ def test_an_error_leaves_earlier_output_as_it_was(gsm_run, tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
         f"error: {tmp_path}/raw/train.jsonl:2: field answer: ends in 'no number'; expected a last line '#### number'"
+        " (openai/gsm8k; --skip_malformed leaves such rows out and counts them)"
     )
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
@@ -116,13 +137,13 @@ def test_malformed_rows_can_be_left_out_by_name(gsm_run, tmp_path, capsys):
     assert questions(tmp_path / "out" / "train.parquet") == ["Good?"]
     assert "skipped: " in (err := capsys.readouterr().err) and "train.jsonl:1: field answer" in err
     stats = json.loads((tmp_path / "out" / "train_stats.json").read_text())
-    assert stats["dropped"] == {"malformed (--skip_malformed)": 1}
+    assert stats["dropped"] == {"malformed field answer (--skip_malformed)": 1}
 
 
 def test_a_split_of_which_no_row_is_left_is_an_error(gsm_run, tmp_path, capsys, write):
     evaluation = write(tmp_path / "evaluation.jsonl", [{"question": "Only?"}])
     assert gsm_run([gsm("Only?")], "--decontaminate", str(evaluation)) == 1
-    assert "no row of the split train is left of 1; {'overlaps an evaluation set': 1}" in capsys.readouterr().err
+    assert "no row of the split train is left of 1; {'repeats a question of " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -48,7 +48,7 @@ def test_criticbench_correction_of_code_and_of_questions(cases, write, run, tmp_
         assert [verify("", answer, truth)["score"] for answer in pair] == [1.0, 0.0], truth
 
 
-def test_the_test_of_humaneval_32_is_put_right(cases, write, run, tmp_path):
+def test_the_test_of_humaneval_32_is_put_right(write, run, tmp_path):
     test = (
         "import math\n\ndef _poly(xs: list, x: float):\n"
         "    return sum([coeff * math.pow(x, i) for i, coeff in enumerate(xs)])\n\n"
@@ -56,7 +56,10 @@ def test_the_test_of_humaneval_32_is_put_right(cases, write, run, tmp_path):
         "    for i, (inp, exp) in enumerate(zip(inputs, results)):\n"
         "        assert _poly(*candidate(*inp), inp) <= 0.0001\n"
     )
-    row = {**cases["humaneval_plus"].rows[0], "task_id": "HumanEval/32", "entry_point": "find_zero", "test": test}
+    row = {
+        **{"task_id": "HumanEval/32", "entry_point": "find_zero", "test": test},
+        **{"prompt": "def find_zero(xs):\n", "canonical_solution": "    return -xs[0] / xs[1]\n"},
+    }
     assert run("humaneval_plus", write(tmp_path / "test.jsonl", [row])) == 0
     (made,) = pq.read_table(tmp_path / "out" / "test.parquet").to_pylist()
     truth = made["reward_model"]["ground_truth"]

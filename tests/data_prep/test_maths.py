@@ -1,5 +1,7 @@
 """Reference answers of math sets."""
 
+import json
+
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -46,12 +48,23 @@ def test_balanced_text_comes_back_whole(inside):
         assert last_boxed(f"\\boxed{{1}} then \\boxed{{{inside}}} end") == inside.strip()
 
 
-@pytest.mark.parametrize(("answer", "number"), [("025", "25"), ("0", "0"), ("000", "0"), ("999", "999")])
-def test_aime_answers_lose_leading_zeros(answer, number):
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [
+        ("025", "25"),
+        ("0", "0"),
+        ("000", "0"),
+        ("999", "999"),
+        ("336^\\circ", "336"),
+        ("336^{\\circ}", "336"),
+        ("33\u00b0", "33"),
+    ],
+)
+def test_aime_answers_lose_leading_zeros_and_degrees(answer, number):
     assert whole_number(Row({}, "f:1"), answer, "answer") == number
 
 
-@pytest.mark.parametrize("answer", ["1000", "-1", "2.5", "x", ""])
+@pytest.mark.parametrize("answer", ["1000", "-1", "2.5", "x", "", "3^2", "\\circ", "\u0663"])
 def test_what_is_no_aime_answer(answer):
     with pytest.raises(PrepError, match="f:1: field answer: .*; expected a whole number from 0 to 999"):
         whole_number(Row({}, "f:1"), answer, "answer")
@@ -77,6 +90,37 @@ def test_other_layouts_of_the_same_sets(run, write, tmp_path):
         assert made["extra_info"]["question"] == "Find it."
     source = write(tmp_path / "math-ai" / "test.jsonl", [{"id": 1, "problem": "Find it.", "solution": "\\boxed{033}"}])
     assert run("aime24", source) == 0
+
+
+def test_rows_without_an_answer_are_named_with_the_option_to_go_on(run, write, tmp_path, capsys):
+    answers = ["1", None, "", float("nan"), "2"]
+    source = write(tmp_path / "train.jsonl", [{"problem": f"Is {a}?", "answer": a} for a in answers])
+    assert run("deepscaler", source) == 1
+    assert capsys.readouterr().err == (
+        f"error: {source}:2: field answer: missing or null; expected text or a number "
+        "(agentica-org/DeepScaleR-Preview-Dataset; --skip_malformed leaves such rows out and counts them)\n"
+    )
+    assert run("deepscaler", source, "--skip_malformed") == 0
+    assert capsys.readouterr().err.count("skipped: ") == 3
+    stats = json.loads((tmp_path / "out" / "train_stats.json").read_text())
+    assert (stats["kept"], stats["dropped"]) == (2, {"malformed field answer (--skip_malformed)": 3})
+
+
+@pytest.mark.parametrize(
+    ("error", "tolerance"), [(None, None), ("", None), ("1e-1", 0.1), (0.05, 0.05), ("1e-1,1e-2", 0.01), ("1,", None)]
+)
+def test_the_tolerance_of_an_olympiadbench_row(cases, run, write, tmp_path, error, tolerance):
+    source = write(tmp_path / "test.jsonl", [{**cases["olympiadbench"].rows[1], "error": error}])
+    assert run("olympiadbench", source) == 0
+    (made,) = pq.read_table(tmp_path / "out" / "test.parquet").to_pylist()
+    assert made["extra_info"]["tolerance"] == tolerance
+
+
+@pytest.mark.parametrize("error", ["much", "-1", "0", "inf", "nan"])
+def test_what_is_no_tolerance(cases, run, write, tmp_path, capsys, error):
+    source = write(tmp_path / "test.jsonl", [{**cases["olympiadbench"].rows[1], "error": error}])
+    assert run("olympiadbench", source) == 1
+    assert f"test.jsonl:1: field error: {error!r}; expected a tolerance above 0, or none" in capsys.readouterr().err
 
 
 def test_images_leave_olympiadbench(run, write, cases, tmp_path):

@@ -1,5 +1,7 @@
 """Checked access to raw rows: what passes, and what an error says."""
 
+import json
+
 import pytest
 
 from data_prep.common.rows import Dropped, PrepError, Row
@@ -47,6 +49,20 @@ def test_scalars_as_text(value, text):
 def test_what_is_no_scalar(value):
     with pytest.raises(PrepError, match="f:1: field a: .*; expected text or a number"):
         Row({"a": value}, "f:1").scalar("a")
+
+
+def test_nan_is_null_and_infinity_is_no_scalar():
+    """json.loads takes both, and pandas writes NaN for null."""
+    row = Row(json.loads('{"a": NaN, "b": 1, "c": -Infinity, "d": 1e999}'), "f:1")
+    assert row.scalar("a", "b") == "1"
+    assert row.scalar_or_empty("a") == row.text_or_empty("a") == ""
+    fails(row.scalar, "a", message="f:1: field a: missing or null; expected text or a number")
+    for name in "cd":
+        fails(row.scalar, name, message=f"f:1: field {name}: a number without end; expected text or a finite number")
+
+
+def test_the_file_of_a_row():
+    assert Row({}, "/a b:c/x_y.json:12").file.stem == "x_y"
 
 
 def test_flags_are_true_or_false_alone():

@@ -49,10 +49,24 @@ def test_without_a_uid_a_problem_is_its_input_and_ground_truth(tmp_path):
     assert [sample.correct for sample in run.problems[0].samples] == [True, False]
 
 
-def test_equal_prompts_with_different_uids_are_two_problems(tmp_path):
-    run = read_run([write(tmp_path / "a.jsonl", row(uid="a_0_0"), row(uid="b_0_0"))])
+def test_equal_prompts_with_different_uids_are_one_problem(tmp_path):
+    """verl gives each row of its validation data a uid, and the data is repeated for more samples."""
+    rows = [row(uid=f"{prompt}_{session}_0", score=float(prompt == "a")) for prompt in "abc" for session in (0, 1)]
+    other = [row(uid="d_0_0", gts="3"), row(uid="e_0_0", input="x"), row(uid="f_0_0", data_source="other")]
+    run = read_run([write(tmp_path / "x.jsonl", *rows, *other)])
 
-    assert [len(problem.samples) for problem in run.problems] == [1, 1]
+    assert [len(problem.samples) for problem in run.problems] == [6, 1, 1, 1]
+    assert [problem.prompts for problem in run.problems] == [3, 1, 1, 1]
+    assert [sample.correct for sample in run.problems[0].samples] == [True, True, False, False, False, False]
+    assert run.rows == {"attempts": 9}
+
+
+def test_a_uid_is_one_problem_whatever_its_inputs_are(tmp_path):
+    """The rows of an agent's later turns hold more of the conversation."""
+    rows = [row(uid="a_0_0"), row(uid="a_0_1", input="longer"), row(uid="a_1_0", input="other")]
+    run = read_run([write(tmp_path / "x.jsonl", *rows)])
+
+    assert [len(problem.samples) for problem in run.problems] == [2]
 
 
 def test_problems_of_two_files_are_apart(tmp_path):

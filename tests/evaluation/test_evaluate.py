@@ -107,6 +107,23 @@ def test_bad_lines_end_the_run_unless_skipped(tmp_path, capsys):
     assert [text.split(": ")[0] for text in json.loads(output.read_text())["run"]["skipped"]] == [f"{path}:5"]
 
 
+def test_a_prompt_under_several_uids_is_one_problem_and_is_told(tmp_path, capsys):
+    rows = [
+        {"input": text, "output": "", "gts": "1", "score": score, "step": 0, "uid": f"{uid}_0_0"}
+        for uid, text, score in (("a", "once", 1), ("b", "twice", 1), ("c", "twice", 0))
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    assert run("--dumps", path, "--output", tmp_path / "a.json", "--n", 1) == 0
+    assert "1 of 2 problems stand under several uids" in capsys.readouterr().err
+    figures = json.loads((tmp_path / "a.json").read_text())["run"]["benchmarks"]["a"]
+    assert (figures["problems"], figures["samples"]) == (2, {"min": 1, "max": 2})
+    assert figures["figures"]["avg@n"]["estimate"] == pytest.approx(0.75)
+    assert run("--dumps", path, "--output", tmp_path / "a.json", "--n", 2) == 1
+    assert "1 of 2 problems have not 2 samples; the first has 1: 'once'" in capsys.readouterr().err
+
+
 def test_n_demands_that_many_samples(tmp_path, capsys):
     path = dump(tmp_path / "a.jsonl", ["10", "1"])
 

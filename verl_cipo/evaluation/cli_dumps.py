@@ -76,6 +76,12 @@ def run(args: argparse.Namespace) -> int:
         }
         for each in runs.values():
             _check_samples(each, args.n)
+            if repeated := sum(problem.prompts > 1 for problem in each.problems):
+                print(
+                    f"{repeated} of {len(each.problems)} problems stand under several uids: equal input and ground "
+                    "truth are one problem with all its samples",
+                    file=sys.stderr,
+                )
             if each.skipped:
                 print(f"skipped {len(each.skipped)} bad lines:\n{BadLinesError(each.skipped)}", file=sys.stderr)
         measured = {name: measure(each.problems, settings) for name, each in runs.items()}
@@ -102,8 +108,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_samples(run: Run, n: int | None) -> None:
-    """Raises: ValueError when a problem has not n samples."""
-    odd = [problem for problem in run.problems if n is not None and len(problem.samples) != n]
+    """Raises: ValueError when a problem has not n samples, nor n under each of its uids."""
+    if n is None:
+        return
+    odd = [problem for problem in run.problems if len(problem.samples) not in (n, n * problem.prompts)]
     if odd:
         raise ValueError(
             f"{len(odd)} of {len(run.problems)} problems have not {n} samples; the first has {len(odd[0].samples)}:"

@@ -8,7 +8,8 @@ returned (acc, pred). Dumps of `--suite` are alike, with response_tokens and tru
   `{prompt}_c{i}q_...` and `{prompt}_p{i}_...` are rows that only the auxiliary loss trains, `pad...` is padding;
 - of several rows of a session, the one of the highest index is its answer.
 
-Dumps of the V0 trainer have no uid: there a problem is what shares input and ground truth.
+Prompts of a file with equal input and ground truth are one problem, whatever their uids: validation data is repeated to
+draw several samples of each problem. Dumps of the V0 trainer have no uid: there that is all that tells problems.
 """
 
 import json
@@ -50,11 +51,12 @@ class Sample:
 
 @dataclass
 class Problem:
-    """A problem and its samples; key, of input and ground truth, is the same in every run."""
+    """A problem and its samples; key, of input and ground truth, is the same in every run; prompts: its uids."""
 
     benchmark: str
     key: tuple[str, str]
     samples: list[Sample] = field(default_factory=list)
+    prompts: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,14 @@ def read_run(paths: Sequence[Path], options: Options | None = None) -> Run:
         raise BadLinesError(reader.bad)
     if not reader.problems:
         raise ValueError(f"no attempt in {', '.join(map(str, files))}")
-    for problem, sessions in reader.problems.values():
+    problems: dict[Any, Problem] = {}
+    for (path, benchmark, _), (found, sessions) in reader.problems.items():
+        problem = problems.setdefault((path, benchmark, found.key), found)
         problem.samples.extend(sample for _, sample in sessions.values())
+        problem.prompts += 1
     return Run(
         files=tuple(files),
-        problems=tuple(problem for problem, _ in reader.problems.values()),
+        problems=tuple(problems.values()),
         rows=dict(reader.rows),
         skipped=tuple(reader.bad),
     )
@@ -165,7 +170,7 @@ def row_kind(uid: str | None) -> tuple[str, str | None]:
 
 
 class _Reader:
-    """Collects problems; sessions map to the index of their last row and its sample."""
+    """Collects problems by file, benchmark and uid; sessions map to the index of their last row and its sample."""
 
     def __init__(self, options: Options) -> None:
         self.options = options

@@ -12,6 +12,7 @@ from typing import Any
 from verl_cipo.rewards.answers import last_answer, reference_answers
 from verl_cipo.rewards.arguments import refuse_unknown
 from verl_cipo.rewards.outcome import Outcome, result
+from verl_cipo.rewards.tolerance import tolerance_of, within
 from verl_cipo.rewards.values import exact_part, normalize
 from verl_cipo.rewards.verdict import for_algebra, quick_verdict
 from verl_cipo.rewards.workers import CheckTimeout, shared_pool
@@ -41,7 +42,8 @@ def compute_score(
         data_source: named in errors; all sources are judged alike.
         solution_str: the policy's text.
         ground_truth: the reference, or several of which any will do; see `answers.reference_answers`.
-        extra_info: with the problem's text under `question`, an answer that only repeats an expression of it is wrong.
+        extra_info: with the problem's text under `question`, an answer that only repeats an expression of it is wrong;
+            with a number under `tolerance`, a number that differs from the reference by so much at most is right.
         timeout_s: processor time of one comparison, seconds.
         workers: worker processes of this process at most.
         memory_mb: address space of a worker, MiB.
@@ -56,7 +58,7 @@ def compute_score(
     Raises:
         VerifierInfrastructureError: no verdict could be had.
         TypeError: an argument is unknown.
-        ValueError: an argument is out of range, or the ground truth holds no answer.
+        ValueError: an argument or the tolerance is out of range, or the ground truth holds no answer.
     """
     refuse_unknown(compute_score, unknown)
     for name, value in (
@@ -77,6 +79,9 @@ def compute_score(
     answer = exact_part(normalize(written))
     question = (extra_info or {}).get("question")
     question = question if isinstance(question, str) else None
+    tolerance = tolerance_of(extra_info)
+    if tolerance is not None and any(within(gold, answer, tolerance) for gold in golds):
+        return result(Outcome.RIGHT, written[:_PRED_CHARS])
 
     outcomes = []
     for gold in golds:
