@@ -25,7 +25,8 @@ METRICS: dict[str, str] = {
     "cipo/anchors/skipped/no_text_question": "Attempts that could not be anchors: no plain text question.",
     "cipo/anchors/skipped/empty_attempt": "Attempts that could not be anchors: what would be shown of them is empty.",
     "cipo/anchors/skipped/prompt_failed": "Attempts that could not be anchors: making the correction prompt raised.",
-    "cipo/attempts/failed_sessions": "Attempts that raised, given_up ones among them: their rows are missing.",
+    "cipo/attempts/failed_sessions": "Attempts that raised, given_up ones among them: their rows are missing. This and "
+    "cipo/verifier/* hold those of a validation too, where val_corrections=0.",
     "cipo/corrections/failed_sessions": "Correction sessions that raised or returned nothing.",
     "cipo/corrections/timed_out": "Those of them that took longer than correction_timeout.",
     "cipo/corrections/not_asked": "Corrections that are plain attempts: their agent loop does not heed raw_prompt.",

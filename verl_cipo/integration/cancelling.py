@@ -10,6 +10,7 @@ import asyncio
 from typing import Any
 
 import ray
+from verl.workers.rollout.llm_server import LLMServerClient
 
 
 class _Server:
@@ -34,11 +35,14 @@ class EndsRequests:
 
     @property
     def llm_client(self) -> Any:
-        """verl's ``LLMServerClient``, which its constructor sets."""
+        """What sessions ask, which verl's constructor sets; a client that is not verl's is left as it is."""
         return self._llm_client
 
     @llm_client.setter
     def llm_client(self, client: Any) -> None:
+        self._llm_client = client
+        if not isinstance(client, LLMServerClient):
+            return
         acquire = client._acquire_server
 
         async def acquire_server(*args: Any, **kwargs: Any) -> tuple[str, _Server]:
@@ -46,4 +50,3 @@ class EndsRequests:
             return server_id, _Server(server)
 
         client._acquire_server = acquire_server
-        self._llm_client = client

@@ -338,7 +338,8 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
                         corrections=corrections.get(correction_uid(prompt["uid"], session), []),
                     )
                 )
-        self._validation_counts.update(self._faults())
+        # Without a second turn nobody asks for the validation's counts.
+        (self._validation_counts if n > 0 else self._stats).update(self._faults())
 
 
 def _response(output: Any) -> list[int]:

@@ -213,9 +213,10 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
         group.ended = True
         coordinator = group.ticket["coordinator"]
         try:
-            if group.validate:
+            if group.validate and self._cipo.val_corrections > 0:
                 await self._correct_validation(group, sampling_params, trajectory, prompt)
             elif group.ticket["batch"] is None:
+                # Faults are all that there is to report.
                 await coordinator.close.remote(None, group.uid, dict(group.counts))
             else:
                 await self._correct_selected(group, sampling_params, trajectory, prompt)
@@ -277,33 +278,31 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
         self, group: PromptGroup, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
     ) -> None:
         n = self._cipo.val_corrections
-        records = []
-        if n > 0:
-            await self._read(group, prompt)
-            for session, attempt in sorted(group.attempts.items()):
-                if attempt.refusal is None:
-                    anchor = group.own_anchor(session, prompt)
-                    await self._start(group, session, anchor, n, sampling_params, trajectory, prompt)
-            await self._settle(group)
-            records = [
-                attempt_record(
-                    prompt,
-                    session=session,
-                    text=attempt.text,
-                    correct=attempt.correct,
-                    corrections=[
-                        {
-                            "correction": outcome.text,
-                            "correct": outcome.correct,
-                            "score": outcome.score,
-                            "copied": outcome.copied,
-                        }
-                        for (anchor, _), outcome in sorted(group.corrections.items(), key=lambda item: item[0])
-                        if anchor == session
-                    ],
-                )
-                for session, attempt in sorted(group.attempts.items())
-            ]
+        await self._read(group, prompt)
+        for session, attempt in sorted(group.attempts.items()):
+            if attempt.refusal is None:
+                anchor = group.own_anchor(session, prompt)
+                await self._start(group, session, anchor, n, sampling_params, trajectory, prompt)
+        await self._settle(group)
+        records = [
+            attempt_record(
+                prompt,
+                session=session,
+                text=attempt.text,
+                correct=attempt.correct,
+                corrections=[
+                    {
+                        "correction": outcome.text,
+                        "correct": outcome.correct,
+                        "score": outcome.score,
+                        "copied": outcome.copied,
+                    }
+                    for (anchor, _), outcome in sorted(group.corrections.items(), key=lambda item: item[0])
+                    if anchor == session
+                ],
+            )
+            for session, attempt in sorted(group.attempts.items())
+        ]
         await group.ticket["coordinator"].add_validation.remote(records, dict(group.counts))
 
     async def _start(

@@ -40,8 +40,8 @@ def second_turn_metrics(
         records: one an attempt: ``uid`` (its prompt's), ``anchor_correct``, and ``corrections`` with ``correct`` and
             ``copied`` each. An attempt without corrections (its prompt did not fit, or its sessions failed) keeps its
             verdict in turn 2.
-        counts: attempts skipped by reason (``anchors/skipped/*``), ``corrections/failed_sessions``, and the faults of
-            :func:`fault_metrics`.
+        counts: attempts skipped by reason (``anchors/skipped/*``), ``attempts/failed_sessions``,
+            ``corrections/failed_sessions`` and ``verifier/*``.
         sampled: False where the attempts were drawn greedily: then there is no ``cipo/val/retry``.
     """
     turns = [(record["anchor_correct"], correction) for record in records for correction in record["corrections"]]
@@ -49,7 +49,9 @@ def second_turn_metrics(
         "cipo/val/rows": float(len(turns)),
         "cipo/val/skipped": sum(value for name, value in counts.items() if name.startswith("anchors/skipped/")),
         "cipo/val/failed_sessions": counts.get("corrections/failed_sessions", 0.0),
-        **fault_metrics(counts),
+        "cipo/val/failed_attempts": counts.get("attempts/failed_sessions", 0.0),
+        "cipo/val/verifier_errors": counts.get("verifier/errors", 0.0),
+        "cipo/val/verifier_given_up": counts.get("verifier/given_up", 0.0),
     }
     if records:
         first = [float(record["anchor_correct"]) for record in records]
@@ -71,15 +73,6 @@ def second_turn_metrics(
         if sampled and (retry := _retry(records)) is not None:
             metrics["cipo/val/retry"] = retry
     return metrics
-
-
-def fault_metrics(counts: Mapping[str, float]) -> dict[str, float]:
-    """Those of ``cipo/val/*`` that a validation without corrections has too."""
-    return {
-        "cipo/val/failed_attempts": counts.get("attempts/failed_sessions", 0.0),
-        "cipo/val/verifier_errors": counts.get("verifier/errors", 0.0),
-        "cipo/val/verifier_given_up": counts.get("verifier/given_up", 0.0),
-    }
 
 
 def _retry(records: list[dict[str, Any]]) -> float | None:

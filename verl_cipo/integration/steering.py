@@ -17,7 +17,7 @@ from verl_cipo.core.metrics import check_names
 from verl_cipo.core.replay import update_rho
 from verl_cipo.integration import state
 from verl_cipo.integration.estimator import BatchRows
-from verl_cipo.integration.second_turn import dump_second_turns, fault_metrics, second_turn_metrics
+from verl_cipo.integration.second_turn import dump_second_turns, second_turn_metrics
 
 logger = logging.getLogger("verl_cipo")
 
@@ -83,10 +83,10 @@ class Steering:
         }
 
     def _report_second_turns(self, manager: Any) -> dict[str, float]:
-        """Metrics of the validation's second turn, which is dumped beside verl's dump; without one, of faults alone."""
-        records, counts = manager.pop_validation()
+        """Metrics of the validation's second turn, which is dumped beside verl's dump; none without one."""
         if self.cipo.val_corrections == 0:
-            return fault_metrics(counts)
+            return {}
+        records, counts = manager.pop_validation()
         # verl's agent loops heed this of val_kwargs, and not do_sample.
         temperature = self.config.actor_rollout_ref.rollout.val_kwargs.temperature
         own = second_turn_metrics(records, counts, sampled=temperature > 0)
