@@ -14,7 +14,12 @@ estimator   verl's compute_advantage with adv_estimator=cipo, less what it takes
             when CIPO's is faster, which makes up for no other part
 metrics     the metrics of the batch, rho and the guard
 
-The limit is a tenth of verl's compute_advantage for GRPO on the same batch, plus 50 ms; over it the exit status is 1.
+coordinator bytes   what the rollout workers send to the coordinator, a process of its own, and get back in a step of
+schedule=replay, in MB, as Ray serialises it: ranks and references of all attempts, then those of the drawn anchors. The
+texts stay on the node that made them, but for those of the drawn anchors, which are not counted; 5 MB are the limit.
+
+The limit of the time is a tenth of verl's compute_advantage for GRPO on the same batch, plus 50 ms; over a limit the
+exit status is 1.
 ``overhead_whole_ms`` counts the whole estimator in place of the difference, though GRPO's is not run then.
 
 The estimator writes its result into huge pages. In a virtual machine that gives free memory back to its host (a balloon
@@ -26,6 +31,7 @@ import asyncio
 import gc
 import sys
 import tracemalloc
+import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,6 +40,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+import ray
 import torch
 from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
@@ -44,17 +51,21 @@ from benchmarks.json_file import write_json
 from examples.tiny.prepare import make_tokenizer
 from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.lots import lot
 from verl_cipo.core.prompts import TEMPLATES
 from verl_cipo.integration.batch_rows import RowTable, row_sums
 from verl_cipo.integration.chats import correction_prompt
 from verl_cipo.integration.coordinator import AnchorCoordinator
 from verl_cipo.integration.estimator import NAME, BatchRows, register, rows_of_batch
 from verl_cipo.integration.joint_update import interleaved
+from verl_cipo.integration.payloads import keep
 from verl_cipo.integration.state import TrainerState
 from verl_cipo.integration.steering import Steering
 
 PROMPTS, ROLLOUTS, TOKENS = 512, 16, 8192
 MEMORY_PROMPTS, MEMORY_ROLLOUTS, MEMORY_TOKENS = 32, 8, 128
+COORDINATOR_MB = 5.0
+"""What may pass through the coordinator in a step of the whole size."""
 # Of which the first quarter fills caches.
 MEMORY_STEPS = 200
 ALGORITHM = OmegaConf.create({"norm_adv_by_std_in_grpo": True})
@@ -204,6 +215,27 @@ def overhead(prompts: int, rollouts: int, tokens: int, *, rounds: int) -> dict[s
     return figures
 
 
+async def coordinator_mb(prompts: int, rollouts: int) -> float:
+    """MB of arguments and results through the coordinator in a step of schedule=replay; Ray must run."""
+    serialize = ray._private.worker.global_worker.get_serialization_context().serialize
+    coordinator = AnchorCoordinator(CIPOConfig(schedule="replay").to_mapping(), train_batch_size=prompts)
+    sent = 0
+    for step in (1, 2):
+        uids = [f"{uuid.uuid4()}" for _ in range(prompts)]
+        await coordinator.open(step, uids=uids, rho=0.3, step=step)
+        # Of step 1 what is reported, of step 2 what is drawn of that.
+        for i, uid in enumerate(uids):
+            if step == 1:
+                attempts = [Attempt(uid, i, j, j % 2 == 0, float(j % 2 == 0), lot(i).hex()) for j in range(rollouts)]
+                report = (step, Group(uid, tuple(attempts)), keep(dict.fromkeys(range(rollouts), "text"), {}, []))
+                sent += serialize(report).total_bytes
+                await coordinator.add(*report)
+            else:
+                sent += serialize(await coordinator.replayed(step, uid)).total_bytes
+            await coordinator.close(step, uid, {})
+    return sent / 1e6
+
+
 def memory(prompts: int, rollouts: int, tokens: int, *, steps: int) -> dict[str, float]:
     """kB that Python holds and that the process has, after a quarter of the steps and after all of them."""
     step = Step(prompts, rollouts, tokens)
@@ -247,12 +279,19 @@ def main(arguments: list[str] | None = None, shape: tuple[int, int, int] = (PROM
         print(f"| {name} | {figures['parts_ms'][name]:.1f} |")
     for name in ("overhead", "limit", "grpo_compute_advantage", "cipo_compute_advantage", "overhead_whole"):
         print(f"| {name} | {figures[f'{name}_ms']:.1f} |")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    figures["coordinator_mb"] = asyncio.run(coordinator_mb(prompts, rollouts))
+    ray.shutdown()
     print(f"| one prompt in a worker | {figures['prompt_in_worker_ms']:.1f} |")
     print("memory after {steps} small steps: Python {python_kb:.0f} kB, process {resident_kb:.0f} kB; grown a step: "
           "{python_kb_a_step:.2f} kB, {resident_kb_a_step:.2f} kB".format(**figures["memory"]))  # fmt: skip
+    print(
+        f"through the coordinator in a step: {figures['coordinator_mb']:.2f} MB beside the texts of the drawn anchors"
+    )
     if args.json:
         write_json(args.json, figures)
-    return int(figures["overhead_ms"] > figures["limit_ms"])
+    limit_mb = COORDINATOR_MB * prompts / shape[0]
+    return int(figures["overhead_ms"] > figures["limit_ms"] or figures["coordinator_mb"] > limit_mb)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,8 @@ def test_driver_writes_its_figures(tmp_path, capsys, monkeypatch):
     parts = figures["parts_ms"]
     assert parts.keys() == {"selection", "prompts", "rows", "estimator", "metrics"}
     assert figures["overhead_ms"] == pytest.approx(sum(max(0.0, part) for part in parts.values()))
+    # References and ranks of 4 x 4 attempts: some hundred bytes each, and no text.
+    assert 0.001 < figures["coordinator_mb"] < 0.03
     assert figures["limit_ms"] == pytest.approx(50 + figures["grpo_compute_advantage_ms"] / 10)
     assert status == int(figures["overhead_ms"] > figures["limit_ms"])
     assert figures["memory"]["steps"] == 8

@@ -10,7 +10,7 @@ from verl_cipo.core.losses import PARTNER, SIGN, WEIGHTS
 from verl_cipo.core.prompts import CorrectionPrompt
 from verl_cipo.integration import aux_batch, batch_rows
 from verl_cipo.integration.aux_batch import add_aux_rows, aux_metrics
-from verl_cipo.integration.batch_rows import RowTable, without_torn_corrections
+from verl_cipo.integration.batch_rows import RowTable, without_torn_rows
 from verl_cipo.integration.chats import Chats
 
 # key -> (answer, right, anchor right or None for an attempt)
@@ -283,7 +283,7 @@ def test_a_row_that_was_stored_in_part_is_cleared(queue, monkeypatch):
     monkeypatch.setattr(queue, "kv_clear", lambda keys, partition_id: cleared.extend(keys), raising=False)
     tags = [{"status": "success"} for _ in ROWS]
     whole = KVBatchMeta(partition_id="train", keys=list(ROWS), tags=tags)
-    assert without_torn_corrections(whole) is whole
+    assert without_torn_rows(whole) is whole
     torn = KVBatchMeta(partition_id="train", keys=[*ROWS, "a_c1_3_0", "a_3_0"], tags=[*tags, {}, {}])
-    assert without_torn_corrections(torn).keys == list(ROWS)
+    assert without_torn_rows(torn).keys == list(ROWS)
     assert cleared == ["a_3_0", "a_c1_3_0"]

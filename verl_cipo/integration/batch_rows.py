@@ -20,7 +20,7 @@ APPENDED = 3
 """Beside the streams of ``core.advantage``: rows for the auxiliary loss alone."""
 
 
-def without_torn_corrections(batch: KVBatchMeta) -> KVBatchMeta:
+def without_torn_rows(batch: KVBatchMeta) -> KVBatchMeta:
     """``batch`` without rows that were stored in part, of corrections and attempts, which are cleared.
 
     TransferQueue knows a key before it has its data: a session that ends in the middle of being stored, because it

@@ -22,7 +22,7 @@ from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync
 from verl_cipo.core.config import CIPOConfigError
 from verl_cipo.integration import state
 from verl_cipo.integration.aux_batch import AuxRows, add_aux_rows, aux_metrics
-from verl_cipo.integration.batch_rows import RowTable, cleared, row_sums, without_torn_corrections
+from verl_cipo.integration.batch_rows import RowTable, cleared, row_sums, without_torn_rows
 from verl_cipo.integration.budget import check_prompt_length
 from verl_cipo.integration.chats import Chats
 from verl_cipo.integration.estimator import NAME, rows_of_batch
@@ -114,7 +114,7 @@ class CIPOTrainerMixin(Steering):
         return batch
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
-        batch = without_torn_corrections(batch)
+        batch = without_torn_rows(batch)
         table = RowTable.fetch(batch, correct_threshold=self.cipo.correct_threshold)
         self._tables.append(table)
         if self.cipo.aux.coef > 0:
