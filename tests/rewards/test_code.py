@@ -196,7 +196,7 @@ def test_the_docs_name_every_argument():
         ("```python\nprint('''\n```text\n''')\n```", "print('''\n```text\n''')"),
         ("````python\na\n```\nb\n````", "a\n```\nb"),
         ("~~~python\na\n~~~", "a"),
-        ("  ```Python\n  a\n  ```", "  a"),
+        ("  ```Python\n  a\n  ```", "a"),
         ("inline ```python is no fence\n```python\na\n```", "a"),
         ("```python\n```", ""),
         ("```python\r\na\r\n```\r\n", "a\r"),

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cipo.rewards.sandbox.compare import same_output, same_value
+from verl_cipo.rewards.sandbox.compare import same_exactly, same_output, same_value
+from verl_cipo.rewards.sandbox.supervisor import encode
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -100,17 +101,17 @@ def test_same_output(got, expected, same):
     ],
 )
 def test_same_value(got, expected, same):
-    assert same_value(got, expected, tolerance=1e-6) is same
+    assert same_value(encode(got), expected, tolerance=1e-6) is same
 
 
 @given(JSON)
 def test_every_json_value_is_itself(value):
-    assert same_value(value, value, tolerance=0.0)
+    assert same_value(encode(value), value, tolerance=0.0)
 
 
 @given(JSON, JSON)
 def test_without_tolerance_it_is_equality(one, other):
-    assert same_value(one, other, tolerance=0.0) == (one == other)
+    assert same_value(encode(one), other, tolerance=0.0) == (one == other)
 
 
 @given(st.text(), st.text())

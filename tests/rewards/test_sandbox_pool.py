@@ -93,11 +93,11 @@ def test_a_supervisor_that_breaks_gives_no_run(script):
     ("frames", "claim"),
     [
         (b"", None),
-        (b"\x02\0\0\0{}", {}),
+        (b"\x02\0\0\0{}", b"{}"),
         (b"\x02\0\0\0{}\x02\0\0\0{}", None),
         (b"\x02\0\0\0{}x", None),
         (b"\x03\0\0\0{}", None),
-        (b"\x02\0\0\0{[", None),
+        (b"\x02\0\0\0{[", b"{["),
         (b"\x02\0", None),
     ],
 )

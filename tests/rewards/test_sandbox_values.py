@@ -78,7 +78,7 @@ def test_subclasses_become_plain(value, plain):
 
 
 @pytest.mark.parametrize(
-    "value", [object(), iter([]), range(3), {}.keys(), lambda: 0, int, ..., [object()], {1: object()}]
+    "value", [object(), lambda: 0, int, ..., [object()], {1: object()}, memoryview(b"a"), iter([object()])]
 )
 def test_what_is_not_plain_does_not_leave(value):
     with pytest.raises(NotPlainError):
@@ -90,13 +90,6 @@ def test_a_depth_below_the_limit_comes_back():
     for _ in range(MAX_DEPTH // 2):
         deep = ({0: deep},)
     assert through_json(deep) == deep
-
-
-@pytest.mark.parametrize("data", [{"set": [1, 2, 3]}, {"frozenset": [1, 2, 3]}, {"dict": [[1, 0], [2, 0], [3, 0]]}])
-def test_elements_that_are_hashed_are_limited(data):
-    assert len(decode([data, {"tuple": [1, 2, 3]}], max_hashed=3)[0]) == 3
-    with pytest.raises(NotPlainError, match="of 3 elements"):
-        decode([data], max_hashed=2)
 
 
 def test_depth_is_limited():
