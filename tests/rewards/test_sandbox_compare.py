@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cipo.rewards.sandbox.compare import same_exactly, same_output, same_value
+from verl_cipo.rewards.sandbox.compare import same_output, same_value
 from verl_cipo.rewards.sandbox.supervisor import encode
 
 JSON = st.recursive(
@@ -54,6 +54,22 @@ JSON = st.recursive(
         ("1" * 5000 + ".0", "1" * 5000, False),
         ("1\r\n2", "1\n2", True),
         ("9007199254740993", "9007199254740992", False),
+        ("10", "0010", False),
+        ("101", "00101", False),
+        ("0010", "0010", True),
+        ("7", "+7", False),
+        ("100000", "1e5", False),
+        ("100000", "1E5", False),
+        ("10.0", "010", False),
+        ("1.0", "01.0", False),
+        ("0.00001", "1e-05", True),
+        ("100000000000000000000", "1e+20", True),
+        ("15000000000", "1.5E10", True),
+        ("0", "-0", True),
+        ("-0.0", "0", True),
+        ("0.25", ".25", True),
+        ("4", "4.", True),
+        ("a 10 b", "a 0010 b", False),
     ],
 )
 def test_same_output(got, expected, same):

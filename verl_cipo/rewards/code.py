@@ -9,6 +9,7 @@ docs/code-verifier.md says what that covers, and what it does not.
 """
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from verl_cipo.rewards.arguments import refuse_unknown
 from verl_cipo.rewards.fences import last_program
 from verl_cipo.rewards.outcome import Outcome, printable, result
 from verl_cipo.rewards.sandbox import pool
-from verl_cipo.rewards.sandbox.cases import CallTest, CheckTest, ProgramTest, Test, read_tests
+from verl_cipo.rewards.sandbox.cases import CheckTest, ProgramTest, Test, read_tests
 from verl_cipo.rewards.sandbox.claims import NoClaimError, bounds, error_name, read_value
 from verl_cipo.rewards.sandbox.compare import agreements, same_output
 from verl_cipo.rewards.sandbox.fusion import FusionWorker
@@ -34,7 +35,7 @@ MIN_MEMORY_MB = 64
 # What a program may give beyond twice what is expected of it.
 _SPARE_BYTES = 2**20
 _MAX_PRED = 300
-_CODE_CONTESTS = "codecontests"
+_CODE_CONTESTS = re.compile("code[^a-z]?contests", re.IGNORECASE)
 
 
 def compute_score(
@@ -98,7 +99,7 @@ def compute_score(
     memory_mb = _whole("memory_mb", memory_mb, MIN_MEMORY_MB)
     workers = _whole("workers", workers, 1)
     max_tests = None if max_tests is None else _whole("max_tests", max_tests, 1)
-    any_layout = _CODE_CONTESTS in "".join(filter(str.isalpha, data_source.lower()))
+    any_layout = bool(_CODE_CONTESTS.search(data_source))
     try:
         tests = read_tests(ground_truth, max_tests)
     except ValueError as error:

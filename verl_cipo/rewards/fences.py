@@ -9,9 +9,8 @@ import textwrap
 from dataclasses import dataclass
 
 # Behind the last of these is what is answered; before it blocks may have been left open.
-_END_OF_THOUGHT = re.compile(
-    r"^[ \t]*{0}|{0}[ \t\r]*$".format(r"(?:</(?:think|thinking|thoughts?|reasoning)>|<\|end_of_thought\|>)"), re.I | re.M
-)
+_END = r"(?:</(?:think|thinking|thoughts?|reasoning)>|<\|end_of_thought\|>)"
+_END_OF_THOUGHT = re.compile(rf"^[ \t]*{_END}|{_END}[ \t\r]*$", re.I | re.M)
 # A fence behind blanks and the marks of a list.
 _FENCE = re.compile(r"(?P<before>[ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)*)(?P<mark>`{3,}|~{3,})(?P<info>[^`]*)")
 # python, Python 3, python3.11, py:solution.py, {.python}, python title=x, solution.py; not pycon, not python-repl.
@@ -34,14 +33,26 @@ _SESSION = ">>>"
 
 @dataclass(frozen=True)
 class _Block:
-    """A fenced block. python: whether it is tagged as that; None where it has no tag."""
+    """A fenced block. tagged: as Python; else it has no tag. indent: of its fence."""
 
-    python: bool | None
-    code: str
+    tagged: bool
+    lines: list[str]
+    indent: int
+
+    def code(self) -> str:
+        """Without the indentation of its fence; without its own where there is more."""
+        code = "\n".join(line[min(self.indent, len(line) - len(line.lstrip(" \t"))) :] for line in self.lines)
+        first = next((line for line in self.lines if line.strip()), "")
+        return textwrap.dedent(code) if first[:1] in (" ", "\t") else code
+
+    def is_program(self) -> bool:
+        """Whether it is no empty block and no session with an interpreter."""
+        first = next((line for line in self.lines if line.strip()), _SESSION)
+        return not first.lstrip().startswith(_SESSION)
 
     def is_likely(self) -> bool:
-        """Whether it may be a program, from the look of its lines."""
-        return any(map(_CODE_LINE.match, self.code.split("\n")))
+        """Whether it may be a program from the look of its lines."""
+        return any(map(_CODE_LINE.match, self.lines))
 
 
 def last_program(text: str) -> str | None:
@@ -50,28 +61,34 @@ def last_program(text: str) -> str | None:
     What is behind the end of a thought goes first. A block that is not closed reaches to the end of the text. Of blocks
     without a tag those go first that look like code: an output is often written like a program.
     """
-    *_, answer_at = [0, *(match.end() for match in _END_OF_THOUGHT.finditer(text))]
-    for part in (text[answer_at:], text) if answer_at else (text,):
-        blocks = [block for block in _blocks(part.split("\n")) if block.python is not False]
-        full = [block for block in blocks if block.code.strip() and not block.code.lstrip().startswith(_SESSION)]
-        tagged = [block for block in full if block.python]
-        for kind in (tagged, [block for block in full if block.is_likely()], full, blocks):
-            if kind:
-                return kind[-1].code
+    ends = [match.end() for match in _END_OF_THOUGHT.finditer(text)] if "</" in text or "<|" in text else []
+    for part in (text[ends[-1] :], text) if ends else (text,):
+        blocks = _blocks(part.split("\n"))[::-1]
+        for choice in (
+            (block for block in blocks if block.tagged and block.is_program()),
+            (block for block in blocks if block.is_program() and block.is_likely()),
+            (block for block in blocks if block.is_program()),
+            blocks,
+        ):
+            for block in choice:
+                return block.code()
     return None
 
 
 def _blocks(lines: list[str]) -> list[_Block]:
+    """Those that are tagged as Python or not at all."""
     found = []
     at = 0
     while at < len(lines):
-        opening = _FENCE.fullmatch(lines[at])
+        line = lines[at]
+        opening = _FENCE.fullmatch(line) if "```" in line or "~~~" in line else None
         at += 1
         if opening:
             info = opening["info"].strip()
-            python = bool(_PYTHON.match(info)) if info else None
-            content, at = _content(lines, at, opening["mark"], tagged=bool(python))
-            found.append(_Block(python, _dedented(content, len(opening["before"]))))
+            tagged = bool(_PYTHON.match(info))
+            content, at = _content(lines, at, opening["mark"], tagged=tagged)
+            if tagged or not info:
+                found.append(_Block(tagged, content, len(opening["before"])))
     return found
 
 
@@ -84,6 +101,8 @@ def _content(lines: list[str], start: int, mark: str, *, tagged: bool) -> tuple[
     in_string = in_comment = None
     for at in range(start, len(lines)):
         line = lines[at]
+        if mark not in line and (quotes or "'''") not in line and (quotes or '"""') not in line:
+            continue
         fence = line.lstrip()[: len(mark)] == mark
         if fence and quotes:
             in_string = in_string or (lines[start:at], _behind(lines, at, mark))
@@ -135,10 +154,3 @@ def _behind(lines: list[str], at: int, mark: str) -> int | None:
         return None
     # ```text opens a block; ```</answer> and ``` It prints 9. do not.
     return at if rest[0].isalnum() and _FENCE.fullmatch(lines[at]) else at + 1
-
-
-def _dedented(lines: list[str], indent: int) -> str:
-    """The code, without the indentation of its fence; without its own where there is more."""
-    code = "\n".join(line[min(indent, len(line) - len(line.lstrip(" \t"))) :] for line in lines)
-    first = next((line for line in code.split("\n") if line.strip()), "")
-    return textwrap.dedent(code) if first[:1] in (" ", "\t") else code

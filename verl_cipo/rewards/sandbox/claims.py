@@ -1,8 +1,8 @@
 """What comes back on a sandbox's result channel, read by the verifier.
 
-A program chooses every byte of it, so reading has to cost little whatever it is: its length and the number of its parts
-are bounded by those of what is expected before it is parsed, integers have few digits or are hexadecimal, and nothing of
-it is ever hashed: elements with equal hashes take n ** 2 steps to put into a set.
+A program chooses every byte of it, so reading has to cost little whatever it is. Its length and the number of its parts
+are bounded by those of what is expected before it is parsed, integers have few digits or are hexadecimal, and nothing
+of it is ever hashed: elements with equal hashes take n ** 2 steps to put into a set.
 """
 
 import json
@@ -97,8 +97,10 @@ def content(data: Any, *kinds: str) -> Any:
 
 def elements(data: Any, *kinds: str) -> list[Any] | None:
     """The elements of encoded data of one of these kinds; None when it is none."""
-    inside = data if isinstance(data, list) and "list" in kinds else content(data, *kinds)
-    return inside if isinstance(inside, list) else None
+    if isinstance(data, list):
+        return data if "list" in kinds else None
+    inside = content(data, *kinds)
+    return inside if isinstance(inside, list) and "list" not in data else None
 
 
 def pairs(data: Any) -> list[list[Any]] | None:
@@ -153,8 +155,8 @@ def canonical(data: Any) -> str:
         parts = [number(part) for part in inside]
         if all(isinstance(part, int) for part in parts) and parts[2]:
             run = range(*parts)
-            # Ranges are equal as sequences are.
-            return f"range {run[:1]} {run[-1:]} {parts[2] if len(run[:2]) == 2 else 0}"
+            # Ranges are equal as sequences are, which the first two and the last element tell.
+            return f"range {[*run[:2], *run[-1:]]}"
     raise NoClaimError("nothing that a value is equal to")
 
 

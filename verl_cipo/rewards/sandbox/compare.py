@@ -16,9 +16,7 @@ from verl_cipo.rewards.sandbox.supervisor import NotPlainError, encode
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 # As programs write numbers: no leading zeros, no plus, and an exponent with a sign or behind a point (1e-05, 1.5E10).
 # Anything else may as well be a name: 0010, +1, 1e5.
-_PLAIN_NUMBER = re.compile(
-    r"-?((0|[1-9]\d*)([eE][+-]\d{1,4})?|((0|[1-9]\d*)\.\d*|\.\d+)([eE][+-]?\d{1,4})?)", re.ASCII
-)
+_PLAIN_NUMBER = re.compile(r"-?((0|[1-9]\d*)([eE][+-]\d{1,4})?|((0|[1-9]\d*)\.\d*|\.\d+)([eE][+-]?\d{1,4})?)", re.ASCII)
 _MAX_NUMBER_CHARS = 400
 _MAX_KEY_BITS = 2**11
 

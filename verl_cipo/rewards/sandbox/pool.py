@@ -159,26 +159,35 @@ class Pool:
     @contextmanager
     def worker(self) -> Iterator[Worker]:
         """A worker of one's own; waits for its turn."""
-        turn: Future[Worker] = Future()
         with self._lock:
-            if self._idle:
-                turn.set_result(self._idle.pop())
-            else:
-                self._waiting.append(turn)
+            worker = self._idle.pop() if self._idle else None
+            if worker is None:
+                self._waiting.append(turn := Future())
+        if worker is None:
+            try:
+                worker = turn.result()
+            except BaseException:
+                self._give_up(turn)
+                raise
         try:
-            yield turn.result()
+            yield worker
         finally:
-            self._give_back(turn)
+            self._give_back(worker)
 
-    def _give_back(self, turn: Future[Worker]) -> None:
+    def _give_back(self, worker: Worker) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().set_result(worker)
+            else:
+                self._idle.append(worker)
+
+    def _give_up(self, turn: Future[Worker]) -> None:
+        """For one that was interrupted while it waited."""
         with self._lock:
             if not turn.done():
-                # It was interrupted while it waited.
                 self._waiting.remove(turn)
-            elif self._waiting:
-                self._waiting.popleft().set_result(turn.result())
-            else:
-                self._idle.append(turn.result())
+                return
+        self._give_back(turn.result())
 
     def close(self) -> None:
         """Ends all sandboxes, also those at work."""

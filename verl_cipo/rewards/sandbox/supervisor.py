@@ -244,11 +244,12 @@ def _read(fd, size):
     return b"".join(parts)
 
 
-def enter_jail(job, null, run_filter):
+def enter_jail(job, null, load_run_filter):
     """Sets the run's standard streams and limits, and takes from this process what the supervisor alone needs."""
     stdin = os.memfd_create("stdin")
-    with open(stdin, "wb", closefd=False) as file:
-        file.write(job.get("stdin", "").encode("utf-8", "surrogatepass"))
+    left = memoryview(job.get("stdin", "").encode("utf-8", "surrogatepass"))
+    while left:
+        left = left[os.write(stdin, left) :]
     os.lseek(stdin, 0, os.SEEK_SET)
     os.dup2(stdin, 0)
     os.dup2(null, 2)
@@ -273,20 +274,28 @@ def enter_jail(job, null, run_filter):
     hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
     stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
     SETRLIMIT(resource.RLIMIT_STACK, (stack, stack))
-    load_filter(run_filter)
+    load_run_filter()
 
 
-def load_filter(code):
-    """Hands the BPF program `code` to the kernel; it holds for good, here and in all children. Raises: OSError."""
+def filter_loader(code):
+    """A function that hands the BPF program `code` to the kernel; it holds for good, here and in all children.
+
+    What it needs is made here and now, so that a child need not. It raises OSError.
+    """
     program = SockFprog(len(code) // 8, code)
-    none = ctypes.c_ulong(0)
-    for option, arguments in (
-        (PR_SET_NO_NEW_PRIVS, (ctypes.c_ulong(1), none, none, none)),
-        (PR_SET_SECCOMP, (ctypes.c_ulong(SECCOMP_MODE_FILTER), ctypes.byref(program), none, none)),
-    ):
-        if LIBC.prctl(option, *arguments):
-            number = ctypes.get_errno()
-            raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+    none, one, mode = ctypes.c_ulong(0), ctypes.c_ulong(1), ctypes.c_ulong(SECCOMP_MODE_FILTER)
+    calls = (
+        (PR_SET_NO_NEW_PRIVS, one, none, none, none),
+        (PR_SET_SECCOMP, mode, ctypes.byref(program), none, none),
+    )
+
+    def load():
+        for arguments in calls:
+            if LIBC.prctl(*arguments):
+                number = ctypes.get_errno()
+                raise OSError(number, f"prctl({arguments[0]}): {os.strerror(number)}")
+
+    return load
 
 
 def fresh_module(name):
@@ -296,17 +305,17 @@ def fresh_module(name):
     """
     module = types.ModuleType(name)
     module.__file__ = "/tmp/solution.py"
-    BUILTINS.update(stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr)
     module.__dict__["__builtins__"] = BUILTINS
     sys.modules[name] = module
     return module
 
 
 def open_stdio():
-    """The standard streams of a freshly started interpreter, on this child's descriptors."""
+    """The standard streams of a freshly started interpreter; they are a child's own once it has set its descriptors."""
     sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)
     sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="replace", closefd=False)
+    BUILTINS.update(stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr)
 
 
 def open_device(file, mode="r", *args, **kwargs):
@@ -316,19 +325,9 @@ def open_device(file, mode="r", *args, **kwargs):
     return open(file, mode, *args, **kwargs)
 
 
-def finish():
-    """What an interpreter does as it ends: exit handlers, files that are still open are flushed, objects end."""
-    finish_timers()
-    atexit._run_exitfuncs()
-    flush()
-    sys.modules.pop("__main__", None)
-    gc.collect()
-    flush()
-
-
-def flush():
-    """Writes out what the standard output holds."""
-    for stream in (sys.stdout, sys.__stdout__):
+def flush(*streams):
+    """Writes out what they hold."""
+    for stream in streams:
         if stream is not None and not getattr(stream, "closed", False):
             stream.flush()
 
@@ -349,17 +348,28 @@ def error_claim(error):
 
 
 def run_program(job, result_fd):
-    """Runs a program that reads stdin and writes stdout. Returns its exit status."""
+    """Runs a program that reads stdin and writes stdout, and then does as an interpreter that ends: exit handlers,
+    files that are still open are written out, objects go. Returns its exit status."""
+    module = fresh_module("__main__")
     status = 0
     try:
-        # No name here may hold the module: it is to end in `finish`.
-        exec(compile(job["code"], "<solution>", "exec"), fresh_module("__main__").__dict__)
+        exec(compile(job["code"], "<solution>", "exec"), module.__dict__)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException as error:
         write_frame(result_fd, error_claim(error))
         status = 1
-    finish()
+    finish_timers()
+    atexit._run_exitfuncs()
+    flush(sys.stdout, sys.__stdout__)
+    if "__del__" in job["code"]:
+        # Slower, and the names that such a method uses are still there.
+        module = None
+        sys.modules.pop("__main__", None)
+        gc.collect()
+    else:
+        module.__dict__.clear()
+    flush(sys.__stdout__)
     return status
 
 
@@ -464,7 +474,7 @@ def compare_strictly(*, with_testing):
             setattr(np.testing, name, strict(getattr(np.testing, name), refuse))
 
 
-def child(job_fd, result_fd, status_fd, null, run_filter):
+def child(job_fd, result_fd, status_fd, null, load_run_filter):
     """One run, from reading its job to the end of the process."""
     status = 1
     try:
@@ -475,10 +485,9 @@ def child(job_fd, result_fd, status_fd, null, run_filter):
             job.update(read_frame(job_fd))
         if job["kind"] != "check":
             os.close(job_fd)
-        enter_jail(job, null, run_filter)
+        enter_jail(job, null, load_run_filter)
         os.write(status_fd, struct.pack("<I", IN_JAIL))
         os.close(status_fd)
-        open_stdio()
         if job["kind"] == "program":
             status = run_program(job, result_fd)
         elif job["kind"] == "call":
@@ -601,14 +610,16 @@ def main():
     closed = select.poll()
     closed.register(job_fd, 0)
     null = os.open(os.devnull, os.O_RDWR)
-    load_filter(supervisor_filter)
+    load_run_filter = filter_loader(run_filter)
+    filter_loader(supervisor_filter)()
+    open_stdio()
     gc.collect()
     gc.freeze()
     os.write(status_fd, struct.pack("<I", READY))
     while not closed.poll(0):
         pid = os.fork()
         if pid == 0:
-            child(job_fd, result_fd, status_fd, null, run_filter)
+            child(job_fd, result_fd, status_fd, null, load_run_filter)
         os.write(status_fd, struct.pack("<I", os.waitpid(pid, 0)[1]))
 
 

@@ -22,9 +22,10 @@ _CHUNK = 2**18
 # order of a set gets the same verdict in every sandbox.
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 _READY, _IN_JAIL = struct.pack("<I", READY), struct.pack("<I", IN_JAIL)
-# After so many pieces of output what is there is looked for at intervals: a program may write single bytes without end.
+# A run that writes is not looked at more often than this at first, as most end in less, and after so many pieces of
+# output, as it may write single bytes without end.
+_INTERVAL_S = 0.004
 _MANY_PIECES = 100
-_INTERVAL_MS = 5
 
 
 Answer = Callable[[bytes], bytes]
@@ -169,9 +170,7 @@ class Sandbox:
             self.close()
             raise
 
-    def _converse(
-        self, frames: bytes, timeout_s: float, max_stdout: int, max_claim: int, answer: Answer | None
-    ) -> Run:
+    def _converse(self, frames: bytes, timeout_s: float, max_stdout: int, max_claim: int, answer: Answer | None) -> Run:
         to_send = memoryview(frames)
         stdout, result, status = bytearray(), bytearray(), bytearray()
         buffers = {self._stdout: stdout, self._result: result, self._status: status}
@@ -179,17 +178,21 @@ class Sandbox:
         anything, the_end = select.poll(), select.poll()
         for fd in buffers:
             anything.register(fd, select.POLLIN)
-        anything.register(self._job, select.POLLOUT)
         the_end.register(self._status, select.POLLIN)
-        deadline = time.monotonic() + timeout_s
+        started = time.monotonic()
+        deadline = started + timeout_s
         pieces = 0
+        if to_send := self._write_now(to_send):
+            anything.register(self._job, select.POLLOUT)
         while len(status) < 8:
+            now = time.monotonic()
             # Where no time is left, what has come is read all the same: this process may have been kept from reading.
-            left_ms = max(0, 1000 * (deadline - time.monotonic()))
-            if pieces < _MANY_PIECES:
-                ready = [fd for fd, _ in anything.poll(left_ms)]
+            left_s = max(0.0, deadline - now)
+            # A checker's pieces are its calls, and it waits for the answers.
+            if answer or to_send or pieces < _MANY_PIECES and now > started + _INTERVAL_S:
+                ready = [fd for fd, _ in anything.poll(1000 * left_s)]
             else:
-                ready = [fd for fd, _ in the_end.poll(min(left_ms, _INTERVAL_MS))] + outputs
+                ready = [fd for fd, _ in the_end.poll(1000 * min(left_s, _INTERVAL_S))] or outputs
             for fd in ready:
                 if fd == self._job:
                     to_send = self._write_now(to_send)
@@ -200,11 +203,10 @@ class Sandbox:
                 buffers[fd] += data
                 if ended or fd == self._status and len(status) >= 4 and status[:4] != _IN_JAIL:
                     raise self._died()
-                # A checker's pieces are its own calls.
-                pieces += fd in outputs and answer is None
+                pieces += fd in outputs
             if len(stdout) > max_stdout or len(result) > max_claim:
                 return self._flood(status, alone=answer is None and not to_send)
-            if not left_ms and len(status) < 8:
+            if not left_s and len(status) < 8:
                 self.close()
                 return Run("timeout")
             if answer is not None and (call := _pop_call(result)) is not None:
