@@ -144,6 +144,8 @@ def canonical(data: Any) -> str:
         return _canonical_number(value)
     if isinstance(digits := content(data, "bytes", "bytearray"), str):
         return f"bytes {digits}"
+    if isinstance(name := content(data, "type"), str):
+        return f"type {name}"
     for kind, brackets in (("list", "[]"), ("tuple", "()"), ("deque", "<>")):
         if (inside := elements(data, kind)) is not None:
             return ",".join(map(canonical, inside)).join(brackets)

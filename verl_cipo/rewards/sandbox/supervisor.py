@@ -97,9 +97,9 @@ class SockFprog(ctypes.Structure):
 def encode(value, depth=0):
     """`value` as JSON-able data from which `decode` makes an equal plain value.
 
-    Plain are None, bool, int, float, complex, Fraction, Decimal, str, bytes, bytearray, range, and list, tuple, set,
-    frozenset, deque, dict, the views of a dict, and iterators of them. Instances of subclasses and numpy's scalars and
-    arrays become the plain value that they hold. Raises: NotPlainError.
+    Plain are None, bool, int, float, complex, Fraction, Decimal, str, bytes, bytearray, range, the built-in types, and
+    list, tuple, set, frozenset, deque, dict, the views of a dict and iterators of them. Instances of subclasses and
+    numpy's scalars and arrays become the plain value that they hold. Raises: NotPlainError.
     """
     if depth > MAX_DEPTH:
         raise TooDeepError(f"a value nested deeper than {MAX_DEPTH}")
@@ -131,6 +131,8 @@ def encode(value, depth=0):
         return {"fraction": [encode(value.numerator), encode(value.denominator)]}
     if isinstance(value, decimal.Decimal):
         return {"decimal": str(value)}
+    if getattr(builtins, getattr(value, "__name__", ""), None) is value and kind is type:
+        return {"type": value.__name__}
     if kind.__module__ == "numpy":
         return encode(value.tolist(), depth + 1)
     if hasattr(kind, "__next__"):
@@ -202,12 +204,14 @@ def decode(data, depth=0):
             return getattr(builtins, name).fromhex(content)
         if name == "decimal":
             return decimal.Decimal(content)
+        if name == "type" and isinstance(found := getattr(builtins, content), type):
+            return found
         if name == "dict":
             return {decode(key, depth + 1): decode(item, depth + 1) for key, item in content}
         return MAKERS[name]([decode(item, depth + 1) for item in content])
     except NotPlainError:
         raise
-    except (KeyError, TypeError, ValueError, OverflowError, ArithmeticError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise NotPlainError(f"no encoded value: {error}") from error
 
 
