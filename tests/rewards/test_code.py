@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from verl_cipo.rewards.code import compute_score, last_program
+from verl_cipo.rewards.code import compute_score
 from verl_cipo.rewards.outcome import VerifierInfrastructureError
 from verl_cipo.rewards.sandbox.pool import close_pools, get_pool
 
@@ -146,11 +146,285 @@ def test_a_malformed_ground_truth_is_no_verdict():
         score("pass", "{")
 
 
+@pytest.mark.parametrize("settings", [{"memory_mb": 512.0}, {"workers": 2.0}, {"max_tests": 2.0}])
+def test_whole_numbers_may_be_written_with_a_point(settings):
+    assert score("print(int(input()) * 2)", **settings)["acc"] is True
+
+
+@pytest.mark.parametrize("settings", [{"memory_mb": 512.5}, {"workers": 1.5}, {"max_tests": 1.5}])
+def test_parts_of_whole_numbers_are_refused(settings):
+    (name,) = settings
+    with pytest.raises(ValueError, match=f"{name} = .*whole number"):
+        score("pass", **settings)
+
+
+@pytest.mark.parametrize("source", ["codecontests", "deepmind/code_contests", "Code-Contests"])
+@pytest.mark.parametrize("printed", ["20\n0 2 1", "20 0 2 1", "20\n0\n2\n1\n", "YES", "Yes"])
+def test_code_contests_has_its_own_rule(source, printed):
+    expected = "yes" if printed.isalpha() else "20\n0 2 1"
+    tests = {"inputs": [""], "outputs": [expected]}
+    judged = [compute_score(name, block(f"print({printed!r})"), tests, workers=2)["acc"] for name in (source, "apps")]
+    assert judged == [True, printed == expected]
+
+
+def test_code_contests_has_no_other_leniency():
+    tests = {"inputs": [""], "outputs": ["20\n0 2 1"]}
+    for printed in ("20 0 1 2", "20 0 2", "20 0 2 1 1", "2 00 2 1"):
+        assert compute_score("codecontests", block(f"print({printed!r})"), tests, workers=2)["acc"] is False
+
+
+def check(source: str) -> dict:
+    return {"check": f"def check(c):\n    {source}", "entry_point": "f"}
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        {"inputs": ["1", "2"], "outputs": ["null", "null"], "fn_name": "f"},
+        {"inputs": [[1], [2]], "outputs": [None, None], "fn_name": "f"},
+        {"inputs": [[1], [2]], "outputs": [[None], [None]], "fn_name": "f"},
+        {"asserts": ["assert f(1) == None", "assert f(2) is None"]},
+        {"asserts": ["assert f(1) is None"]},
+        {"asserts": ["assert not f(1)", "assert f(2) != 3"]},
+        check("assert c(1) is None"),
+        check("c(1)"),
+        check("assert not c(1)\n    assert c(2) is None"),
+        check("assert len(c(1) or '') == 0"),
+        check("try:\n        assert c(1) == 1\n    except Exception:\n        pass"),
+    ],
+)
+def test_tests_that_nothing_fails_are_no_verdict(tests):
+    with pytest.raises(ValueError, match="would pass"):
+        score("def f(x): pass", json.dumps(tests))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "assert all(abs(a - b) < 1e-6 for a, b in zip(c(1), [0.5, 0.25]))",
+        "assert all(item > 0 for item in c(1))",
+        "for item in c(1): assert item > 0",
+        "import numpy as np\n    assert np.all(np.abs(np.array(c(1)) - 0.5) < 1e-6)",
+    ],
+)
+def test_tests_that_no_empty_value_fails_are_no_verdict(source):
+    with pytest.raises(ValueError, match=r"`return \[\]` and of `return \(\)` would pass"):
+        score("def f(x): return []", json.dumps(check(source)))
+
+
+@pytest.mark.parametrize(
+    ("tests", "code"),
+    [
+        ({"inputs": ["1", "2"], "outputs": ["null", "2"], "fn_name": "f"}, "def f(x): return x if x == 2 else None"),
+        ({"asserts": ["assert f(1) is None", "assert f(2) == 2"]}, "def f(x): return x if x == 2 else None"),
+        (check("assert c(1) == []"), "def f(x): return []"),
+        (check("assert c(1) is None\n    assert c(2) == []"), "def f(x): return [] if x == 2 else None"),
+        (check("assert not c(1)\n    assert c(2)"), "def f(x): return x == 2"),
+    ],
+)
+def test_tests_that_expect_nothing_in_part_are_judged(tests, code):
+    assert score(code, json.dumps(tests))["acc"] is True
+    assert score("def f(x): pass", json.dumps(tests))["acc"] is False
+
+
+def test_the_first_tests_alone_may_be_tests_that_nothing_fails():
+    tests = {"inputs": ["1", "2"], "outputs": ["null", "2"], "fn_name": "f"}
+    with pytest.raises(ValueError, match="would pass"):
+        score("def f(x): pass", json.dumps(tests), max_tests=1)
+
+
+@pytest.mark.parametrize("empty", ["[]", "()", "''", "{}", "set()", "[[]]", "np.array([])", "iter([])"])
+@pytest.mark.parametrize(
+    "compare",
+    [
+        "assert np.allclose({}, 7.5)",
+        "assert np.allclose(7.5, {})",
+        "assert np.allclose({}, [7.5])",
+        "assert np.isclose({}, 7.5).all()",
+        "np.testing.assert_allclose({}, 7.5)",
+        "np.testing.assert_almost_equal({}, 7.5)",
+        "np.testing.assert_array_equal({}, 7.5)",
+        "assert np.array_equal({}, [7.5])",
+    ],
+)
+def test_an_empty_array_is_close_to_nothing(empty, compare):
+    tests = {"check": f"import numpy as np\ndef check(c):\n    {compare.format('c(1)')}", "entry_point": "f"}
+    assert score(f"import numpy as np\ndef f(x): return {empty}", tests)["outcome"] == "wrong"
+    right = "[7.5]" if "[7.5]" in compare else "7.5"
+    assert score(f"def f(x): return {right}", tests)["acc"] is True
+
+
 @pytest.mark.parametrize("source", ["assert undefined_thing", "raise RuntimeError('broken')", "candidate(object())"])
 def test_test_code_that_no_solution_can_pass_is_no_verdict(source):
     tests = {"check": f"def check(candidate):\n    {source}", "entry_point": "f"}
     with pytest.raises(ValueError, match="fails whatever the solution does"):
         score("def f(x): return x", json.dumps(tests))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "assert c(1) == undefined_name",
+        "assert c(1) == 1\n    undefined_call(2)",
+        "assert c(1) == 1\n    import no_such_module",
+        "assert c(1) == 1\n    from no_such_module.sub import thing",
+        "assert c(lambda: 1) == 1",
+        "assert c(1) == 1\n    assert c(object()) == 1",
+    ],
+)
+def test_test_code_that_breaks_after_its_first_call_is_no_verdict(source):
+    with pytest.raises(ValueError, match="fails whatever the solution does"):
+        score("def f(x): return x", json.dumps(check(source)))
+
+
+@pytest.mark.parametrize(
+    ("source", "code"),
+    [
+        (
+            "try:\n        r = c(1)\n    except ValueError:\n        pass\n    assert r == 1",
+            "def f(x): raise ValueError",
+        ),
+        ("assert eval(c(1)) == 1", "def f(x): return 'undefined_name'"),
+        ("assert c(1) == 1", "def f(x): return undefined_name"),
+        ("assert c(1) == 1", "import no_such_module"),
+        ("assert len(c(1)) == 1", "def f(x): return None"),
+        ("assert c(1).attribute == 1", "def f(x): return 1"),
+    ],
+)
+def test_test_code_that_breaks_by_the_solution_is_a_wrong_answer(source, code):
+    """No answer may pass for a fault of the data."""
+    assert score(code, json.dumps(check(source)))["outcome"] == "wrong"
+
+
+RAISES = "def f(x):\n    if x < 0: raise {}\n    return x"
+
+
+@pytest.mark.parametrize(
+    ("caught", "raised", "right"),
+    [
+        ("ValueError", "ValueError('no')", True),
+        ("ValueError", "UnicodeDecodeError('utf-8', b'', 0, 1, 'no')", True),
+        ("(TypeError, ValueError)", "TypeError", True),
+        ("Exception", "RuntimeError", True),
+        ("ArithmeticError", "ZeroDivisionError", True),
+        ("ValueError", "type('Own', (ValueError,), {})('no')", True),
+        ("LookupError", "KeyError('no')", True),
+        ("AssertionError", "AssertionError('no')", True),
+        ("ValueError", "TypeError", False),
+        ("ValueError", "SystemExit", False),
+        ("ValueError", "StopIteration", False),
+        ("Exception", "StopIteration", False),
+    ],
+)
+def test_test_code_may_expect_an_error(caught, raised, right):
+    source = f"assert c(3) == 3\n    try:\n        c(-1)\n    except {caught}:\n        return\n    assert False"
+    if caught != "AssertionError":
+        source = source.replace("assert False", "raise AssertionError")
+    verdict = score(RAISES.format(raised), json.dumps(check(source)))
+    assert verdict["outcome"] == ("right" if right else "wrong")
+    assert score("def f(x): return x", json.dumps(check(source)))["outcome"] == "wrong"
+
+
+def test_the_text_of_an_expected_error_is_the_solutions():
+    source = "assert c(3) == 3\n    try:\n        c(-1)\n    except ValueError as e:\n        assert str(e) == 'no'"
+    source += "\n    else:\n        assert False"
+    assert score(RAISES.format("ValueError('no')"), json.dumps(check(source)))["acc"] is True
+    assert score(RAISES.format("ValueError('yes')"), json.dumps(check(source)))["acc"] is False
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "import os; os._exit(0)",
+        "import ctypes; ctypes.string_at(0)",
+        "return object()",
+        "a = []\n    for _ in range(999): a = [a]\n    return a",
+        "send(b'{}')",
+        'send(b\'{"value": {"nope": 1}}\')',
+        'send(b\'{"value": 1, "error": "TypeError"}\')',
+        'send(b\'{"error": "TypeError"}\')',
+        'send(b\'{"error": "TypeError", "kind": "no_such"}\')',
+        'send(b\'{"error": "TypeError", "kind": "print"}\')',
+        'send(b\'{"error": "StopIteration", "kind": "StopIteration"}\')',
+        'send(b\'{"error": "GeneratorExit", "kind": "GeneratorExit"}\')',
+        "send(b'[')",
+    ],
+)
+@pytest.mark.parametrize("caught", ["TypeError", "Exception", "BaseException"])
+def test_no_error_but_the_solutions_own_is_one_that_a_test_expects(attack, caught):
+    send = (
+        "import os\nfrom struct import pack\ndef send(text):\n    for fd in range(3, 32):\n"
+        "        try: os.write(fd, pack('<I', len(text)) + text)\n        except OSError: pass\n    os._exit(0)\n"
+    )
+    source = f"assert c(3) == 3\n    try:\n        c('x')\n    except {caught}:\n        return\n    assert False"
+    code = f"{send}def f(x):\n    if x == 3: return 3\n    {attack}"
+    assert score(code, json.dumps(check(source)))["outcome"] == "wrong"
+
+
+def test_an_error_does_not_end_a_loop_of_the_test_in_silence():
+    source = "assert all(map(lambda x: c(x) == x + 1, range(9)))"
+    assert score("def f(x): raise StopIteration", json.dumps(check(source)))["outcome"] == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("source", "code"),
+    [
+        ("assert list(f(3)) == [0, 1, 2]", "def f(n): yield from range(n)"),
+        ("assert list(f(3)) == [0, 1, 2]", "def f(n): return range(n)"),
+        ("assert list(f(3)) == [0, 1, 2]", "def f(n): return map(int, range(n))"),
+        ("assert list(f(3)) == [0, 1, 2]", "def f(n): return iter(range(n))"),
+        ("assert list(f(3)) == [(0, 0), (1, 1), (2, 2)]", "def f(n): return zip(range(n), range(n))"),
+        ("assert sorted(f(3)) == [0, 1, 2]", "def f(n): return dict.fromkeys(range(n)).keys()"),
+        ("assert sorted(f(3)) == [0, 1, 2]", "def f(n): return {i: i for i in range(n)}.values()"),
+        ("assert f(3) == {0, 1, 2}", "def f(n): return dict.fromkeys(range(n)).keys()"),
+        ("assert list(f(2)) == [(0, 'a'), (1, 'a')]", "def f(n): return dict.fromkeys(range(n), 'a').items()"),
+        ("assert next(f(3)) == 0", "def f(n): return itertools.count()"),
+        ("assert list(itertools.islice(f(3), 5)) == [0, 1, 2, 3, 4]", "def f(n): yield from itertools.count()"),
+        ("assert f(3) == range(3)", "def f(n): return range(n)"),
+        ("assert f(1) == 0.5", "def f(n): return Fraction(n, 2)\nfrom fractions import Fraction"),
+        ("assert f(1) == 0.5", "def f(n): return Decimal(n) / 2\nfrom decimal import Decimal"),
+        ("assert f(2) == 1", "def f(n): return Fraction(n, 2)\nfrom fractions import Fraction"),
+        ("assert float(f(1)) == 0.5", "def f(n): return Fraction(n, 2)\nfrom fractions import Fraction"),
+        ("assert f(1).numerator == 1", "def f(n): return Fraction(n, 2)\nfrom fractions import Fraction"),
+        ("assert f(1) == Decimal('0.5')", "def f(n): return Decimal(n) / 2\nfrom decimal import Decimal"),
+        ("assert list(f(3)) == [0, 1, 2]", "def f(n): return deque(range(n))"),
+        ("assert f(3) == b'abc'", "def f(n): return bytearray(b'abc')"),
+        ("assert f(range(3)) == 3", "def f(it): return sum(it)"),
+        ("assert f(iter([1, 2])) == 3", "def f(it): return sum(it)"),
+        ("assert f(x for x in (1, 2)) == 3", "def f(it): return sum(it)"),
+        ("assert f({1: 2}.keys()) == 1", "def f(it): return sum(it)"),
+        ("assert f(Decimal(1)) == 2", "def f(n): return n + 1"),
+    ],
+)
+def test_values_that_are_not_plain(source, code):
+    tests = {"asserts": [source], "setup": "import itertools\nfrom decimal import Decimal", "entry_point": "f"}
+    assert score(code, json.dumps(tests))["acc"] is True
+
+
+@pytest.mark.parametrize(
+    ("source", "code"),
+    [
+        ("assert f(3) == [0, 1, 2]", "def f(n): yield from range(n)"),
+        ("assert f(3) == [0, 1, 2]", "def f(n): return range(n)"),
+        ("assert f(3) == [0, 1, 2]", "def f(n): return {i: i for i in range(n)}.values()"),
+        ("assert len(f(3)) == 3", "def f(n): yield from range(n)"),
+        ("assert list(f(3)) == [0, 1, 2]", "def f(n): return itertools.count()"),
+        ("assert f(1) == 0.1", "def f(n): return Decimal('0.1')\nfrom decimal import Decimal"),
+        ("assert f(1) == 1 / 3", "def f(n): return Fraction(1, 3)\nfrom fractions import Fraction"),
+    ],
+)
+def test_values_that_are_not_plain_are_equal_as_in_python(source, code):
+    assert score(code, json.dumps({"asserts": [source]}))["outcome"] == "wrong"
+
+
+def test_the_verdict_does_not_depend_on_the_sandbox():
+    code = "def f(s): return max(set(s), key=s.count)"
+    tests = {"asserts": ["assert f('data') == 'a'", "assert f('brilliant girl') == 'i'"]}
+    seen = set()
+    for _ in range(6):
+        seen.add(score(code, tests, workers=1, memory_mb=333)["acc"])
+        close_pools()
+    assert len(seen) == 1
 
 
 def test_a_call_that_cannot_enter_the_sandbox_is_no_verdict():
@@ -182,47 +456,19 @@ def test_the_docs_name_every_argument():
     assert named == [*own, "right", "wrong", "unparsable", "timeout"]
 
 
-@pytest.mark.parametrize(
-    ("text", "code"),
-    [
-        ("```python\na\n```", "a"),
-        ("```\na\n```", "a"),
-        ("```py\na\n```\nbetter:\n```python\nb\n```", "b"),
-        ("```python\na\n```\nIt prints:\n```text\n3\n```", "a"),
-        ("```cpp\na\n```", None),
-        ("no code", None),
-        ("", None),
-        ("```python\na\n```\n```python\nb", "b"),
-        ("```python\nprint('''\n```text\n''')\n```", "print('''\n```text\n''')"),
-        ("````python\na\n```\nb\n````", "a\n```\nb"),
-        ("~~~python\na\n~~~", "a"),
-        ("  ```Python\n  a\n  ```", "  a"),
-        ("inline ```python is no fence\n```python\na\n```", "a"),
-        ("```python\n```", ""),
-        ("```python\r\na\r\n```\r\n", "a\r"),
-        ("```python\nprint('a\x0cb\u2028c')\n```", "print('a\x0cb\u2028c')"),
-        ("``\na\n``\n```\nb\n```", "b"),
-        ("```python\na\n~~~\nb\n```", "a\n~~~\nb"),
-        ("``` \tpython\na\n```", "a"),
-        ("```python title=x\na\n```", "a"),
-    ],
-)
-def test_last_program(text, code):
-    assert last_program(text) == code
-
-
-def test_an_answer_made_to_be_slow_to_read_is_not():
-    # Quadratic at 2e5 characters would be minutes.
-    for text in ("```" + " " * 200_000 + "`", "`" * 200_000 + "x`", " " * 200_000 + "`", "```x\n" * 100_000):
-        assert last_program(text) in (None, "")
-
-
 def test_from_many_threads_at_once():
     def check(n: int) -> bool:
         return score(f"print(int(input()) * {n})")["acc"]
 
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(check, [1, 2] * 20)) == [False, True] * 20
+
+
+def test_waiting_for_a_sandbox_is_no_part_of_the_time():
+    code = "import time\ntime.sleep(0.4)\nprint(int(input()) * 2)"
+    with ThreadPoolExecutor(6) as threads:
+        scores = [threads.submit(score, code, max_tests=1, workers=1, total_timeout_s=1.5) for _ in range(6)]
+        assert all(one.result()["acc"] for one in scores)
 
 
 def test_in_a_forked_process():

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verl_cipo.rewards.sandbox.compare import same_output, same_value
+from verl_cipo.rewards.sandbox.supervisor import encode
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -53,6 +54,22 @@ JSON = st.recursive(
         ("1" * 5000 + ".0", "1" * 5000, False),
         ("1\r\n2", "1\n2", True),
         ("9007199254740993", "9007199254740992", False),
+        ("10", "0010", False),
+        ("101", "00101", False),
+        ("0010", "0010", True),
+        ("7", "+7", False),
+        ("100000", "1e5", False),
+        ("100000", "1E5", False),
+        ("10.0", "010", False),
+        ("1.0", "01.0", False),
+        ("0.00001", "1e-05", True),
+        ("100000000000000000000", "1e+20", True),
+        ("15000000000", "1.5E10", True),
+        ("0", "-0", True),
+        ("-0.0", "0", True),
+        ("0.25", ".25", True),
+        ("4", "4.", True),
+        ("a 10 b", "a 0010 b", False),
     ],
 )
 def test_same_output(got, expected, same):
@@ -100,17 +117,17 @@ def test_same_output(got, expected, same):
     ],
 )
 def test_same_value(got, expected, same):
-    assert same_value(got, expected, tolerance=1e-6) is same
+    assert same_value(encode(got), expected, tolerance=1e-6) is same
 
 
 @given(JSON)
 def test_every_json_value_is_itself(value):
-    assert same_value(value, value, tolerance=0.0)
+    assert same_value(encode(value), value, tolerance=0.0)
 
 
 @given(JSON, JSON)
 def test_without_tolerance_it_is_equality(one, other):
-    assert same_value(one, other, tolerance=0.0) == (one == other)
+    assert same_value(encode(one), other, tolerance=0.0) == (one == other)
 
 
 @given(st.text(), st.text())

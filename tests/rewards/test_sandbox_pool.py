@@ -1,15 +1,19 @@
 """Sandboxes that break: seen through stand-ins for the supervisor, and through the real one killed from outside."""
 
+import asyncio
 import os
 import resource
 import signal
 import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
 from verl_cipo.rewards.outcome import VerifierInfrastructureError
 from verl_cipo.rewards.sandbox import bubblewrap, pool, supervisor, warm_sandbox
+from verl_cipo.rewards.sandbox.cases import CheckTest
 from verl_cipo.rewards.sandbox.pool import Pool, Worker
 from verl_cipo.rewards.sandbox.supervisor import IN_JAIL, READY
 from verl_cipo.rewards.sandbox.warm_sandbox import Sandbox, SandboxDiedError
@@ -93,11 +97,11 @@ def test_a_supervisor_that_breaks_gives_no_run(script):
     ("frames", "claim"),
     [
         (b"", None),
-        (b"\x02\0\0\0{}", {}),
+        (b"\x02\0\0\0{}", b"{}"),
         (b"\x02\0\0\0{}\x02\0\0\0{}", None),
         (b"\x02\0\0\0{}x", None),
         (b"\x03\0\0\0{}", None),
-        (b"\x02\0\0\0{[", None),
+        (b"\x02\0\0\0{[", b"{["),
         (b"\x02\0", None),
     ],
 )
@@ -235,6 +239,183 @@ def test_a_pool_is_shared_by_equal_settings():
     one = pool.get_pool("bubblewrap", workers=1, memory_mb=300)
     assert one is pool.get_pool("bubblewrap", workers=1, memory_mb=300)
     assert one is not pool.get_pool("bubblewrap", workers=2, memory_mb=300)
+
+
+def kill_runs(sandbox: Sandbox, times: int) -> threading.Thread:
+    """Kills the next runs of a sandbox as the kernel does where memory is short."""
+    children = Path(f"/proc/{sandbox._supervisor}/task/{sandbox._supervisor}/children")
+
+    def kill():
+        for _ in range(times):
+            time.sleep(0.3)
+            os.kill(int(children.read_text()), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    return killer
+
+
+SLOW = "import time\ntime.sleep(0.5)\nprint(1)"
+
+
+def test_a_run_that_the_machine_killed_is_made_again():
+    one = Worker(bubblewrap.start, memory_mb=512)
+    one.program("print(1)", "", timeout_s=20, max_stdout=9)
+    killer = kill_runs(*one._sandboxes.values(), times=1)
+    assert one.program(SLOW, "", timeout_s=20, max_stdout=9).stdout == b"1\n"
+    killer.join()
+    one.close()
+
+
+def test_a_run_that_the_machine_killed_twice_is_no_verdict():
+    one = Worker(bubblewrap.start, memory_mb=512)
+    one.program("print(1)", "", timeout_s=20, max_stdout=9)
+    killer = kill_runs(*one._sandboxes.values(), times=2)
+    with pytest.raises(VerifierInfrastructureError, match="killed from outside, twice"):
+        one.program(SLOW, "", timeout_s=20, max_stdout=9)
+    killer.join()
+    assert one.program("print(2)", "", timeout_s=20, max_stdout=9).stdout == b"2\n"
+    one.close()
+
+
+def test_a_call_from_test_code_that_the_machine_killed_is_made_again():
+    one = Worker(bubblewrap.start, memory_mb=512)
+    one.program("print(1)", "", timeout_s=20, max_stdout=9)
+    killer = kill_runs(*one._sandboxes.values(), times=1)
+    test = CheckTest("assert f(1) + 1 == 2", "f")
+    code = "import time\ndef f(x):\n    time.sleep(0.5)\n    return x"
+    assert one.check(test, code, timeout_s=20, deadline=time.monotonic() + 20).passed
+    killer.join()
+    one.close()
+
+
+def test_a_flood_ends_the_run_and_not_the_sandbox():
+    one = Worker(bubblewrap.start, memory_mb=512)
+    for code in ("while True: print('x' * 999)", "import os\nwhile True: os.write(1, b'x' * 99)", "print('x' * 2**20)"):
+        assert one.program(code, "", timeout_s=20, max_stdout=9999).end == "flood"
+        (sandbox,) = one._sandboxes.values()
+        assert one.program("print(2)", "", timeout_s=20, max_stdout=9).stdout == b"2\n"
+        assert list(one._sandboxes.values()) == [sandbox] and not sandbox.closed
+    one.close()
+
+
+def test_a_flood_ends_the_sandbox_where_the_run_cannot_be_ended(monkeypatch):
+    one = Worker(bubblewrap.start, memory_mb=512)
+    monkeypatch.setattr(Sandbox, "_kill_run", lambda self: False)
+    assert one.program("while True: print('x' * 999)", "", timeout_s=20, max_stdout=9999).end == "flood"
+    (sandbox,) = one._sandboxes.values()
+    assert sandbox.closed
+    assert one.program("print(2)", "", timeout_s=20, max_stdout=9).stdout == b"2\n"
+    one.close()
+
+
+def test_what_has_come_is_read_before_a_time_out_is_declared(monkeypatch):
+    """A verifier that is kept from running finds the time over, and the result there."""
+    sandbox = bubblewrap.start()
+    late = time.monotonic
+
+    def after_a_second():
+        time.sleep(0.5)
+        return late()
+
+    monkeypatch.setattr(warm_sandbox.time, "monotonic", after_a_second)
+    run = sandbox.run(JOB, timeout_s=0.4)
+    assert (run.end, run.stdout) == ("exit", b"hello\n")
+    sandbox.close()
+
+
+def test_a_sandbox_that_timed_out_is_replaced_before_it_is_needed():
+    started = []
+
+    def starter(*, numpy):
+        started.append(bubblewrap.spawn(numpy=numpy))
+        return started[-1]
+
+    one = Worker(starter, memory_mb=512)
+    assert one.program("while True: pass", "", timeout_s=0.3, max_stdout=9).end == "timeout"
+    (starting,) = one._starting.values()
+    assert starting.result(20) is started[1] and started[0].closed
+    assert one.program("print(1)", "", timeout_s=20, max_stdout=9).stdout == b"1\n"
+    assert one._sandboxes[("solution", False)] is started[1]
+    one.program("while True: pass", "", timeout_s=0.3, max_stdout=9)
+    one.close()
+    assert len(started) == 3 and all(sandbox.closed for sandbox in started)
+
+
+def stand_in_pool(size: int) -> Pool:
+    """A pool whose workers are not used."""
+    return Pool(lambda **_: pytest.fail("nothing is to be started"), size=size, memory_mb=512)
+
+
+def test_workers_are_lent_first_in_first_out():
+    pool_of_one, order, threads = stand_in_pool(1), [], []
+
+    def wait(number):
+        with pool_of_one.worker():
+            order.append(number)
+
+    with pool_of_one.worker():
+        for number in range(20):
+            threads.append(threading.Thread(target=wait, args=(number,)))
+            threads[-1].start()
+            while len(pool_of_one._waiting) <= number:
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    assert order == list(range(20)) and len(pool_of_one._idle) == 1
+
+
+def test_every_thread_gets_its_share():
+    two, counts, stop = stand_in_pool(2), [0] * 8, time.monotonic() + 1.0
+
+    def check(number):
+        while time.monotonic() < stop:
+            with two.worker():
+                time.sleep(0.002)
+            counts[number] += 1
+
+    threads = [threading.Thread(target=check, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert min(counts) > 0.7 * max(counts) > 10
+
+
+def test_every_task_gets_its_share():
+    two, counts, stop = stand_in_pool(2), [0] * 8, time.monotonic() + 1.0
+
+    def check():
+        with two.worker():
+            time.sleep(0.002)
+
+    async def task(number):
+        while time.monotonic() < stop:
+            await asyncio.to_thread(check)
+            counts[number] += 1
+
+    async def all_tasks():
+        await asyncio.gather(*map(task, range(8)))
+
+    asyncio.run(all_tasks())
+    assert min(counts) > 0.7 * max(counts) > 10
+
+
+@pytest.mark.parametrize("handed_over", [False, True])
+def test_one_that_gives_up_waiting_takes_no_worker_with_it(monkeypatch, handed_over):
+    one = stand_in_pool(1)
+    lent = one._idle.pop()
+
+    def interrupted(turn):
+        monkeypatch.undo()
+        if handed_over:
+            one._give_back(lent)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool.Future, "result", interrupted)
+    with pytest.raises(KeyboardInterrupt), one.worker():
+        pytest.fail("it has no worker")
+    assert not one._waiting and one._idle == ([lent] if handed_over else [])
 
 
 def test_source_that_names_numpy_finds_it_imported():

@@ -60,6 +60,12 @@ PERMISSION = ERRNO | errno.EPERM
         (IOCTL, (0, 0x5421), PERMISSION, ALLOW),
         (PRLIMIT, (0, 9), ALLOW, ALLOW),
         (PRLIMIT, (1, 9), PERMISSION, ALLOW),
+        # The limit of processor time is read and not set.
+        (PRLIMIT, (0, 0, 0, 2**32), ALLOW, ALLOW),
+        (PRLIMIT, (0, 0, 5), ALLOW, PERMISSION),
+        (PRLIMIT, (0, 0, 2**32), ALLOW, PERMISSION),
+        (PRLIMIT, (0, 2**32, 5), ALLOW, PERMISSION),
+        (PRLIMIT, (0, 3, 5), ALLOW, ALLOW),
         (CLONE, (), ALLOW, PERMISSION),
         (61, (), ALLOW, PERMISSION),
         (319, (), ALLOW, PERMISSION),

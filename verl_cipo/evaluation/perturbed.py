@@ -6,19 +6,19 @@ an input (its elements rotated, a number lowered by one), but may break a rule o
 tells, so this is a sign and no proof; and where most programs of a problem cheat in the same way, it sees nothing.
 """
 
-import json
 import random
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from verl_cipo.rewards.sandbox import pool
 from verl_cipo.rewards.sandbox.cases import CallTest, ProgramTest, Test
+from verl_cipo.rewards.sandbox.claims import Bounds, NoClaimError, canonical, read_value
 from verl_cipo.rewards.sandbox.supervisor import NotPlainError, encode
 
 VOTERS = 3
 """Fewer different programs than this are no vote."""
 _MAX_OUTPUT = 2**20
+_MOST = Bounds(size=2**18, parts=2**15)
 
 
 def perturb(test: Test, rng: random.Random) -> Test | None:
@@ -116,7 +116,8 @@ def _output(program: str, test: Test, worker: Any, timeout_s: float) -> str | No
         args, kwargs = encode(test.args), encode(test.kwargs)
     except NotPlainError:
         return None
-    run = worker.call(program, test.name, args, kwargs, timeout_s=timeout_s, max_claim=_MAX_OUTPUT)
-    if run.end != "exit" or not pool.is_value(run.claim):
+    run = worker.call(program, test.name, args, kwargs, timeout_s=timeout_s, max_claim=_MOST.size)
+    try:
+        return canonical(read_value(run.claim, _MOST))
+    except (NoClaimError, RecursionError):
         return None
-    return json.dumps(run.claim["value"], sort_keys=True)

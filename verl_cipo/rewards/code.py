@@ -8,8 +8,8 @@ The program runs in a sandbox that never holds an expected output; what it gives
 docs/code-verifier.md says what that covers, and what it does not.
 """
 
-import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,21 +17,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from verl_cipo.rewards.arguments import refuse_unknown
-from verl_cipo.rewards.outcome import Outcome, result
+from verl_cipo.rewards.fences import last_program
+from verl_cipo.rewards.outcome import Outcome, printable, result
 from verl_cipo.rewards.sandbox import pool
-from verl_cipo.rewards.sandbox.cases import CallTest, CheckTest, ProgramTest, Test, read_tests
-from verl_cipo.rewards.sandbox.compare import same_output, same_value
+from verl_cipo.rewards.sandbox.cases import CheckTest, ProgramTest, Test, read_tests
+from verl_cipo.rewards.sandbox.claims import NoClaimError, bounds, error_name, read_value
+from verl_cipo.rewards.sandbox.compare import agreements, same_output
 from verl_cipo.rewards.sandbox.fusion import FusionWorker
-from verl_cipo.rewards.sandbox.supervisor import NotPlainError, decode, encode
+from verl_cipo.rewards.sandbox.supervisor import NotPlainError, encode
+from verl_cipo.rewards.sandbox.vacuous import refuse_vacuous
 from verl_cipo.rewards.sandbox.warm_sandbox import Run
+
+__all__ = ["compute_score", "last_program"]
 
 BACKENDS = ("bubblewrap", "sandbox_fusion", "subprocess")
 MIN_MEMORY_MB = 64
-_PYTHON_TAGS = {"", "python", "python3", "py", "py3"}
-# Elements of one set or dict that a program returns: it can choose them with equal hashes, which takes n ** 2 steps.
-_MAX_HASHED = 10_000
 # What a program may give beyond twice what is expected of it.
 _SPARE_BYTES = 2**20
+_MAX_PRED = 300
+_CODE_CONTESTS = re.compile("code[^a-z]?contests", re.IGNORECASE)
 
 
 def compute_score(
@@ -56,7 +60,7 @@ def compute_score(
     """Run the last fenced code block of a solution against the problem's tests.
 
     Args:
-        data_source: named in errors; all sources are judged alike.
+        data_source: named in errors; all are judged alike but CodeContests, whose layout and case do not count.
         solution_str: the policy's text.
         ground_truth: the tests, as JSON text or as an object; the layouts are in docs/code-verifier.md.
         extra_info: not used.
@@ -88,55 +92,35 @@ def compute_score(
     for name, value, least in (
         ("timeout_s", timeout_s, 0.1),
         ("total_timeout_s", total_timeout_s, 0.1),
-        ("memory_mb", memory_mb, MIN_MEMORY_MB),
-        ("workers", workers, 1),
-        ("max_tests", 1 if max_tests is None else max_tests, 1),
         ("float_tolerance", float_tolerance, 0),
     ):
         if not value >= least:
             raise ValueError(f"reward_kwargs.{name} = {value!r}: allowed is {least} or more")
+    memory_mb = _whole("memory_mb", memory_mb, MIN_MEMORY_MB)
+    workers = _whole("workers", workers, 1)
+    max_tests = None if max_tests is None else _whole("max_tests", max_tests, 1)
+    any_layout = bool(_CODE_CONTESTS.search(data_source))
     try:
-        tests = read_tests(ground_truth)[:max_tests]
+        tests = read_tests(ground_truth, max_tests)
     except ValueError as error:
         raise ValueError(f"ground truth of data source {data_source!r}: {error}") from error
     code = last_program(solution_str)
     if code is None:
         return result(Outcome.UNPARSABLE, "")
     with _worker(backend, workers, memory_mb, sandbox_fusion_url, concurrent_semaphore) as worker:
-        judge = _Judge(worker, code, timeout_s, time.monotonic() + total_timeout_s, float_tolerance)
+        judge = _Judge(worker, code, timeout_s, time.monotonic() + total_timeout_s, float_tolerance, any_layout)
         outcome, n_passed, pred = judge.all(tests, stop_early=not continuous)
-    verdict = result(outcome, pred)
+        if outcome is Outcome.RIGHT or continuous and n_passed:
+            refuse_vacuous(tests, worker, timeout_s=timeout_s)
+    verdict = result(outcome, printable(pred, _MAX_PRED))
     return {**verdict, "score": n_passed / len(tests)} if continuous else verdict
 
 
-def last_program(text: str) -> str | None:
-    """The last fenced code block that is tagged as Python or not at all; None when there is none.
-
-    A block that is not closed reaches to the end of the text.
-    """
-    found, fence, tag, lines = None, "", "", []
-    for line in text.split("\n"):
-        if fence:
-            if line.strip().startswith(fence) and not line.strip().strip(fence[0]):
-                found = "\n".join(lines) if tag in _PYTHON_TAGS else found
-                fence = ""
-            else:
-                lines.append(line)
-        else:
-            fence, tag = _opening_fence(line.strip())
-            lines = []
-    if fence and tag in _PYTHON_TAGS:
-        found = "\n".join(lines)
-    return found
-
-
-def _opening_fence(line: str) -> tuple[str, str]:
-    """("```", "python") of "```python title=x"; ("", "") of a line that opens no block."""
-    mark = line[:1]
-    told = line.lstrip(mark)
-    if mark not in ("`", "~") or len(line) - len(told) < 3 or "`" in told:
-        return "", ""
-    return line[: len(line) - len(told)], (told.split() or [""])[0].lower()
+def _whole(name: str, value: float, least: int) -> int:
+    """The integer, which a configuration may write as 512.0."""
+    if not value >= least or value != int(value):
+        raise ValueError(f"reward_kwargs.{name} = {value!r}: allowed is a whole number, {least} or more")
+    return int(value)
 
 
 def _validate(backend: str, allow_unsafe: bool, url: str | None) -> None:
@@ -174,6 +158,7 @@ class _Judge:
     timeout_s: float
     deadline: float
     tolerance: float
+    any_layout: bool
 
     def all(self, tests: list[Test], *, stop_early: bool) -> tuple[Outcome, int, str]:
         """The outcome, how many tests passed, and in words what kept the first other from it."""
@@ -186,8 +171,8 @@ class _Judge:
                 if not first:
                     first, outcome = f"test {number}: time limit of all tests", Outcome.TIMEOUT
                 break
-            run = self._run(test, left)
-            passed.append(self._passes(test, run))
+            run, readings = self._try(test, left)
+            passed.append(readings)
             if not first and not any(all(reading) for reading in zip(*passed, strict=True)):
                 first = f"test {number}: {_fault(run)}"
                 outcome = Outcome.TIMEOUT if run.end == "timeout" else Outcome.WRONG
@@ -198,42 +183,32 @@ class _Judge:
             return outcome, n_passed, f"passed {n_passed} of {len(tests)} tests"
         return outcome, n_passed, f"{first}; passed {n_passed} of {len(passed)} tests run, {len(tests)} in all"
 
-    def _run(self, test: Test, timeout_s: float) -> Run:
+    def _try(self, test: Test, timeout_s: float) -> tuple[Run, list[bool]]:
+        """The run of a test and, for each reading of what is expected, whether it agrees."""
         if isinstance(test, ProgramTest):
             most = 2 * len(test.expected.encode("utf-8", "replace")) + _SPARE_BYTES
-            return self.worker.program(self.code, test.stdin, timeout_s=timeout_s, max_stdout=most)
-        if isinstance(test, CallTest):
-            try:
-                args, kwargs, expected = encode(test.args), encode(test.kwargs), encode(test.readings[0])
-            except NotPlainError as error:
-                raise ValueError(f"the ground truth's call of {test.name} has {error}") from error
-            most = 2 * len(json.dumps(expected)) + _SPARE_BYTES
-            return self.worker.call(self.code, test.name, args, kwargs, timeout_s=timeout_s, max_claim=most)
-        run = self.worker.check(test.source, test.name, self.code, timeout_s=timeout_s, deadline=self.deadline)
-        if run.claim and run.claim["fault"]:
-            raise ValueError(f"the ground truth's test code fails whatever the solution does: {run.claim['fault']}")
-        return run
-
-    def _passes(self, test: Test, run: Run) -> list[bool]:
-        """For each reading of what is expected, whether the run agrees."""
-        if isinstance(test, CallTest):
-            if run.end != "exit" or not pool.is_value(run.claim):
-                return [False] * len(test.readings)
-            try:
-                value = decode(run.claim["value"], _MAX_HASHED)
-            except NotPlainError:
-                return [False] * len(test.readings)
-            same = _equal if test.exact else same_value
-            return [same(value, expected, tolerance=self.tolerance) for expected in test.readings]
-        if run.end != "exit" or run.code != 0:
-            return [False]
+            run = self.worker.program(self.code, test.stdin, timeout_s=timeout_s, max_stdout=most)
+            return run, [run.end == "exit" and run.code == 0 and self._same_output(run, test)]
         if isinstance(test, CheckTest):
-            return [run.claim is not None and run.claim["passed"]]
-        return [same_output(run.stdout.decode("utf-8", "replace"), test.expected, tolerance=self.tolerance)]
+            verdict = self.worker.check(test, self.code, timeout_s=timeout_s, deadline=self.deadline)
+            if verdict.fault:
+                raise ValueError(f"the ground truth's test code fails whatever the solution does: {verdict.fault}")
+            return verdict.run, [verdict.run.end == "exit" and verdict.passed]
+        try:
+            args, kwargs, expected = encode(test.args), encode(test.kwargs), encode(test.readings[0])
+        except NotPlainError as error:
+            raise ValueError(f"the ground truth's call of {test.name} has {error}") from error
+        most = bounds(expected)
+        run = self.worker.call(self.code, test.name, args, kwargs, timeout_s=timeout_s, max_claim=most.size)
+        try:
+            value = read_value(run.claim, most)
+        except NoClaimError:
+            return run, [False] * len(test.readings)
+        return run, agreements(value, test, tolerance=self.tolerance)
 
-
-def _equal(got: Any, expected: Any, *, tolerance: float) -> bool:
-    return bool(got == expected)
+    def _same_output(self, run: Run, test: ProgramTest) -> bool:
+        got = run.stdout.decode("utf-8", "replace")
+        return same_output(got, test.expected, tolerance=self.tolerance, any_layout=self.any_layout)
 
 
 def _fault(run: Run) -> str:
@@ -242,8 +217,9 @@ def _fault(run: Run) -> str:
         return "time limit"
     if run.end == "flood":
         return "output limit"
-    if isinstance(run.claim, dict) and isinstance(error := run.claim.get("error"), str):
-        return f"raised {error[:60]}"
+    if error := error_name(run.claim):
+        # The program may say anything here; what is no name would only be read as something else.
+        return f"raised {error[:60]}" if error.isidentifier() else "raised an error"
     if run.code is not None and run.code < 0:
         return f"killed by signal {-run.code}"
     return f"exit status {run.code}" if run.code else "wrong answer"

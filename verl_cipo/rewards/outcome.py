@@ -22,6 +22,15 @@ class VerifierInfrastructureError(RuntimeError):
     outcome = Outcome.INFRASTRUCTURE_ERROR
 
 
+def printable(text: str, limit: int) -> str:
+    """`text` as one line of at most `limit` characters that any terminal and any encoding of Unicode takes.
+
+    What is not printable, line ends and lone surrogates among it, becomes its escape sequence.
+    """
+    shown = (char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text[:limit])
+    return "".join(shown)[:limit]
+
+
 def result(outcome: Outcome, pred: str) -> dict[str, float | bool | str]:
     """The dict a reward function returns; every sample has the same keys, as verl's batches need.
 

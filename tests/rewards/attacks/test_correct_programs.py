@@ -153,6 +153,37 @@ CORRECT = {
     "method_check": ({"check": "def check(candidate):\n    assert candidate(a=1, b=2) == 3",
                       "entry_point": "Solution().add"},
                      "class Solution:\n    def add(self, a: int, b: int) -> int:\n        return a + b"),
+    "stack_without_limit": (DOUBLE, "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_STACK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
+        "sys.setrecursionlimit(10**6)\nprint(int(input()) * 2)"),
+    "stack_as_a_list": (DOUBLE, "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_STACK, [2**28, resource.RLIM_INFINITY])\nprint(int(input()) * 2)"),
+    "stack_of_a_gibibyte": (DOUBLE, "from resource import *\nsetrlimit(RLIMIT_STACK, (2**30, 2**30))\n"
+        "print(int(input()) * 2)"),
+    "lower_stack": (DOUBLE, "import resource\nhard = resource.getrlimit(resource.RLIMIT_STACK)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_STACK, (2**23, hard))\nprint(int(input()) * 2)"),
+    "processor_time": (DOUBLE, "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (5, 5))\n"
+        "print(int(input()) * 2)"),
+    "destructor_prints": (DOUBLE, "class A:\n    def __init__(self): self.n = int(input())\n"
+        "    def __del__(self): print(self.n * 2)\na = A()"),
+    "destructor_uses_names": (DOUBLE, "import sys\nFACTOR = 2\ndef out(n): sys.stdout.write(str(n * FACTOR))\n"
+        "class A:\n    def __del__(self): out(int(input()))\na = A()\nb = [a]"),
+    "file_of_its_own": (DOUBLE, "import os\nos.chdir(os.path.dirname(os.path.abspath(__file__)))\n"
+        "print(int(input()) * 2)"),
+    "watchdog": (DOUBLE, "import os, threading\ntimer = threading.Timer(8, lambda: os._exit(1))\ntimer.daemon = True\n"
+        "timer.start()\nprint(int(input()) * 2)\ntimer.cancel()"),
+    "daemon_watchdog_left_alone": (DOUBLE, "import os, threading\ntimer = threading.Timer(8, os._exit, (1,))\n"
+        "timer.daemon = True\ntimer.start()\nprint(int(input()) * 2)"),
+    "timer_at_the_end": (DOUBLE, "import threading\nn = int(input())\n"
+        "threading.Timer(0.01, lambda: print(n * 2)).start()"),
+    "timer_that_is_joined": (DOUBLE, "import threading\nfound = []\n"
+        "timer = threading.Timer(0.01, lambda: found.append(int(input()) * 2))\ntimer.start()\ntimer.join()\n"
+        "print(*found)"),
+    "device_of_stdin": (DOUBLE, "print(int(open('/dev/stdin').read()) * 2)"),
+    "device_of_stdout": (DOUBLE, "with open('/dev/stdout', 'w') as out:\n    print(int(input()) * 2, file=out)"),
+    "null_device": (DOUBLE, "import os, sys\nsys.stderr = open(os.devnull, 'w')\nprint('x', file=sys.stderr)\n"
+        "print(int(input()) * 2)"),
+    "fileinput": (DOUBLE, "import fileinput\nfor line in fileinput.input(): print(int(line) * 2)"),
     "evalplus_check": ({"check": EVALPLUS_CHECK, "entry_point": "tenth"}, "def tenth(x): return x / 10"),
 }  # fmt: skip
 

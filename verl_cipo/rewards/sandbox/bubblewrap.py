@@ -24,7 +24,14 @@ _TMPFS_BYTES = "65536"
 
 
 def start(*, numpy: bool = False) -> Sandbox:
-    """A warm sandbox, with numpy imported in it or not. Call it from a thread that outlives the sandbox (see `pool`).
+    """As `spawn`, and waits until it is warm."""
+    sandbox = spawn(numpy=numpy)
+    sandbox.wait_until_warm()
+    return sandbox
+
+
+def spawn(*, numpy: bool = False) -> Sandbox:
+    """A sandbox, with numpy imported in it or not. Call it from a thread that outlives the sandbox (see `pool`).
 
     Raises: VerifierInfrastructureError, which says what to install or to allow.
     """
@@ -37,7 +44,7 @@ def start(*, numpy: bool = False) -> Sandbox:
         raise VerifierInfrastructureError(
             "backend=bubblewrap has no seccomp filter for this processor: use x86_64, aarch64 or backend=sandbox_fusion"
         )
-    return Sandbox.start(lambda channels: command(bwrap, channels, numpy=numpy))
+    return Sandbox.spawn(lambda channels: command(bwrap, channels, numpy=numpy))
 
 
 def command(bwrap: str, channels: Channels, *, numpy: bool) -> list[str]:

@@ -48,12 +48,22 @@ class CheckTest:
 Test = ProgramTest | CallTest | CheckTest
 
 
-def read_tests(ground_truth: str | dict[str, Any]) -> list[Test]:
-    """The tests in a ground truth: a JSON object, or its text.
+def read_tests(ground_truth: str | dict[str, Any], max_tests: int | None = None) -> list[Test]:
+    """The tests in a ground truth: a JSON object, or its text; the first max_tests of them.
 
     Raises:
-        ValueError: it is none of the layouts that docs/code-verifier.md lists, with what is wrong and where.
+        ValueError: it is none of the layouts that docs/code-verifier.md lists, with what is wrong and where, or a
+            program that does nothing would pass.
     """
+    tests = _read_tests(ground_truth)[:max_tests]
+    if all(isinstance(test, ProgramTest) and not test.expected.strip() for test in tests):
+        raise ValueError("outputs are all empty: a program that does nothing would pass")
+    if all(isinstance(test, CallTest) and None in test.readings for test in tests):
+        raise ValueError("outputs are all null: a function that does nothing would pass")
+    return tests
+
+
+def _read_tests(ground_truth: str | dict[str, Any]) -> list[Test]:
     data = _json(ground_truth, "ground_truth") if isinstance(ground_truth, str) else ground_truth
     if not isinstance(data, dict):
         raise ValueError(f"ground_truth is a {type(data).__name__}: allowed is an object, {_LAYOUTS}")
@@ -85,13 +95,10 @@ def read_tests(ground_truth: str | dict[str, Any]) -> list[Test]:
 
 
 def _program_tests(inputs: list[Any], outputs: list[Any]) -> list[Test]:
-    tests = [
+    return [
         ProgramTest(_lines(one, f"inputs[{i}]"), _lines(other, f"outputs[{i}]"))
         for i, (one, other) in enumerate(zip(inputs, outputs, strict=True))
     ]
-    if not any(test.expected.strip() for test in tests):
-        raise ValueError("outputs are all empty: a program that does nothing would pass")
-    return list(tests)
 
 
 def _call_tests(name: Any, inputs: list[Any], outputs: list[Any]) -> list[Test]:
@@ -156,8 +163,26 @@ def _literal_call(source: str) -> CallTest | None:
     return None
 
 
+def missing_names(source: str) -> set[str]:
+    """What no solution can give to test code: names that it neither defines nor gets from Python, modules it imports.
+
+    Empty where it imports names that are not told (`from helpers import *`).
+    """
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    if any(alias.name == "*" for node in imports for alias in node.names):
+        return set()
+    modules = {alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module for node in imports if isinstance(node, ast.ImportFrom) and node.module}
+    return _undefined(source) | {module.partition(".")[0] for module in modules}
+
+
 def _undefined_calls(source: str) -> set[str]:
     """Names that test code calls and neither defines nor gets from Python."""
+    return _undefined(source) & _called_names(source)
+
+
+def _undefined(source: str) -> set[str]:
+    """Names that test code uses and neither defines nor gets from Python."""
     defined: set[str] = set()
     missing: set[str] = set()
     tables = [symtable.symtable(source, "<test>", "exec")]
@@ -168,9 +193,11 @@ def _undefined_calls(source: str) -> set[str]:
             at_top = table.get_type() == "module"
             if at_top and (symbol.is_assigned() or symbol.is_imported()):
                 defined.add(symbol.get_name())
+            elif symbol.is_global() and symbol.is_assigned():
+                defined.add(symbol.get_name())
             elif at_top or symbol.is_global():
                 missing.add(symbol.get_name())
-    return (missing & _called_names(source)) - defined - set(vars(builtins))
+    return missing - defined - set(vars(builtins))
 
 
 def _called_names(source: str) -> set[str]:

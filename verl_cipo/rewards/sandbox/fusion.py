@@ -11,10 +11,11 @@ import urllib.error
 import urllib.request
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from verl_cipo.rewards.outcome import VerifierInfrastructureError
 from verl_cipo.rewards.sandbox import supervisor
+from verl_cipo.rewards.sandbox.cases import CheckTest
 from verl_cipo.rewards.sandbox.warm_sandbox import Run
 
 ATTEMPTS = 3
@@ -37,26 +38,24 @@ class FusionWorker:
         run = self._run({"kind": "program", "code": code}, stdin, "", timeout_s)
         return Run("flood") if len(run.stdout) > max_stdout else run
 
-    def call(self, code: str, name: str, args: Any, kwargs: Any, *, timeout_s: float, max_claim: int = 2**22) -> Run:
-        """Calls function `name` of `code`; args, kwargs: encoded. The value is claim["value"]. Errors as above."""
+    def call(self, code: str, name: str, args: Any, kwargs: Any, *, timeout_s: float, max_claim: int) -> Run:
+        """Calls function `name` of `code`; args, kwargs: encoded. The value is in the claim. Errors as above."""
         # What the program prints comes the same way, so the claim's line has a mark that cannot occur by chance.
         marker = secrets.token_hex(16)
-        job = {"kind": "call", "code": code, "name": name, "args": args, "kwargs": kwargs}
+        job = {"kind": "call", "code": code, "name": name, "call": {"args": args, "kwargs": kwargs}}
         run = self._run(job, "", marker, timeout_s)
-        claims = [line for line in run.stdout.decode("utf-8", "replace").split("\n") if line.startswith(marker)]
+        claims = [line for line in run.stdout.split(b"\n") if line.startswith(marker.encode())]
         if len(claims) == 1 and len(claims[0]) > max_claim:
             return Run("flood")
-        try:
-            return Run(run.end, run.code, claim=json.loads(claims[0][len(marker) :]) if len(claims) == 1 else None)
-        except (ValueError, RecursionError):
-            return Run(run.end, run.code)
+        return Run(run.end, run.code, claim=claims[0][len(marker) :] if len(claims) == 1 else None)
 
-    def check(self, source: str, name: str, code: str, *, timeout_s: float, deadline: float) -> Run:
+    def check(self, test: CheckTest, code: str, *, timeout_s: float, deadline: float) -> NoReturn:
         """Not to be had here: the service cannot ask back. Raises: ValueError."""
-        raise ValueError(
-            "the ground truth holds test code that is more than `assert f(...) == literal`; "
-            "backend=sandbox_fusion cannot run it, backend=bubblewrap can"
-        )
+        raise _no_test_code()
+
+    def check_constant(self, test: CheckTest, constant: Any, *, timeout_s: float) -> NoReturn:
+        """As `check`."""
+        raise _no_test_code()
 
     def _run(self, job: dict[str, Any], stdin: str, marker: str, timeout_s: float) -> Run:
         source = Path(supervisor.__file__).read_text(encoding="utf-8")
@@ -105,6 +104,13 @@ class FusionWorker:
 
     def _no_verdict(self, error: Exception) -> VerifierInfrastructureError:
         return VerifierInfrastructureError(f"sandbox_fusion_url = {self._url!r} gave no result: {error}")
+
+
+def _no_test_code() -> ValueError:
+    return ValueError(
+        "the ground truth holds test code that is more than `assert f(...) == literal`; "
+        "backend=sandbox_fusion cannot run it, backend=bubblewrap can"
+    )
 
 
 def _as_run(answer: dict[str, Any], url: str) -> Run:

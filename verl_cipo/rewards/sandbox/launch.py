@@ -12,6 +12,8 @@ from pathlib import Path
 from verl_cipo.rewards.sandbox import seccomp
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
+# As -I has it, which would leave the hash seed out with all of the environment.
+_WITHOUT_FOLDER = "import sys\nsys.path[:] = filter(None, sys.path)\n"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def supervisor_command(*, job_fd: int, result_fd: int, status_fd: int, packages:
     """
     return [
         os.fspath(interpreter().executable),
-        *("-I", "-S", "-X", "utf8", "-c", SUPERVISOR.read_text(encoding="utf-8")),
+        *("-s", "-S", "-X", "utf8", "-c", _WITHOUT_FOLDER + SUPERVISOR.read_text(encoding="utf-8")),
         *map(str, (job_fd, result_fd, status_fd)),
         packages,
         "numpy" if numpy and interpreter().numpy else "",

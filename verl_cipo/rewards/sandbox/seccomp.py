@@ -4,7 +4,8 @@ All not named here fail with EPERM, clone3 with ENOSYS (as on kernels without it
 that leaves out: processes and threads (clone, fork, execve), sockets, signals to others and ptrace, memory that rlimits
 do not count (memfd, shm, message queues, io_uring), mounts and namespaces, writing to files.
 The supervisor loads `supervisor_filter`, which lets it fork in addition; a run then loads `run_filter`, which takes
-that back. Both hold: of two filters the stricter verdict counts.
+that back. Both hold: of two filters the stricter verdict counts. A run cannot change its limit of processor time
+either: the kernel ends a process with SIGKILL for that alone, so one that ends so was killed from outside.
 
 Written in classic BPF by hand, as Python's standard library has no binding for libseccomp. Source: the kernel's
 Documentation/userspace-api/seccomp_filter.rst and include/uapi/linux/{seccomp,bpf_common,audit}.h.
@@ -111,6 +112,7 @@ _SUPERVISOR_CALLS: dict[str, tuple[int | None, int | None]] = {
     "prctl": (157, 167),
 }
 _CLONE3 = 435
+_RLIMIT_CPU = 0
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _X32_BIT = 0x40000000
@@ -153,6 +155,18 @@ def run_filter(machine: str | None = None) -> bytes:
     for numbers in _SUPERVISOR_CALLS.values():
         if (number := numbers[column]) is not None:
             code += [_op(_JUMP_EQUAL, number, 0, 1), _op(_RETURN, _ERRNO | _EPERM)]
+    # prlimit64(pid, resource, new, old): new is a pointer, of which both halves are 0 where nothing is to be changed.
+    setting_cpu_time = [
+        _op(_LOAD, _ARGS + 8),
+        _op(_JUMP_EQUAL, _RLIMIT_CPU, 0, 5),
+        _op(_LOAD, _ARGS + 16),
+        _op(_JUMP_EQUAL, 0, 0, 2),
+        _op(_LOAD, _ARGS + 20),
+        _op(_JUMP_EQUAL, 0, 1, 0),
+        _op(_RETURN, _ERRNO | _EPERM),
+    ]
+    number = _CHECKED["prlimit64"][0][column]
+    code += [_op(_JUMP_EQUAL, number, 0, len(setting_cpu_time)), *setting_cpu_time]
     return b"".join([*code, _op(_RETURN, _ALLOW)])
 
 

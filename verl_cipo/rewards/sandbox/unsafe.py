@@ -10,14 +10,14 @@ from verl_cipo.rewards.sandbox.launch import interpreter, supervisor_command
 from verl_cipo.rewards.sandbox.warm_sandbox import Channels, Sandbox
 
 
-def start(*, numpy: bool = False) -> Sandbox:
-    """A warm interpreter, with numpy imported in it or not. Call it from a thread that outlives it.
+def spawn(*, numpy: bool = False) -> Sandbox:
+    """An interpreter, with numpy imported in it or not. Call it from a thread that outlives it.
 
     Raises: VerifierInfrastructureError.
     """
     if not seccomp.supported():
         raise VerifierInfrastructureError("backend=subprocess has no seccomp filter for this processor")
-    return Sandbox.start(lambda channels: command(channels, numpy=numpy))
+    return Sandbox.spawn(lambda channels: command(channels, numpy=numpy))
 
 
 def command(channels: Channels, *, numpy: bool) -> list[str]:
