@@ -134,9 +134,13 @@ class AnchorCoordinator:
         return quota
 
     def _replay(self, uids: list[str], quota: Mapping[bool, int], step: int) -> dict[str, list[Candidate]]:
-        """Draw anchors from the groups that were reported before this step began, evenly over the prompts."""
+        """Draw anchors from the groups that were reported before this step began, evenly over the prompts.
+
+        Where none was, since an asynchronous trainer had prompts left over, those that the step before has left.
+        """
         if step > self._step:
-            self._step, self._ready, self._filling = step, self._filling, self._new_pool(step)
+            self._ready = self._filling if len(self._filling) else self._ready
+            self._step, self._filling = step, self._new_pool(step)
         started = time.monotonic()
         anchors = self._ready.take(quota)
         self._stats["seconds/selection"] += time.monotonic() - started
