@@ -23,6 +23,8 @@ RETRY_DELAY_S = 1.0
 # Beyond the run's own limits, for the service to queue and answer.
 EXTRA_TIMEOUT_S = 30.0
 MAX_RESPONSE_BYTES = 64 * 2**20
+# Of an answer: what the program wrote to stderr, and a character of stdout as JSON writes it.
+_SPARE_BYTES, _BYTES_A_CHARACTER = 2**23, 6
 
 
 class FusionWorker:
@@ -35,7 +37,7 @@ class FusionWorker:
 
     def program(self, code: str, stdin: str, *, timeout_s: float, max_stdout: int) -> Run:
         """Runs `code` as a program. Raises: VerifierInfrastructureError when the service gives no result."""
-        run = self._run({"kind": "program", "code": code}, stdin, "", timeout_s)
+        run = self._run({"kind": "program", "code": code}, stdin, "", timeout_s, max_stdout)
         return Run("flood") if len(run.stdout) > max_stdout else run
 
     def call(self, code: str, name: str, args: Any, kwargs: Any, *, timeout_s: float, max_claim: int) -> Run:
@@ -43,7 +45,7 @@ class FusionWorker:
         # What the program prints comes the same way, so the claim's line has a mark that cannot occur by chance.
         marker = secrets.token_hex(16)
         job = {"kind": "call", "code": code, "name": name, "call": {"args": args, "kwargs": kwargs}}
-        run = self._run(job, "", marker, timeout_s)
+        run = self._run(job, "", marker, timeout_s, max_claim)
         claims = [line for line in run.stdout.split(b"\n") if line.startswith(marker.encode())]
         if len(claims) == 1 and len(claims[0]) > max_claim:
             return Run("flood")
@@ -57,7 +59,7 @@ class FusionWorker:
         """As `check`."""
         raise _no_test_code()
 
-    def _run(self, job: dict[str, Any], stdin: str, marker: str, timeout_s: float) -> Run:
+    def _run(self, job: dict[str, Any], stdin: str, marker: str, timeout_s: float, most: int) -> Run:
         source = Path(supervisor.__file__).read_text(encoding="utf-8")
         program = (
             "import json, sys\n"
@@ -75,19 +77,20 @@ class FusionWorker:
             "fetch_files": [],
         }
         with self._semaphore:
-            body = self._post(request, 2 * timeout_s + EXTRA_TIMEOUT_S)
+            limit = min(MAX_RESPONSE_BYTES, _SPARE_BYTES + _BYTES_A_CHARACTER * most)
+            body = self._post(request, 2 * timeout_s + EXTRA_TIMEOUT_S, limit)
         return Run("flood") if body is None else _as_run(body, self._url)
 
-    def _post(self, content: dict[str, Any], timeout_s: float) -> dict[str, Any] | None:
-        """The service's answer; None when it is longer than one may be."""
+    def _post(self, content: dict[str, Any], timeout_s: float, limit: int) -> dict[str, Any] | None:
+        """The service's answer; None when it is longer than `limit` bytes."""
         request = urllib.request.Request(
             self._url, json.dumps(content).encode(), {"Content-Type": "application/json", "Accept": "application/json"}
         )
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 with urllib.request.urlopen(request, timeout=timeout_s) as response:
-                    body = response.read(MAX_RESPONSE_BYTES + 1)
-                if len(body) > MAX_RESPONSE_BYTES:
+                    body = response.read(limit + 1)
+                if len(body) > limit:
                     return None
                 answer = json.loads(body)
                 if not isinstance(answer, dict):

@@ -518,6 +518,7 @@ def run_remotely(job, marker):
     if job["kind"] == "program":
         return run_program(job, result_fd=2)
     stdout, sys.stdout = sys.stdout, io.StringIO()
+    BUILTINS.update(stdout=sys.stdout)
     claim = run_call(job)
     print(marker + json.dumps(claim), file=stdout, flush=True)
     return 0
