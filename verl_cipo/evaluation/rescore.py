@@ -216,7 +216,7 @@ def _retest(row: dict[str, Any], how: Strictness) -> tuple[str, str]:
     checks = [("own_tests", row["gts"]), *([] if held_out is None else [("held_out_tests", held_out)])]
     for name, truth in checks:
         told = compute_score(
-            "rescore",
+            str(row.get("data_source") or "rescore"),
             row["output"],
             truth,
             backend=how.backend,
