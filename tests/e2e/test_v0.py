@@ -27,7 +27,8 @@ SHARED = (
 
 @pytest.fixture(scope="session")
 def v0_run(task_folder, tmp_path_factory):
-    return run(task_folder, tmp_path_factory.mktemp("v0"), *SHARED, V0, "trainer.save_freq=2")
+    streaming = "+algorithm.cipo.schedule=streaming"
+    return run(task_folder, tmp_path_factory.mktemp("v0"), *SHARED, V0, streaming, "trainer.save_freq=2")
 
 
 @pytest.fixture(scope="session")
