@@ -11,14 +11,15 @@ from typing import Any
 
 from verl_cipo.rewards.answers import last_answer, reference_answers
 from verl_cipo.rewards.arguments import refuse_unknown
-from verl_cipo.rewards.outcome import Outcome, result
-from verl_cipo.rewards.values import exact_part, normalize
+from verl_cipo.rewards.normal import normalize
+from verl_cipo.rewards.outcome import Outcome, printable, result
+from verl_cipo.rewards.values import exact_part
 from verl_cipo.rewards.verdict import for_algebra, quick_verdict
 from verl_cipo.rewards.workers import CheckTimeout, shared_pool
 
 _JUDGE = "verl_cipo.rewards.judge:judge"
 # Of several references the kindest outcome counts.
-_RANK = (Outcome.RIGHT, Outcome.WRONG, Outcome.TIMEOUT, Outcome.UNPARSABLE)
+_RANK = (Outcome.RIGHT, Outcome.WRONG, Outcome.TIMEOUT, Outcome.UNDECIDED, Outcome.UNPARSABLE)
 _PRED_CHARS = 200
 
 
@@ -73,7 +74,7 @@ def compute_score(
         raise ValueError(f"ground truth of data source {data_source!r}: {error}") from error
     written = last_answer(solution_str, last_number=last_number)
     if written is None or len(written) > max_chars:
-        return result(Outcome.UNPARSABLE, (written or "")[:_PRED_CHARS])
+        return result(Outcome.UNPARSABLE, printable(written or "", _PRED_CHARS))
     answer = exact_part(normalize(written))
     question = (extra_info or {}).get("question")
     question = question if isinstance(question, str) else None
@@ -88,6 +89,6 @@ def compute_score(
             except CheckTimeout:
                 outcome = Outcome.TIMEOUT
         if outcome is Outcome.RIGHT:
-            return result(outcome, written[:_PRED_CHARS])
+            return result(outcome, printable(written, _PRED_CHARS))
         outcomes.append(outcome)
-    return result(min(outcomes, key=_RANK.index), written[:_PRED_CHARS])
+    return result(min(outcomes, key=_RANK.index), printable(written, _PRED_CHARS))

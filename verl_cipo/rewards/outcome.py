@@ -9,6 +9,7 @@ class Outcome(str, enum.Enum):
     RIGHT = "right"
     WRONG = "wrong"
     UNPARSABLE = "unparsable"
+    UNDECIDED = "undecided"
     TIMEOUT = "timeout"
     INFRASTRUCTURE_ERROR = "infrastructure_error"
 
@@ -20,6 +21,15 @@ class VerifierInfrastructureError(RuntimeError):
     """
 
     outcome = Outcome.INFRASTRUCTURE_ERROR
+
+
+def printable(text: str, limit: int) -> str:
+    """`text` as one line of at most `limit` characters that any terminal and any encoding of Unicode takes.
+
+    What is not printable, line ends and lone surrogates among it, becomes its escape sequence.
+    """
+    shown = (char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text[:limit])
+    return "".join(shown)[:limit]
 
 
 def result(outcome: Outcome, pred: str) -> dict[str, float | bool | str]:
