@@ -13,11 +13,12 @@ from typing import Any
 import mpmath
 from mpmath import mp
 
-from verl_cipo.rewards.evaluate import Context, Undefined, holds, names, value
+from verl_cipo.rewards.evaluate import Context, Undefined, as_number, holds, names, value
 from verl_cipo.rewards.expressions import Tree
 from verl_cipo.rewards.forms import Equation, Expression, Form, Interval, Items, Range, Relation, Without, as_interval
-from verl_cipo.rewards.numeric import points, same
+from verl_cipo.rewards.numeric import SIGNIFICANT_DIGITS, is_decimal, points, same
 from verl_cipo.rewards.tokens import Unreadable
+from verl_cipo.rewards.values import is_rounded
 
 _CLOSE = mpmath.mpf("1e-25")
 
@@ -83,7 +84,7 @@ def _same(gold: Tree, answer: Tree) -> bool:
         verdict = same(gold, answer, degree="radians" if holds(other, "pi") else "number")
     if verdict is None:
         raise Undecided
-    return verdict
+    return verdict or _rounds(gold, answer, SIGNIFICANT_DIGITS)
 
 
 def _consistent(equation: Equation) -> bool:
@@ -92,22 +93,22 @@ def _consistent(equation: Equation) -> bool:
     A decimal stands for what rounds to it; f(5) = 2 is no equation of numbers.
     """
     for side in equation.middle:
-        if same(side, equation.right) is False and not _rounds(side, equation.right):
+        if same(side, equation.right) is False and not _rounds(side, equation.right, 3):
             return False
     if names(equation.left) or names(equation.right) or _calls(equation.left) or _calls(equation.right):
         return True
-    return same(equation.left, equation.right) is not False or _rounds(equation.left, equation.right)
+    return same(equation.left, equation.right) is not False or _rounds(equation.left, equation.right, 3)
 
 
-def _rounds(one: Tree, other: Tree) -> bool:
-    """Whether one of two numbers is a decimal that the other rounds to."""
+def _rounds(one: Tree, other: Tree, digits: int) -> bool:
+    """Whether one of two numbers is a decimal of so many digits that the other rounds to, or is cut off to."""
     for decimal, exact in ((one, other), (other, one)):
-        if decimal[0] == "num" and decimal[2] >= 3:
+        inner, negative = (decimal[1], True) if decimal[0] == "neg" else (decimal, False)
+        if is_decimal(inner, digits) and not names(exact):
             try:
                 with mp.workdps(30):
-                    distance = abs(value(decimal, Context(False)) - value(exact, Context(False)))
-                    size = abs(value(decimal, Context(False)))
-                return float(distance) <= float(size) * 10.0 ** (1 - decimal[2])
+                    number = as_number(_scalar(value(exact, Context(False))))
+                    return is_rounded(as_number(-inner[1] if negative else inner[1]), as_number(inner[2]), number)
             except Undefined:
                 return False
     return False
@@ -128,7 +129,7 @@ def _value_of(equation: Equation) -> Tree | None:
     if _stands_alone(right, left):
         return left
     if not names(left) | names(right) and not _calls(left) and not _calls(right):
-        return right if same(left, right) or _rounds(left, right) else None
+        return right if same(left, right) or _rounds(left, right, 3) else None
     return None
 
 

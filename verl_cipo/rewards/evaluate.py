@@ -171,7 +171,12 @@ def _power_of(base: Value, exponent: Value, context: Context) -> Value:
             return base ** int(exponent)
         _bounded(exponent)
         return _known(as_number(base) ** int(exponent))
-    if isinstance(exponent, Fraction) and exponent.denominator % 2 and not context.complex_values and base < 0:
+    if (
+        isinstance(exponent, Fraction)
+        and exponent.denominator in (3, 5, 7, 9)
+        and not context.complex_values
+        and base < 0
+    ):
         # The real root of odd degree.
         root = _power_of(-base, exponent, context)
         return -root if exponent.numerator % 2 else root

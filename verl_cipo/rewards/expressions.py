@@ -2,7 +2,7 @@ r"""Expressions as trees: recursive descent over the tokens of a normalised answ
 
 A tree is a nested tuple, a kind and its parts:
 
-  ("num", value, decimals)    a Fraction; how many significant digits a decimal was written with, 0 for exact numbers
+  ("num", value, step)        two Fractions: a number, and for a decimal a unit of its last place, else 0
   ("name", text)              a variable with its index: x, E_0, m_max, \beta; also what is taken as a whole, such as
                               \angle ABC, dy/dx, and a sum or integral with all that follows in its term
   ("const", "pi" | "e" | "i" | "inf" | "degree")
@@ -266,7 +266,7 @@ class _Parser:
             if not again.isdecimal():
                 raise Unreadable
             period = Fraction(int(again), 10**places * (10 ** len(again) - 1))
-            return "num", Fraction(token.rstrip(".") or "0") + period, 0
+            return "num", Fraction(token.rstrip(".") or "0") + period, Fraction(0)
         if self._peek() == "_":
             return "name", token + self._index()
         return _number(token)
@@ -405,8 +405,8 @@ def is_whole(name: str) -> bool:
 
 
 def _number(token: str) -> Tree:
-    digits = token.replace(".", "").lstrip("0") if "." in token else ""
-    return "num", Fraction(token.rstrip(".")), len(digits)
+    places = len(token.partition(".")[2])
+    return "num", Fraction(token.rstrip(".")), Fraction(1, 10**places) if places else Fraction(0)
 
 
 def _joined(found: list[str]) -> str:

@@ -23,7 +23,7 @@ from math_verify import LatexExtractionConfig, parse, verify
 from sympy.logic.boolalg import Boolean
 
 from verl_cipo.rewards.compare import Undecided, equal
-from verl_cipo.rewards.forms import read
+from verl_cipo.rewards.forms import Items, read
 from verl_cipo.rewards.normal import TEXT
 from verl_cipo.rewards.outcome import Outcome
 from verl_cipo.rewards.tokens import NUMBER, Unreadable, tokens
@@ -49,13 +49,13 @@ logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 def judge(gold: str, answer: str) -> str:
     """The outcome of comparing two answers, both as `verdict.for_algebra` gives them.
 
-    UNPARSABLE when the answer is no mathematics that can be read, UNDECIDED when the reference is none, or the
-    comparison cannot be made.
+    UNPARSABLE when the answer is no mathematics that can be read or has no value, UNDECIDED when that is so of the
+    reference.
     """
-    outcome = _by_values(gold, answer, separators=True)
+    outcome = _by_values(gold, answer)
     if outcome is not Outcome.RIGHT and any("," in match[0] for match in NUMBER.finditer(f"{gold} {answer}")):
-        # Written alike, 1,234 may be a list of two as well.
-        listed = _by_values(gold, answer, separators=False)
+        # 1,234 may be a list of two as well, where the other side has the same two in this order.
+        listed = _by_values(gold, answer, as_lists=True)
         outcome = listed if listed is Outcome.RIGHT else outcome
     return (outcome or _by_algebra(_without_separators(gold), _without_separators(answer))).value
 
@@ -73,10 +73,18 @@ def warm_up() -> None:
             )
 
 
-def _by_values(gold: str, answer: str, separators: bool) -> Outcome | None:
-    """The verdict of the reader; None where it cannot read one of the two or has no values."""
+def _by_values(gold: str, answer: str, *, as_lists: bool = False) -> Outcome | None:
+    """The verdict of the reader; None where it cannot read one of the two or has no values.
+
+    as_lists: a comma in a number separates two, and lists are in order.
+    """
     try:
-        right = equal(read(gold, separators), read(answer, separators))
+        forms = [read(text, separators=not as_lists) for text in (gold, answer)]
+        if as_lists:
+            forms = [
+                Items("()", form.parts) if isinstance(form, Items) and form.kind == "list" else form for form in forms
+            ]
+        right = equal(*forms)
     except (Unreadable, Undecided, RecursionError):
         return None
     return Outcome.RIGHT if right else Outcome.WRONG
@@ -91,10 +99,10 @@ def _without_separators(text: str) -> str:
 
 def _by_algebra(gold: str, answer: str) -> Outcome:
     read_answer = _parse(answer)
-    if not read_answer:
+    if not read_answer or _misread(answer, read_answer[0]):
         return Outcome.UNPARSABLE
     read_gold = _parse(gold)
-    if not read_gold or _misread(gold, read_gold[0]) or _misread(answer, read_answer[0]):
+    if not read_gold or _misread(gold, read_gold[0]):
         return Outcome.UNDECIDED
     if not verify(
         list(read_gold),

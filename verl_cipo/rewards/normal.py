@@ -55,6 +55,7 @@ _FRACTIONS = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _TOP = re.compile(r"\\frac\s*(\d|(?:\\(?!frac|sqrt|text)[A-Za-z]+|(?<=\s)[A-Za-z]))\s*")
 _BOTTOM = re.compile(r"(\\frac\s*\{[^{}]*\})\s*(\d|[A-Za-z]|\\(?!frac|sqrt|text)[A-Za-z]+)")
 _OVER = re.compile(r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}")
+_LONE_OVER = re.compile(r"(?<![\^_}\]A-Za-z\\])" + _OVER.pattern)
 _BARE_OVER = re.compile(r"([^{}]*)\\over(?![A-Za-z])([^{}]*)")
 _FONT = re.compile(
     r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|mathtt|pmb|ensuremath|underline|emph|fbox|boxed|framebox)\s*\{([^{}]*)\}"
@@ -159,6 +160,7 @@ def _without_fonts(text: str) -> str:
 def _short_fractions(text: str) -> str:
     if bare := _BARE_OVER.fullmatch(text):
         text = rf"\frac{{{bare[1]}}}{{{bare[2]}}}"
+    text = _LONE_OVER.sub(r"\\frac{\1}{\2}", text)
     text = _TOP.sub(r"\\frac{\1}", _FRACTIONS.sub(r"\\frac", _OVER.sub(r"{\\frac{\1}{\2}}", text)))
     return _BOTTOM.sub(r"\1{\2}", text)
 

@@ -51,7 +51,12 @@ def same(one: Tree, other: Tree, *, degree: str = "radians") -> bool | None:
 
 def rounded(tree: Tree) -> bool:
     """Whether a decimal of so many digits stands in it that it can be a rounded value."""
-    return (tree[0] == "num" and tree[2] >= SIGNIFICANT_DIGITS) or any(rounded(part) for part in parts(tree))
+    return is_decimal(tree, SIGNIFICANT_DIGITS) or any(rounded(part) for part in parts(tree))
+
+
+def is_decimal(tree: Tree, digits: int) -> bool:
+    """Whether an expression is a decimal of at least so many significant digits."""
+    return tree[0] == "num" and 0 < tree[2] * 10 ** (digits - 1) <= tree[1]
 
 
 def points(held: frozenset[str]) -> Iterator[dict[str, Fraction]]:

@@ -7,6 +7,7 @@ no numbers here.
 import re
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 from verl_cipo.rewards.normal import TEXT
 
@@ -31,7 +32,7 @@ _EQUATION = re.compile(r"(?P<left>[^,;<>]*[^,;<>\\!])=(?P<right>[^=]*)", re.DOTA
 _APPROXIMATELY = re.compile(r"(?:\\approx|\\sim|approximately|about|roughly)(?![A-Za-z])\s*", re.IGNORECASE)
 _REMARK = re.compile(r"[A-Za-z .'()]*(?:[:=]|\bis\b)\s*")
 NAME = re.compile(
-    r"\\?[A-Za-z]+'?\s?(?:_\s?(?:\w|\\[A-Za-z]+|\{\s?(?:\w+|\\[A-Za-z]+|"
+    r"(?:\\[A-Za-z]+|[A-Za-z]|[A-Z][A-Za-z]+|[A-Za-z]{4,})'?\s?(?:_\s?(?:\w|\\[A-Za-z]+|\{\s?(?:\w+|\\[A-Za-z]+|"
     + TEXT.pattern
     + r")\s?\}))?\s?(?:\(\s?\w+\s?\))?"
     r"|" + TEXT.pattern
@@ -129,7 +130,7 @@ def read_number(text: str, *, letters: bool = True) -> Value | None:
     if approximately := _APPROXIMATELY.match(text):
         text = text[approximately.end() :]
     while wrapped := _WRAPPED.fullmatch(text):
-        text = next(group for group in wrapped.groups() if group is not None).strip()
+        text = next(group for group in wrapped.groups() if group is not None).strip().rstrip(".,;")
     match = _NUMBER.fullmatch(text)
     if match is None or (value := _value(match)) is None:
         return None
@@ -161,11 +162,18 @@ def same_number(gold: Value, answer: Value) -> bool:
 
 
 def _close(gold: Value, answer: Value) -> bool:
-    """Whether two numbers are equal to six significant digits: one is the other rounded or cut off, or all but that."""
+    """Whether two numbers are equal to six significant digits: all but equal, or one is the other rounded or cut off."""
     distance = abs(gold.value - answer.value)
     if gold.value.denominator == 1 and answer.value.denominator == 1:
         return not distance
-    return distance <= _TOLERANCE * min(1, abs(gold.value)) or distance < max(gold.step, answer.step)
+    return distance <= _TOLERANCE * min(1, abs(gold.value)) or any(
+        is_rounded(decimal.value, decimal.step, exact.value) for decimal, exact in ((gold, answer), (answer, gold))
+    )
+
+
+def is_rounded(decimal: Any, step: Any, exact: Any) -> bool:
+    """Whether a decimal with this last place is an exact number, rounded or cut off."""
+    return abs(exact - decimal) <= step / 2 or (decimal * exact > 0 and 0 <= abs(exact) - abs(decimal) < step)
 
 
 def _value(match: re.Match) -> Fraction | None:

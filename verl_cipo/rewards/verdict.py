@@ -40,7 +40,9 @@ _NOT_AFTER_LABEL = ("(", "^", "_", "=", "+", "-", "*", "/", r"\cup", r"\cap")
 _MORE_LETTERS = re.compile(r"\([A-J]\)|(?:\b(?:or|and)\b|[,/&}])\s*\(?[A-J]\b|^[A-J][.)]?$")
 _WORD = re.compile(r"[A-Za-z]{3,}")
 _ONLY_WORDS = re.compile(r"[A-Za-z][A-Za-z' ,.-]*")
-_FUNCTION = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|lim|max|min|gcd|lcm|det|inf)")
+_FUNCTION = re.compile(
+    r"(?:np\.|math\.)?(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|lim|max|min|gcd|lcm|det|inf)"
+)
 _UNEVALUATED = re.compile(
     r"\\(?:sum|prod|i{1,3}nt|oint|lim|det|gcd|lcm|min|max|bmod|pmod|mod|binom|frac\s*\{\s*d\s*\})(?![A-Za-z])"
     r"|\\[lr](?:floor|ceil)(?![A-Za-z])|\\begin\s*\{vmatrix\}"
