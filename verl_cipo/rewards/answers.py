@@ -126,8 +126,13 @@ def _last_boxes(text: str) -> tuple[int, str] | None:
         if not content or not _JOINT.fullmatch(text[end : end + _REACH][: max(following.start() - end, 0)] or "?"):
             break
         contents.insert(0, content)
-    distinct = list(dict.fromkeys(contents))
+    # Of one value written twice, the last.
+    distinct = list({_number_or_text(content): content for content in contents}.values())
     return starts[-1].start(), ", ".join(distinct if all(distinct) else distinct[-1:])
+
+
+def _number_or_text(content: str) -> object:
+    return read_number(split_equation(normalize(content))[1]) or content
 
 
 def _last(pattern: re.Pattern, text: str) -> list[re.Match]:

@@ -93,7 +93,7 @@ def _consistent(equation: Equation) -> bool:
     A decimal stands for what rounds to it; f(5) = 2 is no equation of numbers.
     """
     for side in equation.middle:
-        if same(side, equation.right) is False and not _rounds(side, equation.right, 3):
+        if not same(side, equation.right) and not _rounds(side, equation.right, 3):
             return False
     if names(equation.left) or names(equation.right) or _calls(equation.left) or _calls(equation.right):
         return True
@@ -191,17 +191,19 @@ def _same_difference(gold: Equation | Relation, answer: Equation | Relation, *, 
 
 
 def _same_solution(gold: Equation, answer: Equation) -> bool:
-    """Whether a variable in which both are linear is given the same value by both, wherever the others are."""
+    """Whether both are solved by the same value of each variable in which both are linear, of one at least."""
     one, other = _difference(gold), _difference(answer)
+    solved = False
     for name in sorted(names(one)):
         roots = [
             (a, b)
             for point in points(names(one) | names(other))
             if (a := _root(one, name, point)) is not None and (b := _root(other, name, point)) is not None
         ]
-        if len(roots) >= 3 and all(_is_zero(a - b) or abs(a - b) <= _CLOSE * abs(a) for a, b in roots):
-            return True
-    return False
+        if not all(_is_zero(a - b) or abs(a - b) <= _CLOSE * abs(a) for a, b in roots):
+            return False
+        solved |= len(roots) >= 3
+    return solved
 
 
 def _difference(relation: Equation | Relation) -> Tree:
@@ -291,7 +293,7 @@ def _same_part(one: Interval | Form, other: Interval | Form) -> bool:
 
 
 def _same_items(gold: Items, answer: Items) -> bool:
-    if len(gold.parts) != len(answer.parts):
+    if len(gold.parts) != len(answer.parts) or not _same_names(gold.name, answer.name):
         return False
     loose = ("list", "set")
     named = [all(isinstance(part, Equation) for part in items.parts) for items in (gold, answer)]
@@ -311,6 +313,14 @@ def _same_items(gold: Items, answer: Items) -> bool:
     ) < len(gold.parts):
         return False
     return all(map(equal, gold.parts, answer.parts))
+
+
+def _same_names(gold: Tree | None, answer: Tree | None) -> bool:
+    """Whether what stands in front of two lists is the same, or is only a name where one has nothing."""
+    if gold and answer:
+        return bool(same(gold, answer))
+    only = gold or answer
+    return only is None or only[0] in ("name", "call")
 
 
 def _match(gold: Sequence[Any], answer: Sequence[Any], alike: Callable[[Any, Any], bool]) -> bool:

@@ -323,13 +323,28 @@ class _Parser:
             raise Unreadable
         while self._peek() in ("_", "'"):
             written += self._index() if self._peek() == "_" else self._take()
-        if (
-            self._peek() == "("
-            and (written[0] in _CALLED or "'" in written)
-            and len(re.sub(r"_\w+|'", "", written)) == 1
-        ):
-            return self._call(written)
+        if len(re.sub(r"_\w+|'", "", written)) == 1:
+            if written[0] in _CALLED and self._peek() == "^":
+                written += self._power_of_function()
+            if self._peek() == "(" and (written[0] in _CALLED or not written[-1].isalnum() or self._is_argument()):
+                return self._call(written)
         return "name", written
+
+    def _power_of_function(self) -> str:
+        """The exponent in `f^{-1}(x)`, empty where no bracket follows."""
+        start = self._at
+        self._take("^")
+        exponent = self._braced() if self._peek() == "{" else self._take()
+        if self._peek() == "(":
+            return f"^{exponent}"
+        self._at = start
+        return ""
+
+    def _is_argument(self) -> bool:
+        """Whether a bracket holds what a letter in front of it is applied to: x(t), P(3), F(x, y); but n(n+1)."""
+        inside = self._peek(1)
+        alone = self._peek(2) in (")", ",") and (inside.isalpha() or inside.isdecimal())
+        return alone or (self._peek(1) == "-" and self._peek(2).isdecimal() and self._peek(3) == ")")
 
     def _call(self, name: str) -> Tree:
         self._take("(")

@@ -71,10 +71,11 @@ class Range:
 
 @dataclass(frozen=True)
 class Items:
-    """Several answers. kind: "list" and "set" are in any order, "()" and the like in this one."""
+    """Several answers. kind: "list" and "set" are in any order, "()" and the like in this one; name: of P = (1, 2)."""
 
     kind: str
     parts: tuple["Form", ...]
+    name: Tree | None = None
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,8 @@ def _relation(found: list[str]) -> Form:
     if len(parts[0]) == 0 and relations == ["="]:
         return _whole(parts[1])
     if relations == ["="] and (items := _items(parts[1])) is not None:
-        # A point or set with a name in front of it: P = (1, 2).
-        parse(parts[0])
-        return items
+        left = parse(parts[0])
+        return Items(items.kind, items.parts, left) if isinstance(items, Items) else items
     sides = [parse(part) for part in parts]
     if set(relations) == {"="}:
         return Equation(sides[0], sides[-1], tuple(sides[1:-1]))

@@ -39,6 +39,10 @@ _LATEX = (
 )
 _CONNECTIVE = re.compile(r"[\s,.]*(?:or|and)[\s,.]*", re.IGNORECASE)
 _BOUND = re.compile(r"\\(?:sum|prod|int|lim|max|min|sup|inf)(?![A-Za-z])")
+# What math-verify skips or reads a part of: equations and inequalities, prose, environments.
+_NOT_READ = re.compile(
+    r"[=<>]|\\(?:l|g|n)eq?(?![A-Za-z])|\\(?:approx|begin|in|to|mid)(?![A-Za-z])|(?<![A-Za-z\\])[A-Za-z]{4,}|\\[a-z]*text"
+)
 _DERIVATIVE = re.compile(r"\\frac\s*\{\s*(?:d|\\partial)(?![a-z]{2})|'|\\prime|\\partial|\\nabla")
 _DIGITS = 50
 
@@ -135,7 +139,7 @@ def _misread(text: str, expression: Any) -> bool:
         return True
     if expression.has(sympy.logic.boolalg.BooleanTrue, sympy.logic.boolalg.BooleanFalse, sympy.zoo, sympy.nan):
         return True
-    if expression.has(sympy.core.relational.Relational) or _DERIVATIVE.search(text):
+    if expression.has(sympy.core.relational.Relational) or _DERIVATIVE.search(text) or _NOT_READ.search(text):
         return True
     if expression.has(sympy.S.EmptySet) and r"\emptyset" not in text:
         return True
@@ -147,7 +151,9 @@ def _misread(text: str, expression: Any) -> bool:
         expression.has(sympy.E) and "e" not in letters and r"\exp" not in text
     ):
         return True
-    return bool(letters - {"e", "i", "d"}) and not expression.free_symbols and not _BOUND.search(text)
+    # No variable may be lost, but for those that a sum or an integral binds.
+    read_letters = {sign for symbol in expression.free_symbols for sign in str(symbol)}
+    return bool(letters - {"e", "i", "d"} - read_letters) and not _BOUND.search(text)
 
 
 def _differ(gold: Any, answer: Any) -> bool:

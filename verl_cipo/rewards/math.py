@@ -13,7 +13,7 @@ from verl_cipo.rewards.answers import last_answer, reference_answers
 from verl_cipo.rewards.arguments import refuse_unknown
 from verl_cipo.rewards.normal import normalize
 from verl_cipo.rewards.outcome import Outcome, printable, result
-from verl_cipo.rewards.values import exact_part
+from verl_cipo.rewards.values import contradict, exact_part
 from verl_cipo.rewards.verdict import for_algebra, quick_verdict
 from verl_cipo.rewards.workers import CheckTimeout, shared_pool
 
@@ -69,26 +69,35 @@ def compute_score(
         if not value > 0:
             raise ValueError(f"reward_kwargs.{name} = {value!r} must be above 0")
     try:
-        golds = [exact_part(normalize(gold)) for gold in reference_answers(ground_truth)]
+        golds = [normalize(gold) for gold in reference_answers(ground_truth)]
     except ValueError as error:
         raise ValueError(f"ground truth of data source {data_source!r}: {error}") from error
     written = last_answer(solution_str, last_number=last_number)
     if written is None or len(written) > max_chars:
         return result(Outcome.UNPARSABLE, printable(written or "", _PRED_CHARS))
-    answer = exact_part(normalize(written))
+    answer = normalize(written)
     question = (extra_info or {}).get("question")
     question = question if isinstance(question, str) else None
 
     outcomes = []
     for gold in golds:
-        outcome = quick_verdict(gold, answer, question)
-        if outcome is None:
-            try:
-                pool = shared_pool(_JUDGE, size=workers, memory_mb=memory_mb)
-                outcome = Outcome(pool.check((for_algebra(gold), for_algebra(answer)), timeout_s=timeout_s))
-            except CheckTimeout:
-                outcome = Outcome.TIMEOUT
+        outcome = _compare(gold, answer, question, timeout_s=timeout_s, workers=workers, memory_mb=memory_mb)
         if outcome is Outcome.RIGHT:
             return result(outcome, printable(written, _PRED_CHARS))
         outcomes.append(outcome)
     return result(min(outcomes, key=_RANK.index), printable(written, _PRED_CHARS))
+
+
+def _compare(
+    gold: str, answer: str, question: str | None, *, timeout_s: float, workers: int, memory_mb: int
+) -> Outcome:
+    if contradict(gold, answer):
+        return Outcome.WRONG
+    gold, answer = exact_part(gold), exact_part(answer)
+    if (outcome := quick_verdict(gold, answer, question)) is not None:
+        return outcome
+    pool = shared_pool(_JUDGE, size=workers, memory_mb=memory_mb)
+    try:
+        return Outcome(pool.check((for_algebra(gold), for_algebra(answer)), timeout_s=timeout_s))
+    except CheckTimeout:
+        return Outcome.TIMEOUT

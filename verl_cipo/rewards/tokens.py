@@ -23,6 +23,7 @@ _SYNONYMS = {
 }  # fmt: skip
 _RELATIONS = {"<=": "le", ">=": "ge", "!=": "ne"}
 NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!,?\d)(?:\.\d+)?|\d{1,3}(?: \d{3})+(?!\d)|\d+\.?\d*|\.\d+")
+_LONG_WORD = re.compile(r"(?<![A-Za-z\\{])[A-Za-z]{3,}(?![A-Za-z}])")
 _TOKEN = re.compile(
     r"(?P<text>\\(?:text|textbf|textit|textrm|texttt|textsf|textnormal|textup|mathrm|mbox|hbox|operatorname\*?)\s*\{(?P<inside>[^{}]*)\})"
     r"|(?P<begin>\\begin\s*\{(?P<opened>\w+\*?)\}(?:\s*\{[lcr|]*\})?)|(?P<end>\\end\s*\{\w+\*?\})"
@@ -47,8 +48,10 @@ def tokens(text: str, *, separators: bool = True) -> list[str]:
         separators: whether `1,234` is a number; else it is a list of two.
 
     Raises:
-        Unreadable: a list of two would have a part such as 000.
+        Unreadable: the text is prose, or a list of two would have a part such as 000.
     """
+    if len([word for word in _LONG_WORD.findall(text) if word not in FUNCTIONS | _PLAIN | _OTHER_NAMES.keys()]) > 2:
+        raise Unreadable
     found: list[str] = []
     for match in _TOKEN.finditer(text):
         kind, written = match.lastgroup, match[0]

@@ -57,6 +57,7 @@ _UNITS = {
     "in": ("in", "inch", "inches"), "ft": ("ft", "foot", "feet"), "mi": ("mile", "miles"),
     "g": ("g", "gram", "grams"), "kg": ("kg", "kilogram", "kilograms"), "lb": ("lb", "lbs", "pound", "pounds"),
     "s": ("s", "sec", "second", "seconds"), "min": ("min", "minute", "minutes"), "h": ("h", "hr", "hour", "hours"),
+    "yd": ("yd", "yard", "yards"), "L": ("l", "liter", "liters", "litre", "litres"), "mph": ("mph",),
     "day": ("day", "days"), "year": ("year", "years"),
     "percent": ("percent",), "degree": ("degree",),
 }  # fmt: skip
@@ -71,7 +72,8 @@ class Value:
     """A number with what stands behind it.
 
     value: the number as written, 50 for `50%`.
-    unit: a known unit's short name with its power ("cm^2"), "percent", "degree", "base 8", or empty.
+    unit: a known unit's short name with its power ("cm^2"), the power of an unknown one ("^2"), "percent", "degree",
+        "base 8", or empty.
     step: a unit of the last place that was written, where these are places behind a point and six digits in all; else 0.
     """
 
@@ -97,13 +99,23 @@ def exact_part(text: str) -> str:
 
     One value is judged, never both. `x \approx 5` gives the value of a name and is read as `x = 5`.
     """
-    left, approximately, right = text.partition(r"\approx")
-    if not approximately:
-        return text
-    left, right = left.strip(), right.strip()
-    if NAME.fullmatch(left):
+    left, right = _approximated(text)
+    if NAME.fullmatch(left) and right:
         return f"{left} = {right}"
     return left or right
+
+
+def contradict(gold: str, answer: str) -> bool:
+    """Whether two answers both give approximations of themselves, which differ by more than a hundredth."""
+    one, other = (read_number(_approximated(text)[1]) for text in (gold, answer))
+    return one is not None and other is not None and abs(one.value - other.value) > abs(one.value) / 100
+
+
+def _approximated(text: str) -> tuple[str, str]:
+    """What is approximated and the number behind the sign; the text and nothing where there is no such pair."""
+    left, sign, right = text.partition(r"\approx")
+    left, right = left.strip(), right.strip()
+    return (left, right) if sign and read_number(right) is not None else (text, "")
 
 
 def split_equation(text: str) -> tuple[str, str]:
@@ -153,7 +165,9 @@ def same_number(gold: Value, answer: Value) -> bool:
     if gold.unit == answer.unit:
         return _close(gold, answer)
     if gold.unit and answer.unit:
-        return False
+        # Of a unit that is not known, only its power is.
+        (name, _, power), (other, _, other_power) = gold.unit.partition("^"), answer.unit.partition("^")
+        return not (name and other) and power == other_power and _close(gold, answer)
     if "percent" not in (gold.unit, answer.unit):
         return _close(gold, answer)
     if abs(gold.value) >= 1 and _close(gold, answer):
@@ -240,9 +254,7 @@ def _unit(rest: str, *, attached: bool, letters: bool) -> str | None:
     for prefix, power in (("square ", "2"), ("cubic ", "3")):
         if name.lower().startswith(prefix) and name[len(prefix) :].lower() in KNOWN_UNITS:
             return f"{KNOWN_UNITS[name[len(prefix) :].lower()]}^{power}"
-    if name.lower() not in KNOWN_UNITS:
-        return ""
-    return KNOWN_UNITS[name.lower()] + (f"^{unit['power']}" if unit["power"] else "")
+    return KNOWN_UNITS.get(name.lower(), "") + (f"^{unit['power']}" if unit["power"] else "")
 
 
 def _names_unit(part: str, *, attached: bool) -> bool:

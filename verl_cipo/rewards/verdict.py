@@ -104,6 +104,8 @@ def quick_verdict(gold: str, answer: str, question: str | None = None) -> Outcom
         return _verdict(bool(_RATIO.fullmatch(answer)) and _in_lowest_terms(gold) == _in_lowest_terms(answer))
     if _is_words(gold):
         return _verdict(plain_words(gold) == plain_words(answer))
+    if _last_unit(gold) and _last_unit(answer) and _last_unit(gold) != _last_unit(answer):
+        return Outcome.WRONG
     if any(_JOINS.search(remark) and not _CONNECTIVE.fullmatch(remark) for remark in TEXT.findall(answer)):
         return Outcome.UNPARSABLE
     if not set(_UNEVALUATED.findall(answer)) <= set(_UNEVALUATED.findall(gold)):
@@ -151,6 +153,13 @@ def _letters(text: str) -> frozenset[str]:
 def _in_other_unit(gold: Value, answer: str) -> bool:
     r"""Whether degrees are asked for and the answer is written with \pi."""
     return gold.unit == "degree" and r"\pi" in answer
+
+
+def _last_unit(text: str) -> str:
+    """The known unit that stands at the end of an expression, with its power; empty for none."""
+    unit = _LAST_REMARK.search(text) or _LAST_UNIT.search(text)
+    number = read_number("1" + unit[0] if unit[0][:1].isspace() else "1 " + unit[0]) if unit else None
+    return number.unit if number else ""
 
 
 def _label(text: str) -> tuple[str, str]:
