@@ -7,6 +7,7 @@
 docs/math-verifier.md says what is accepted, refused and known to be judged wrongly.
 """
 
+import os
 from typing import Any
 
 from verl_cipo.rewards.answers import last_answer, reference_answers
@@ -30,7 +31,7 @@ def compute_score(
     extra_info: dict | None = None,
     *,
     timeout_s: float = 5.0,
-    workers: int = 2,
+    workers: int | None = None,
     memory_mb: int = 1024,
     max_chars: int = 1000,
     last_number: bool = False,
@@ -44,7 +45,7 @@ def compute_score(
         ground_truth: the reference, or several of which any will do; see `answers.reference_answers`.
         extra_info: with the problem's text under `question`, an answer that only repeats an expression of it is wrong.
         timeout_s: processor time of one comparison, seconds.
-        workers: worker processes of this process at most.
+        workers: worker processes of this process at most; by default as many as it has cores, 2 to 8.
         memory_mb: address space of a worker, MiB.
         max_chars: a longer answer is unparsable.
         last_number: without any answer expression, judge the last number of the text.
@@ -60,6 +61,7 @@ def compute_score(
         ValueError: an argument is out of range, or the ground truth holds no answer.
     """
     refuse_unknown(compute_score, unknown)
+    workers = default_workers() if workers is None else workers
     for name, value in (
         ("timeout_s", timeout_s),
         ("workers", workers),
@@ -86,6 +88,11 @@ def compute_score(
             return result(outcome, printable(written, _PRED_CHARS))
         outcomes.append(outcome)
     return result(min(outcomes, key=_RANK.index), printable(written, _PRED_CHARS))
+
+
+def default_workers() -> int:
+    """As many as this process has cores, 2 to 8. A worker is started when a check finds none idle."""
+    return min(max(len(os.sched_getaffinity(0)), 2), 8)
 
 
 def _compare(
