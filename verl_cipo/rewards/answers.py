@@ -126,6 +126,8 @@ def _last_boxes(text: str) -> tuple[int, str] | None:
         if not content or not _JOINT.fullmatch(text[end : end + _REACH][: max(following.start() - end, 0)] or "?"):
             break
         contents.insert(0, content)
+    if len(contents) == 1:
+        return starts[-1].start(), contents[0]
     # Of one value written twice, the last.
     distinct = list({_number_or_text(content): content for content in contents}.values())
     return starts[-1].start(), ", ".join(distinct if all(distinct) else distinct[-1:])

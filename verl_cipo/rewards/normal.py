@@ -6,6 +6,7 @@ out lines become lists. What the answer says is unchanged.
 
 import re
 import unicodedata
+from functools import lru_cache
 
 _SIGNS = str.maketrans(
     {
@@ -48,7 +49,7 @@ _DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]")
 _NO_SPACE = re.compile(r"(?<!\\)\\!\s*|(?<=\d)\\,(?=\d{3}(?!\d))")
 _SPACES = re.compile(
     r"(?<!\\)\\(?:[,;:> ]|q?quad(?![A-Za-z])|(?:display|text|script)style(?![A-Za-z])|hspace\*?\{[^{}]*\}"
-    r"|(?:no)?limits(?![A-Za-z])|thinspace(?![A-Za-z])|mathstrut(?![A-Za-z]))|~"
+    r"|(?:no)?limits(?![A-Za-z])|thinspace(?![A-Za-z])|mathstrut(?![A-Za-z]))"
 )
 _SIZES = re.compile(r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\.?")
 _FRACTIONS = re.compile(r"\\[dtc]frac(?![A-Za-z])")
@@ -78,18 +79,17 @@ _DOUBLED = re.compile(
 _BACKSLASHES = re.compile(r"\\+")
 
 
+@lru_cache(maxsize=4096)
 def normalize(answer: str) -> str:
     """The answer without delimiters, dress, spacing commands, thin spaces in numbers and the sentence's punctuation.
 
     Fractions are written as `\\frac{a}{b}`, signs of Unicode as LaTeX. What the answer says is unchanged.
     """
-    text = _single_backslashes(_plain_signs(unicodedata.normalize("NFC", answer)))
-    text = _DELIMITERS.sub(" ", _DOLLAR.sub(" ", text))
-    text = _NO_SPACE.sub("", text).replace("{,}", ",")
-    text = re.sub(r"\\varnothing(?![A-Za-z])", r"\\emptyset", text)
-    text = _SIZES.sub("", _SPACES.sub(" ", text))
-    text = _LINES.sub(_as_list, _COLOUR.sub("", text))
-    text = " ".join(_short_fractions(_without_fonts(text)).split())
+    text = _DOLLAR.sub(" ", _single_backslashes(_plain_signs(unicodedata.normalize("NFC", answer))))
+    text = text.replace("{,}", ",").replace("~", " ")
+    if "\\" in text:
+        text = _without_layout(text)
+    text = " ".join(text.split())
     before = None
     while text != before:
         before = text
@@ -97,6 +97,14 @@ def normalize(answer: str) -> str:
         if text.startswith("{") and _closes_at_end(text):
             text = text[1:-1]
     return text
+
+
+def _without_layout(text: str) -> str:
+    text = _NO_SPACE.sub("", _DELIMITERS.sub(" ", text))
+    text = re.sub(r"\\varnothing(?![A-Za-z])", r"\\emptyset", text)
+    text = _SIZES.sub("", _SPACES.sub(" ", text))
+    text = _LINES.sub(_as_list, _COLOUR.sub("", text))
+    return _short_fractions(_without_fonts(text))
 
 
 def _plain_signs(text: str) -> str:
