@@ -136,7 +136,7 @@ def _single_backslashes(text: str) -> str:
     environment, where two begin a new row.
     """
     while (runs := _BACKSLASHES.findall(text)) and all(len(run) % 2 == 0 for run in runs):
-        if not re.search(r"\\\\[A-Za-z]", text):
+        if not re.search(r"\\\\[A-Za-z%${}]", text):
             break
         text = _BACKSLASHES.sub(lambda match: match[0][: len(match[0]) // 2], text)
     return text if r"\begin" in text else _DOUBLED.sub(r"\\", text)

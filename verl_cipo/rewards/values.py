@@ -62,6 +62,7 @@ _UNITS = {
     "percent": ("percent",), "degree": ("degree",),
 }  # fmt: skip
 KNOWN_UNITS = {name: unit for unit, names in _UNITS.items() for name in names}
+_BRACKETED_FRACTION = re.compile(r"^(-?)\(?(-?\d+)\)?\s?/\s?\(?(\d+)\)?(?=$|\s)")
 _WRAPPED = re.compile(r"\(([^()]*)\)|\\\{([^{},]*)\\\}|" + TEXT.pattern)
 # Six significant digits: 0.333333 is 1/3 and 0.3333 is not.
 _TOLERANCE = Fraction(1, 10**6)
@@ -145,6 +146,7 @@ def read_number(text: str, *, letters: bool = True) -> Value | None:
         text = text[approximately.end() :]
     while wrapped := _WRAPPED.fullmatch(text):
         text = next(group for group in wrapped.groups() if group is not None).strip().rstrip(".,;")
+    text = _BRACKETED_FRACTION.sub(r"\1\2/\3", text)
     match = _NUMBER.fullmatch(text)
     if match is None or (value := _value(match)) is None:
         return None
