@@ -29,14 +29,15 @@ def _commands(names: str) -> frozenset[str]:
 
 
 _ACCENTS = _commands(
-    "hat vec bar tilde dot ddot overline widehat widetilde overrightarrow mathcal mathbb mathscr mathfrak check breve acute"
+    "hat vec bar tilde dot ddot overline widehat widetilde overrightarrow mathcal mathbb mathscr mathfrak check "
+    "breve acute"
 )
 _FIGURES = _commands("angle triangle measuredangle odot square parallelogram")
 _OPAQUE = _commands("sum prod int iint iiint oint lim min max gcd lcm inf sup det arg Re Im bigcap partial nabla")
 _NOT_NAMES = _commands(
     "to rightarrow Rightarrow implies iff equiv pmod bmod mod vee wedge neg lnot forall exists subset subseteq perp "
-    "parallel cong sim approx propto mapsto pm mp cup cap in notin setminus or and ldots cdots dots vdots over end le ge "
-    "ne emptyset langle rangle { } \\ % $ _ # & choose"
+    "parallel cong sim approx propto mapsto pm mp cup cap in notin setminus or and ldots cdots dots vdots over end "
+    "le ge ne emptyset langle rangle { } \\ % $ _ # & choose"
 )
 _CALLED = frozenset("fghFGHP")
 _CLOSING = {"(": ")", "[": "]", "{": "}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil", "|": "|", r"\Vert": r"\Vert"}

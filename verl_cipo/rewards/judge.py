@@ -102,12 +102,13 @@ def _without_separators(text: str) -> str:
 
 
 def _by_algebra(gold: str, answer: str) -> Outcome:
-    read_answer = _parse(answer)
-    if not read_answer or _misread(answer, read_answer[0]):
-        return Outcome.UNPARSABLE
-    read_gold = _parse(gold)
-    if not read_gold or _misread(gold, read_gold[0]):
+    read_gold, read_answer = _parse(gold), _parse(answer)
+    gold_is_bad = not read_gold or _misread(gold, read_gold[0])
+    answer_is_bad = not read_answer or _misread(answer, read_answer[0])
+    if gold_is_bad and (_is_read(answer) or not _is_read(gold)):
         return Outcome.UNDECIDED
+    if answer_is_bad or gold_is_bad:
+        return Outcome.UNPARSABLE
     if not verify(
         list(read_gold),
         list(read_answer),
@@ -117,6 +118,15 @@ def _by_algebra(gold: str, answer: str) -> Outcome:
     ):
         return Outcome.WRONG
     return Outcome.WRONG if _differ(read_gold[0], read_answer[0]) else Outcome.RIGHT
+
+
+def _is_read(text: str) -> bool:
+    """Whether the reader makes something of a text, if no value."""
+    try:
+        read(text)
+    except (Unreadable, RecursionError):
+        return False
+    return True
 
 
 @lru_cache(maxsize=1024)

@@ -75,7 +75,7 @@ class Value:
     value: the number as written, 50 for `50%`.
     unit: a known unit's short name with its power ("cm^2"), the power of an unknown one ("^2"), "percent", "degree",
         "base 8", or empty.
-    step: a unit of the last place that was written, where these are places behind a point and six digits in all; else 0.
+    step: a unit of the last place of a decimal that was written with six significant digits or more; else 0.
     """
 
     value: Fraction
@@ -180,7 +180,7 @@ def same_number(gold: Value, answer: Value) -> bool:
 
 
 def _close(gold: Value, answer: Value) -> bool:
-    """Whether two numbers are equal to six significant digits: all but equal, or one is the other rounded or cut off."""
+    """Whether two numbers are equal to six significant digits, one being all but the other, or it rounded or cut off."""
     distance = abs(gold.value - answer.value)
     if gold.value.denominator == 1 and answer.value.denominator == 1:
         return not distance
