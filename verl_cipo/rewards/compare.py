@@ -1,26 +1,17 @@
 r"""Whether two forms say the same.
 
-Values are compared by `numeric.same`, lists and sets in any order, tuples in order, equations by what they relate:
-two equations are the same when their differences of sides are a multiple of each other, or when both give the same
-value to a variable that stands alone in them. An equation without variables is true or false by itself and says
-nothing but its sides.
+Values are compared by `numeric.same`, equations by `equations`, lists and sets in any order, tuples in order.
 """
 
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from typing import Any
 
-import mpmath
-from mpmath import mp
-
-from verl_cipo.rewards.evaluate import Context, Undefined, as_number, holds, names, value
+from verl_cipo.rewards.equations import consistent, rounds, same_difference, same_equations, value_of
+from verl_cipo.rewards.evaluate import holds, names
 from verl_cipo.rewards.expressions import Tree
 from verl_cipo.rewards.forms import Equation, Expression, Form, Interval, Items, Range, Relation, Without, as_interval
-from verl_cipo.rewards.numeric import SIGNIFICANT_DIGITS, is_decimal, points, same
+from verl_cipo.rewards.numeric import SIGNIFICANT_DIGITS, same
 from verl_cipo.rewards.tokens import Unreadable
-from verl_cipo.rewards.values import is_rounded
-
-_CLOSE = mpmath.mpf("1e-25")
 
 
 class Undecided(Exception):
@@ -34,15 +25,15 @@ def equal(gold: Form, answer: Form) -> bool:
         Undecided: a comparison that the verdict hangs on cannot be made.
     """
     gold, answer = _plain(gold), _plain(answer)
-    if isinstance(answer, Equation) and not _consistent(answer):
+    if isinstance(answer, Equation) and not consistent(answer):
         return False
     if isinstance(gold, Equation) and isinstance(answer, Equation):
-        return _same_equations(gold, answer)
+        return same_equations(gold, answer)
     if isinstance(gold, Equation) or isinstance(answer, Equation):
         if isinstance(gold, Equation):
-            meant = _value_of(gold)
+            meant = value_of(gold)
             return meant is not None and equal(Expression(meant), answer)
-        meant = _value_of(answer)  # pyright: ignore[reportArgumentType]
+        meant = value_of(answer)  # pyright: ignore[reportArgumentType]
         if meant is None and _is_number(gold) and not names(answer.right):  # pyright: ignore
             # m+n = 113 answers 113, while a reference such as x^2+y^2 = 1 is not answered by 1.
             meant = answer.right  # pyright: ignore
@@ -50,7 +41,7 @@ def equal(gold: Form, answer: Form) -> bool:
     if isinstance(gold, Expression) and isinstance(answer, Expression):
         return _same(gold.tree, answer.tree)
     if isinstance(gold, Relation) and isinstance(answer, Relation):
-        return gold.sign == answer.sign and _same_difference(gold, answer, positive=gold.sign != "!=")
+        return gold.sign == answer.sign and same_difference(gold, answer, positive=gold.sign != "!=")
     if isinstance(gold, Range) or isinstance(answer, Range):
         return _same_ranges(gold, answer)
     if isinstance(gold, Items) and isinstance(answer, Items):
@@ -84,173 +75,7 @@ def _same(gold: Tree, answer: Tree) -> bool:
         verdict = same(gold, answer, degree="radians" if holds(other, "pi") else "number")
     if verdict is None:
         raise Undecided
-    return verdict or _rounds(gold, answer, SIGNIFICANT_DIGITS)
-
-
-def _consistent(equation: Equation) -> bool:
-    """Whether a chain's later sides have one value, and an equation of numbers is true.
-
-    A decimal stands for what rounds to it; f(5) = 2 is no equation of numbers.
-    """
-    for side in equation.middle:
-        if not same(side, equation.right) and not _rounds(side, equation.right, 3):
-            return False
-    if names(equation.left) or names(equation.right) or _calls(equation.left) or _calls(equation.right):
-        return True
-    return same(equation.left, equation.right) is not False or _rounds(equation.left, equation.right, 3)
-
-
-def _rounds(one: Tree, other: Tree, digits: int) -> bool:
-    """Whether one of two numbers is a decimal of so many digits that the other rounds to, or is cut off to."""
-    for decimal, exact in ((one, other), (other, one)):
-        inner, negative = (decimal[1], True) if decimal[0] == "neg" else (decimal, False)
-        if is_decimal(inner, digits) and not names(exact):
-            try:
-                with mp.workdps(30):
-                    number = as_number(_scalar(value(exact, Context(False))))
-                    return is_rounded(as_number(-inner[1] if negative else inner[1]), as_number(inner[2]), number)
-            except Undefined:
-                return False
-    return False
-
-
-def _calls(tree: Tree) -> bool:
-    return tree[0] == "call" or any(isinstance(part, tuple) and part and _calls(part) for part in tree[1:])
-
-
-# Equations
-
-
-def _value_of(equation: Equation) -> Tree | None:
-    """What an equation says its name is: 5 of x = 5, of 5 = x, and of 2 + 3 = 5; None where it relates variables."""
-    left, right = equation.left, equation.right
-    if _stands_alone(left, right):
-        return right
-    if _stands_alone(right, left):
-        return left
-    if not names(left) | names(right) and not _calls(left) and not _calls(right):
-        return right if same(left, right) or _rounds(left, right, 3) else None
-    return None
-
-
-def _stands_alone(one: Tree, other: Tree) -> bool:
-    if one[0] == "name":
-        return one[1] not in names(other)
-    if one[0] == "pow" and one[1] == ("const", "e") or one[0] != "call":
-        return False
-    return all(part[0] in ("name", "num", "const") for part in one[2]) and not _calls(other)
-
-
-def _same_equations(gold: Equation, answer: Equation) -> bool:
-    if not _consistent(gold):
-        # A reference that is false by itself can only be met by its own sides.
-        return _same_sides(gold, answer)
-    answer = _renamed(gold, answer)
-    if _same_sides(gold, answer):
-        return True
-    if names(gold.left) | names(gold.right) != names(answer.left) | names(answer.right):
-        return False
-    return _same_difference(gold, answer) or _same_solution(gold, answer)
-
-
-def _same_sides(gold: Equation, answer: Equation) -> bool:
-    straight = same(gold.left, answer.left) and same(gold.right, answer.right)
-    return bool(straight or (same(gold.left, answer.right) and same(gold.right, answer.left)))
-
-
-def _renamed(gold: Equation, answer: Equation) -> Equation:
-    """The answer with the reference's name for the argument: f(m) = 2m is f(n) = 2n."""
-    one, other = gold.left, answer.left
-    if one[0] != "call" or other[0] != "call" or one[1] != other[1] or len(one[2]) != len(other[2]):
-        return answer
-    old, new = other[2], one[2]
-    if not all(part[0] == "name" for part in old + new) or len(set(old)) < len(old):
-        return answer
-    if (names(answer.right) - {part[1] for part in old}) & {part[1] for part in new}:
-        return answer
-    renaming = dict(zip(old, new, strict=True))
-    return Equation(_replaced(other, renaming), _replaced(answer.right, renaming))
-
-
-def _replaced(tree: Any, renaming: dict[Tree, Tree]) -> Any:
-    if not isinstance(tree, tuple):
-        return tree
-    return renaming.get(tree) or tuple(_replaced(part, renaming) for part in tree)
-
-
-def _same_difference(gold: Equation | Relation, answer: Equation | Relation, *, positive: bool = False) -> bool:
-    """Whether left less right is, everywhere, one and the same multiple in both; a positive one for inequalities."""
-    ratios = []
-    for one, other in _values(_difference(gold), _difference(answer)):
-        if _is_zero(one) or _is_zero(other):
-            return False
-        ratios.append(other / one)
-    if len(ratios) < 3 or any(abs(ratio - ratios[0]) > _CLOSE * abs(ratios[0]) for ratio in ratios):
-        return False
-    return not positive or (isinstance(ratios[0], Fraction | mpmath.mpf) and ratios[0] > 0)
-
-
-def _same_solution(gold: Equation, answer: Equation) -> bool:
-    """Whether both are solved by the same value of each variable in which both are linear, of one at least."""
-    one, other = _difference(gold), _difference(answer)
-    solved = False
-    for name in sorted(names(one)):
-        roots = [
-            (a, b)
-            for point in points(names(one) | names(other))
-            if (a := _root(one, name, point)) is not None and (b := _root(other, name, point)) is not None
-        ]
-        if not all(_is_zero(a - b) or abs(a - b) <= _CLOSE * abs(a) for a, b in roots):
-            return False
-        solved |= len(roots) >= 3
-    return solved
-
-
-def _difference(relation: Equation | Relation) -> Tree:
-    return "add", relation.left, ("neg", relation.right)
-
-
-def _root(tree: Tree, name: str, point: dict[str, Fraction]) -> Any:
-    """Where a linear expression is zero in one name, the others as in the point; None where it is not linear."""
-    context = Context(holds(tree, "i"))
-    try:
-        with mp.workdps(50):
-            values = []
-            for at in (2, 3, 5, 11):
-                context.point = {**point, name: Fraction(at)}
-                values.append(_scalar(value(tree, context)))
-            slope = values[1] - values[0]
-            if _is_zero(slope) or not all(
-                abs(values[0] + slope * (at - 2) - here) <= _CLOSE * (abs(here) + abs(slope) + abs(values[0]))
-                for at, here in ((5, values[2]), (11, values[3]))
-            ):
-                return None
-            return 2 - values[0] / slope
-    except Undefined:
-        return None
-
-
-def _values(one: Tree, other: Tree) -> list[tuple[Any, Any]]:
-    """The values of both where both have one."""
-    context = Context(holds(one, "i") or holds(other, "i"))
-    found = []
-    for context.point in points(names(one) | names(other)):
-        try:
-            with mp.workdps(50):
-                found.append((_scalar(value(one, context)), _scalar(value(other, context))))
-        except Undefined:
-            continue
-    return found
-
-
-def _scalar(x: Any) -> Any:
-    if isinstance(x, list):
-        raise Undefined
-    return mpmath.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x
-
-
-def _is_zero(x: Any) -> bool:
-    return abs(x) < mpmath.mpf("1e-40")
+    return verdict or rounds(gold, answer, SIGNIFICANT_DIGITS)
 
 
 # Ranges

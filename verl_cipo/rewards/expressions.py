@@ -55,7 +55,7 @@ def parse(found: list[str]) -> Tree:
         Unreadable: they are no expression, or are nested too deep.
     """
     parser = _Parser(found)
-    tree = parser.sum()
+    tree = parser.inside()
     if not parser.done():
         raise Unreadable
     return tree
@@ -78,6 +78,13 @@ class _Parser:
             raise Unreadable
         self._at += 1
         return token
+
+    def inside(self) -> Tree:
+        r"""What a group holds: a sum, or two with `\over` or `\choose` between them."""
+        tree = self.sum()
+        if self._peek() in (r"\over", r"\choose"):
+            return "div" if self._take() == r"\over" else "binom", tree, self.sum()
+        return tree
 
     def sum(self) -> Tree:
         self._depth += 1
@@ -205,10 +212,7 @@ class _Parser:
         self._take(opening)
         bars, self._bars = self._bars, opening in ("|", r"\Vert")
         start = self._at
-        inside = self.sum()
-        if opening == "{" and self._peek() in (r"\over", r"\choose"):
-            kind = "div" if self._take() == r"\over" else "binom"
-            inside = (kind, inside, self.sum())
+        inside = self.inside()
         if self._at == start:
             raise Unreadable
         self._take(_CLOSING[opening])

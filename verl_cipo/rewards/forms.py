@@ -165,8 +165,7 @@ def _relation(found: list[str]) -> Form:
     if len(parts[0]) == 0 and relations == ["="]:
         return _whole(parts[1])
     if relations == ["="] and (items := _items(parts[1])) is not None:
-        left = parse(parts[0])
-        return Items(items.kind, items.parts, left) if isinstance(items, Items) else items
+        return _with_name(parts[0], items)
     sides = [parse(part) for part in parts]
     if set(relations) == {"="}:
         return Equation(sides[0], sides[-1], tuple(sides[1:-1]))
@@ -183,6 +182,21 @@ def _relation(found: list[str]) -> Form:
             raise Unreadable
         return Range(sides[1][1], (between,))
     raise Unreadable
+
+
+def _with_name(left: list[str], items: Form) -> Form:
+    """P = (1, 2), and (x, y) = (1, 2), which says x = 1, y = 2."""
+    if not isinstance(items, Items):
+        return items
+    variables = _items(left)
+    if not isinstance(variables, Items):
+        return Items(items.kind, items.parts, parse(left))
+    pairs = list(zip(variables.parts, items.parts, strict=False))
+    if len(variables.parts) != len(items.parts) or not all(
+        isinstance(one, Expression) and isinstance(other, Expression) for one, other in pairs
+    ):
+        raise Unreadable
+    return Items(items.kind, tuple(Equation(one.tree, other.tree) for one, other in pairs))  # pyright: ignore
 
 
 def _two_sides(left: Tree, sign: str, right: Tree) -> Form:
@@ -269,6 +283,8 @@ def _set_builder(variable: list[str], condition: list[str]) -> Form:
     form = _several(condition)
     if isinstance(form, Range) and form.name == name:
         return Range("", form.parts)
+    if isinstance(form, Equation) and form.left == ("name", name) and not form.middle:
+        return Items("set", (Expression(form.right),))
     raise Unreadable
 
 

@@ -30,11 +30,16 @@ _GREEK = {
     for case, written in (("SMALL", name), ("CAPITAL", name.capitalize()))
 }
 _GREEK[ord("\u03d5")] = r"\phi "
-_RAISED = {"\u2070": "0", "\u00b9": "1", "\u00b2": "2", "\u00b3": "3", "\u207a": "+", "\u207b": "-", "\u207f": "n"}
-_RAISED |= {chr(0x2070 + digit): str(digit) for digit in range(4, 10)}
-_LOWERED = {chr(0x2080 + digit): str(digit) for digit in range(10)}
-_RAISED_RUN = re.compile(f"[{''.join(_RAISED)}]+")
-_LOWERED_RUN = re.compile(f"[{''.join(_LOWERED)}]+")
+# Small signs above and below the line, each with the one that it is a form of.
+_SCRIPTS = {
+    chr(code): (sign, chr(int(plain, 16)))
+    for code in [*range(0xAA, 0xBF), *range(0x2B0, 0x2E5), *range(0x1D2C, 0x1D6B), *range(0x2070, 0x20A0)]
+    if (found := unicodedata.decomposition(chr(code)).split())[:1] in (["<super>"], ["<sub>"]) and len(found) == 2
+    for sign, plain in [("^" if found[0] == "<super>" else "_", found[1])]
+}
+_SCRIPT_RUN = re.compile(
+    f"(?:[{''.join(sign for sign in _SCRIPTS if _SCRIPTS[sign][0] == '^')}]+)|(?:[{''.join(sign for sign in _SCRIPTS if _SCRIPTS[sign][0] == '_')}]+)"
+)
 # Full width, and letters of mathematical alphabets: each has one plain counterpart.
 _COMPATIBLE = re.compile("[\uff01-\uff5e\U0001d400-\U0001d7ff]")
 _VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
@@ -49,7 +54,7 @@ _DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]")
 _NO_SPACE = re.compile(r"(?<!\\)\\!\s*|(?<=\d)\\,(?=\d{3}(?!\d))")
 _SPACES = re.compile(
     r"(?<!\\)\\(?:[,;:> ]|q?quad(?![A-Za-z])|(?:display|text|script)style(?![A-Za-z])|hspace\*?\{[^{}]*\}"
-    r"|(?:no)?limits(?![A-Za-z])|thinspace(?![A-Za-z])|mathstrut(?![A-Za-z]))"
+    r"|(?:no)?limits(?![A-Za-z])|thinspace(?![A-Za-z])|mathstrut(?![A-Za-z])|checkmark(?![A-Za-z]))"
 )
 _SIZES = re.compile(r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\.?")
 _FRACTIONS = re.compile(r"\\[dtc]frac(?![A-Za-z])")
@@ -64,9 +69,10 @@ _FONT = re.compile(
 _OLD_FONT = re.compile(
     r"\\(?:bf|it|sf|tt|rm|bfseries|itshape|em|normalsize|large|Large|LARGE|huge|small)(?![A-Za-z])\s*"
 )
-_COLOUR = re.compile(r"\\(?:text)?colou?r\s*(?:\[[^\[\]]*\])?\s*\{[^{}]*\}\s*|\\(?:tag\*?|label)\s*\{[^{}]*\}")
+_COLOUR = re.compile(r"\\(?:text)?colou?r(?:box)?\s*(?:\[[^\[\]]*\])?\s*\{[^{}]*\}\s*|\\(?:tag\*?|label)\s*\{[^{}]*\}")
 _TEXT_COMMANDS = r"\\(?:text|textbf|textit|textrm|texttt|textsf|textnormal|textup|mathrm|mbox|hbox|rm)"
 TEXT = re.compile(_TEXT_COMMANDS + r"\s*\{([^{}]*)\}")
+_NUMBER_AS_TEXT = re.compile(_TEXT_COMMANDS + r"\s*\{(?=[^{}]*\d)([\d\s.,()/-]*)\}")
 _LINES = re.compile(
     r"\\begin\s*\{(aligned|align\*?|gathered|gather\*?|split|equation\*?|cases)\}(?:\s*\[\w\])?(.*?)\\end\s*\{\1\}",
     re.DOTALL,
@@ -115,13 +121,13 @@ def _plain_signs(text: str) -> str:
     text = _ROOT_SIGN.sub(
         lambda match: rf"\sqrt{_ROOT_DEGREE[match[1]]}{{{(match[2] or match[3] or '').strip('{}')}}}", text
     )
-    text = _RAISED_RUN.sub(lambda match: _script("^", "".join(map(_RAISED.__getitem__, match[0]))), text)
-    text = _LOWERED_RUN.sub(lambda match: _script("_", "".join(map(_LOWERED.__getitem__, match[0]))), text)
+    text = _SCRIPT_RUN.sub(_script, text)
     return text.translate(_SIGNS).translate(_GREEK)
 
 
-def _script(sign: str, inside: str) -> str:
-    return sign + (inside if len(inside) == 1 else f"{{{inside}}}")
+def _script(match: re.Match) -> str:
+    inside = "".join(_SCRIPTS[small][1] for small in match[0]).replace("\u2212", "-")
+    return _SCRIPTS[match[0][0]][0] + (inside if len(inside) == 1 else f"{{{inside}}}")
 
 
 def _vulgar_fraction(match: re.Match) -> str:
@@ -136,7 +142,7 @@ def _single_backslashes(text: str) -> str:
     environment, where two begin a new row.
     """
     while (runs := _BACKSLASHES.findall(text)) and all(len(run) % 2 == 0 for run in runs):
-        if not re.search(r"\\\\[A-Za-z%${}]", text):
+        if not re.search(r"\\\\[A-Za-z%${}()]", text):
             break
         text = _BACKSLASHES.sub(lambda match: match[0][: len(match[0]) // 2], text)
     return text if r"\begin" in text else _DOUBLED.sub(r"\\", text)
@@ -157,10 +163,9 @@ def _as_list(match: re.Match) -> str:
 
 def _without_fonts(text: str) -> str:
     text = _OLD_FONT.sub("", re.sub(r"\\(?:rm|bf|it|sf|tt)\s*\{([^{}]*)\}", r"\\text{\1}", text))
-    for _ in range(3):
-        text, changed = _FONT.subn(r"\1", text)
-        if not changed:
-            break
+    before = None
+    while text != before:
+        before, text = text, _FONT.sub(r"\1", _NUMBER_AS_TEXT.sub(r"\1", text))
     # Text in text: \textbf{\text{A}}.
     return re.sub(_TEXT_COMMANDS + r"\s*\{\s*(" + TEXT.pattern + r")\s*\}", r"\1", text)
 

@@ -64,7 +64,7 @@ def tokens(text: str, *, separators: bool = True) -> list[str]:
         elif kind == "command":
             found.append(_command(written[1:]))
         elif kind == "escape":
-            found.append({r"\|": r"\Vert", r"\%": "%"}.get(written, written))
+            found.append({r"\|": r"\Vert", r"\%": "%", r"\&": r"\and"}.get(written, written))
         elif kind == "number":
             plain = written.replace(" ", "")
             if "," in plain and (not separators or plain.startswith("0")):

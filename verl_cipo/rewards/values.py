@@ -234,6 +234,8 @@ def _magnitude(rest: str) -> tuple[int, str]:
 def _unit(rest: str, *, attached: bool, letters: bool) -> str | None:
     """The unit that `rest` is, empty for none or an unknown one; None when it is no unit and the text no number."""
     words = TEXT.sub(r" \1 ", rest).strip()
+    if words.startswith("(") and words.endswith(")"):
+        words = words[1:-1].strip()
     if words in ("", r"\$"):
         return ""
     if base := _BASE.fullmatch(words):

@@ -24,8 +24,8 @@ from verl_cipo.rewards.values import (
 )
 
 _CHOICE = re.compile(r"\(?([A-J])\)?")
-# A list of letters, as where several choices are right.
-_LETTERS = re.compile(r"\(?[A-J]\)?(?:\s*(?:,|;|&|and|,\s*and)\s*\(?[A-J]\)?)+")
+# A list of letters or Roman numerals, as where several choices are right.
+_LETTERS = re.compile(r"(?:{0})(?:\s*(?:,|;|\\?&|and|,\s*and)\s*(?:{0}))+".format(r"[A-Z]{1,4}|\([A-Z]\)"))
 # An order or a figure's name, which is no product.
 _LETTERS_IN_ORDER = re.compile(r"[A-Z]{3,}")
 # Letters that can name something, so that an equation with them is not true or false by itself.
@@ -52,6 +52,7 @@ _JOINS = re.compile(r"\d|\b(?:or|and|not|nor|either|maybe)\b", re.IGNORECASE)
 _OPERATOR = re.compile(r"[-+*/^!]|\\(?:frac|sqrt|cdot|times|div|pm|sin|cos|tan|log|ln|circ)(?![A-Za-z])|\)\s*\(")
 _FIRST_REMARK = re.compile(r"^\\text\s*\{[A-Za-z .'()]*(?:[:=]|\bis\b)\s*\}\s*(?=\S)")
 _LAST_REMARK = re.compile(r"(?<=\S)\s*" + TEXT.pattern + r"\s*(?:\^\s?(?:\d|\{\s?-?\d\s?\}))?$")
+_LAST_DEGREES = re.compile(r"(?<=[\d)}])\s*(?:\\text\s*\{\s*degrees?\s*\}|degrees?)$")
 _LAST_UNIT = re.compile(
     r"(?<=[\d)}\s])\s(?:" + "|".join(sorted(n for n in KNOWN_UNITS if len(n) > 1)) + r")(?:\^\s?(?:\d|\{\s?\d\s?\}))?$"
 )
@@ -122,6 +123,7 @@ def for_algebra(text: str) -> str:
     """
     text = _label(text)[1] or text
     text = _FIRST_REMARK.sub("", text)
+    text = _LAST_DEGREES.sub(r"^\\circ", text)
     return _LAST_UNIT.sub("", _LAST_REMARK.sub("", _PERCENT_SIGN.sub("", text))).strip().rstrip(".,;:")
 
 
@@ -147,7 +149,7 @@ def _unwrap(text: str) -> str:
 def _letters(text: str) -> frozenset[str]:
     """The letters of a list of choices; empty where the text is none."""
     plain = _unwrap(text)
-    return frozenset(re.findall("[A-J]", plain)) if _LETTERS.fullmatch(plain) else frozenset()
+    return frozenset(re.findall("[A-Z]+", plain)) if _LETTERS.fullmatch(plain) else frozenset()
 
 
 def _in_other_unit(gold: Value, answer: str) -> bool:
