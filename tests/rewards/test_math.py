@@ -99,8 +99,41 @@ def test_a_worker_that_cannot_start_raises_and_scores_nothing(monkeypatch):
         compute_score("test", r"\boxed{x+1}", "1+x")
 
 
-def test_pred_is_short():
-    assert len(compute_score("test", r"\boxed{" + "1" * 900 + "}", "1")["pred"]) == 200
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        ("1" * 900, "1" * 200),
+        ("1" * 10**6, "1" * 200),
+        ("a\nb\tc", r"a\nb\tc"),
+        ("\x1b[31mred", r"\x1b[31mred"),
+        ("\ud800", r"\ud800"),
+        ("\u2028\u202e", r"\u2028\u202e"),
+        ("\ud83d" * 200, (r"\ud83d" * 34)[:200]),
+    ],
+)
+def test_pred_is_one_short_printable_line(answer, shown):
+    pred = compute_score("test", rf"\boxed{{{answer}}}", "1")["pred"]
+    assert pred == shown
+    assert pred.isprintable() and pred.encode()
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer"),
+    [
+        (r"x \vee y", "7"),
+        (r"\sum_{k=1}^n k", r"\frac{n(n+1)}{2}"),
+        (r"x \equiv 1 \pmod{3}", "x = 4"),
+        ("f(n) equals 2 where n is even and otherwise equals 0", "1, 2"),
+    ],
+)
+def test_what_a_reference_says_that_cannot_be_read_is_undecided(reference, answer):
+    assert outcome(reference, answer) == "undecided"
+    assert outcome(reference, reference) == "right"
+
+
+def test_an_answer_that_cannot_be_read_is_not_undecided():
+    assert outcome("x+1", r"x \vee 7") == "unparsable"
+    assert outcome("x+1", r"\frac{0}{0}") == "unparsable"
 
 
 # Arguments

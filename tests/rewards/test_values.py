@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from verl_cipo.rewards.normal import normalize
 from verl_cipo.rewards.values import (
     Value,
     exact_part,
-    normalize,
     plain_words,
     read_number,
     same_number,

@@ -221,6 +221,21 @@ def test_each_thread_gets_its_own_answer_and_no_more_workers_than_asked_for(modu
     pool.close()
 
 
+def test_checks_have_the_workers_in_the_order_they_came_in(pool):
+    served = [0] * 6
+    end = time.monotonic() + 2
+
+    def work(number):
+        while time.monotonic() < end:
+            pool.check(("work",), timeout_s=5)
+            served[number] += 1
+
+    pool.check(("work",), timeout_s=5)
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(work, range(6)))
+    assert max(served) <= 2 * min(served) + 2, served
+
+
 def test_hangs_in_many_threads_disturb_nobody(pool):
     def work(number):
         if number % 8:

@@ -1,21 +1,19 @@
 r"""A second, stricter judge of math answers, for auditing the verifier of training. It shares no code with it.
 
 It has its own extraction, its own reading of numbers, and its own parser of LaTeX, which evaluates expressions at
-random points in floating point; neither math-verify nor SymPy takes part. It rejects on evidence only: what it cannot
-read is undecided, not wrong.
+random points in floating point; neither math-verify nor SymPy takes part. It decides on evidence only: what it cannot
+read, and what floating point cannot tell apart, is undecided.
 """
 
-import cmath
-import math
-import random
 import re
-from collections.abc import Callable
 from fractions import Fraction
+
+from verl_cipo.evaluation.strict_expressions import parsed, same
 
 CONFIRMED, REJECTED, UNDECIDED = "confirmed", "rejected", "undecided"
 
 _THOUGHT = re.compile(r".*</think>", re.DOTALL)
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(\{)|([^\s{}$]+))")
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?:(\{)|([^\s{}$]+))")
 _MARKED = re.compile(
     r"####\s*(?=[-$\\(\[\d.])(.+)|.*(?:final answer|answer)\**\s*(?:is|:)\**:?\s*(?=[-$\\(\[\d.])(.+)", re.IGNORECASE
 )
@@ -29,23 +27,18 @@ _POWER_OF_TEN = re.compile(r"10\^\{?(-?\d{1,3})\}?")
 _RATIO = re.compile(r"(-?)(\d*)\\frac\{(-?\d+)\}\{(-?\d+)\}|(-?)(\d+)/(\d+)")
 _UNIT = re.compile(r"(\\text\{[^{}\d]*\}|\^\{?\\circ\}?|\\%|%|(?<=[\d.])[a-z]{2,})((?:\^\{?-?\d\}?)?)$")
 _NO_UNIT = re.compile(r"\b(?:or|and|not)\b|hundred|thousand|illion|dozen|[ap]\.?m\b", re.IGNORECASE)
-_NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?")
-_TOKEN = re.compile(r"\\[A-Za-z]+|\d+(?:\.\d+)?|\.\d+|[A-Za-z]|[-+*/^_!|=<>]|[()\[\]{}]|,|\\.|\S")
-_FUNCTIONS: dict[str, Callable[[complex], complex]] = {
-    r"\sin": cmath.sin, r"\cos": cmath.cos, r"\tan": cmath.tan, r"\ln": cmath.log, r"\exp": cmath.exp,
-    r"\arcsin": cmath.asin, r"\arccos": cmath.acos, r"\arctan": cmath.atan, r"\log": cmath.log10,
-}  # fmt: skip
-_GREEK = {rf"\{name}" for name in "alpha beta gamma delta theta lambda mu phi omega infty".split()}
-_CONSTANTS = {r"\pi": math.pi, "e": math.e, "i": 1j}
-_BRACKETS = {"(": ")", "[": "]", r"\{": r"\}"}
-_POINTS = 4
-# Six significant digits: 0.333333 is 1/3.
-_TOLERANCE = 2e-6
-_MAX_CHARS = 500
-
-
-class _Unreadable(Exception):
-    """The parser does not know what is written."""
+_NAME = re.compile(r"(?:\\[A-Za-z]+|[A-Za-z]|[A-Za-z]{4,})(?:_\{?\w+\}?)?")
+_HEADING = re.compile(r"[#*_\s]*final answer[*_\s]*", re.IGNORECASE)
+# Words, degrees and separators inside of expressions are not read: `1,000x` may be one term or two.
+_NOT_READ = re.compile(
+    r"(?<![\\A-Za-z])(?:pi|oo|[A-Za-z]{3,})|\^\{?(?:st|nd|rd|th)|\d,\d{3}(?!\d)|\\(?:circ|text)(?![A-Za-z])|\\\\[A-Za-z]"
+)
+# Floating point does not see 1 - 2^{-100}.
+_TINY = re.compile(r"\^\{?-?(?:[2-9]\d|\d{3,})|[eE]-\d{2,}|0\.0{6,}")
+_TOLERANCE = 1e-9
+# Six significant digits: 0.333333 is 1/3, where only one of the two is a decimal of so many.
+_ROUNDED = re.compile(r"-?(?:0?\.0*[1-9]\d{5,}|(?=[\d.]{7})[1-9]\d*\.(\d+))")
+_ROUNDED_TOLERANCE = 5e-6
 
 
 def judge(solution: str, gold: str, question: str = "") -> tuple[str, str]:
@@ -63,10 +56,13 @@ def judge(solution: str, gold: str, question: str = "") -> tuple[str, str]:
     answers = _answers(_THOUGHT.sub("", solution))
     if not answers:
         return REJECTED, "no_answer"
-    if len({_canonical(answer) for answer in answers}) > 1:
-        return REJECTED, "several_answers"
     golds = _answers(gold) or [gold]
-    answer, reference = _canonical(answers[-1]), _canonical(golds[-1])
+    reference = _canonical(golds[-1])
+    if len({_canonical(answer) for answer in answers}) > 1:
+        if "," not in reference:
+            return REJECTED, "several_answers"
+        answers = [",".join(answers)]
+    answer = _canonical(answers[-1])
     if answer == reference:
         return CONFIRMED, "same_text"
     (reference, wanted_unit), (answer, unit) = _without_unit(reference), _without_unit(answer)
@@ -77,23 +73,42 @@ def judge(solution: str, gold: str, question: str = "") -> tuple[str, str]:
     wanted, given = _number(reference), _number(answer)
     if wanted is not None:
         if given is not None:
-            exact = "." not in answer + reference and not percent
             close = [wanted, wanted / 100, wanted * 100] if percent else [wanted]
-            same = given == wanted if exact else any(abs(given - one) <= _TOLERANCE * abs(one) for one in close)
-            return (CONFIRMED, "same_value") if same else (REJECTED, "another_value")
+            equal = any(given == one or _rounds(answer, given, one) or _rounds(reference, one, given) for one in close)
+            return (CONFIRMED, "same_value") if equal else (REJECTED, "another_value")
         # A number left to be worked out is no answer to a question that asks for one.
-        parsed = _parsed(answer)
-        if parsed is None or _NO_UNIT.search(answer):
+        values = parsed(answer)
+        if values is None or _NO_UNIT.search(answer) or _NOT_READ.search(answer) or "deg" in (unit, wanted_unit):
             return UNDECIDED, "unread"
-        return REJECTED, "several_answers" if isinstance(parsed, tuple) else "not_evaluated"
+        return REJECTED, "several_answers" if isinstance(values, tuple) else "not_evaluated"
     if answer == reference:
         return CONFIRMED, "same_text"
     if re.search(r"[-+*/^]|\\frac|\\sqrt", answer) and answer in _canonical(question):
         return REJECTED, "copied_from_question"
-    parsed, parsed_reference = _parsed(answer), _parsed(reference)
-    if parsed is None or parsed_reference is None:
+    values, wanted_values = parsed(answer), parsed(reference)
+    if values is None or wanted_values is None or _NOT_READ.search(answer) or _NOT_READ.search(reference):
         return UNDECIDED, "unread"
-    return (CONFIRMED, "same_value") if _same(parsed_reference, parsed) else (REJECTED, "another_value")
+    if (unit != wanted_unit and "deg" in (unit, wanted_unit)) or _other_names(answers[-1], golds[-1]):
+        return UNDECIDED, "unread"
+    rounded = bool(_ROUNDED.search(answer)) != bool(_ROUNDED.search(reference))
+    tolerance = _ROUNDED_TOLERANCE if rounded else _TOLERANCE
+    if not same(wanted_values, values, tolerance):
+        return REJECTED, "another_value"
+    below_zero = parsed(answer, -1), parsed(reference, -1)
+    if None not in below_zero and not same(*below_zero, tolerance):  # pyright: ignore[reportArgumentType]
+        return UNDECIDED, "unread"
+    return (UNDECIDED, "unread") if _TINY.search(answer + reference) else (CONFIRMED, "same_value")
+
+
+def _rounds(text: str, decimal: Fraction, exact: Fraction) -> bool:
+    """Whether a decimal of six significant digits is a number, rounded."""
+    return bool(_ROUNDED.fullmatch(text)) and abs(decimal - exact) <= Fraction(1, 2 * 10 ** len(text.partition(".")[2]))
+
+
+def _other_names(answer: str, gold: str) -> bool:
+    """Whether two equations give values to different names: I = V/R may be V = IR."""
+    one, other = (re.sub(r"[\s$]", "", text.partition("=")[0]) if "=" in text else "" for text in (answer, gold))
+    return bool(one and other and one != other)
 
 
 def _answers(text: str) -> list[str]:
@@ -114,7 +129,9 @@ def _lines(text: str) -> list[str]:
     """The lines, of which a box that spans several makes one."""
     lines: list[str] = []
     for line in text.splitlines():
-        if lines and lines[-1].count("{") > lines[-1].count("}") and _BOX.search(lines[-1]):
+        if lines and _HEADING.fullmatch(lines[-1]):
+            lines[-1] += f": {line}" if line.strip() else ""
+        elif lines and lines[-1].count("{") > lines[-1].count("}") and _BOX.search(lines[-1]):
             lines[-1] += " " + line
         else:
             lines.append(line)
@@ -149,7 +166,7 @@ def _braced(line: str, start: int) -> tuple[str, int]:
 def _canonical(text: str) -> str:
     """The text without spaces, dollar signs, sizes and `x =`, with one way to write fractions."""
     text = text.strip().strip("*").replace("\u2212", "-").replace(r"\$", "").replace("$", "")
-    text = re.sub(r"\\(?:left|right|,|;|:|!|quad|displaystyle)(?![A-Za-z])|\\ |~", " ", text)
+    text = re.sub(r"\\(?:left|right)\.|\\(?:left|right|,|;|:|!|quad|displaystyle)(?![A-Za-z])|\\ |~", " ", text)
     text = re.sub(r"\\[dt]frac", r"\\frac", text).replace(r"\(", "").replace(r"\)", "")
     text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\^\s*\{(\w)\}", r"^\1", re.sub(r"(?<!\\)\s+", "", text)).rstrip(".")
@@ -178,169 +195,3 @@ def _number(text: str) -> Fraction | None:
     if decimal is None:
         return None
     return Fraction(decimal[1].replace(",", "")) * Fraction(10) ** int(decimal[2] or decimal[3] or 0)
-
-
-# A parsed answer: the values of an expression at the random points, or its brackets and its parts.
-_Parsed = list[complex] | tuple[str, list]
-
-
-def _parsed(text: str) -> _Parsed | None:
-    """The text as the parser reads it, None where it cannot."""
-    try:
-        return _parse(text)
-    except (_Unreadable, ArithmeticError, ValueError, RecursionError):
-        return None
-
-
-def _parse(text: str) -> _Parsed:
-    if len(text) > _MAX_CHARS:
-        raise _Unreadable
-    tokens = _TOKEN.findall(text)
-    parts = _split(tokens)
-    if len(parts) > 1:
-        return "", [_parse_one(part) for part in parts]
-    return _parse_one(tokens)
-
-
-def _parse_one(tokens: list[str]) -> _Parsed:
-    """An expression, or a list in brackets: a pair, an interval, a set."""
-    if tokens and tokens[0] in _BRACKETS and tokens[-1] in _BRACKETS.values():
-        parts = _split(tokens[1:-1])
-        if len(parts) > 1 or tokens[0] == r"\{":
-            return tokens[0] + tokens[-1], [_parse_one(part) for part in parts]
-    values = []
-    for point in range(_POINTS):
-        values.append(_Expression(tokens, random.Random(point)).value())
-    if not all(map(cmath.isfinite, values)):
-        raise _Unreadable
-    return values
-
-
-def _split(tokens: list[str]) -> list[list[str]]:
-    """The tokens between the commas that stand in no bracket."""
-    parts: list[list[str]] = [[]]
-    depth = 0
-    for token in tokens:
-        depth += (token in "([{" or token == r"\{") - (token in ")]}" or token == r"\}")
-        if token == "," and depth == 0:
-            parts.append([])
-        else:
-            parts[-1].append(token)
-    return parts
-
-
-def _same(one: _Parsed, other: _Parsed) -> bool:
-    if isinstance(one, tuple) and isinstance(other, tuple):
-        (bracket, left), (other_bracket, right) = one, other
-        in_any_order = {bracket, other_bracket} <= {"", r"\{\}"}
-        if len(left) != len(right) or not (in_any_order or bracket == other_bracket):
-            return False
-        if in_any_order:
-            remaining = list(right)
-            for part in left:
-                match = next((i for i, candidate in enumerate(remaining) if _same(part, candidate)), None)
-                if match is None:
-                    return False
-                del remaining[match]
-            return True
-        return all(map(_same, left, right))
-    if isinstance(one, tuple) or isinstance(other, tuple):
-        return False
-    return all(cmath.isclose(a, b, rel_tol=_TOLERANCE, abs_tol=1e-9) for a, b in zip(one, other, strict=True))
-
-
-class _Expression:
-    """Recursive descent over sums, products, powers and atoms; names have random values in (.3, 1.7)."""
-
-    def __init__(self, tokens: list[str], rng: random.Random) -> None:
-        self._tokens, self._at, self._seed = tokens, 0, rng.random()
-
-    def value(self) -> complex:
-        total = self._sum()
-        if self._at != len(self._tokens):
-            raise _Unreadable
-        return total
-
-    def _peek(self) -> str:
-        return self._tokens[self._at] if self._at < len(self._tokens) else ""
-
-    def _take(self, wanted: str = "") -> str:
-        token = self._peek()
-        if not token or (wanted and token != wanted):
-            raise _Unreadable
-        self._at += 1
-        return token
-
-    def _sum(self) -> complex:
-        sign = -1 if self._peek() == "-" else 1
-        if self._peek() in ("+", "-"):
-            self._take()
-        total = sign * self._product()
-        while self._peek() in ("+", "-"):
-            sign = -1 if self._take() == "-" else 1
-            total += sign * self._product()
-        return total
-
-    def _product(self) -> complex:
-        total = self._power()
-        while True:
-            token = self._peek()
-            if token in ("*", r"\cdot", r"\times"):
-                self._take()
-                total *= self._power()
-            elif token == "/":
-                self._take()
-                total /= self._power()
-            elif (
-                token in _FUNCTIONS
-                or token in _GREEK
-                or token in _CONSTANTS
-                or token in (r"\frac", r"\sqrt", "(")
-                or (token.isascii() and token.isalnum())
-            ):
-                total *= self._power()
-            else:
-                return total
-
-    def _power(self) -> complex:
-        base = self._atom()
-        if self._peek() == "^":
-            self._take()
-            return base ** self._argument()
-        return base
-
-    def _argument(self) -> complex:
-        """What stands behind ^ or a command: a group, or a single token."""
-        if self._peek() == "{":
-            return self._group("{", "}")
-        return -self._atom() if self._peek() == "-" and self._take() else self._atom()
-
-    def _group(self, opening: str, closing: str) -> complex:
-        self._take(opening)
-        inside = self._sum()
-        self._take(closing)
-        return inside
-
-    def _atom(self) -> complex:
-        token = self._peek()
-        if token == "(":
-            return self._group("(", ")")
-        if token == "{":
-            return self._group("{", "}")
-        self._take()
-        if token == r"\frac":
-            return self._argument() / self._argument()
-        if token == r"\sqrt":
-            degree = self._group("[", "]") if self._peek() == "[" else 2
-            return complex(self._argument()) ** (1 / degree)
-        if token in _FUNCTIONS:
-            if self._peek() in ("^", "_"):
-                raise _Unreadable
-            return _FUNCTIONS[token](self._power())
-        if token in _CONSTANTS:
-            return _CONSTANTS[token]
-        if token in _GREEK or (token.isascii() and token.isalpha()):
-            return 0.3 + 1.4 * random.Random(f"{self._seed}/{token}").random()
-        if re.fullmatch(r"\d+(?:\.\d+)?|\.\d+", token):
-            return float(token)
-        raise _Unreadable

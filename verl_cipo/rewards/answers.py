@@ -19,13 +19,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from verl_cipo.rewards.values import normalize, read_number, split_equation
+from verl_cipo.rewards.normal import normalize
+from verl_cipo.rewards.values import read_number, split_equation
 
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])")
+# Between boxes that give one answer together: hardly more than a comma, and one at least of these.
+_JOINT = re.compile(r"[\s$.\\()]*(?:[,;]|\b(?:and|or)\b|&)[\s$,.\\()]*(?:\b(?:and|or)\b)?[\s$\\()]*")
+_CHOICE = re.compile(r"\(?[A-J]\)?\.?")
 _BARE_BOX = re.compile(r"[ \t]*([^\s{}$]+)")
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)")
 _PHRASE = re.compile(
-    r"(?:\bfinal\s{1,5}answer\b[*_\s]{0,5}(?:is\b|:|=)|^\W{0,5}(?:the\s{1,5})?answer\b[*_ ]{0,5}:)[*_: \t]{0,10}",
+    r"(?:\bfinal\s{1,5}answer\b[*_\s]{0,5}(?:is\b|:|=)|^\W{0,5}(?:the\s{1,5})?answer\b[*_ ]{0,5}:"
+    r"|^[#*_ ]{0,8}final\s{1,5}answer[*_ ]{0,5}\n)[*_: \t]{0,10}",
     re.IGNORECASE | re.MULTILINE,
 )
 _PROSE = re.compile(r"\banswer\b[*_\s]{0,5}(?:is\b|:)[*_: \t]{0,10}", re.IGNORECASE)
@@ -36,6 +41,7 @@ _CLOSERS = {"$": "$", "$$": "$$", r"\(": r"\)", r"\[": r"\]"}
 _OPENER = re.compile(r"\$\$?|\\\(|\\\[")
 # What follows a phrase is looked at no further than this: an answer is short, and a text may be one long line.
 _REACH = 2000
+_MOST_BOXES = 20
 
 
 def last_answer(text: str, *, last_number: bool = False) -> str | None:
@@ -49,11 +55,13 @@ def last_answer(text: str, *, last_number: bool = False) -> str | None:
     """
     definite: list[tuple[int, str]] = []
     vague: list[tuple[int, str]] = []
-    for box in _last(_BOX, text):
-        definite.append((box.start(), _box_content(text, box.end())))
+    if boxes := _last_boxes(text):
+        definite.append(boxes)
     for hashes in _last(_HASHES, text):
         content = hashes.group(1).strip()
-        (definite if _is_number(content[:_REACH]) else vague).append((hashes.start(), content))
+        (definite if _is_number(content[:_REACH]) or _CHOICE.fullmatch(content) else vague).append(
+            (hashes.start(), content)
+        )
     for pattern in (_PHRASE, _PROSE):
         for phrase in _last(pattern, text):
             content = _sentence(text[phrase.end() : phrase.end() + _REACH])
@@ -107,6 +115,28 @@ def reference_answers(ground_truth: object) -> list[str]:
     return [text]
 
 
+def _last_boxes(text: str) -> tuple[int, str] | None:
+    """Where the last box begins, and what it holds; of boxes side by side, a list of what they hold."""
+    starts = [box for box in _BOX.finditer(text)][-_MOST_BOXES:]
+    if not starts:
+        return None
+    contents = [_box_content(text, starts[-1].end())]
+    for box, following in zip(starts[-2::-1], starts[:0:-1], strict=True):
+        content, end = _box(text, box.end())
+        if not content or not _JOINT.fullmatch(text[end : end + _REACH][: max(following.start() - end, 0)] or "?"):
+            break
+        contents.insert(0, content)
+    if len(contents) == 1:
+        return starts[-1].start(), contents[0]
+    # Of one value written twice, the last.
+    distinct = list({_number_or_text(content): content for content in contents}.values())
+    return starts[-1].start(), ", ".join(distinct if all(distinct) else distinct[-1:])
+
+
+def _number_or_text(content: str) -> object:
+    return read_number(split_equation(normalize(content))[1]) or content
+
+
 def _last(pattern: re.Pattern, text: str) -> list[re.Match]:
     """The last match as a list of one, or an empty list."""
     last = None
@@ -117,12 +147,17 @@ def _last(pattern: re.Pattern, text: str) -> list[re.Match]:
 
 def _box_content(text: str, start: int) -> str:
     """What the box that was opened before `start` holds, its braces balanced; empty where they are not."""
+    return _box(text, start)[0]
+
+
+def _box(text: str, start: int) -> tuple[str, int]:
+    """What a box holds, and where it ends."""
     brace = start
     while brace < len(text) and text[brace] in " \t":
         brace += 1
     if text[brace : brace + 1] != "{":
         bare = _BARE_BOX.match(text, start)
-        return bare.group(1) if bare else ""
+        return (bare.group(1), bare.end()) if bare else ("", start)
     depth, escaped = 0, False
     for position in range(brace, len(text)):
         character = text[position]
@@ -135,8 +170,8 @@ def _box_content(text: str, start: int) -> str:
         elif character == "}":
             depth -= 1
             if depth == 0:
-                return text[brace + 1 : position]
-    return ""
+                return text[brace + 1 : position], position + 1
+    return "", len(text)
 
 
 def _sentence(text: str) -> str:

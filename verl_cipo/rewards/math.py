@@ -7,19 +7,21 @@
 docs/math-verifier.md says what is accepted, refused and known to be judged wrongly.
 """
 
+import os
 from typing import Any
 
 from verl_cipo.rewards.answers import last_answer, reference_answers
 from verl_cipo.rewards.arguments import refuse_unknown
-from verl_cipo.rewards.outcome import Outcome, result
+from verl_cipo.rewards.normal import normalize
+from verl_cipo.rewards.outcome import Outcome, printable, result
 from verl_cipo.rewards.tolerance import tolerance_of, within
-from verl_cipo.rewards.values import exact_part, normalize
+from verl_cipo.rewards.values import contradict, exact_part
 from verl_cipo.rewards.verdict import for_algebra, quick_verdict
 from verl_cipo.rewards.workers import CheckTimeout, shared_pool
 
 _JUDGE = "verl_cipo.rewards.judge:judge"
 # Of several references the kindest outcome counts.
-_RANK = (Outcome.RIGHT, Outcome.WRONG, Outcome.TIMEOUT, Outcome.UNPARSABLE)
+_RANK = (Outcome.RIGHT, Outcome.WRONG, Outcome.TIMEOUT, Outcome.UNDECIDED, Outcome.UNPARSABLE)
 _PRED_CHARS = 200
 
 
@@ -30,7 +32,7 @@ def compute_score(
     extra_info: dict | None = None,
     *,
     timeout_s: float = 5.0,
-    workers: int = 2,
+    workers: int | None = None,
     memory_mb: int = 1024,
     max_chars: int = 1000,
     last_number: bool = False,
@@ -45,7 +47,7 @@ def compute_score(
         extra_info: with the problem's text under `question`, an answer that only repeats an expression of it is wrong;
             with a number under `tolerance`, a number that differs from the reference by so much at most is right.
         timeout_s: processor time of one comparison, seconds.
-        workers: worker processes of this process at most.
+        workers: worker processes of this process at most; by default as many as it has cores, 2 to 8.
         memory_mb: address space of a worker, MiB.
         max_chars: a longer answer is unparsable.
         last_number: without any answer expression, judge the last number of the text.
@@ -61,6 +63,7 @@ def compute_score(
         ValueError: an argument or the tolerance is out of range, or the ground truth holds no answer.
     """
     refuse_unknown(compute_score, unknown)
+    workers = default_workers() if workers is None else workers
     for name, value in (
         ("timeout_s", timeout_s),
         ("workers", workers),
@@ -70,29 +73,43 @@ def compute_score(
         if not value > 0:
             raise ValueError(f"reward_kwargs.{name} = {value!r} must be above 0")
     try:
-        golds = [exact_part(normalize(gold)) for gold in reference_answers(ground_truth)]
+        golds = [normalize(gold) for gold in reference_answers(ground_truth)]
     except ValueError as error:
         raise ValueError(f"ground truth of data source {data_source!r}: {error}") from error
     written = last_answer(solution_str, last_number=last_number)
     if written is None or len(written) > max_chars:
-        return result(Outcome.UNPARSABLE, (written or "")[:_PRED_CHARS])
-    answer = exact_part(normalize(written))
+        return result(Outcome.UNPARSABLE, printable(written or "", _PRED_CHARS))
+    answer = normalize(written)
     question = (extra_info or {}).get("question")
     question = question if isinstance(question, str) else None
     tolerance = tolerance_of(extra_info)
     if tolerance is not None and any(within(gold, answer, tolerance) for gold in golds):
-        return result(Outcome.RIGHT, written[:_PRED_CHARS])
+        return result(Outcome.RIGHT, printable(written, _PRED_CHARS))
 
     outcomes = []
     for gold in golds:
-        outcome = quick_verdict(gold, answer, question)
-        if outcome is None:
-            try:
-                pool = shared_pool(_JUDGE, size=workers, memory_mb=memory_mb)
-                outcome = Outcome(pool.check((for_algebra(gold), for_algebra(answer)), timeout_s=timeout_s))
-            except CheckTimeout:
-                outcome = Outcome.TIMEOUT
+        outcome = _compare(gold, answer, question, timeout_s=timeout_s, workers=workers, memory_mb=memory_mb)
         if outcome is Outcome.RIGHT:
-            return result(outcome, written[:_PRED_CHARS])
+            return result(outcome, printable(written, _PRED_CHARS))
         outcomes.append(outcome)
-    return result(min(outcomes, key=_RANK.index), written[:_PRED_CHARS])
+    return result(min(outcomes, key=_RANK.index), printable(written, _PRED_CHARS))
+
+
+def default_workers() -> int:
+    """As many as this process has cores, 2 to 8. A worker is started when a check finds none idle."""
+    return min(max(len(os.sched_getaffinity(0)), 2), 8)
+
+
+def _compare(
+    gold: str, answer: str, question: str | None, *, timeout_s: float, workers: int, memory_mb: int
+) -> Outcome:
+    if contradict(gold, answer):
+        return Outcome.WRONG
+    gold, answer = exact_part(gold), exact_part(answer)
+    if (outcome := quick_verdict(gold, answer, question)) is not None:
+        return outcome
+    pool = shared_pool(_JUDGE, size=workers, memory_mb=memory_mb)
+    try:
+        return Outcome(pool.check((for_algebra(gold), for_algebra(answer)), timeout_s=timeout_s))
+    except CheckTimeout:
+        return Outcome.TIMEOUT

@@ -9,6 +9,7 @@ class Outcome(str, enum.Enum):
     RIGHT = "right"
     WRONG = "wrong"
     UNPARSABLE = "unparsable"
+    UNDECIDED = "undecided"
     TIMEOUT = "timeout"
     INFRASTRUCTURE_ERROR = "infrastructure_error"
 

@@ -5,34 +5,13 @@ no numbers here.
 """
 
 import re
-import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
-_UNICODE = str.maketrans(
-    {
-        "\u2212": "-", "\u2013": "-", "\u2014": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ",
-        "\u00f7": "/", "\u2044": "/", "\u00b0": r"^\circ ", "\u221e": r"\infty ", "\u03c0": r"\pi ",
-        "\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u222a": r"\cup ", "\u2229": r"\cap ",
-        "\u2208": r"\in ", "\u2248": r"\approx ", "\u00b1": r"\pm ", "\u00b2": "^2", "\u00b3": "^3",
-        "\u2205": r"\emptyset ", "\u211d": r"\mathbb{R}", "\u20ac": r"\$", "\u00a3": r"\$", "\uff05": "%",
-        "\uff0c": ",", "\u00a0": " ",
-    }
-)  # fmt: skip
-_ROOT_SIGN = re.compile("\u221a\\s?(\\d+|[A-Za-z])")
-# A backslash after a backslash begins no command: `\\ 3` is the next row of a matrix.
-_DOLLAR = re.compile(r"(?<!\\)\$")
-_DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]")
-_NO_SPACE = re.compile(r"(?<!\\)\\!\s*|(?<=\d)\\,(?=\d{3}(?!\d))")
-_SPACES = re.compile(r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z])|(?:display|text)style(?![A-Za-z]))|~")
-_SIZES = re.compile(r"\\(?:left|right|big|Big|bigg|Bigg)(?![A-Za-z])")
-_FRACTIONS = re.compile(r"\\[dtc]frac(?![A-Za-z])")
-_SHORT_FRACTION = re.compile(r"\\frac\s*(\d)\s*(\d)(?!\d)")
-_BOLD = re.compile(r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf)\s*\{([^{}]*)\}")
-_TEXT_COMMANDS = r"\\(?:text|textbf|textit|textrm|texttt|textsf|mathrm|mbox|hbox|rm)"
-TEXT = re.compile(_TEXT_COMMANDS + r"\s*\{([^{}]*)\}")
+from verl_cipo.rewards.normal import TEXT
 
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?:\ \d{3})+(?!\d)|\d+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.\d+)?|\.\d+)"
 _NUMBER = re.compile(
     rf"""
@@ -52,12 +31,17 @@ _NUMBER = re.compile(
 _EQUATION = re.compile(r"(?P<left>[^,;<>]*[^,;<>\\!])=(?P<right>[^=]*)", re.DOTALL)
 _APPROXIMATELY = re.compile(r"(?:\\approx|\\sim|approximately|about|roughly)(?![A-Za-z])\s*", re.IGNORECASE)
 _REMARK = re.compile(r"[A-Za-z .'()]*(?:[:=]|\bis\b)\s*")
-NAME = re.compile(r"\\?[A-Za-z]+\s?(?:_\s?(?:\w|\{\w+\}))?\s?(?:\(\s?\w+\s?\))?|" + TEXT.pattern)
+NAME = re.compile(
+    r"(?:\\[A-Za-z]+|[A-Za-z]|[A-Z][A-Za-z]+|[A-Za-z]{4,})'?\s?(?:_\s?(?:\w|\\[A-Za-z]+|\{\s?(?:\w+|\\[A-Za-z]+|"
+    + TEXT.pattern
+    + r")\s?\}))?\s?(?:\(\s?\w+\s?\))?"
+    r"|" + TEXT.pattern
+)
 _BASE = re.compile(r"_\s?(?:\{\s?(\d+)\s?\}|(\d))")
 _PERCENT = re.compile(r"(?:\\?%|percent|per cent|pct\.?|percentage points?)$", re.IGNORECASE)
 _DEGREES = re.compile(r"(?:\^\s?\{?\s?\\circ\s?\}?|\\degree|degrees?)(?:\s?[CF])?$", re.IGNORECASE)
 _UNIT = re.compile(r"(?P<words>[A-Za-z][A-Za-z./' -]*)(?:\^\s?\{?\s?(?P<power>-?\d)\s?\}?)?")
-_ORDINAL = re.compile(r"(?:st|nd|rd|th)$")
+_ORDINAL = re.compile(r"\^?\s?\{?\s*(?:st|nd|rd|th)(?![A-Za-z])\s*\}?\s*")
 
 _MAGNITUDES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 # Words that make several values of one, or another value.
@@ -73,10 +57,13 @@ _UNITS = {
     "in": ("in", "inch", "inches"), "ft": ("ft", "foot", "feet"), "mi": ("mile", "miles"),
     "g": ("g", "gram", "grams"), "kg": ("kg", "kilogram", "kilograms"), "lb": ("lb", "lbs", "pound", "pounds"),
     "s": ("s", "sec", "second", "seconds"), "min": ("min", "minute", "minutes"), "h": ("h", "hr", "hour", "hours"),
+    "yd": ("yd", "yard", "yards"), "L": ("l", "liter", "liters", "litre", "litres"), "mph": ("mph",),
     "day": ("day", "days"), "year": ("year", "years"),
     "percent": ("percent",), "degree": ("degree",),
 }  # fmt: skip
 KNOWN_UNITS = {name: unit for unit, names in _UNITS.items() for name in names}
+_BRACKETED_FRACTION = re.compile(r"^(-?)\(?(-?\d+)\)?\s?/\s?\(?(\d+)\)?(?=$|\s)")
+_WRAPPED = re.compile(r"\(([^()]*)\)|\\\{([^{},]*)\\\}|" + TEXT.pattern)
 # Six significant digits: 0.333333 is 1/3 and 0.3333 is not.
 _TOLERANCE = Fraction(1, 10**6)
 
@@ -86,33 +73,17 @@ class Value:
     """A number with what stands behind it.
 
     value: the number as written, 50 for `50%`.
-    unit: a known unit's short name with its power ("cm^2"), "percent", "degree", "base 8", or empty.
+    unit: a known unit's short name with its power ("cm^2"), the power of an unknown one ("^2"), "percent", "degree",
+        "base 8", or empty.
+    step: a unit of the last place of a decimal that was written with six significant digits or more; else 0.
     """
 
     value: Fraction
     unit: str = ""
+    step: Fraction = field(default=Fraction(0), compare=False)
 
-
-def normalize(answer: str) -> str:
-    """The answer without delimiters, spacing commands, thin spaces in numbers and the sentence's punctuation.
-
-    Fractions are written as `\\frac{a}{b}`, signs of Unicode as LaTeX. What the answer says is unchanged.
-    """
-    text = unicodedata.normalize("NFC", answer).translate(_UNICODE)
-    text = _ROOT_SIGN.sub(r"\\sqrt{\1}", text)
-    text = _DELIMITERS.sub(" ", _DOLLAR.sub(" ", text))
-    text = _NO_SPACE.sub("", text).replace("{,}", ",")
-    text = re.sub(r"\\varnothing(?![A-Za-z])", r"\\emptyset", text)
-    text = _SIZES.sub("", _SPACES.sub(" ", text))
-    text = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", _FRACTIONS.sub(r"\\frac", text))
-    text = " ".join(_BOLD.sub(r"\1", text).split())
-    before = None
-    while text != before:
-        before = text
-        text = text.strip().rstrip(".,;:").removeprefix("**").removesuffix("**").strip()
-        if text.startswith("{") and _closes_at_end(text):
-            text = text[1:-1]
-    return text
+    def times(self, factor: Fraction | int) -> "Value":
+        return Value(self.value * factor, self.unit, abs(self.step * factor))
 
 
 def plain_words(text: str) -> str:
@@ -129,13 +100,25 @@ def exact_part(text: str) -> str:
 
     One value is judged, never both. `x \approx 5` gives the value of a name and is read as `x = 5`.
     """
-    left, approximately, right = text.partition(r"\approx")
-    if not approximately:
-        return text
-    left, right = left.strip(), right.strip()
-    if NAME.fullmatch(left):
+    left, right = _approximated(text)
+    if NAME.fullmatch(left) and right:
         return f"{left} = {right}"
     return left or right
+
+
+def contradict(gold: str, answer: str) -> bool:
+    """Whether two answers both give approximations of themselves, which differ by more than a hundredth."""
+    if r"\approx" not in gold or r"\approx" not in answer:
+        return False
+    one, other = (read_number(_approximated(text)[1]) for text in (gold, answer))
+    return one is not None and other is not None and abs(one.value - other.value) > abs(one.value) / 100
+
+
+def _approximated(text: str) -> tuple[str, str]:
+    """What is approximated and the number behind the sign; the text and nothing where there is no such pair."""
+    left, sign, right = text.partition(r"\approx")
+    left, right = left.strip(), right.strip()
+    return (left, right) if sign and read_number(right) is not None else (text, "")
 
 
 def split_equation(text: str) -> tuple[str, str]:
@@ -161,19 +144,20 @@ def read_number(text: str, *, letters: bool = True) -> Value | None:
         text = text[prefix.end() :].strip()
     if approximately := _APPROXIMATELY.match(text):
         text = text[approximately.end() :]
-    if wrapped := re.fullmatch(r"\(([^()]*)\)|\\\{([^{},]*)\\\}|" + _TEXT_COMMANDS + r"\s*\{([^{}]*)\}", text):
-        text = next(group for group in wrapped.groups() if group is not None).strip()
+    while wrapped := _WRAPPED.fullmatch(text):
+        text = next(group for group in wrapped.groups() if group is not None).strip().rstrip(".,;")
+    text = _BRACKETED_FRACTION.sub(r"\1\2/\3", text)
     match = _NUMBER.fullmatch(text)
     if match is None or (value := _value(match)) is None:
         return None
     rest = match["rest"]
+    if ordinal := _ORDINAL.match(TEXT.sub(r"\1", rest).strip()):
+        rest = " " + TEXT.sub(r"\1", rest).strip()[ordinal.end() :]
     scale, rest = _magnitude(rest)
     unit = _unit(rest, attached=not rest[:1].isspace(), letters=letters)
     if unit is None:
         return None
-    if match["sign"] == "-":
-        value = -value
-    return Value(value * scale, unit)
+    return Value(value, unit, _step(match)).times(-scale if match["sign"] == "-" else scale)
 
 
 def same_number(gold: Value, answer: Value) -> bool:
@@ -183,20 +167,31 @@ def same_number(gold: Value, answer: Value) -> bool:
     and, where the other side has no unit, 50; but 0.5% is not 0.5, where the sign can only have been a mistake.
     """
     if gold.unit == answer.unit:
-        return _close(gold.value, answer.value)
+        return _close(gold, answer)
     if gold.unit and answer.unit:
-        return False
+        # Of a unit that is not known, only its power is.
+        (name, _, power), (other, _, other_power) = gold.unit.partition("^"), answer.unit.partition("^")
+        return not (name and other) and power == other_power and _close(gold, answer)
     if "percent" not in (gold.unit, answer.unit):
-        return _close(gold.value, answer.value)
-    if abs(gold.value) >= 1 and _close(gold.value, answer.value):
+        return _close(gold, answer)
+    if abs(gold.value) >= 1 and _close(gold, answer):
         return True
-    return _close(*(number.value / 100 if number.unit == "percent" else number.value for number in (gold, answer)))
+    return _close(*(n.times(Fraction(1, 100)) if n.unit == "percent" else n for n in (gold, answer)))
 
 
-def _close(gold: Fraction, answer: Fraction) -> bool:
-    if gold.denominator == 1 and answer.denominator == 1:
-        return gold == answer
-    return abs(gold - answer) <= _TOLERANCE * min(1, abs(gold))
+def _close(gold: Value, answer: Value) -> bool:
+    """Whether two numbers are equal to six significant digits, one being all but the other, or it rounded or cut off."""
+    distance = abs(gold.value - answer.value)
+    if gold.value.denominator == 1 and answer.value.denominator == 1:
+        return not distance
+    return distance <= _TOLERANCE * min(1, abs(gold.value)) or any(
+        is_rounded(decimal.value, decimal.step, exact.value) for decimal, exact in ((gold, answer), (answer, gold))
+    )
+
+
+def is_rounded(decimal: Any, step: Any, exact: Any) -> bool:
+    """Whether a decimal with this last place is an exact number, rounded or cut off."""
+    return abs(exact - decimal) <= step / 2 or (decimal * exact > 0 and 0 <= abs(exact) - abs(decimal) < step)
 
 
 def _value(match: re.Match) -> Fraction | None:
@@ -215,7 +210,16 @@ def _value(match: re.Match) -> Fraction | None:
     if match["decimal"] is None:
         return Fraction(10) ** int(match["pure"] or match["pure1"])
     exponent = match["e"] or match["ten"] or match["ten1"] or "0"
-    return Fraction(match["decimal"].replace(",", "")) * Fraction(10) ** int(exponent)
+    return Fraction(re.sub("[, ]", "", match["decimal"])) * Fraction(10) ** int(exponent)
+
+
+def _step(match: re.Match) -> Fraction:
+    """A unit of the last place of a decimal of at least six significant digits; 0 for any other number."""
+    whole, point, places = (match["decimal"] or "").partition(".")
+    if not point or len(re.sub(r"\D", "", whole + places).lstrip("0")) < 6:
+        return Fraction(0)
+    exponent = int(match["e"] or match["ten"] or match["ten1"] or "0")
+    return Fraction(10) ** (exponent - len(places))
 
 
 def _magnitude(rest: str) -> tuple[int, str]:
@@ -230,6 +234,8 @@ def _magnitude(rest: str) -> tuple[int, str]:
 def _unit(rest: str, *, attached: bool, letters: bool) -> str | None:
     """The unit that `rest` is, empty for none or an unknown one; None when it is no unit and the text no number."""
     words = TEXT.sub(r" \1 ", rest).strip()
+    if words.startswith("(") and words.endswith(")"):
+        words = words[1:-1].strip()
     if words in ("", r"\$"):
         return ""
     if base := _BASE.fullmatch(words):
@@ -238,8 +244,6 @@ def _unit(rest: str, *, attached: bool, letters: bool) -> str | None:
         return "percent"
     if _DEGREES.fullmatch(words):
         return "degree"
-    if _ORDINAL.fullmatch(words):
-        return ""
     unit = _UNIT.fullmatch(words)
     if unit is None or _holds(_NO_UNIT, unit["words"]):
         return None
@@ -256,9 +260,7 @@ def _unit(rest: str, *, attached: bool, letters: bool) -> str | None:
     for prefix, power in (("square ", "2"), ("cubic ", "3")):
         if name.lower().startswith(prefix) and name[len(prefix) :].lower() in KNOWN_UNITS:
             return f"{KNOWN_UNITS[name[len(prefix) :].lower()]}^{power}"
-    if name.lower() not in KNOWN_UNITS:
-        return ""
-    return KNOWN_UNITS[name.lower()] + (f"^{unit['power']}" if unit["power"] else "")
+    return KNOWN_UNITS.get(name.lower(), "") + (f"^{unit['power']}" if unit["power"] else "")
 
 
 def _names_unit(part: str, *, attached: bool) -> bool:
@@ -268,14 +270,3 @@ def _names_unit(part: str, *, attached: bool) -> bool:
 
 def _holds(words: frozenset[str], text: str) -> bool:
     return not words.isdisjoint(re.findall(r"[a-z]+", text.lower()))
-
-
-def _closes_at_end(text: str) -> bool:
-    """Whether the brace that opens the text is closed by its last character."""
-    depth = 0
-    for position, character in enumerate(text):
-        if character in "{}" and text[position - 1 : position] != "\\":
-            depth += 1 if character == "{" else -1
-            if depth == 0:
-                return position == len(text) - 1
-    return False

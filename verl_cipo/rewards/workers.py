@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,8 +43,34 @@ class _Died(Exception):
     """The worker ended without a reply; args[0] is its exit status."""
 
 
+class _Slots:
+    """So many holders at a time, first come, first served: a semaphore lets the thread that leaves come in again."""
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._waiting: deque[threading.Lock] = deque()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        gate = threading.Lock()
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            gate.acquire()
+            self._waiting.append(gate)
+        gate.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._free += 1
+
+
 class WorkerPool:
-    """Runs a function in at most `size` worker processes.
+    """Runs a function in at most `size` worker processes; checks that wait have them in the order they came in.
 
     target: `package.module:function`, importable with the parent's module path; arguments and result are JSON.
     memory_mb: address space of a worker, MiB.
@@ -52,7 +79,7 @@ class WorkerPool:
     def __init__(self, target: str, *, size: int, memory_mb: int) -> None:
         self._target = target
         self._memory_mb = memory_mb
-        self._slots = threading.BoundedSemaphore(size)
+        self._slots = _Slots(size)
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
         self._all: set[_Worker] = set()
