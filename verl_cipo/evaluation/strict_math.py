@@ -26,15 +26,15 @@ _DECIMAL = re.compile(
 _POWER_OF_TEN = re.compile(r"10\^\{?(-?\d{1,3})\}?")
 _RATIO = re.compile(r"(-?)(\d*)\\frac\{(-?\d+)\}\{(-?\d+)\}|(-?)(\d+)/(\d+)")
 _UNIT = re.compile(r"(\\text\{[^{}\d]*\}|\^\{?\\circ\}?|\\%|%|(?<=[\d.])[a-z]{2,})((?:\^\{?-?\d\}?)?)$")
-_NO_UNIT = re.compile(r"\b(?:or|and|not)\b|hundred|thousand|illion|dozen|[ap]\.?m\b", re.IGNORECASE)
+_NO_UNIT = re.compile(r"\b(?:or|and|not)\b|hundred|thousand|illion|dozen|[ap]\.?m\b|\bpi\b", re.IGNORECASE)
 _NAME = re.compile(r"(?:\\[A-Za-z]+|[A-Za-z]|[A-Za-z]{4,})(?:_\{?\w+\}?)?")
 _HEADING = re.compile(r"[#*_\s]*final answer[*_\s]*", re.IGNORECASE)
 # Words, degrees and separators inside of expressions are not read: `1,000x` may be one term or two.
 _NOT_READ = re.compile(
-    r"(?<![\\A-Za-z])(?:pi|oo|[A-Za-z]{3,})|\^\{?(?:st|nd|rd|th)|\d,\d{3}(?!\d)|\\(?:circ|text)(?![A-Za-z])|\\\\[A-Za-z]"
+    r"(?<![\\A-Za-z])(?:pi|oo|or|[A-Za-z]{3,})|\^\{?(?:st|nd|rd|th)|\\frac\{d|\d,\d{3}(?!\d)|\\(?:circ|text)(?![A-Za-z])|\\\\[A-Za-z]"
 )
 # Floating point does not see 1 - 2^{-100}.
-_TINY = re.compile(r"\^\{?-?(?:[2-9]\d|\d{3,})|[eE]-\d{2,}|0\.0{6,}")
+_TINY = re.compile(r"\^\{?(?:-\d{2,}|[2-9]\d|\d{3,})|[eE]-\d{2,}|0\.0{6,}")
 _TOLERANCE = 1e-9
 # Six significant digits: 0.333333 is 1/3, where only one of the two is a decimal of so many.
 _ROUNDED = re.compile(r"-?(?:0?\.0*[1-9]\d{5,}|(?=[\d.]{7})[1-9]\d*\.(\d+))")
@@ -63,19 +63,25 @@ def judge(solution: str, gold: str, question: str = "") -> tuple[str, str]:
             return REJECTED, "several_answers"
         answers = [",".join(answers)]
     answer = _canonical(answers[-1])
+    if _other_names(answers[-1], golds[-1]) or (answer == reference and re.search(r"\d\s+\d", answers[-1] + golds[-1])):
+        return UNDECIDED, "unread"
     if answer == reference:
         return CONFIRMED, "same_text"
     (reference, wanted_unit), (answer, unit) = _without_unit(reference), _without_unit(answer)
     percent = ("%" in unit) != ("%" in wanted_unit)
     if unit and wanted_unit and unit != wanted_unit and not percent:
         # cm and centimeters are one; of short names each has its own meaning.
-        return (REJECTED, "another_unit") if len(unit) <= 4 and len(wanted_unit) <= 4 else (UNDECIDED, "unread")
+        short = len(unit) <= 4 and len(wanted_unit) <= 4 and {unit, wanted_unit} != {"deg", "rad"}
+        return (REJECTED, "another_unit") if short else (UNDECIDED, "unread")
     wanted, given = _number(reference), _number(answer)
     if wanted is not None:
         if given is not None:
             close = [wanted, wanted / 100, wanted * 100] if percent else [wanted]
-            equal = any(given == one or _rounds(answer, given, one) or _rounds(reference, one, given) for one in close)
-            return (CONFIRMED, "same_value") if equal else (REJECTED, "another_value")
+            for half_units in (1, 2):
+                if any(_near(answer, given, reference, one, half_units) for one in close):
+                    # A decimal may be cut off, where it does not round to the number.
+                    return (CONFIRMED, "same_value") if half_units == 1 else (UNDECIDED, "unread")
+            return REJECTED, "another_value"
         # A number left to be worked out is no answer to a question that asks for one.
         values = parsed(answer)
         if values is None or _NO_UNIT.search(answer) or _NOT_READ.search(answer) or "deg" in (unit, wanted_unit):
@@ -88,7 +94,7 @@ def judge(solution: str, gold: str, question: str = "") -> tuple[str, str]:
     values, wanted_values = parsed(answer), parsed(reference)
     if values is None or wanted_values is None or _NOT_READ.search(answer) or _NOT_READ.search(reference):
         return UNDECIDED, "unread"
-    if (unit != wanted_unit and "deg" in (unit, wanted_unit)) or _other_names(answers[-1], golds[-1]):
+    if unit != wanted_unit and "deg" in (unit, wanted_unit):
         return UNDECIDED, "unread"
     rounded = bool(_ROUNDED.search(answer)) != bool(_ROUNDED.search(reference))
     tolerance = _ROUNDED_TOLERANCE if rounded else _TOLERANCE
@@ -100,9 +106,13 @@ def judge(solution: str, gold: str, question: str = "") -> tuple[str, str]:
     return (UNDECIDED, "unread") if _TINY.search(answer + reference) else (CONFIRMED, "same_value")
 
 
-def _rounds(text: str, decimal: Fraction, exact: Fraction) -> bool:
-    """Whether a decimal of six significant digits is a number, rounded."""
-    return bool(_ROUNDED.fullmatch(text)) and abs(decimal - exact) <= Fraction(1, 2 * 10 ** len(text.partition(".")[2]))
+def _near(answer: str, given: Fraction, reference: str, wanted: Fraction, half_units: int) -> bool:
+    """Whether two numbers are equal, or one of six significant digits is so many half units of its last place away."""
+    distance = abs(given - wanted)
+    return not distance or any(
+        _ROUNDED.fullmatch(text) and distance <= Fraction(half_units, 2 * 10 ** len(text.partition(".")[2]))
+        for text in (answer, reference)
+    )
 
 
 def _other_names(answer: str, gold: str) -> bool:
@@ -170,6 +180,8 @@ def _canonical(text: str) -> str:
     text = re.sub(r"\\[dt]frac", r"\\frac", text).replace(r"\(", "").replace(r"\)", "")
     text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\^\s*\{(\w)\}", r"^\1", re.sub(r"(?<!\\)\s+", "", text)).rstrip(".")
+    if bracketed := re.fullmatch(r"\((-?[\d.]+)\)|\\\{(-?[\d.]+)\\\}|\+([\d.]+)", text):
+        return next(filter(None, bracketed.groups()))
     left, sign, right = text.partition("=")
     return right if sign and _NAME.fullmatch(left) and "=" not in right else text
 
@@ -179,7 +191,11 @@ def _without_unit(text: str) -> tuple[str, str]:
     unit = _UNIT.search(text)
     if unit is None or not unit.start() or _NO_UNIT.search(unit[1]):
         return text, ""
-    name = "deg" if "circ" in unit[1] else unit[1].removeprefix(r"\text{").rstrip("}").removeprefix("\\").lower()
+    name = (
+        "deg"
+        if "circ" in unit[1] or "degree" in unit[1]
+        else unit[1].removeprefix(r"\text{").rstrip("}").removeprefix("\\").lower()
+    )
     return text[: unit.start()], name + re.sub(r"[{}]", "", unit[2])
 
 

@@ -300,7 +300,7 @@ def _plain_real(inner: Value) -> Any:
 
 def _call(tree: Tree, context: Context) -> Value:
     """A function that is only a name: a value of its own for each name and arguments."""
-    arguments = [mpmath.nstr(mpmath.mpc(as_number(value(argument, context))), 12) for argument in tree[2]]
+    arguments = [mpmath.nstr(mpmath.mpc(as_number(value(argument, context))), 40) for argument in tree[2]]
     return Fraction(random.Random(f"{tree[1]} {arguments}").randint(1, 10**6), 999_983)
 
 

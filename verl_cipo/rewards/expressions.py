@@ -17,34 +17,24 @@ Letters are variables, but for e and i. Nothing is evaluated here.
 import re
 from fractions import Fraction
 
+from verl_cipo.rewards.cursor import Cursor, joined, unbraced
 from verl_cipo.rewards.tokens import FUNCTIONS, Unreadable
+from verl_cipo.rewards.vocabulary import (
+    ACCENTS,
+    BINARY,
+    BY_DIFFERENTIAL,
+    CALLED,
+    CLOSING,
+    DIFFERENTIAL,
+    FIGURES,
+    MATRICES,
+    NOT_NAMES,
+    OPAQUE,
+    OPERATOR,
+)
 
 Tree = tuple
 
-_BINARY = {r"\cdot": "mul", r"\times": "mul", "*": "mul", "/": "div", r"\div": "div"}
-
-
-def _commands(names: str) -> frozenset[str]:
-    return frozenset("\\" + name for name in names.split())
-
-
-_ACCENTS = _commands(
-    "hat vec bar tilde dot ddot overline widehat widetilde overrightarrow mathcal mathbb mathscr mathfrak check "
-    "breve acute"
-)
-_FIGURES = _commands("angle triangle measuredangle odot square parallelogram")
-_OPAQUE = _commands("sum prod int iint iiint oint lim min max gcd lcm inf sup det arg Re Im bigcap partial nabla")
-_NOT_NAMES = _commands(
-    "to rightarrow Rightarrow implies iff equiv pmod bmod mod vee wedge neg lnot forall exists subset subseteq perp "
-    "parallel cong sim approx propto mapsto pm mp cup cap in notin setminus or and ldots cdots dots vdots over end "
-    "le ge ne emptyset langle rangle { } \\ % $ _ # & choose"
-)
-_CALLED = frozenset("fghFGHP")
-_CLOSING = {"(": ")", "[": "]", "{": "}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil", "|": "|", r"\Vert": r"\Vert"}
-_MATRICES = frozenset("pmatrix bmatrix Bmatrix matrix smallmatrix array".split())
-_DIFFERENTIAL = re.compile(r"(?:d|\\partial)(?:\^\w)?(?:\\?[A-Za-z]+)?(?:\(\w\))?")
-_BY_DIFFERENTIAL = re.compile(r"(?:(?:d|\\partial)\\?[A-Za-z]+(?:\^\w)?)+")
-_OPERATOR = re.compile(r"(?:d|\\partial)(?:\^\w)?")
 _MAX_DEPTH = 60
 
 
@@ -61,23 +51,10 @@ def parse(found: list[str]) -> Tree:
     return tree
 
 
-class _Parser:
+class _Parser(Cursor):
     def __init__(self, found: list[str]) -> None:
-        self._tokens, self._at, self._depth, self._bars = found, 0, 0, 0
-
-    def done(self) -> bool:
-        return self._at >= len(self._tokens)
-
-    def _peek(self, ahead: int = 0) -> str:
-        at = self._at + ahead
-        return self._tokens[at] if at < len(self._tokens) else ""
-
-    def _take(self, wanted: str = "") -> str:
-        token = self._peek()
-        if not token or (wanted and token != wanted):
-            raise Unreadable
-        self._at += 1
-        return token
+        super().__init__(found)
+        self._depth = self._bars = 0
 
     def inside(self) -> Tree:
         r"""What a group holds: a sum, or two with `\over` or `\choose` between them."""
@@ -107,20 +84,20 @@ class _Parser:
         return ("neg", term) if negative else term
 
     def _product(self) -> Tree:
-        if self._peek() in _OPAQUE:
+        if self._peek() in OPAQUE:
             return self._whole_term()
         tree = self._power()
         while True:
             token = self._peek()
-            if token in _BINARY:
+            if token in BINARY:
                 self._take()
                 negative = False
                 while self._peek() in ("+", "-"):
                     negative ^= self._take() == "-"
-                factor = self._whole_term() if self._peek() in _OPAQUE else self._power()
+                factor = self._whole_term() if self._peek() in OPAQUE else self._power()
                 factor = ("neg", factor) if negative else factor
-                tree = ("div", tree, factor) if _BINARY[token] == "div" else _times(tree, factor)
-            elif token in _OPAQUE:
+                tree = ("div", tree, factor) if BINARY[token] == "div" else _times(tree, factor)
+            elif token in OPAQUE:
                 return _times(tree, self._whole_term())
             elif self._starts_factor(token):
                 # Two numbers side by side are a slip or a list, no product.
@@ -131,7 +108,7 @@ class _Parser:
                 return tree
 
     def _starts_factor(self, token: str) -> bool:
-        if not token or token in (")", "]", "}", "&") or token in _NOT_NAMES:
+        if not token or token in (")", "]", "}", "&") or token in NOT_NAMES:
             return False
         if token in ("|", r"\Vert"):
             return not self._bars
@@ -161,7 +138,7 @@ class _Parser:
             ):
                 break
             self._at += 1
-        return "name", _joined(self._tokens[start : self._at])
+        return "name", joined(self._tokens[start : self._at])
 
     def _power(self) -> Tree:
         base = self._postfix(self._atom())
@@ -215,7 +192,7 @@ class _Parser:
         inside = self.inside()
         if self._at == start:
             raise Unreadable
-        self._take(_CLOSING[opening])
+        self._take(CLOSING[opening])
         self._bars = bars
         return inside
 
@@ -228,7 +205,7 @@ class _Parser:
         if token in (r"\lfloor", r"\lceil"):
             return ("floor" if token == r"\lfloor" else "ceil", self._group(token))
         self._take()
-        if token in _NOT_NAMES:
+        if token in NOT_NAMES:
             raise Unreadable
         if token == r"\frac":
             return self._fraction()
@@ -256,10 +233,10 @@ class _Parser:
         top, middle = self._argument(), self._at
         bottom = self._argument()
         over, under = self._tokens[start:middle], self._tokens[middle : self._at]
-        upper, lower = _unbraced(over), _unbraced(under)
-        if _DIFFERENTIAL.fullmatch(upper) and _BY_DIFFERENTIAL.fullmatch(lower):
+        upper, lower = unbraced(over), unbraced(under)
+        if DIFFERENTIAL.fullmatch(upper) and BY_DIFFERENTIAL.fullmatch(lower):
             # dy/dx is no quotient, and d/dx with what it is applied to is one name.
-            applied = self._whole_term()[1] if _OPERATOR.fullmatch(upper) else ""
+            applied = self._whole_term()[1] if OPERATOR.fullmatch(upper) else ""
             return "name", f"{upper}/{lower} {applied}".strip()
         return "div", top, bottom
 
@@ -309,7 +286,7 @@ class _Parser:
         start = self._at
         tree = self._power()
         while (token := self._peek()) and self._starts_factor(token) and token not in ("|", "(", "[", r"\Vert"):
-            if token in _OPAQUE or token[1:] in FUNCTIONS and token[0] == "\\":
+            if token in OPAQUE or token[1:] in FUNCTIONS and token[0] == "\\":
                 break
             if token[0].isdigit() and self._peek(-1)[0].isdigit():
                 raise Unreadable
@@ -320,8 +297,8 @@ class _Parser:
         return ("neg", tree) if negative else tree
 
     def _name(self, token: str) -> Tree:
-        if token in _FIGURES or token in _ACCENTS:
-            written = token + (self._braced() if self._peek() == "{" else self._letters(token in _FIGURES))
+        if token in FIGURES or token in ACCENTS:
+            written = token + (self._braced() if self._peek() == "{" else self._letters(token in FIGURES))
         elif token[0] in '"\\' or token.isalpha():
             written = token
         else:
@@ -329,9 +306,9 @@ class _Parser:
         while self._peek() in ("_", "'"):
             written += self._index() if self._peek() == "_" else self._take()
         if len(re.sub(r"_\w+|'", "", written)) == 1:
-            if written[0] in _CALLED and self._peek() == "^":
+            if written[0] in CALLED and self._peek() == "^":
                 written += self._power_of_function()
-            if self._peek() == "(" and (written[0] in _CALLED or not written[-1].isalnum() or self._is_argument()):
+            if self._peek() == "(" and (written[0] in CALLED or not written[-1].isalnum() or self._is_argument()):
                 return self._call(written)
         return "name", written
 
@@ -373,29 +350,10 @@ class _Parser:
             self._at += 1
         return "".join(self._tokens[start : self._at])
 
-    def _index(self) -> str:
-        self._take("_")
-        inside = self._braced() if self._peek() == "{" else self._take()
-        if inside[0] in "^_)]}":
-            raise Unreadable
-        return "_" + inside.replace('"', "").replace("\\", "")
-
-    def _braced(self) -> str:
-        """The text of a group, as it is."""
-        start, depth = self._at, 0
-        while True:
-            token = self._take()
-            depth += (token == "{") - (token == "}")
-            if not depth:
-                inside = self._tokens[start + 1 : self._at - 1]
-                if not inside:
-                    raise Unreadable
-                return _joined(inside)
-
     def _matrix(self, kind: str) -> Tree:
         if kind in ("vmatrix", "Vmatrix"):
             return "name", self._whole_term()[1]
-        if kind not in _MATRICES:
+        if kind not in MATRICES:
             raise Unreadable
         rows: list[list[Tree]] = [[]]
         while True:
@@ -421,7 +379,7 @@ def _times(tree: Tree, factor: Tree) -> Tree:
 
 def is_whole(name: str) -> bool:
     """Whether a name is a sum, integral or the like that was taken as a whole."""
-    return name.partition(" ")[0] in _OPAQUE
+    return name.partition(" ")[0] in OPAQUE
 
 
 def _number(token: str) -> Tree:
@@ -429,16 +387,7 @@ def _number(token: str) -> Tree:
     return "num", Fraction(token.rstrip(".")), Fraction(1, 10**places) if places else Fraction(0)
 
 
-def _joined(found: list[str]) -> str:
-    """Tokens as a text that is the same however it was spaced and braced."""
-    return re.sub(r"\{(.)\}", r"\1", "".join(token if len(token) == 1 else token + " " for token in found)).strip()
-
-
 def _text_of(tree: Tree) -> str:
     if tree[0] != "name":
         raise Unreadable
     return tree[1]
-
-
-def _unbraced(part: list[str]) -> str:
-    return "".join(token for token in part if token not in ("{", "}"))

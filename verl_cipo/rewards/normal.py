@@ -37,9 +37,9 @@ _SCRIPTS = {
     if (found := unicodedata.decomposition(chr(code)).split())[:1] in (["<super>"], ["<sub>"]) and len(found) == 2
     for sign, plain in [("^" if found[0] == "<super>" else "_", found[1])]
 }
-_SCRIPT_RUN = re.compile(
-    f"(?:[{''.join(sign for sign in _SCRIPTS if _SCRIPTS[sign][0] == '^')}]+)|(?:[{''.join(sign for sign in _SCRIPTS if _SCRIPTS[sign][0] == '_')}]+)"
-)
+_RAISED = "".join(small for small, (sign, _) in _SCRIPTS.items() if sign == "^")
+_LOWERED = "".join(small for small, (sign, _) in _SCRIPTS.items() if sign == "_")
+_SCRIPT_RUN = re.compile(f"[{_RAISED}]+|[{_LOWERED}]+")
 # Full width, and letters of mathematical alphabets: each has one plain counterpart.
 _COMPATIBLE = re.compile("[\uff01-\uff5e\U0001d400-\U0001d7ff]")
 _VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")

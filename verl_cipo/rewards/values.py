@@ -180,7 +180,7 @@ def same_number(gold: Value, answer: Value) -> bool:
 
 
 def _close(gold: Value, answer: Value) -> bool:
-    """Whether two numbers are equal to six significant digits, one being all but the other, or it rounded or cut off."""
+    """Whether two numbers are equal to six significant digits: to a millionth, or one is the other rounded or cut."""
     distance = abs(gold.value - answer.value)
     if gold.value.denominator == 1 and answer.value.denominator == 1:
         return not distance
