@@ -7,6 +7,7 @@ argument lists and results of a function.
 import argparse
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ _NOTHING = (None, [None], "null", "[null]")
 MAX_SOLUTIONS = 3
 _FENCE = "Put the complete program in one fenced ```python block."
 STDIN = f"Write a Python program that reads standard input and prints the answer to standard output. {_FENCE}"
+
+
+_DEFINES = re.compile(r"^\s*(?:def|class)\s", re.MULTILINE)
 
 
 def max_tests_option(parser: argparse.ArgumentParser) -> None:
@@ -89,9 +93,13 @@ def stdin_or_function(
     """An example whose tests decide which kind of program is asked for.
 
     found: the tests, which errors say are in `field`; kept: id and extra of the example.
+    Raises: as `tests`; Dropped when a function is to be completed and its name is not told: such tests, of
+    GeeksforGeeks in TACO for one, show its arguments to a reader (`n = 5`), and no program reads them.
     """
     ground_truth = tests(row, field, found, max_tests)
     fn_name = ground_truth.get("fn_name", "")
+    if not fn_name and _DEFINES.search(starter):
+        raise Dropped("starter code of a function, and tests that do not name it")
     return Example(
         data_source=data_source,
         prompt=request(question, starter=starter if fn_name else "", fn_name=fn_name),

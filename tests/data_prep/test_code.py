@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.code_contests import python_solutions
-from data_prep.common.code import listed_solutions, request
+from data_prep.common.code import listed_solutions, request, stdin_or_function
 from data_prep.common.code import tests as checked
 from data_prep.common.leetcode import example_tests
 from data_prep.common.python_tests import assert_tests, evalplus_tests, helpers
@@ -386,6 +386,17 @@ def test_functions_are_asked_for_with_their_starter_code(cases, converted, name)
         f"\n\nComplete this code, keeping its names and signature:\n\n```python\n{starter}\n```"
         in (row["prompt"][0]["content"])
     )
+
+
+def test_a_function_to_complete_whose_tests_do_not_name_it_is_dropped():
+    tests = {"inputs": ["n = 5\nk = 3\narr[] = {5,10,30,20,15}"], "outputs": ["35"]}
+    how = {"question": "Complete minTime().", "field": "x", "max_tests": None, "id": "", "extra": {}}
+    with pytest.raises(Dropped, match="starter code of a function"):
+        stdin_or_function(
+            ROW, "taco", found=tests, starter="class Solution:\n    def minTime (self, arr, n, k):\n", **how
+        )
+    kept = stdin_or_function(ROW, "taco", found=tests, starter="# your code goes here\n", **how)
+    assert "standard input" in kept.prompt
 
 
 def test_code_contests_takes_tests_in_order_and_drops_pictures(cases, run, write, tmp_path):
