@@ -12,10 +12,12 @@ from verl_cipo.core.advantage import (
     CORRECTION,
     LOSS_AGG_MODES,
     PADDING,
+    SEQ_MEAN_MODES,
     Rows,
     correction_relative,
     group_relative,
     stream_scales,
+    term_scale,
 )
 from verl_cipo.core.advantage import two_stream_advantage as two_stream
 
@@ -211,6 +213,20 @@ def test_scales_at_the_ends(mode):
 def test_an_unknown_mode_is_named():
     with pytest.raises(ValueError, match="loss_agg_mode = 'mean'.*token-mean, token-sum"):
         stream_scales(**SIZES, lambda_corr=0.5, loss_agg_mode="mean")
+
+
+def test_term_scale_by_hand():
+    table = rows([(BASE, "a", f"a{i}", True, True, False) for i in range(2)])
+    table = Rows.joined([table, rows([(CORRECTION, "k", f"k{i}", True, True, False) for i in range(3)])])
+    table = Rows.joined([table, rows([(PADDING, "p", "p", True, True, False)])])
+    tokens = np.array([4, 6, 10, 10, 10, 7])
+    # 10 of 40 tokens, 2 of 5 rows.
+    assert term_scale(table, tokens, loss_agg_mode="token-sum") == 0.25
+    assert {term_scale(table, tokens, loss_agg_mode=mode) for mode in SEQ_MEAN_MODES} == {0.4}
+    assert term_scale(table, tokens, loss_agg_mode="token-mean") == 1.0
+    for part in (slice(2), slice(2, 6)):
+        index = np.arange(6)[part]
+        assert {term_scale(table.take(index), tokens[part], loss_agg_mode=mode) for mode in LOSS_AGG_MODES} == {1.0}
 
 
 # ---- two_stream_advantage, by hand

@@ -102,6 +102,7 @@ def lora_run(task_folder, tmp_path_factory):
         "actor_rollout_ref.model.lora_alpha=16",
         "actor_rollout_ref.model.target_modules=all-linear",
         "actor_rollout_ref.actor.use_kl_loss=true",
+        "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean",
         "algorithm.use_kl_in_reward=true",
         # Seeds: of so few prompts, unseeded corrections may all be wrong, and then there is nothing to train.
         "actor_rollout_ref.rollout.full_determinism=true",
@@ -233,6 +234,13 @@ def test_the_reference_of_lora_is_the_actor_without_adapters(lora_run):
     for step in (1, 2):
         assert {row["score"] for row in lora_run.rollouts(step)} <= {0.0, 1.0}
     assert {0.0, 1.0} & {second["critic/rewards/max"], second["critic/rewards/min"]} == set()
+
+
+def test_the_kl_term_weighs_what_it_weighs_in_grpo(lora_run):
+    """Its sum over the rows of both streams is divided by GRPO's number of rows."""
+    for metrics in lora_run.steps:
+        attempts, corrections = metrics["cipo/rows/base"], metrics["cipo/rows/correction"]
+        assert metrics["actor/kl_coef"] == pytest.approx(0.001 * attempts / (attempts + corrections))
 
 
 def test_lora_with_the_auxiliary_loss(lora_run):

@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
 
 from verl_cipo.integration.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
+from verl_cipo.integration.loss import TERM_SCALE
 
 
 def config(*, dynamic: bool, mini: int = 16, micro: int = 4, log_prob_micro: int = 6, ref_micro: int = 5):
@@ -62,6 +63,7 @@ def test_update_asks_for_the_joint_mini_batch():
 
     batch = KVBatchMeta(partition_id="train", keys=["a"], tags=[{}])
     batch.extra_info.update({"mini_batch_size": 128, "global_batch_size": 128, "epochs": 1})
-    group = JointUpdate(WorkerGroup(), mini_batch_size=252)
-    assert group.update_actor(batch) == {"mini_batch_size": 252, "global_batch_size": 128, "epochs": 1}
+    group = JointUpdate(WorkerGroup(), mini_batch_size=252, term_scale=0.5)
+    told = {"mini_batch_size": 252, "global_batch_size": 128, "epochs": 1, TERM_SCALE: 0.5}
+    assert group.update_actor(batch) == told
     assert group.world_size == 2

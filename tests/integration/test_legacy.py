@@ -22,6 +22,7 @@ from verl_cipo.core.advantage import BASE, CORRECTION, two_stream_advantage
 from verl_cipo.core.config import AuxConfig, CIPOConfig, CIPOConfigError
 from verl_cipo.integration import estimator, legacy
 from verl_cipo.integration.batch import objects, row_table
+from verl_cipo.integration.loss import TERM_SCALE
 from verl_cipo.integration.state import TrainerState
 from verl_cipo.integration.switch import ChangedSeamError
 
@@ -226,6 +227,15 @@ def test_as_many_mini_batches_as_grpo_each_with_both_streams(monkeypatch, ranks,
     for rank in np.split(np.arange(size), ranks):
         for part in np.split(rank, 2):
             assert 1 <= corrected[part].sum() < real[part].sum()
+
+
+@pytest.mark.parametrize(("mode", "scale"), [("token-mean", 1.0), ("seq-mean-token-sum", 16 / 28)])
+def test_the_workers_are_told_what_the_terms_of_the_loss_weigh(monkeypatch, mode, scale):
+    """16 attempts and 12 corrections."""
+    trainer = made(corrections())
+    trainer.config.actor_rollout_ref.actor.loss_agg_mode = mode
+    one_step(trainer, attempts(), monkeypatch)
+    assert trainer.actor_rollout_wg.trained[0][TERM_SCALE] == pytest.approx(scale)
 
 
 def test_each_rank_gets_its_rows_in_the_order_of_v1(monkeypatch):

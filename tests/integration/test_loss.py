@@ -26,9 +26,11 @@ from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import left_right_2_no_padding
 
 from verl_cipo.core.advantage import LOSS_AGG_MODES
-from verl_cipo.core.config import AuxConfig
+from verl_cipo.core.config import AuxConfig, CIPOConfig
 from verl_cipo.core.losses import aux_loss, aux_weights, partner_scores
-from verl_cipo.integration.loss import METRIC, build_loss, cipo_loss
+from verl_cipo.integration import loss as loss_module
+from verl_cipo.integration.loss import METRIC, TERM_SCALE, build_loss, cipo_loss, scales_terms
+from verl_cipo.integration.loss import TERMS as TERMS_SCALED
 
 VOCABULARY = 11
 PROMPTS, RESPONSES = [3, 1, 4, 2, 2, 3], [4, 2, 1, 3, 5, 2]
@@ -269,7 +271,7 @@ def test_without_coefficient_or_weights_it_is_verls_loss_bit_for_bit(actor_node,
     own, _ = run(policy, partial(ppo_loss, config), micro_batch(rows))
     assert torch.equal(loss, own)
     assert all(map(torch.equal, gradients(policy, loss), gradients(policy, own)))
-    assert (metrics[METRIC].aggregate() == 0) == (off == "weights")
+    assert METRIC not in metrics if off == "coef" else metrics[METRIC].aggregate() == 0
 
 
 def test_with_entropy_and_kl_terms(actor_node):
@@ -313,3 +315,60 @@ def test_the_seam_is_there():
     assert list(inspect.signature(TrainingWorker.set_loss_fn).parameters) == ["self", "loss_fn"]
     assert "partial(ppo_loss, config=actor_config)" in inspect.getsource(ActorRolloutRefWorker.init_model)
     assert list(inspect.signature(ppo_loss).parameters) == ["config", "model_output", "data", "dp_group"]
+
+
+TERMS = {"use_kl_loss": True, "kl_loss_coef": 0.2, "entropy_coeff": 0.0}
+
+
+@pytest.mark.parametrize("layout", ["nested", "padded"])
+@pytest.mark.parametrize("mode", [mode for mode in LOSS_AGG_MODES if mode != "token-mean"])
+def test_a_term_weighs_what_it_weighs_in_grpo(actor_node, mode, layout):
+    """Rows that are there twice, as attempts and as corrections: with the factor 1 / 2 the KL term is that of once."""
+    policy, rows = Policy(), padded_rows()
+    del rows["trained"]
+    rows["ref_log_prob"] = rows["old_log_probs"] - 0.3
+    rows["advantages"] = torch.zeros_like(rows["advantages"])
+    twice = {key: torch.cat([value, value]) for key, value in rows.items()}
+    loss_fn = partial(
+        cipo_loss,
+        config=actor_config(actor_node, loss_agg_mode=mode, loss_scale_factor=5, **TERMS),
+        aux=AuxConfig(coef=0.0),
+    )
+    once = run(policy, loss_fn, micro_batch(rows, layout=layout))[0]
+    data = micro_batch(twice, layout=layout)
+    grown = run(policy, loss_fn, data)[0]
+    tu.assign_non_tensor(data, **{TERM_SCALE: 0.5})
+    scaled = run(policy, loss_fn, data)[0]
+    torch.testing.assert_close(grown, 2 * once)
+    torch.testing.assert_close(scaled, once)
+    for got, expected in zip(gradients(policy, scaled), gradients(policy, once), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_the_factor_scales_both_coefficients_and_nothing_else(actor_node, scale):
+    settings = {"use_kl_loss": True, "kl_loss_coef": 0.2, "entropy_coeff": 0.1, "clip_ratio": 0.3}
+    config = actor_config(actor_node, **settings)
+    scaled = loss_module._scaled(config, scale)
+    assert (scaled.kl_loss_coef, scaled.entropy_coeff) == (pytest.approx(0.2 * scale), pytest.approx(0.1 * scale))
+    assert (config.kl_loss_coef, config.entropy_coeff) == (0.2, 0.1), "the worker's own config"
+    same = {name: value for name, value in dict(scaled).items() if name not in TERMS_SCALED}
+    assert same == {name: value for name, value in dict(config).items() if name not in TERMS_SCALED}
+
+
+@pytest.mark.parametrize(
+    ("options", "scales"),
+    [
+        (["use_kl_loss=true", "kl_loss_coef=0.01", "loss_agg_mode=seq-mean-token-mean"], True),
+        (["entropy_coeff=0.01", "loss_agg_mode=token-sum"], True),
+        (["use_kl_loss=true", "kl_loss_coef=0.01", "loss_agg_mode=token-mean"], False),
+        (["kl_loss_coef=0.01", "loss_agg_mode=token-sum"], False),
+        (["loss_agg_mode=token-sum"], False),
+    ],
+)
+def test_where_a_term_grows_with_the_corrections(options, scales):
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer", overrides=[f"actor_rollout_ref.actor.{option}" for option in options])
+    assert scales_terms(config, CIPOConfig()) is scales
+    assert not scales_terms(config, CIPOConfig(lambda_corr=0))
+    assert not scales_terms(config, CIPOConfig(replay_fraction=0))

@@ -17,7 +17,7 @@ from transfer_queue import KVBatchMeta
 from verl_cipo.core.advantage import BASE, CORRECTION, Rows
 from verl_cipo.core.config import AuxConfig, CIPOConfig
 from verl_cipo.core.guard import ALARMS, GuardState
-from verl_cipo.integration import estimator
+from verl_cipo.integration import estimator, steering
 from verl_cipo.integration import trainer as trainer_module
 from verl_cipo.integration.batch_rows import RowTable
 from verl_cipo.integration.state import TrainerState
@@ -74,13 +74,15 @@ class Manager:
 class Trainer(CIPOTrainerMixin, Verl):
     def __init__(self, guard="adapt", alarms=(), lambda_factor=1.0, **options):
         self.cipo = CIPOConfig(guard=guard, **{"lambda_corr": 2.0, **options})
-        self.config = OmegaConf.create({"actor_rollout_ref": {"actor": {"loss_agg_mode": "token-mean"}}})
+        terms = {"use_kl_loss": False, "kl_loss_coef": 0.0, "entropy_coeff": 0.0}
+        self.config = OmegaConf.create({"actor_rollout_ref": {"actor": {"loss_agg_mode": "token-mean", **terms}}})
         state = TrainerState.initial(self.cipo)
         self._state = replace(state, guard=replace(state.guard, alarms=tuple(alarms), lambda_factor=lambda_factor))
         self.agent_loop_manager = Manager()
         self.global_steps = 7
         self.weights = []
         self._tables, self._aux, self._advantage_seconds, self._chats = [], [], 0.0, None
+        self._scale_of_terms = 1.0
 
 
 def one_step(trainer) -> dict:
@@ -203,11 +205,28 @@ def test_the_order_of_the_prompts_is_drawn_by_the_seed(balanced):
 @pytest.mark.parametrize(("coef", "installed"), [(0.0, []), (0.5, [AuxConfig(coef=0.5, kind="contrastive")])])
 def test_the_loss_is_installed_where_it_has_weight(monkeypatch, coef, installed):
     losses = []
-    monkeypatch.setattr(trainer_module, "build_loss", lambda actor, aux: aux)
+    monkeypatch.setattr(steering, "build_loss", lambda actor, aux: aux)
     trainer = Trainer(aux=AuxConfig(coef=coef, kind="contrastive"))
     trainer.actor_rollout_wg = SimpleNamespace(set_loss_fn=losses.append)
     trainer.on_init_end()
     assert losses == installed
+
+
+def test_the_loss_is_installed_where_a_term_would_grow_with_the_corrections(monkeypatch):
+    losses = []
+    monkeypatch.setattr(steering, "build_loss", lambda actor, aux: aux)
+    trainer = Trainer()
+    trainer.actor_rollout_wg = SimpleNamespace(set_loss_fn=losses.append)
+    trainer.config.actor_rollout_ref.actor.update(entropy_coeff=0.01, loss_agg_mode="token-mean")
+    trainer.on_init_end()
+    assert losses == []
+    trainer.config.actor_rollout_ref.actor.loss_agg_mode = "seq-mean-token-mean"
+    trainer.on_init_end()
+    assert losses == [AuxConfig(coef=0.0)]
+    # Two attempts and two corrections.
+    monkeypatch.setattr(trainer, "_loss_tokens", lambda batch: np.array([3, 3, 3, 3]))
+    one_step(trainer)
+    assert trainer._scale_of_terms == 0.5
 
 
 @pytest.mark.parametrize(
@@ -227,15 +246,8 @@ def test_the_update_gets_the_fields_of_the_loss(coef, kind, put):
     assert seen == put
 
 
-def test_without_a_second_turn_validation_tells_of_faults_alone():
-    def told(n):
-        manager = SimpleNamespace(pop_validation=lambda: ([], {"verifier/errors": 3.0}))
-        trainer = Trainer(val_corrections=n)
-        trainer.config = OmegaConf.create(
-            {"actor_rollout_ref": {"rollout": {"val_kwargs": {"temperature": 1.0}}}, "trainer": {}}
-        )
-        return trainer._report_second_turns(manager)
-
-    without = told(0)
-    assert without["cipo/val/verifier_errors"] == 3.0 and "cipo/val/rows" not in without
-    assert told(1)["cipo/val/rows"] == 0.0
+def test_without_a_second_turn_validation_asks_for_none():
+    # The manager of this file has no second turns to give.
+    assert Trainer(val_corrections=0)._report_second_turns(Manager()) == {}
+    with pytest.raises(AttributeError, match="pop_validation"):
+        Trainer(val_corrections=1)._report_second_turns(Manager())

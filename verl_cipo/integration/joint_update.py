@@ -9,6 +9,8 @@ from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.utils import tensordict_utils as tu
 
+from verl_cipo.integration.loss import TERM_SCALE
+
 
 def optimizer_steps(config: DictConfig, prompts: int) -> int:
     """Optimizer steps of one epoch over ``prompts`` prompts; verl pads the last of ``actor.ppo_mini_batch_size``."""
@@ -48,21 +50,21 @@ def interleaved(streams: np.ndarray) -> list[int]:
 
 
 class JointUpdate:
-    """The actor's worker group, with the mini-batch size of the joint update in place of GRPO's.
+    """The actor's worker group, with the mini-batch size of the joint update in place of GRPO's, and TERM_SCALE.
 
     ``_update_actor`` of verl's trainers asks for ``ppo_mini_batch_size * n`` rows a mini-batch. With corrections in it
     a batch would take more optimizer steps; the same number of larger mini-batches is what CIPO wants.
     """
 
-    def __init__(self, worker_group: Any, mini_batch_size: int):
+    def __init__(self, worker_group: Any, mini_batch_size: int, *, term_scale: float):
         self._worker_group = worker_group
-        self._mini_batch_size = mini_batch_size
+        self._told = {"mini_batch_size": mini_batch_size, TERM_SCALE: term_scale}
 
     def update_actor(self, batch: KVBatchMeta | TensorDict) -> Any:
         if isinstance(batch, TensorDict):
-            tu.assign_non_tensor(batch, mini_batch_size=self._mini_batch_size)
+            tu.assign_non_tensor(batch, **self._told)
         else:
-            batch.extra_info["mini_batch_size"] = self._mini_batch_size
+            batch.extra_info.update(self._told)
         return self._worker_group.update_actor(batch)
 
     def __getattr__(self, name: str) -> Any:

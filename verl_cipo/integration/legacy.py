@@ -10,7 +10,7 @@ verl's TaskRunner builds ``RayPPOTrainer`` by that name, no option reaches it: :
 * ``_update_actor`` also appends what only the auxiliary loss trains, takes as many optimizer steps as GRPO, and ends
   the step: metrics, rho, the guard,
 * ``_log_rollout_data``: the dump gets each row's uid, as the V1 trainers' has it,
-* ``init_workers`` (the auxiliary loss), ``_validate`` (the second turn), ``_save_checkpoint``/``_load_checkpoint``.
+* ``init_workers`` (the loss), ``_validate`` (the second turn), ``_save_checkpoint``/``_load_checkpoint``.
 """
 
 import inspect
@@ -37,7 +37,6 @@ from verl_cipo.integration.chats import Chats
 from verl_cipo.integration.estimator import NAME, rows_of_batch
 from verl_cipo.integration.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
 from verl_cipo.integration.loss import METRIC as AUX_METRIC
-from verl_cipo.integration.loss import build_loss
 from verl_cipo.integration.questions import check_questions
 from verl_cipo.integration.state import TrainerState
 from verl_cipo.integration.steering import Steering
@@ -101,8 +100,7 @@ class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
                 f"{self.config.actor_rollout_ref.rollout.agent.get('agent_loop_manager_class')} does not roll "
                 f"corrections out for the V0 trainer: use {MANAGER_CLASS_V0}"
             )
-        if self.cipo.aux.coef > 0:
-            self.actor_rollout_wg.set_loss_fn(build_loss(self.config.actor_rollout_ref.actor, self.cipo.aux))
+        self._install_loss()
 
     def fit(self) -> None:
         with self._laid_out:
@@ -156,12 +154,13 @@ class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
     def _update_actor(self, batch: DataProto) -> DataProto:
         own: dict[str, float] = {}
         padding = self._padding
+        scale = self._term_scale(self._rows.rows, batch.batch["response_mask"].sum(dim=-1).numpy())
         if self.cipo.aux.coef > 0:
             batch, padding = self._with_aux_rows(batch, own)
         padded = padding.add(batch)
         own["cipo/rows/padding"] = float(len(padded) - len(batch))
         worker_group = self.actor_rollout_wg
-        self.actor_rollout_wg = JointUpdate(worker_group, len(padded) // self._steps)
+        self.actor_rollout_wg = JointUpdate(worker_group, len(padded) // self._steps, term_scale=scale)
         try:
             output = super()._update_actor(padded)
         finally:

@@ -10,26 +10,28 @@ import numpy as np
 from omegaconf import DictConfig
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
-from verl_cipo.core.advantage import Rows
+from verl_cipo.core.advantage import Rows, term_scale
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.guard import ALARMS, Signals, explain, update_guard
 from verl_cipo.core.metrics import check_names
 from verl_cipo.core.replay import update_rho
 from verl_cipo.integration import state
 from verl_cipo.integration.estimator import BatchRows
+from verl_cipo.integration.loss import build_loss, scales_terms
 from verl_cipo.integration.second_turn import dump_second_turns, second_turn_metrics
 
 logger = logging.getLogger("verl_cipo")
 
 
 class Steering:
-    """Part of a trainer, which has ``config`` and ``global_steps`` of verl's.
+    """Part of a trainer, which has ``config``, ``global_steps`` and the actor's workers of verl's.
 
     ``manager`` is CIPO's rollout manager: its ``rho`` is the share of right attempts among the next step's anchors.
     """
 
     config: DictConfig
     global_steps: int
+    actor_rollout_wg: Any
     cipo: CIPOConfig
     _state: state.TrainerState
 
@@ -45,6 +47,14 @@ class Steering:
             loss_agg_mode=self.config.actor_rollout_ref.actor.loss_agg_mode,
             loss_tokens=loss_tokens,
         )
+
+    def _install_loss(self) -> None:
+        """Give the actor's workers CIPO's loss where verl's own does not do."""
+        if self.cipo.aux.coef > 0 or scales_terms(self.config, self.cipo):
+            self.actor_rollout_wg.set_loss_fn(build_loss(self.config.actor_rollout_ref.actor, self.cipo.aux))
+
+    def _term_scale(self, rows: Rows, loss_tokens: np.ndarray) -> float:
+        return term_scale(rows, loss_tokens, loss_agg_mode=self.config.actor_rollout_ref.actor.loss_agg_mode)
 
     def _steer(self, own: dict[str, float], manager: Any, *, entropy: float | None) -> None:
         """Move rho and the guard by what the step measured, and add what they are to ``own``, the step's metrics.

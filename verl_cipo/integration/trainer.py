@@ -5,7 +5,7 @@ checked before a worker starts), ``fit`` (rho and the pool go to the rollout man
 is; a stable order),
 ``_get_required_batch_multiple``/``_update_actor`` (one joint update with as many optimizer steps as GRPO),
 ``_compute_advantage`` (rows for the estimator; weights of the auxiliary loss), ``step`` (metrics, rho, the guard),
-``on_init_end`` (the auxiliary loss is installed), ``_validate`` (the second turn),
+``on_init_end`` (the loss is installed), ``_validate`` (the second turn),
 ``_save_checkpoint``/``_load_checkpoint`` (state.py).
 """
 
@@ -28,7 +28,7 @@ from verl_cipo.integration.chats import Chats
 from verl_cipo.integration.estimator import NAME, rows_of_batch
 from verl_cipo.integration.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
 from verl_cipo.integration.loss import METRIC as AUX_METRIC
-from verl_cipo.integration.loss import build_loss
+from verl_cipo.integration.loss import scales_terms
 from verl_cipo.integration.questions import check_questions
 from verl_cipo.integration.steering import Steering
 from verl_cipo.integration.switch import MANAGER_CLASS, TRAINER_OF_MODE, settle
@@ -67,6 +67,8 @@ class CIPOTrainerMixin(Steering):
         self._aux: list[AuxRows] = []
         """Likewise, with an auxiliary loss."""
         self._advantage_seconds = 0.0
+        self._scale_of_terms = 1.0
+        """``TERM_SCALE`` of the update."""
         super().__init__(config)
 
     def _init_tokenizer(self) -> None:
@@ -80,8 +82,7 @@ class CIPOTrainerMixin(Steering):
 
     def on_init_end(self) -> None:
         super().on_init_end()
-        if self.cipo.aux.coef > 0:
-            self.actor_rollout_wg.set_loss_fn(build_loss(self.config.actor_rollout_ref.actor, self.cipo.aux))
+        self._install_loss()
 
     def fit(self, agent_loop_manager: Any) -> None:
         if not hasattr(agent_loop_manager, "pop_statistics"):
@@ -145,7 +146,8 @@ class CIPOTrainerMixin(Steering):
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         worker_group = self.actor_rollout_wg
-        self.actor_rollout_wg = JointUpdate(worker_group, len(batch) // self._optimizer_steps())
+        size = len(batch) // self._optimizer_steps()
+        self.actor_rollout_wg = JointUpdate(worker_group, size, term_scale=self._scale_of_terms)
         try:
             return super()._update_actor(batch, metrics)
         finally:
@@ -153,8 +155,10 @@ class CIPOTrainerMixin(Steering):
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         started = time.monotonic()
-        rows = self._for_estimator(self._tables[-1].rows_in_order(batch), loss_tokens=self._loss_tokens(batch))
-        with rows_of_batch(rows):
+        rows, loss_tokens = self._tables[-1].rows_in_order(batch), self._loss_tokens(batch)
+        if scales_terms(self.config, self.cipo):
+            self._scale_of_terms = self._term_scale(rows, loss_tokens)
+        with rows_of_batch(self._for_estimator(rows, loss_tokens=loss_tokens)):
             batch = super()._compute_advantage(batch, metrics)
         if self.cipo.aux.coef > 0:
             contrastive = self.cipo.aux.kind == "contrastive"
@@ -163,11 +167,12 @@ class CIPOTrainerMixin(Steering):
         return batch
 
     def _loss_tokens(self, batch: KVBatchMeta) -> np.ndarray | None:
-        """(N,) tokens of each row that the engines divide by, where rollout correction will reject some of them.
+        """(N,) tokens of each row that the engines divide by, where they are needed beside the response mask.
 
-        It takes them out of ``response_mask`` only, the engines count ``loss_mask``.
+        Rollout correction takes tokens that it rejects out of ``response_mask`` only, the engines count ``loss_mask``.
         """
-        if not OmegaConf.select(self.config, "algorithm.rollout_correction.rollout_rs"):
+        rejects = OmegaConf.select(self.config, "algorithm.rollout_correction.rollout_rs")
+        if not rejects and not scales_terms(self.config, self.cipo):
             return None
         fields = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["loss_mask"])
         return row_sums(fields["loss_mask"])
