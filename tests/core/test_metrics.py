@@ -112,3 +112,11 @@ def test_what_there_is_none_of_is_left_out():
 def test_lengths_must_agree():
     with pytest.raises(ValueError, match=r"tokens has the shape \(3,\): allowed is \(12,\)"):
         batch_metrics(rows=BATCH, scores=SCORES, tokens=TOKENS[:3], copied=COPIED)
+
+
+def test_a_metric_of_the_validation_may_name_a_data_source():
+    check_names(["cipo/val/w2c", "cipo/val/openai/gsm8k/w2c"])
+    with pytest.raises(KeyError, match="cipo/val/openai/gsm8k/nothing"):
+        check_names(["cipo/val/openai/gsm8k/nothing"])
+    with pytest.raises(KeyError, match="cipo/openai/rho"):
+        check_names(["cipo/openai/rho"])

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from verl_cipo.core.metrics import check_names
 from verl_cipo.evaluation import cli_second_turns
 from verl_cipo.evaluation.corrections import FIGURES, correction_figures, given_responses
 from verl_cipo.integration.second_turn import dump_second_turns, second_turn_metrics
@@ -67,6 +68,17 @@ def test_a_retry_takes_several_attempts_that_the_policy_sampled():
     assert "retry" not in correction_figures([record("c", False, (True, False))], resamples=20)
     assert "retry" not in correction_figures(RECORDS, given=True, resamples=20)
     assert "retry" not in correction_figures([each | {"temperature": 0.0} for each in RECORDS], resamples=20)
+
+
+def test_training_logs_each_data_source_beside_all_of_them():
+    other = [record("c", False, (True, False)) | {"data_source": "openai/gsm8k"}]
+    logged = second_turn_metrics([each | {"data_source": "math"} for each in RECORDS] + other, {})
+    assert logged["cipo/val/openai/gsm8k/w2c"] == logged["cipo/val/openai/gsm8k/accuracy_turn2"] == 1.0
+    assert logged["cipo/val/math/w2c"] == 1 / 4 and logged["cipo/val/w2c"] == 2 / 5
+    assert logged["cipo/val/math/rows"] + logged["cipo/val/openai/gsm8k/rows"] == logged["cipo/val/rows"] == 7
+    check_names(logged)
+    one = second_turn_metrics(other, {})
+    assert not any("gsm8k" in name for name in one)
 
 
 def test_training_logs_what_a_retry_would_bring():

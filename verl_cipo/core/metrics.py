@@ -8,6 +8,7 @@ from verl_cipo.core.advantage import BASE, CORRECTION, PADDING, Rows
 from verl_cipo.core.transitions import Transitions
 
 PREFIX = "cipo/"
+VALIDATION = "cipo/val/"
 _STREAMS = {"base": BASE, "correction": CORRECTION}
 
 METRICS: dict[str, str] = {
@@ -91,10 +92,17 @@ METRICS: dict[str, str] = {
 
 
 def check_names(metrics: Iterable[str]) -> None:
-    """Raises: KeyError naming every cipo/ name that is not declared in METRICS; other names pass."""
-    undeclared = sorted(name for name in metrics if name.startswith(PREFIX) and name not in METRICS)
+    """Raises: KeyError naming every cipo/ name that is not declared in METRICS; other names pass.
+
+    Those of the validation may have a data source in them: cipo/val/{source}/w2c is declared as cipo/val/w2c.
+    """
+    undeclared = sorted(name for name in metrics if name.startswith(PREFIX) and _declared(name) not in METRICS)
     if undeclared:
         raise KeyError(f"metrics not declared in verl_cipo.core.metrics.METRICS: {', '.join(undeclared)}")
+
+
+def _declared(name: str) -> str:
+    return VALIDATION + name.rpartition("/")[2] if name.startswith(VALIDATION) else name
 
 
 def batch_metrics(*, rows: Rows, scores: np.ndarray, tokens: np.ndarray, copied: np.ndarray) -> dict[str, float]:

@@ -34,25 +34,36 @@ def attempt_record(
 def second_turn_metrics(
     records: list[dict[str, Any]], counts: dict[str, float], *, sampled: bool = True
 ) -> dict[str, float]:
-    """``cipo/val/*`` over all benchmarks of the validation set.
+    """``cipo/val/*`` over the validation set, and where it has several data sources for each: ``cipo/val/{source}/*``.
 
     Args:
-        records: one an attempt: ``uid`` (its prompt's), ``anchor_correct``, and ``corrections`` with ``correct`` and
-            ``copied`` each. An attempt without corrections (its prompt did not fit, or its sessions failed) keeps its
-            verdict in turn 2.
+        records: one an attempt: ``uid`` (its prompt's), ``data_source``, ``anchor_correct``, and ``corrections`` with
+            ``correct`` and ``copied`` each. An attempt without corrections (its prompt did not fit, or its sessions
+            failed) keeps its verdict in turn 2.
         counts: attempts skipped by reason (``anchors/skipped/*``), ``attempts/failed_sessions``,
             ``corrections/failed_sessions`` and ``verifier/*``.
-        sampled: False where the attempts were drawn greedily: then there is no ``cipo/val/retry``.
+        sampled: False where the attempts were drawn greedily: then there is no ``retry``.
     """
-    turns = [(record["anchor_correct"], correction) for record in records for correction in record["corrections"]]
-    metrics = {
-        "cipo/val/rows": float(len(turns)),
-        "cipo/val/skipped": sum(value for name, value in counts.items() if name.startswith("anchors/skipped/")),
-        "cipo/val/failed_sessions": counts.get("corrections/failed_sessions", 0.0),
-        "cipo/val/failed_attempts": counts.get("attempts/failed_sessions", 0.0),
-        "cipo/val/verifier_errors": counts.get("verifier/errors", 0.0),
-        "cipo/val/verifier_given_up": counts.get("verifier/given_up", 0.0),
+    metrics = _rates(records, sampled=sampled) | {
+        "skipped": sum(value for name, value in counts.items() if name.startswith("anchors/skipped/")),
+        "failed_sessions": counts.get("corrections/failed_sessions", 0.0),
+        "failed_attempts": counts.get("attempts/failed_sessions", 0.0),
+        "verifier_errors": counts.get("verifier/errors", 0.0),
+        "verifier_given_up": counts.get("verifier/given_up", 0.0),
     }
+    sources: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        sources.setdefault(str(record.get("data_source")), []).append(record)
+    if len(sources) > 1:
+        for source, own in sources.items():
+            metrics |= {f"{source}/{name}": value for name, value in _rates(own, sampled=sampled).items()}
+    return {f"cipo/val/{name}": value for name, value in metrics.items()}
+
+
+def _rates(records: list[dict[str, Any]], *, sampled: bool) -> dict[str, float]:
+    """What follows from the attempts and their corrections; a mean over nothing is left out."""
+    turns = [(record["anchor_correct"], correction) for record in records for correction in record["corrections"]]
+    metrics = {"rows": float(len(turns))}
     if records:
         first = [float(record["anchor_correct"]) for record in records]
         second = [
@@ -61,17 +72,16 @@ def second_turn_metrics(
             else float(record["anchor_correct"])
             for record in records
         ]
-        metrics["cipo/val/accuracy_turn1"] = sum(first) / len(first)
-        metrics["cipo/val/accuracy_turn2"] = sum(second) / len(second)
+        metrics["accuracy_turn1"] = sum(first) / len(first)
+        metrics["accuracy_turn2"] = sum(second) / len(second)
     if turns:
-        metrics["cipo/val/copy_rate"] = sum(turn["copied"] for _, turn in turns) / len(turns)
-        rates = Transitions.from_arrays(
+        metrics["copy_rate"] = sum(turn["copied"] for _, turn in turns) / len(turns)
+        metrics |= Transitions.from_arrays(
             [correct for correct, _ in turns], [turn["correct"] for _, turn in turns]
         ).rates()
-        metrics |= {f"cipo/val/{name}": rate for name, rate in rates.items()}
         # Greedy attempts are all the same and say nothing of a further one.
         if sampled and (retry := _retry(records)) is not None:
-            metrics["cipo/val/retry"] = retry
+            metrics["retry"] = retry
     return metrics
 
 
