@@ -61,6 +61,26 @@ def test_wrong_and_timed_out_answers_are_verdicts():
     assert ask(["timeout"]) == (0.0, {})
 
 
+def test_what_could_not_be_decided_is_counted_apart():
+    assert ask(["undecided"]) == (0.0, {"verifier/undecided": 1})
+
+
+@pytest.mark.parametrize("garbage", [float("nan"), float("-inf"), "right", [1.0]])
+def test_a_reward_that_is_no_number_is_asked_again(garbage):
+    output = AgentLoopOutput(prompt_ids=[1], response_ids=[2], response_mask=[1], metrics={})
+    left, counts = [garbage, 0.5], Counter()
+
+    async def score():
+        # As verl does: whatever a verifier returned.
+        object.__setattr__(output, "reward_score", left.pop(0))
+
+    def count(name):
+        counts[name] += 1
+
+    asyncio.run(verify(score, output, retries=1, count=count, session="u_0"))
+    assert output.reward_score == 0.5 and counts == {"verifier/errors": 1}
+
+
 def test_after_the_last_try_there_is_no_score():
     error, counts = ask([ConnectionError("away")] * 3)
     assert isinstance(error, VerifierFailed) and isinstance(error.__cause__, ConnectionError)

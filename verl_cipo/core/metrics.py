@@ -33,6 +33,8 @@ METRICS: dict[str, str] = {
     "cipo/corrections/not_asked": "Corrections that are plain attempts: their agent loop does not heed raw_prompt.",
     "cipo/verifier/errors": "Times that the verifier gave no verdict; it is asked again verifier_retries times.",
     "cipo/verifier/given_up": "Sessions without a verdict after that: their rows are missing, not scored 0.",
+    "cipo/verifier/undecided": "Sessions of which the verifier says that it could not decide (outcome undecided); they "
+    "count by the score that it gave, which is 0 with `verl_cipo.rewards.math`.",
     "cipo/guard/copying": "1 while w->c has fallen and c->c has risen: the policy may be learning to copy.",
     "cipo/guard/copy_rate": "1 while nearly all corrections repeat their attempt.",
     "cipo/guard/entropy": "1 while entropy is at a fraction of its start.",

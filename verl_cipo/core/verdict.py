@@ -16,6 +16,8 @@ from typing import Any
 
 INFRASTRUCTURE_ERROR = "infrastructure_error"
 """The `outcome` by which a verifier says that it could not judge."""
+UNDECIDED = "undecided"
+"""The `outcome` by which one says that its score is no verdict on the answer: nothing can be told, now or later."""
 
 
 def verdict(reward: float, info: Mapping[str, Any] | None, threshold: float) -> bool:

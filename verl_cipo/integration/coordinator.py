@@ -36,6 +36,7 @@ COUNTED = dict.fromkeys(
         "corrections/not_asked",
         "verifier/errors",
         "verifier/given_up",
+        "verifier/undecided",
     ),
     0,
 )

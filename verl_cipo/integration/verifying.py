@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from verl.experimental.agent_loop import AgentLoopOutput
 
-from verl_cipo.core.verdict import fault
+from verl_cipo.core.verdict import UNDECIDED, fault
 
 logger = logging.getLogger("verl_cipo")
 
@@ -34,7 +34,8 @@ async def verify(
 
     Args:
         retries: further tries; none for an output that its agent loop has scored.
-        count: called with ``verifier/errors`` for each failure and ``verifier/given_up`` for the last.
+        count: called with ``verifier/errors`` for each failure, ``verifier/given_up`` for the last, and
+            ``verifier/undecided`` for an outcome that says so.
         session: names the session in the log.
 
     Raises:
@@ -48,8 +49,11 @@ async def verify(
             await asyncio.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
         try:
             await score()
-            reason = fault(output.reward_score, output.extra_fields.get("reward_extra_info"))
+            info = output.extra_fields.get("reward_extra_info") or {}
+            reason = fault(output.reward_score, info)
             if reason is None:
+                if info.get("outcome") == UNDECIDED:
+                    count("verifier/undecided")
                 return
             raise RuntimeError(reason)
         except Exception as error:
