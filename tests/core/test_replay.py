@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.test_anchors import BAND, group, ids
-from verl_cipo.core.anchors import Group, select_anchors
+from verl_cipo.core.anchors import Group, quotas, select_anchors
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.replay import ReplayPool, RhoState, update_rho
 
@@ -128,7 +128,7 @@ def test_the_pool_draws_what_select_anchors_would_have_drawn(verdicts, budget, r
     groups = [group(i, v) for i, v in enumerate(verdicts)]
     expected = select_anchors(groups, budget=budget, rho=rho, seed=1, step=3, **BAND)
     random.shuffle(groups)
-    drawn = pool_of(groups, capacity=budget).draw(budget, rho)
+    drawn = pool_of(groups, capacity=budget).take(quotas(budget, rho))
     assert sorted(ids(c.attempt for c in drawn)) == sorted(ids(expected))
     assert all(c.payload == f"text {c.attempt.uid}/{c.attempt.session}" for c in drawn)
 
@@ -148,9 +148,9 @@ def test_the_pool_is_bounded_and_prefers_medium_prompts():
 
 def test_what_was_drawn_is_gone():
     pool = pool_of([group(0, "ccww")], capacity=4)
-    first = pool.draw(3, 0.5)  # round(.5 * 3) = 2 right ones
+    first = pool.take(quotas(3, 0.5))  # round(.5 * 3) = 2 right ones
     assert [c.attempt.correct for c in first] == [True, True, False]
-    rest = pool.draw(3, 0.5)
+    rest = pool.take(quotas(3, 0.5))
     assert [c.attempt.correct for c in rest] == [False]
     assert first[-1].attempt.session != rest[0].attempt.session
     assert len(pool) == 0
@@ -161,7 +161,7 @@ def test_a_restored_pool_draws_the_same(verdicts, budget, rho):
     pool = pool_of([group(i, v) for i, v in enumerate(verdicts)], capacity=8)
     again = ReplayPool(capacity=8, seed=1, step=3, **BAND)
     again.restore(pool.candidates())
-    assert again.draw(budget, rho) == pool.draw(budget, rho)
+    assert again.take(quotas(budget, rho)) == pool.take(quotas(budget, rho))
 
 
 def test_a_pool_of_a_checkpoint_from_before_prompts_had_an_origin():

@@ -76,6 +76,11 @@ def test_what_is_no_verdict(reward, info, reason):
         # A user's own keys, which say that the program under test timed out or raised: that is a wrong answer.
         (0.0, {"score": 0.0, "timeout": True}),
         (0.0, {"score": 0.0, "acc": False, "error": "ZeroDivisionError"}),
+        # Those of an agent loop that scores itself, or of a reward manager of the user's own.
+        (1.0, {"error": None, "resolved": True}),
+        (0.0, {"error": "tests failed", "resolved": False}),
+        (0.0, {"acc": False, "error": "no boxed answer"}),
+        (0.5, {"acc": 0.0, "timeout": True}),
         (1.0, {"acc": 1.0}),
         (np.float32(0.5), None),
         (torch.tensor(0.5), {"acc": 1.0, "overlong_reward": torch.tensor(-0.5)}),

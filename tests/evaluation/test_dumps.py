@@ -132,6 +132,7 @@ BARE = {"input": "q", "output": "a", "gts": "7", "step": 3, "uid": "u_0_0"}
         ({"score": 0.9, "reward": 0.4, "pred": "7"}, 0.5, True),
         ({"score": 0.9, "reward": 0.9, "acc": 0.0, "pred": "7"}, -1.0, False),
         ({"score": 0.9, "reward": 0.4, "acc": 0.0}, -1.0, False),
+        ({"score": 0.0, "reward": 0.0, "acc": False, "error": "no boxed answer"}, 0.5, False),
         # Another row's verifier returns a dict: null here, the reward is left.
         ({"score": None, "reward": 1.0, "acc": 1.0, "pred": None}, 0.5, True),
     ],
@@ -146,6 +147,13 @@ def test_rows_that_verl_gave_no_verdict_are_no_samples(tmp_path):
 
     assert [sample.correct for problem in run.problems for sample in problem.samples] == [True]
     assert run.rows == {"attempts": 1, "without a verdict": 2}
+
+
+def test_a_verifiers_own_error_is_a_wrong_answer(tmp_path):
+    wrong = row(score=0.0, reward=0.0, acc=False, error="no boxed answer")
+    run = read_run([write(tmp_path / "a.jsonl", row(score=1.0, reward=1.0, acc=True, error=None), wrong)])
+
+    assert [sample.correct for problem in run.problems for sample in problem.samples] == [True, False]
 
 
 def test_a_null_score_is_the_reward(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from verl_cipo.core.config import CIPOConfigError
+from verl_cipo.core.config import CIPOConfig, CIPOConfigError
 from verl_cipo.integration import lengths, switch
 
 WORKER = "actor_rollout_ref"
@@ -170,3 +170,14 @@ def test_main_ppo_stops_before_ray(task_folder, tmp_path):
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith(f"verl_cipo: {ACTOR}=2559 is less than the longest sequence")
     assert "Traceback" not in result.stderr and "ray init" not in result.stdout
+
+
+@pytest.mark.parametrize(("knobs", "refused"), [({}, True), ({"replay_fraction": 0, "val_corrections": 0}, False)])
+def test_without_corrections_a_response_is_shortened_as_with_grpo(knobs, refused):
+    options = [f"{WORKER}.rollout.max_model_len=2000"]
+    config = composed(*options)
+    if refused:
+        with pytest.raises(CIPOConfigError, match="max_model_len=2000"):
+            lengths.check_lengths(config, corrects=CIPOConfig(**knobs).corrects)
+    else:
+        lengths.check_lengths(config, corrects=CIPOConfig(**knobs).corrects)

@@ -160,17 +160,23 @@ def stream_scales(
     return 1.0, lambda_corr * n_base / n_corr
 
 
-def term_scale(rows: Rows, loss_tokens: np.ndarray, *, loss_agg_mode: str) -> float:
+def term_scale(rows: Rows, loss_tokens: np.ndarray | None, *, loss_agg_mode: str) -> float:
     """Factor on terms of the loss that are summed over the rows of both streams: entropy, the KL term.
 
     What verl divides such a sum by does not grow with the corrections but in token-mean. With the factor, Tb / T in
     token-sum and Nb / N in seq-mean-*, names as in `stream_scales`, a term weighs what it weighs in GRPO, as a mean
-    over the rows of both. loss_tokens: as for `two_stream_advantage`. Without base rows, or without corrections: 1.
+    over the rows of both. loss_tokens: as for `two_stream_advantage`, read in token-sum alone. Without base rows, or
+    without corrections: 1. Raises: ValueError in token-sum without loss_tokens.
     """
     base, corrections = rows.stream == BASE, rows.stream == CORRECTION
     if loss_agg_mode == "token-mean":
         return 1.0
-    size = loss_tokens if loss_agg_mode == "token-sum" else np.ones(len(rows))
+    if loss_agg_mode != "token-sum":
+        size = np.ones(len(rows))
+    elif loss_tokens is None:
+        raise ValueError("loss_tokens is None: allowed in loss_agg_mode = 'token-sum' is an array (N,)")
+    else:
+        size = loss_tokens
     n_base, n_corr = float(size[base].sum()), float(size[corrections].sum())
     return n_base / (n_base + n_corr) if n_base and n_corr else 1.0
 

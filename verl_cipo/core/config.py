@@ -187,7 +187,12 @@ class CIPOConfig:
     lambda_corr: float = _knob(
         1.0, _WEIGHT, "Weight of the correction stream against the base stream, each normalised by its own size."
     )
-    lambda_risk: float = _knob(1.0, _WEIGHT, "Taken off the reward of a correction that turns a correct anchor wrong.")
+    lambda_risk: float = _knob(
+        1.0,
+        _WEIGHT,
+        "Weight of the penalty on corrections that turn a correct anchor wrong; without "
+        "algorithm.norm_adv_by_std_in_grpo it is taken off their reward.",
+    )
     rho_init: float = _knob(
         0.3, _SHARE, "Share of correct attempts among the anchors at step 1; rho_min <= rho_init <= rho_max."
     )
@@ -283,6 +288,11 @@ class CIPOConfig:
                 inner = f"{path}.{name}"
                 values[name] = section(**_known_keys(section, values[name], inner), path=inner)
         return cls(**values, path=path)
+
+    @property
+    def corrects(self) -> bool:
+        """Whether correction prompts are made at all, in training or in validation."""
+        return self.replay_fraction > 0 or self.val_corrections > 0
 
     @property
     def rolls_out(self) -> bool:

@@ -18,6 +18,6 @@ def origin(data_source: object, messages: Sequence[Mapping[str, Any]]) -> str:
     texts = []
     for message in messages:
         content = message.get("content")
-        parts = [content] if isinstance(content, str) or content is None else content
+        parts = content if isinstance(content, list | tuple) else [content]
         texts += [message.get("role"), *(part.get("text") if isinstance(part, Mapping) else part for part in parts)]
     return lot(data_source, *texts).hex()

@@ -105,10 +105,20 @@ def defused(text: str, control: Collection[str]) -> str:
     Else an attempt that spells a chat template's token, or the tag that ends it in the prompt, would end there, and
     what follows would speak for the user. Strings of one character stay.
     """
-    strings = sorted((string for string in control if len(string) > 1), key=len, reverse=True)
+    # Those that are not there would make the search many times slower.
+    strings = sorted((string for string in control if len(string) > 1 and string in text), key=len, reverse=True)
     if not strings:
         return text
     return re.sub(f"(?=(?:{'|'.join(map(re.escape, strings))}))(.)", r"\1 ", text, flags=re.DOTALL)
+
+
+def _around_attempt(template: str) -> set[str]:
+    """The tags that open before the attempt in `template` and close behind it; not those that tell of a format."""
+    before, _, after = template.partition("{attempt}")
+    opened = [tag for tag in _TAG.findall(before) if not tag.startswith("</")]
+    closed = {tag for tag in _TAG.findall(after) if tag.startswith("</")}
+    pairs = [(tag, f"</{tag[1:]}") for tag in opened if f"</{tag[1:]}" not in before]
+    return {mark for pair in pairs if pair[1] in closed for mark in pair}
 
 
 def render(template: str, question: str, attempt: str) -> str:
@@ -161,7 +171,7 @@ class CorrectionPrompt:
     count_tokens: tokens of a chat as the rollout will see it, chat template and generation prompt included.
     encode, decode: the tokenizer without special tokens. With the view `tail`, `on_overflow` has nothing to say.
     control: texts that the tokenizer reads as special tokens. They are defused where an attempt spells them, and so are
-    the tags of the template.
+    the tags that the template puts around the attempt.
     """
 
     def __init__(
@@ -181,7 +191,7 @@ class CorrectionPrompt:
         self._encode = encode
         self.decode = decode
         """Text of an attempt's tokens."""
-        self._control = {*control, *_TAG.findall(self._template), *_TAG.findall(ADJACENT_TEMPLATE)}
+        self._control = {*control, *_around_attempt(self._template), *_around_attempt(ADJACENT_TEMPLATE)}
 
     def minimum_tokens(self) -> int:
         """Tokens of a prompt without question and attempt, plus the 16 of an attempt that is worth showing.

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from verl_cipo.core.anchors import Attempt, Group, Rank, medium, quotas, ranks
+from verl_cipo.core.anchors import Attempt, Group, Rank, medium, ranks
 from verl_cipo.core.config import CIPOConfig
 
 _MAX_PATIENCE_STEPS = 3
@@ -97,7 +97,7 @@ class ReplayPool:
     """The attempts of one step that the next step's anchors are drawn from.
 
     Of each kind, right and wrong, it keeps the `capacity` that `select_anchors` would take first, whatever rho will
-    be: so it is bounded while it fills, and `draw` gives what `select_anchors` would have given for the whole step.
+    be: so it is bounded while it fills, and `take` gives what `select_anchors` would have given for the whole step.
     """
 
     def __init__(self, *, capacity: int, delta_low: float, delta_high: float, seed: int, step: int) -> None:
@@ -119,10 +119,6 @@ class ReplayPool:
         kept = self._kept[candidate.attempt.correct]
         bisect.insort(kept, candidate, key=lambda other: other.rank)
         del kept[self._capacity :]
-
-    def draw(self, budget: int, rho: float) -> list[Candidate]:
-        """Take `budget` candidates out, round(rho * budget) of them right; a kind that runs short is filled up."""
-        return self.take(quotas(budget, rho))
 
     def take(self, limit: Mapping[bool, int]) -> list[Candidate]:
         """Take candidates out, `limit` of right and of wrong ones; a kind that runs short is filled up."""

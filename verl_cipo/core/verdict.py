@@ -53,16 +53,16 @@ def fault(reward: Any, info: Mapping[str, Any] | None) -> str | None:
     """Why reward and info are no verdict; None where they are one.
 
     The verifier reports an `outcome` of infrastructure_error, verl's rate_limited manager a time-out or an error that
-    it met, or the reward is no finite number. What a verifier returns as a dict holds `score`, so a `timeout` or an
-    `error` beside one is its own word about the answer.
+    it met, or the reward is no finite number. That manager gives a reward of 0 and nothing but an `acc` of 0 and one
+    of its two keys: anybody else's `timeout` or `error` is their own word about the answer.
     """
     info = info or {}
     if info.get("outcome") == INFRASTRUCTURE_ERROR:
         return f"the verifier reports an infrastructure error: {dict(info)}"
-    if "score" not in info:
-        if info.get("timeout") is True:
+    if _number(reward) == 0 and _number(info.get("acc")) == 0 and not isinstance(_plain(info["acc"]), bool):
+        if info.keys() == {"acc", "timeout"} and info["timeout"] is True:
             return "the reward manager gave up waiting for the verifier (reward.timeout)"
-        if "error" in info:
+        if info.keys() == {"acc", "error"} and isinstance(info["error"], str):
             return f"the reward manager met an error of the verifier: {info['error']}"
     if _number(reward) is None:
         return f"the reward is {reward!r:.80}, no finite number"

@@ -63,7 +63,8 @@ class Problem:
 class Run:
     """What was read: rows counts them by kind, skipped lists the bad lines left out.
 
-    Rows without a verdict, since verl's rate_limited manager did not reach the verifier, are no samples.
+    Rows without a verdict, as verl's rate_limited manager writes them when it did not reach the verifier, are no
+    samples.
     """
 
     files: tuple[Path, ...]
@@ -257,13 +258,14 @@ def reward_and_info(row: dict[str, Any]) -> tuple[float, dict[str, Any]]:
     verl writes the reward as `score` and what the verifier returned beside it: of a dict its own `score` over the
     reward, which the validation of the V1 trainers keeps as `reward`; a bare number as `acc`. Where some of a dump's
     rows lack a key that others have, it is null. That a verifier returned a dict is told by a key that a bare number
-    does not come with, or by a score that is not the reward.
+    does not come with, by a score that is not the reward, or by an acc that is true or false.
     """
     info = {name: value for name, value in row.items() if name not in _OF_VERL and value is not None}
     score, reward = row.get("score"), row.get("reward")
     if reward is None:
         reward = score
-    if score is not None and (score != reward or not info.keys() <= _OF_REWARD_MANAGERS):
+    told = score != reward or isinstance(info.get("acc"), bool) or not info.keys() <= _OF_REWARD_MANAGERS
+    if score is not None and told:
         info["score"] = score
     return reward, info
 

@@ -44,8 +44,9 @@ def check_model(config: DictConfig, cipo: CIPOConfig) -> bool:
     model = load_model(config)
     if model is None:
         return False
-    check_model_length(config, model.hf_config)
     check_prompt_length(config, cipo, model.tokenizer)
+    if cipo.corrects:
+        check_model_length(config, model.hf_config)
     return True
 
 
@@ -55,7 +56,7 @@ def check_prompt_length(config: DictConfig, cipo: CIPOConfig, tokenizer: Any) ->
     Raises:
         CIPOConfigError: not even an empty question with a short attempt fits.
     """
-    if cipo.replay_fraction == 0 and cipo.val_corrections == 0:
+    if not cipo.corrects:
         return
     length = config.actor_rollout_ref.rollout.prompt_length
     needed = Chats.of(config, cipo, tokenizer).prompt.minimum_tokens()

@@ -1,4 +1,4 @@
-"""A correction that is given up stops generating.
+"""A correction that is given up stops generating, where the engine heeds it: vLLM does.
 
 verl's client awaits a Ray call to a rollout server. When the session that awaits is cancelled, the call goes on: the
 request keeps its slot in the engine until it ends by itself, and a drain of the engine waits for it.
@@ -20,12 +20,15 @@ class _Server:
         self._server = server
         self.generate = self
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._server, name)
+
     async def remote(self, **kwargs: Any) -> Any:
         call = self._server.generate.remote(**kwargs)
         try:
             return await call
         except asyncio.CancelledError:
-            # The server's coroutine is cancelled, and with it the engine's request.
+            # The server's coroutine is cancelled, and with it vLLM's request. SGLang's goes on to its end.
             ray.cancel(call)
             raise
 

@@ -23,8 +23,12 @@ OLD_SPLIT = "ulysses_sequence_parallel_size"
 """FSDP's former key for it, which verl prefers where it is above 1; the reference inherits this one alone."""
 
 
-def check_lengths(config: DictConfig) -> None:
+def check_lengths(config: DictConfig, *, corrects: bool = True) -> None:
     """Compare ``rollout.prompt_length`` and ``response_length`` with what they must fit into.
+
+    Args:
+        corrects: whether corrections are rolled out at all. Without them verl shortens a response that has no room in
+            ``max_model_len``, as it does with GRPO.
 
     Raises:
         CIPOConfigError: names the key, its value and what to set.
@@ -41,7 +45,7 @@ def check_lengths(config: DictConfig) -> None:
             f"actor_rollout_ref.rollout.prompt_length={prompt} would cut the start off prompts of up to "
             f"data.max_prompt_length={config.data.max_prompt_length} tokens: raise the one or lower the other"
         )
-    if rollout.max_model_len is not None and rollout.max_model_len < longest:
+    if corrects and rollout.max_model_len is not None and rollout.max_model_len < longest:
         raise CIPOConfigError(
             f"actor_rollout_ref.rollout.max_model_len={rollout.max_model_len} is less than {sequence}: set it to "
             f"{longest} or more, or lower rollout.prompt_length"

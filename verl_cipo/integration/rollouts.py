@@ -183,7 +183,7 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
                 group.counts["corrections/not_asked"] += 1
                 logger.error("a correction asked the plain prompt again: its agent loop does not heed raw_prompt")
             outcome.text = await self._off_the_loop(self._prompt.decode, final.response_ids)
-            outcome.copied = self._prompt.repeats(anchor.shown, outcome.text)
+            outcome.copied = await self._off_the_loop(self._prompt.repeats, anchor.shown, outcome.text)
             group.corrections[number, kwargs["session_id"]] = outcome
             mark = {"anchor": number, "anchor_correct": anchor.correct, "copied": outcome.copied}
         mark |= {"correct": outcome.correct, "score": outcome.score}

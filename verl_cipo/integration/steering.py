@@ -53,7 +53,7 @@ class Steering:
         if self.cipo.aux.coef > 0 or scales_terms(self.config, self.cipo):
             self.actor_rollout_wg.set_loss_fn(build_loss(self.config.actor_rollout_ref.actor, self.cipo.aux))
 
-    def _term_scale(self, rows: Rows, loss_tokens: np.ndarray) -> float:
+    def _term_scale(self, rows: Rows, loss_tokens: np.ndarray | None) -> float:
         return term_scale(rows, loss_tokens, loss_agg_mode=self.config.actor_rollout_ref.actor.loss_agg_mode)
 
     def _steer(self, own: dict[str, float], manager: Any, *, entropy: float | None) -> None:

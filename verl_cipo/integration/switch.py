@@ -136,7 +136,7 @@ def check_combination(config: DictConfig) -> CIPOConfig:
     # cipo_trainer.yaml names that of V1, whatever trainer is asked for.
     if custom not in (None, MANAGER_CLASS, needed):
         refuse("actor_rollout_ref.rollout.agent.agent_loop_manager_class", f"corrections need {needed}")
-    check_lengths(config)
+    check_lengths(config, corrects=cipo.corrects)
     return cipo
 
 

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, PPOTrainerSync, register_trainer
 
+from verl_cipo.core.advantage import SEQ_MEAN_MODES
 from verl_cipo.core.config import CIPOConfigError
 from verl_cipo.integration import state
 from verl_cipo.integration.aux_batch import AuxRows, add_aux_rows, aux_metrics
@@ -169,8 +170,11 @@ class CIPOTrainerMixin(Steering):
     def _loss_tokens(self, batch: KVBatchMeta) -> np.ndarray | None:
         """(N,) tokens of each row that the engines divide by, where they are needed beside the response mask.
 
-        Rollout correction takes tokens that it rejects out of ``response_mask`` only, the engines count ``loss_mask``.
+        In the modes that count rows they are not. Rollout correction takes tokens that it rejects out of
+        ``response_mask`` only, the engines count ``loss_mask``.
         """
+        if self.config.actor_rollout_ref.actor.loss_agg_mode in SEQ_MEAN_MODES:
+            return None
         rejects = OmegaConf.select(self.config, "algorithm.rollout_correction.rollout_rs")
         if not rejects and not scales_terms(self.config, self.cipo):
             return None

@@ -39,7 +39,7 @@ async def verify(
         session: names the session in the log.
 
     Raises:
-        VerifierFailed: from the last error. verl then treats the session as failed: its row is missing, not 0.
+        VerifierFailed: from the last error. The session has failed: its row is missing, not 0.
     """
     if output.reward_score is not None:
         # The agent loop has scored it itself: verl would ask another verifier in its place.
