@@ -507,7 +507,7 @@ def test_corrections_weigh_in_proportion_to_lambda(batch, how, factor):
 
 @given(batch=drawn_batches(), how=how)
 def test_shaping_is_applied_once_and_to_broken_corrections_alone(batch, how):
-    """Without the std it is METHOD's r' = r - lambda_risk."""
+    """Without the std it is r' = r - lambda_risk."""
     values, mask, all_rows = batch
     shaped = values.clone()
     broken = all_rows.final & (all_rows.stream == CORRECTION) & all_rows.anchor_correct & ~all_rows.correct

@@ -97,7 +97,7 @@ def test_every_script_in_every_mode(script, mode, rollout, algo):
 
 @pytest.mark.parametrize("script", [MATH, CODE])
 def test_settings_that_are_known_of_the_paper(script):
-    """METHOD's training defaults."""
+    """The training defaults of the reimplementation that docs/method.md names."""
     config = composed(script)
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     assert (actor.optim.lr, actor.use_kl_loss, actor.kl_loss_coef) == (1e-6, True, 1e-4)

@@ -1,9 +1,9 @@
 """Two-stream group-relative advantage: GRPO for the attempts and for the corrections of each anchor.
 
-METHOD items 2, 4 and 6, J = J_rlvr + lambda_corr * J_corr. A base group is the attempts of one prompt, a correction
-group the corrections of one anchor. Each stream is normalised by its own size; the clipped surrogate is positively
-homogeneous in the advantage, so scaling advantages does that for it and its kind (clip_cov and kl_cov have terms that
-do not scale).
+docs/method.md 4, 7, 9 and 10, J = J_rlvr + lambda_corr * J_corr. A base group is the attempts of one prompt, a
+correction group the corrections of one anchor. Each stream is normalised by its own size; the clipped surrogate is
+positively homogeneous in the advantage, so scaling advantages does that for it and its kind (clip_cov and kl_cov have
+terms that do not scale).
 """
 
 from collections.abc import Hashable, Sequence
@@ -104,14 +104,14 @@ def correction_relative(
     norm_by_std: bool,
     epsilon: float = 1e-6,
 ) -> Tensor:
-    """Group-relative advantage of corrections, with the penalty for turning a right attempt wrong (METHOD item 4).
+    """Group-relative advantage of corrections, with the penalty for turning a right attempt wrong (docs/method.md 7).
 
         A = z(scores) - lambda_risk * z(broken),    z(v) = (v - mean v) / (std v + epsilon), or v - mean v
 
-    Without norm_by_std that is r' - mean r' of r' = r - lambda_risk * broken, as METHOD has it. With it, scores and
-    penalty are each measured by their own std: the penalty then weighs the same whatever the verifier's scale, and no
-    scores can give more than (1 + lambda_risk) * (n - 1) / sqrt(n) in a group of n. Where a score is one of two values
-    by right and wrong, groups of right anchors weigh 1 + lambda_risk times as much.
+    Without norm_by_std that is r' - mean r' of r' = r - lambda_risk * broken, as the reimplementation has it. With it,
+    scores and penalty are each measured by their own std: the penalty then weighs the same whatever the verifier's
+    scale, and no scores can give more than (1 + lambda_risk) * (n - 1) / sqrt(n) in a group of n. Where a score is one
+    of two values by right and wrong, groups of right anchors weigh 1 + lambda_risk times as much.
 
     scores: raw verifier scores, shape (N,); broken: bool, shape (N,), a wrong correction of a right anchor;
     group: N hashable names. A group of one has nothing to be compared with and gets 0.

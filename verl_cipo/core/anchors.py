@@ -1,8 +1,8 @@
 """Which attempts become anchors: difficulty-aware selection with a share rho of correct ones.
 
-METHOD items 2, 3 and 5. An anchor is an attempt that the policy is asked to correct. The draw is a hash of
-(seed, step, index, session), so it depends neither on the order in which prompts finish nor on their random uids.
-Prompts that share an `index`, of several files say, share their draws too, and are then told apart by `origin`.
+docs/method.md 2, 5, 8 and 12. An anchor is an attempt that the policy is asked to correct. The draw is a hash of (seed,
+step, index, session), so it depends neither on the order in which prompts finish nor on their random uids. Prompts that
+share an `index`, of several files say, share their draws too, and are then told apart by `origin`.
 """
 
 import heapq

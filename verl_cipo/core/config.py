@@ -158,7 +158,7 @@ class AuxConfig:
 
 @dataclass(frozen=True)
 class CIPOConfig:
-    """All knobs of CIPO (`algorithm.cipo`). METHOD's numbers are the defaults.
+    """All knobs of CIPO (`algorithm.cipo`). docs/method.md says where the defaults come from.
 
     Construction validates: a CIPOConfigError names the key, the value and what is allowed.
     """

@@ -1,8 +1,8 @@
 """The collapse guard: alarms from running statistics of a step's signals, and what to do about them.
 
-METHOD, known failure modes: a policy may learn to repeat the attempt that it is shown, and correction training may
-cost what the policy could do before. A step measures these on few anchors, so a change counts in units of the noise
-that the signal itself shows from step to step. docs/guard.md says what was tried.
+A policy may learn to repeat the attempt that it is shown, and correction training may cost what the policy could do
+before. A step measures these on few anchors, so a change counts in units of the noise that the signal itself shows from
+step to step. docs/guard.md says what was tried.
 """
 
 import math

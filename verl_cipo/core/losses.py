@@ -1,7 +1,7 @@
 """Auxiliary correction losses: verified corrections made likelier, or preferred over the failed attempt.
 
-METHOD item 7, added to verl's policy loss with a coefficient. Which tokens it trains, and how much, is a field of its
-own, `weights`, so that a row may be trained by it without taking part in the policy loss. Every loss here is a sum
+docs/method.md 15, added to verl's policy loss with a coefficient. Which tokens it trains, and how much, is a field of
+its own, `weights`, so that a row may be trained by it without taking part in the policy loss. Every loss here is a sum
 over rows that needs nothing of another row: it may be split over micro-batches and data-parallel ranks, and the parts
 add up to the whole.
 """

@@ -1,7 +1,7 @@
 """Paired corrections: each failed attempt is given a right rollout of the same step as its correction.
 
-METHOD item 7. Nothing is generated: the donor is a right rollout of the same prompt, else of the nearest prompt that
-has one, whose solution is then learnt beside the failed attempt as a worked example.
+docs/method.md 13 and 14. Nothing is generated: the donor is a right rollout of the same prompt, else of the nearest
+prompt that has one, whose solution is then learnt beside the failed attempt as a worked example.
 """
 
 from bisect import bisect_left

@@ -1,6 +1,6 @@
 """The correction prompt: a question, the policy's own attempt at it, and the request to check and solve.
 
-METHOD item 2. The text is the same for right and wrong attempts: nothing here sees the verdict.
+docs/method.md 3. The text is the same for right and wrong attempts: nothing here sees the verdict.
 """
 
 import re

@@ -1,8 +1,8 @@
 """The replay ratio rho, and the pool of attempts that `schedule: replay` draws anchors from.
 
-METHOD item 3. Rho is the share of correct attempts among the anchors, steered by the retention: how often a correct
-anchor stays correct. When that is too low, more correct anchors are replayed, so that learning to correct does not
-erode what already works.
+docs/method.md 5 and 6. Rho is the share of correct attempts among the anchors, steered by the retention: how often a
+correct anchor stays correct. When that is too low, more correct anchors are replayed, so that learning to correct does
+not erode what already works.
 """
 
 import bisect

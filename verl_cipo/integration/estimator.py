@@ -52,7 +52,7 @@ def compute_cipo_advantage(
     config: Any = None,
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two-stream group-relative advantages, METHOD items 1, 2, 4 and 6.
+    """Two-stream group-relative advantages, docs/method.md 1, 2, 4, 7, 9 and 10.
 
     Args:
         token_level_rewards: (N, T) raw rewards, with verl's in-reward KL if that is on.
