@@ -52,8 +52,13 @@ def equal(gold: Form, answer: Form) -> bool:
 
 
 def _plain(form: Form) -> Form:
-    """A set of one is that one; a sum of matrices is an expression already."""
-    if isinstance(form, Items) and form.kind in ("set", "list") and len(form.parts) == 1:
+    """A set of one value is that one, but not a set of a set."""
+    if (
+        isinstance(form, Items)
+        and form.kind in ("set", "list", "either")
+        and len(form.parts) == 1
+        and not (isinstance(form.parts[0], Items) and form.parts[0].kind == "set")
+    ):
         return form.parts[0]
     return form
 
@@ -120,7 +125,7 @@ def _same_part(one: Interval | Form, other: Interval | Form) -> bool:
 def _same_items(gold: Items, answer: Items) -> bool:
     if len(gold.parts) != len(answer.parts) or not _same_names(gold.name, answer.name):
         return False
-    loose = ("list", "set")
+    loose = ("list", "set", "either")
     named = [all(isinstance(part, Equation) for part in items.parts) for items in (gold, answer)]
     if gold.kind in loose and answer.kind in loose:
         return _match(gold.parts, answer.parts, equal)
@@ -130,8 +135,8 @@ def _same_items(gold: Items, answer: Items) -> bool:
             if {gold.kind, answer.kind} != {"()", r"\langle\rangle"}:
                 return False
         return all(map(equal, gold.parts, answer.parts))
-    # A tuple and a list without brackets, or x = 1, y = 2: in order.
-    if "set" in (gold.kind, answer.kind) or not ({gold.kind, answer.kind} & {"()"}):
+    # A tuple and a list without brackets, which no "or" makes, or x = 1, y = 2: in order.
+    if {"set", "either"} & {gold.kind, answer.kind} or not ({gold.kind, answer.kind} & {"()"}):
         return False
     if any(named) and len(
         {part.left for items in (gold, answer) for part in items.parts if isinstance(part, Equation)}

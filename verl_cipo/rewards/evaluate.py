@@ -305,7 +305,10 @@ def _call(tree: Tree, context: Context) -> Value:
 
 
 def _matrix(tree: Tree, context: Context) -> Value:
-    return [[value(part, context) for part in row] for row in tree[1]]
+    rows = [[value(part, context) for part in row] for row in tree[1]]
+    if any(isinstance(x, list) for row in rows for x in row):
+        raise Undefined
+    return rows
 
 
 _EVALUATE: dict[str, Callable[[Tree, Context], Value]] = {

@@ -71,7 +71,8 @@ class Range:
 
 @dataclass(frozen=True)
 class Items:
-    """Several answers. kind: "list" and "set" are in any order, "()" and the like in this one; name: of P = (1, 2)."""
+    """Several answers. kind: "list", "set" and "either" (with "or", or both signs) are in any order, "()" and the like
+    in this one; name: of P = (1, 2)."""
 
     kind: str
     parts: tuple["Form", ...]
@@ -118,7 +119,7 @@ def _several(found: list[str]) -> Form:
     words = {joint for joint in joints if joint in (r"\or", r"\and")}
     if all(isinstance(form, Range) for form in forms):
         return _joined_ranges(forms, words)  # pyright: ignore[reportArgumentType]
-    return Items("list", tuple(forms))
+    return Items("either" if r"\or" in words else "list", tuple(forms))
 
 
 def _with_indices(parts: list[list[str]]) -> list[list[str]]:
@@ -150,7 +151,7 @@ def _either_sign(found: list[str]) -> Form:
         return _relation(found)
     signs = {r"\pm": ("+", "-"), r"\mp": ("-", "+")}
     one, other = ([signs[token][which] if token in signs else token for token in found] for which in (0, 1))
-    return Items("list", (_relation(one), _relation(other)))
+    return Items("either", (_relation(one), _relation(other)))
 
 
 def _relation(found: list[str]) -> Form:
@@ -262,7 +263,7 @@ def _items(found: list[str]) -> Form | None:
         if not inside:
             return Items("set", ())
         form = _several(inside)
-        if isinstance(form, Items) and form.kind == "list":
+        if isinstance(form, Items) and form.kind in ("list", "either"):
             return Items("set", form.parts)
         return Items("set", (form,))
     parts, commas = _split(inside, (",", ";"))

@@ -41,7 +41,7 @@ _CONNECTIVE = re.compile(r"[\s,.]*(?:or|and)[\s,.]*", re.IGNORECASE)
 _BOUND = re.compile(r"\\(?:sum|prod|int|lim|max|min|sup|inf)(?![A-Za-z])")
 # What math-verify skips or reads a part of: equations and inequalities, prose, environments.
 _NOT_READ = re.compile(
-    r"[=<>]|\\(?:l|g|n)eq?(?![A-Za-z])|\\(?:approx|begin|in|to|mid)(?![A-Za-z])|(?<![A-Za-z\\])[A-Za-z]{4,}|\\[a-z]*text"
+    r"[=<>]|\\(?:l|g|n)eq?(?![A-Za-z])|\\(?:approx|begin|in|to|mid|ldots)(?![A-Za-z])|(?<![A-Za-z\\])[A-Za-z]{4,}|\\[a-z]*text"
 )
 _DERIVATIVE = re.compile(r"\\frac\s*\{\s*(?:d|\\partial)(?![a-z]{2})|'|\\prime|\\partial|\\nabla")
 _DIGITS = 50

@@ -17,8 +17,10 @@ _SIGNS = str.maketrans(
         "\u2205": r"\emptyset ", "\u211d": r"\mathbb{R}", "\u2124": r"\mathbb{Z}", "\u20ac": r"\$", "\u00a3": r"\$",
         "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u2220": r"\angle ", "\u2206": r"\Delta ", "\u2223": "|",
         "\u27e8": r"\langle ", "\u27e9": r"\rangle ", "\u2061": "", "\u200b": "", "\u2062": "", "\ufeff": "",
-        "\u00b5": r"\mu ", "\u2026": r"\ldots ", "\u2216": r"\setminus ",
+        "\u00b5": r"\mu ", "\u2026": r"\ldots ", "\u2216": r"\setminus ", "\u00c5": r"\AA ",
     }
+    # Marks of the direction of text.
+    | dict.fromkeys(map(chr, [0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]), "")
 )  # fmt: skip
 _GREEK_NAMES = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi chi "
@@ -57,31 +59,40 @@ _SPACES = re.compile(
     r"|(?:no)?limits(?![A-Za-z])|thinspace(?![A-Za-z])|mathstrut(?![A-Za-z])|checkmark(?![A-Za-z]))"
 )
 _SIZES = re.compile(r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\.?")
-_FRACTIONS = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+_FRACTIONS = re.compile(r"\\(?:[dtcsx]|nice)frac(?![A-Za-z])")
 _TOP = re.compile(r"\\frac\s*(\d|(?:\\(?!frac|sqrt|text)[A-Za-z]+|(?<=\s)[A-Za-z]))\s*")
 _BOTTOM = re.compile(r"(\\frac\s*\{[^{}]*\})\s*(\d|[A-Za-z]|\\(?!frac|sqrt|text)[A-Za-z]+)")
 _OVER = re.compile(r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}")
 _LONE_OVER = re.compile(r"(?<![\^_}\]A-Za-z\\])" + _OVER.pattern)
 _BARE_OVER = re.compile(r"([^{}]*)\\over(?![A-Za-z])([^{}]*)")
-_FONT = re.compile(
-    r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|mathtt|pmb|ensuremath|underline|emph|fbox|boxed|framebox)\s*\{([^{}]*)\}"
-)
+_FONTS = r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|mathtt|pmb|ensuremath|underline|emph|fbox|boxed|framebox)\s*"
+_FONT = re.compile(_FONTS + r"\{([^{}]*)\}")
+_FONT_OF_GROUPS = re.compile(_FONTS + r"(?=\{)")
 _OLD_FONT = re.compile(
     r"\\(?:bf|it|sf|tt|rm|bfseries|itshape|em|normalsize|large|Large|LARGE|huge|small)(?![A-Za-z])\s*"
 )
 _COLOUR = re.compile(r"\\(?:text)?colou?r(?:box)?\s*(?:\[[^\[\]]*\])?\s*\{[^{}]*\}\s*|\\(?:tag\*?|label)\s*\{[^{}]*\}")
 _TEXT_COMMANDS = r"\\(?:text|textbf|textit|textrm|texttt|textsf|textnormal|textup|mathrm|mbox|hbox|rm)"
 TEXT = re.compile(_TEXT_COMMANDS + r"\s*\{([^{}]*)\}")
-_NUMBER_AS_TEXT = re.compile(_TEXT_COMMANDS + r"\s*\{(?=[^{}]*\d)([\d\s.,()/-]*)\}")
+_NUMBER_AS_TEXT = re.compile(_TEXT_COMMANDS + r"\s*\{(?=[^{}]*\d)((?:[\d\s.,()/-]|\b(?:and|or)\b)*)\}")
+_MATH_IN_TEXT = re.compile(rf"({_TEXT_COMMANDS})\s*\{{([^{{}}$]*)(?<!\\)\$([^$]*)(?<!\\)\$([^{{}}$]*)\}}")
+_POWER_IN_TEXT = re.compile(rf"({_TEXT_COMMANDS}\s*\{{[^{{}}]*\^)\{{\s*(-?\d+)\s*\}}")
+_ANGSTROM = re.compile(r"\\AA(?![A-Za-z])|\\mathring\s*\{\s*A\s*\}")
+_REPEATING = re.compile(r"(?<=\.)(\d*)\\dot\s*\{?\s*(\d)\s*\}?(?:(\d*)\\dot\s*\{?\s*(\d)\s*\}?)?")
 _LINES = re.compile(
     r"\\begin\s*\{(aligned|align\*?|gathered|gather\*?|split|equation\*?|cases)\}(?:\s*\[\w\])?(.*?)\\end\s*\{\1\}",
     re.DOTALL,
 )
 _ROW_END = re.compile(r"\\\\(?:\s*\[[^\[\]]*\])?")
+_ROW_SPACE = re.compile(r"(?<=\\\\)\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm|in|mu)\s*\]")
 _DOUBLED = re.compile(
     r"\\\\(?=(?:frac|dfrac|tfrac|sqrt|text|textbf|mathrm|mathbf|mathbb|cdot|times|pi|theta|alpha|beta|gamma|lambda|left|right"
     r"|sin|cos|tan|log|ln|infty|circ|pm|le|ge|leq|geq|ne|neq|in|cup|cap|boxed|overline|angle|begin|end|binom)(?![A-Za-z]))"
 )  # fmt: skip
+# Dots that stand for something, not those behind a sentence.
+_DOTS = re.compile(r"\.\.\.(?=\s*[^\s.])|(?<=,)\s*\.\.\.")
+# `1, 000` is no list: nobody writes 000 for 0.
+_ZEROS = re.compile(r"(?<=\d,)\s+(?=000(?!\d))")
 _BACKSLASHES = re.compile(r"\\+")
 
 
@@ -91,15 +102,17 @@ def normalize(answer: str) -> str:
 
     Fractions are written as `\\frac{a}{b}`, signs of Unicode as LaTeX. What the answer says is unchanged.
     """
-    text = _DOLLAR.sub(" ", _single_backslashes(_plain_signs(unicodedata.normalize("NFC", answer))))
+    text = _single_backslashes(_plain_signs(unicodedata.normalize("NFC", answer)))
+    text = _DOLLAR.sub(" ", _MATH_IN_TEXT.sub(_math_out_of_text, text))
     text = text.replace("{,}", ",").replace("~", " ")
+    text = _DOTS.sub(r"\\ldots ", text)
     if "\\" in text:
         text = _without_layout(text)
-    text = " ".join(text.split())
+    text = _ZEROS.sub("", " ".join(text.split()))
     before = None
     while text != before:
         before = text
-        text = text.strip().rstrip(".,;:").removeprefix("**").removesuffix("**").strip()
+        text = text.strip().rstrip(".,;:").removeprefix("**").removesuffix("**").removesuffix(r"\\").strip()
         if text.startswith("{") and _closes_at_end(text):
             text = text[1:-1]
     return text
@@ -108,6 +121,10 @@ def normalize(answer: str) -> str:
 def _without_layout(text: str) -> str:
     text = _NO_SPACE.sub("", _DELIMITERS.sub(" ", text))
     text = re.sub(r"\\varnothing(?![A-Za-z])", r"\\emptyset", text)
+    if r"\begin" in text:
+        text = _ROW_SPACE.sub("", text)
+    text = _ANGSTROM.sub(r"\\text{angstrom}", text)
+    text = re.sub(r"\\[cl]?dots[bcimo]?(?![A-Za-z])", r"\\ldots", _REPEATING.sub(_overlined, text))
     text = _SIZES.sub("", _SPACES.sub(" ", text))
     text = _LINES.sub(_as_list, _COLOUR.sub("", text))
     return _short_fractions(_without_fonts(text))
@@ -123,6 +140,18 @@ def _plain_signs(text: str) -> str:
     )
     text = _SCRIPT_RUN.sub(_script, text)
     return text.translate(_SIGNS).translate(_GREEK)
+
+
+def _math_out_of_text(match: re.Match) -> str:
+    r"""`\text{Area: $5\pi$ cm}` as `\text{Area: }5\pi\text{ cm}`."""
+    before, after = (f"{match[1]}{{{words}}}" if words.strip() else " " for words in (match[2], match[4]))
+    return f"{before} {match[3]} {after}"
+
+
+def _overlined(match: re.Match) -> str:
+    r"""The decimal `0.1\dot{2}3\dot{4}` as `0.1\overline{234}`."""
+    again = match[2] + (match[3] + match[4] if match[4] else "")
+    return rf"{match[1]}\overline{{{again}}}"
 
 
 def _script(match: re.Match) -> str:
@@ -165,7 +194,9 @@ def _without_fonts(text: str) -> str:
     text = _OLD_FONT.sub("", re.sub(r"\\(?:rm|bf|it|sf|tt)\s*\{([^{}]*)\}", r"\\text{\1}", text))
     before = None
     while text != before:
-        before, text = text, _FONT.sub(r"\1", _NUMBER_AS_TEXT.sub(r"\1", text))
+        before = text
+        text = _FONT.sub(r"\1", _NUMBER_AS_TEXT.sub(r"\1", _POWER_IN_TEXT.sub(r"\1\2", text)))
+    text = _FONT_OF_GROUPS.sub("", text)
     # Text in text: \textbf{\text{A}}.
     return re.sub(_TEXT_COMMANDS + r"\s*\{\s*(" + TEXT.pattern + r")\s*\}", r"\1", text)
 

@@ -17,12 +17,12 @@ _NUMBER = re.compile(
     rf"""
     (?P<sign>[+-]?)\s?(?:\\\$\s?)?
     (?:
-        (?P<whole>\d+)?\s?\\frac\s?\{{\s?(?P<top>[+-]?\d+)\s?\}}\s?\{{\s?(?P<bottom>[+-]?\d+)\s?\}}
-      | (?:(?P<plain_whole>\d+)\s)?(?P<plain_top>\d+)\s?/\s?(?P<plain_bottom>\d+)
+        (?P<whole>\d+)?\s?\\frac\s?\{{\s?(?P<top>[+-]?{_DIGITS})\s?\}}\s?\{{\s?(?P<bottom>[+-]?{_DIGITS})\s?\}}
+      | (?:(?P<plain_whole>\d+)\s(?!0))?(?P<plain_top>{_DIGITS})\.?\s?/\s?(?P<plain_bottom>{_DIGITS})(?:\.(?!\d))?
       | 10\s?\^\s?(?:\{{\s?(?P<pure>[+-]?\d{{1,3}})\s?\}}|(?P<pure1>\d))
       | (?P<before>\d*)\.(?P<once>\d*)\s?\\overline\s?\{{(?P<again>\d+)\}}
       | (?P<decimal>{_DECIMAL})(?:[eE](?P<e>[+-]?\d{{1,3}})
-                                 |\s?(?:\\times|\\cdot|\*)\s?10\s?\^\s?(?:\{{\s?(?P<ten>[+-]?\d{{1,3}})\s?\}}|(?P<ten1>\d)))?
+                                 |\s?(?:\\times|\\cdot|[*xX])\s?10\s?\^\s?(?:\{{\s?(?P<ten>[+-]?\d{{1,3}})\s?\}}|(?P<ten1>\d)))?
     )
     (?P<rest>.*)
     """,
@@ -41,7 +41,18 @@ _BASE = re.compile(r"_\s?(?:\{\s?(\d+)\s?\}|(\d))")
 _PERCENT = re.compile(r"(?:\\?%|percent|per cent|pct\.?|percentage points?)$", re.IGNORECASE)
 _DEGREES = re.compile(r"(?:\^\s?\{?\s?\\circ\s?\}?|\\degree|degrees?)(?:\s?[CF])?$", re.IGNORECASE)
 _UNIT = re.compile(r"(?P<words>[A-Za-z][A-Za-z./' -]*)(?:\^\s?\{?\s?(?P<power>-?\d)\s?\}?)?")
-_ORDINAL = re.compile(r"\^?\s?\{?\s*(?:st|nd|rd|th)(?![A-Za-z])\s*\}?\s*")
+# Units with products, quotients, powers and signs of their own: \text{kg m}^2/\text{s}, \mu\text{m}.
+# In an answer a letter behind \mu is one too, and \Omega is.
+_COMPOUND, _COMPOUND_OF_LETTERS = (
+    re.compile(rf"{factor}(?:\s*(?:\\cdot|\\times|[/*])?\s*{factor})*")
+    for factor in (
+        r"(?:(?:\\mu\s*)?(?:\\(?:text|mathrm|mbox)\s*\{\s*[A-Za-z](?:[A-Za-z./ -]|\^-?\d)*\}"
+        + signs
+        + r")(?:\s?\^\s?(?:-?\d|\{\s?-?\d+\s?\}))?)"
+        for signs in ("", r"|\\mu\s*[A-Za-z]|[kM]?\s?\\Omega(?![A-Za-z])")
+    )
+)
+_ORDINAL = re.compile(r"\^?\s?\{?\s*-?(?:st|nd|rd|th)(?![A-Za-z])\s*\}?\s*")
 
 _MAGNITUDES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 # Words that make several values of one, or another value.
@@ -140,7 +151,12 @@ def read_number(text: str, *, letters: bool = True) -> Value | None:
         letters: whether a letter behind a space may be a unit: 5 m. In a reference it is a variable.
     """
     prefix = TEXT.match(text)
-    if prefix and prefix.end() < len(text) and _REMARK.fullmatch(prefix[1]) and not _holds(_JOINING, prefix[1]):
+    if (
+        prefix
+        and prefix.end() < len(text)
+        and (_REMARK.fullmatch(prefix[1]) or _APPROXIMATELY.fullmatch(prefix[1].strip()))
+        and not _holds(_JOINING, prefix[1])
+    ):
         text = text[prefix.end() :].strip()
     if approximately := _APPROXIMATELY.match(text):
         text = text[approximately.end() :]
@@ -198,7 +214,8 @@ def _value(match: re.Match) -> Fraction | None:
     """The magnitude of a matched number; None for a division by zero."""
     top, bottom = match["top"] or match["plain_top"], match["bottom"] or match["plain_bottom"]
     if top is not None:
-        whole, top, bottom = int(match["whole"] or match["plain_whole"] or 0), int(top), int(bottom)
+        top, bottom = (int(re.sub("[, ]", "", part)) for part in (top, bottom))
+        whole = int(match["whole"] or match["plain_whole"] or 0)
         # Without a proper fraction `2\frac{3}{2}` may be a product: no mixed number.
         if bottom == 0 or (whole and not 0 < top < bottom):
             return None
@@ -245,6 +262,8 @@ def _unit(rest: str, *, attached: bool, letters: bool) -> str | None:
     if _DEGREES.fullmatch(words):
         return "degree"
     unit = _UNIT.fullmatch(words)
+    if unit is None and (_COMPOUND_OF_LETTERS if letters else _COMPOUND).fullmatch(rest.strip()):
+        return None if _holds(_NO_UNIT, words) else ""
     if unit is None or _holds(_NO_UNIT, unit["words"]):
         return None
     name = unit["words"].strip(" .")

@@ -58,6 +58,8 @@ _LAST_UNIT = re.compile(
 )
 # With two parts it is a fraction as well.
 _RATIO = re.compile(r"\d+(?:\s?:\s?\d+){2,}")
+# 2:40 is not 1:20.
+_TIME = re.compile(r"\d{1,2}\s?:\s?[0-5]\d")
 _PERCENT_SIGN = re.compile(r"\s*\\?%$")
 
 
@@ -71,7 +73,7 @@ def quick_verdict(gold: str, answer: str, question: str | None = None) -> Outcom
     """
     if not answer:
         return Outcome.UNPARSABLE
-    if _squeeze(gold) == _squeeze(answer) or _squeeze(_unwrap(gold)) == _squeeze(_unwrap(answer)):
+    if _squeeze(gold) == _squeeze(answer) or _unwrapped(gold) == _unwrapped(answer):
         return Outcome.RIGHT
     if choice := _CHOICE.fullmatch(_unwrap(gold)):
         return _verdict(_label(answer)[0] == choice[1])
@@ -101,6 +103,12 @@ def quick_verdict(gold: str, answer: str, question: str | None = None) -> Outcom
             return None if left and not _VARIABLE.search(left) else Outcome.RIGHT
         if not _AMBIGUOUS_LIST.fullmatch(gold) and not _in_other_unit(gold_number, right):
             return Outcome.WRONG
+    elif gold_left and not left and not _VARIABLE.search(gold_left) and read_number(gold_right) is not None:
+        # 2 + 3 = 5 is answered by 5, not by 2 + 3.
+        if not _AMBIGUOUS_LIST.fullmatch(answer) and read_number(answer) is None:
+            return Outcome.WRONG
+    if _TIME.fullmatch(gold) and _TIME.fullmatch(answer):
+        return _verdict(_squeeze(gold) == _squeeze(answer))
     if _RATIO.fullmatch(gold):
         return _verdict(bool(_RATIO.fullmatch(answer)) and _in_lowest_terms(gold) == _in_lowest_terms(answer))
     if _is_words(gold):
@@ -144,6 +152,10 @@ def _squeeze(text: str) -> str:
 
 def _unwrap(text: str) -> str:
     return " ".join(TEXT.sub(r"\1", text).split())
+
+
+def _unwrapped(text: str) -> str:
+    return _squeeze(_unwrap(text)).rstrip(".,;:")
 
 
 def _letters(text: str) -> frozenset[str]:
