@@ -130,6 +130,9 @@ def test_memory_mb_reaches_the_program():
         ({"max_tests": 0}, ValueError, "max_tests = 0"),
         ({"float_tolerance": -1}, ValueError, "float_tolerance"),
         ({"timeout_s": float("nan")}, ValueError, "timeout_s"),
+        ({"memory_mb": float("inf")}, ValueError, "memory_mb = inf"),
+        ({"memory_mb": "512"}, ValueError, "memory_mb = '512'"),
+        ({"memory_mb": None}, ValueError, "memory_mb = None"),
     ],
 )
 def test_bad_arguments(settings, error, said):

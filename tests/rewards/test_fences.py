@@ -163,3 +163,36 @@ def test_a_program_in_the_thought_alone_is_taken():
 def test_the_end_of_a_thought_in_the_code_is_no_end():
     program = "print('</think>')\nprint(9)"
     assert last_program(f"```python\n{program}\n```\nIt prints a tag.") == program
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<answer>```python\n{PROGRAM}\n```</answer>",
+        f"**Solution:** ```py\n{PROGRAM}\n```",
+        "1. Code: ```python\n   n = int(input())\n   print(n * n)\n   ```",
+        f"\u200b```python\n{PROGRAM}\n```",
+        f"I put it into ```python\n```python\n{PROGRAM}\n```",
+    ],
+)
+def test_a_fence_may_stand_behind_text(text):
+    assert last_program(text) == PROGRAM
+
+
+@pytest.mark.parametrize("mark", ["> ", ">", "  > "])
+def test_a_quoted_block_loses_the_marks(mark):
+    text = "\n".join(mark + line for line in ("```python", *PROGRAM.split("\n"), "```"))
+    assert last_program(f"So:\n\n{text}\n\nDone.") == PROGRAM
+
+
+def test_a_block_of_comments_is_no_program():
+    assert last_program(f"```python\n{PROGRAM}\n```\nUsage:\n```python\n# 3 -> 9\n```") == PROGRAM
+
+
+def test_a_byte_order_mark_is_no_code():
+    assert last_program(f"```python\n\ufeff{PROGRAM}\n```") == PROGRAM
+
+
+@pytest.mark.parametrize("part", ["> ```\n", "> ```\nx\n", "> > ```py\n> x\n", "x ```py\n", " " * 100 + "```x y\n"])
+def test_quotations_made_to_be_slow_to_read_are_not(part):
+    last_program(part * (300_000 // len(part)))

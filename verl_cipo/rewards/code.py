@@ -8,6 +8,7 @@ The program runs in a sandbox that never holds an expected output; what it gives
 docs/code-verifier.md says what that covers, and what it does not.
 """
 
+import math
 import os
 import re
 import time
@@ -118,7 +119,7 @@ def compute_score(
 
 def _whole(name: str, value: float, least: int) -> int:
     """The integer, which a configuration may write as 512.0."""
-    if not value >= least or value != int(value):
+    if isinstance(value, bool | str | None) or not least <= value < math.inf or value != int(value):
         raise ValueError(f"reward_kwargs.{name} = {value!r}: allowed is a whole number, {least} or more")
     return int(value)
 

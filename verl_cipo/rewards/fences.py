@@ -19,6 +19,9 @@ _PYTHON = re.compile(
     r"|[\w./-]+\.py\b)",
     re.I,
 )
+# A fence behind text, at the end of its line: `<answer>```python`, `**Solution:** ```py`. In prose more follows.
+_LATE_FENCE = re.compile(r"[^`]*(?P<mark>`{3,})(?P<info>[ \t]*[^\s`]+[ \t\r]*)")
+_QUOTE = re.compile(r"[ \t]*>[ \t]?")
 # What code holds that may hide a fence, and marks outside of it.
 _TOKEN = re.compile(
     r"(?P<comment>\#)|(?P<quotes>\"\"\"|''')|(?P<ticks>`{3,})"
@@ -43,11 +46,12 @@ class _Block:
         """Without the indentation of its fence; without its own where there is more."""
         code = "\n".join(line[min(self.indent, len(line) - len(line.lstrip(" \t"))) :] for line in self.lines)
         first = next((line for line in self.lines if line.strip()), "")
+        code = code.removeprefix("\ufeff")
         return textwrap.dedent(code) if first[:1] in (" ", "\t") else code
 
     def is_program(self) -> bool:
-        """Whether it is no empty block and no session with an interpreter."""
-        first = next((line for line in self.lines if line.strip()), _SESSION)
+        """Whether it is more than blank lines and comments, and no session with an interpreter."""
+        first = next((line for line in self.lines if line.strip() and line.lstrip()[0] != "#"), _SESSION)
         return not first.lstrip().startswith(_SESSION)
 
     def is_likely(self) -> bool:
@@ -80,16 +84,33 @@ def _blocks(lines: list[str]) -> list[_Block]:
     found = []
     at = 0
     while at < len(lines):
-        line = lines[at]
-        opening = _FENCE.fullmatch(line) if "```" in line or "~~~" in line else None
         at += 1
+        if "```" not in lines[at - 1] and "~~~" not in lines[at - 1]:
+            continue
+        _unquote(lines, at - 1)
+        line = lines[at - 1]
+        opening = _FENCE.fullmatch(line)
         if opening:
-            info = opening["info"].strip()
-            tagged = bool(_PYTHON.match(info))
-            content, at = _content(lines, at, opening["mark"], tagged=tagged)
-            if tagged or not info:
-                found.append(_Block(tagged, content, len(opening["before"])))
+            indent = len(opening["before"])
+        elif (opening := _LATE_FENCE.fullmatch(line)) and _PYTHON.fullmatch(opening["info"].strip()):
+            indent = len(line) - len(line.lstrip(" \t"))
+        else:
+            continue
+        info = opening["info"].strip()
+        tagged = bool(_PYTHON.match(info))
+        content, at = _content(lines, at, opening["mark"], tagged=tagged)
+        if tagged or not info:
+            found.append(_Block(tagged, content, indent))
     return found
+
+
+def _unquote(lines: list[str], start: int) -> None:
+    """Takes the marks of a quotation off a line and those behind it, in place; no line becomes another one's."""
+    for at in range(start, len(lines)):
+        mark = _QUOTE.match(lines[at])
+        if not mark:
+            break
+        lines[at] = lines[at][mark.end() :]
 
 
 def _content(lines: list[str], start: int, mark: str, *, tagged: bool) -> tuple[list[str], int]:
