@@ -61,6 +61,7 @@ def test_main_ppo_stops_before_ray(task_folder, tmp_path):
         "actor_rollout_ref.rollout.n=4",
         "actor_rollout_ref.rollout.prompt_length=20",
         "data.max_prompt_length=20",
+        "data.max_response_length=20",
     ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert result.returncode == 1

@@ -89,8 +89,13 @@ def test_missing_model_is_said_and_not_refused():
 
 def test_model_on_this_machine_is_checked_against_the_prompt_budget(task_folder, capsys):
     model = f"actor_rollout_ref.model.path={task_folder / 'model'}"
-    assert plan(model).unchecked == ("data files",)
-    words = refusal(capsys, model, "actor_rollout_ref.rollout.prompt_length=20", "data.max_prompt_length=20")
+    words = refusal(capsys, model)
+    assert "actor_rollout_ref.rollout.prompt_length=2048" in words and "more than the 512 tokens of" in words
+    room = "data.max_response_length=256"
+    assert plan(model, room, "actor_rollout_ref.rollout.prompt_length=256", "data.max_prompt_length=64").unchecked == (
+        "data files",
+    )
+    words = refusal(capsys, model, room, "actor_rollout_ref.rollout.prompt_length=20", "data.max_prompt_length=20")
     assert "actor_rollout_ref.rollout.prompt_length=20 is too small for any correction" in words
 
 
