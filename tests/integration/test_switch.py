@@ -35,7 +35,7 @@ def switched(*overrides: str, source: tuple[str, str] = STOCK):
 
 def test_stock_config_is_switched_on_completely():
     config = switched()
-    assert OmegaConf.to_container(config.algorithm.cipo) == CIPOConfig().to_mapping()
+    assert OmegaConf.to_container(config.algorithm.cipo) == CIPOConfig(schedule="streaming").to_mapping()
     assert config.actor_rollout_ref.rollout.agent.agent_loop_manager_class == switch.MANAGER_CLASS
     assert config.trainer.v1.trainer_mode == "cipo_sync"
 
@@ -52,6 +52,8 @@ def test_our_config_with_another_estimator_is_verls():
 def test_our_config_needs_no_hook():
     config = composed(source=OURS)
     stock = switched()
+    # What auto is for its trainer is written down by the switch, and otherwise when the trainer is made.
+    stock.algorithm.cipo.schedule = "auto"
     assert OmegaConf.to_container(config, resolve=True) == OmegaConf.to_container(stock, resolve=True)
 
 
@@ -200,7 +202,7 @@ def test_v0_trains_corrections_by_the_auxiliary_loss_beside_a_weight_of_their_ow
 @pytest.mark.parametrize("source", [STOCK, OURS], ids=["stock", "ours"])
 def test_v0_draws_at_the_barrier_and_says_so(source, caplog):
     with caplog.at_level("WARNING", logger="verl_cipo"):
-        config = switched(V0, source=source)
+        config = switched(V0, "++algorithm.cipo.schedule=streaming", source=source)
     assert config.algorithm.cipo.schedule == "barrier"
     assert config.actor_rollout_ref.rollout.agent.agent_loop_manager_class == switch.MANAGER_CLASS_V0
     (said,) = [record.getMessage() for record in caplog.records]
