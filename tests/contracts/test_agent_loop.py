@@ -275,3 +275,22 @@ def test_an_agent_loop_asks_the_engine_for_token_ids():
         token_ids=[1], log_probs=[0.0], stop_reason="completed", extra_fields={"min_global_steps": 1}
     )
     assert made.token_ids == [1] and made.extra_fields == {"min_global_steps": 1}
+
+
+CLIENT = "verl.workers.rollout.llm_server:LLMServerClient"
+
+
+@seam("LLMServerClient._acquire_server, generate", "verl_cipo/integration/cancelling.py")
+def test_a_request_is_sent_to_the_server_that_acquire_server_hands_out():
+    assert parameters(load(f"{CLIENT}._acquire_server"))[0] == "request_id"
+    assert inspect.iscoroutinefunction(load(f"{CLIENT}._acquire_server"))
+    source = textwrap.dedent(inspect.getsource(load(f"{CLIENT}.generate")))
+    assert "await self._acquire_server(" in source and "await server.generate.remote(" in source, (
+        "a session that is given up would not end its request"
+    )
+
+
+@seam("workers.rollout.utils.get_max_position_embeddings", "verl_cipo/integration/lengths.py")
+def test_a_model_says_how_long_its_sequences_may_be():
+    found = load("verl.workers.rollout.utils:get_max_position_embeddings")
+    assert found(SimpleNamespace(max_position_embeddings=512)) == 512

@@ -118,6 +118,13 @@ def test_an_expression_is_what_it_was_with_its_terms_in_another_order(one):
     assert verdict is not False
 
 
+def test_a_value_that_is_lost_beside_another_tells_nothing():
+    """At y = -9 it is e^{-729}, of which x + e^{-729} - x has nothing left."""
+    assert same(tree("e^{y^3}"), tree("x+e^{y^3}-x")) is True
+    assert same(tree("e^{-1000}"), tree("e^{-1001}")) is False
+    assert same(tree("0"), tree("e^{-1000}")) is not True
+
+
 @given(st.integers(2, 9), st.integers(20, 400), st.integers(1, 5))
 def test_small_values_are_compared_relatively(base, power, more):
     gold = rf"\frac{{1}}{{{base}^{{{power}}}}}"

@@ -106,7 +106,10 @@ def _same_here(one: Tree, other: Tree, tolerance: Any, context: Context) -> bool
         for (x, y), coarse in zip(again, first, strict=True):
             fine, size = _distance(x, y), max(abs(as_number(x)), abs(as_number(y)))
             # Of equal values only the error of rounding is left, and that shrinks with the digits.
-            if fine > size * mpmath.mpf(10) ** (50 - _MANY_DIGITS) and fine > coarse * mpmath.mpf(10) ** -_DIGITS:
+            least = mpmath.mpf(10) ** (50 - _MANY_DIGITS)
+            if fine > size * least and fine > coarse * mpmath.mpf(10) ** -_DIGITS:
+                if fine == size < least:
+                    raise Undefined  # One is 0: so small a value is lost where it is added to another.
                 return False
     return True
 
