@@ -102,5 +102,9 @@ class Padding:
 
 def response_ids(batch: DataProto, row: int) -> list[int]:
     """The response of a row without its padding."""
-    responses = batch.batch["responses"][row]
-    return responses[batch.batch["attention_mask"][row, -len(responses) :] != 0].tolist()
+    return unpadded(batch.batch["responses"][row], batch.batch["attention_mask"][row])
+
+
+def unpadded(response: torch.Tensor, attention_mask: torch.Tensor) -> list[int]:
+    """A response, (T,), without its padding; the mask is that of prompt and response, (P + T,)."""
+    return response[attention_mask[-len(response) :] != 0].tolist()

@@ -30,7 +30,7 @@ from verl_cipo.core.anchors import Attempt, Group, anchor_budget, medium, select
 from verl_cipo.core.lots import origin
 from verl_cipo.core.prompts import Request
 from verl_cipo.core.verdict import verdict
-from verl_cipo.integration.batch import SESSION, objects, response_ids, row_table
+from verl_cipo.integration.batch import SESSION, objects, response_ids, row_table, unpadded
 from verl_cipo.integration.cancelling import EndsRequests
 from verl_cipo.integration.coordinator import COUNTED, count_anchor
 from verl_cipo.integration.rollout_groups import (
@@ -113,7 +113,8 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
         """What the row is, and why no correction prompt can be made of it, where none can; ``output`` is padded."""
         mark = {"correct": self._verdict(output), "origin": origin(prompt.get("data_source"), prompt["raw_prompt"])}
         if self._cipo.val_corrections > 0 if validate else self._cipo.rolls_out:
-            (text,), (refusal,) = read_attempts(self._prompt, prompt["raw_prompt"], [_response(output)])
+            response = unpadded(output.response_ids[0], output.attention_mask[0])
+            (text,), (refusal,) = read_attempts(self._prompt, prompt["raw_prompt"], [response])
             mark["refusal"] = refusal
             if validate:
                 mark |= {"text": text, "score": float(output.reward_score)}
@@ -121,7 +122,7 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
 
     def _mark_of_correction(self, output: Any, uid: str, anchor: dict[str, Any], *, validate: bool) -> dict[str, Any]:
         """What the row is; ``output`` is padded."""
-        text = self._prompt.decode(_response(output))
+        text = self._prompt.decode(unpadded(output.response_ids[0], output.attention_mask[0]))
         if asked_again(_prompt_ids(output.prompt_ids[0], output.attention_mask[0]), anchor["prompt_ids"]):
             self._counts["corrections/not_asked"] += 1
             logger.error("a correction asked the plain prompt again: its agent loop does not heed raw_prompt")
@@ -340,12 +341,6 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
                 )
         # Without a second turn nobody asks for the validation's counts.
         (self._validation_counts if n > 0 else self._stats).update(self._faults())
-
-
-def _response(output: Any) -> list[int]:
-    """The response of a padded output without its padding."""
-    written = output.attention_mask[0, -output.response_ids.shape[1] :] != 0
-    return output.response_ids[0][written].tolist()
 
 
 def _prompt_ids(prompt: torch.Tensor, attention_mask: torch.Tensor) -> list[int]:
