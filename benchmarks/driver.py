@@ -51,16 +51,16 @@ from benchmarks.json_file import write_json
 from examples.tiny.prepare import make_tokenizer
 from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.config import CIPOConfig
-from verl_cipo.core.lots import lot
+from verl_cipo.core.draws import lot
 from verl_cipo.core.prompts import TEMPLATES
-from verl_cipo.integration.batch_rows import RowTable, row_sums
 from verl_cipo.integration.chats import correction_prompt
-from verl_cipo.integration.coordinator import AnchorCoordinator
-from verl_cipo.integration.estimator import NAME, BatchRows, register, rows_of_batch
-from verl_cipo.integration.joint_update import interleaved
-from verl_cipo.integration.payloads import keep
-from verl_cipo.integration.state import TrainerState
-from verl_cipo.integration.steering import Steering
+from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
+from verl_cipo.integration.rollout.payloads import keep
+from verl_cipo.integration.train.checkpoint import TrainerState
+from verl_cipo.integration.train.controller import Steering
+from verl_cipo.integration.train.estimator import NAME, BatchRows, register, rows_of_batch
+from verl_cipo.integration.train.joint_update import interleaved
+from verl_cipo.integration.train.rows import RowTable, row_sums
 
 PROMPTS, ROLLOUTS, TOKENS = 512, 16, 8192
 MEMORY_PROMPTS, MEMORY_ROLLOUTS, MEMORY_TOKENS = 32, 8, 128

@@ -32,7 +32,7 @@ from benchmarks.common import batch_of, lengths_of, milliseconds, parser, token_
 from benchmarks.json_file import write_json
 from verl_cipo.core.advantage import Rows
 from verl_cipo.core.config import CIPOConfig
-from verl_cipo.integration.estimator import NAME, BatchRows, compute_cipo_advantage, register, rows_of_batch
+from verl_cipo.integration.train.estimator import NAME, BatchRows, compute_cipo_advantage, register, rows_of_batch
 
 SIZES, TOKENS, GROUP = (1024, 4096, 16384), 4096, 8
 ALGORITHM = OmegaConf.create({"norm_adv_by_std_in_grpo": True})

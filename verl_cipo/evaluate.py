@@ -15,10 +15,10 @@ from collections.abc import Sequence
 
 # An option chooses the mode; a mode's module is only imported when it is wanted, since some need vLLM.
 MODES = {
-    "--dumps": "verl_cipo.evaluation.cli_dumps",
-    "--suite": "verl_cipo.evaluation.cli_suite",
-    "--second-turns": "verl_cipo.evaluation.cli_second_turns",
-    "--rescore": "verl_cipo.evaluation.cli_rescore",
+    "--dumps": "verl_cipo.evaluation.dumps.command",
+    "--suite": "verl_cipo.evaluation.suite.command",
+    "--second-turns": "verl_cipo.evaluation.suite.second_turns",
+    "--rescore": "verl_cipo.evaluation.rescore.command",
 }
 
 

@@ -36,11 +36,12 @@ def register() -> None:
     check_verl(version("verl"))
 
     if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
-        from verl_cipo.integration import cpu
+        from verl_cipo.integration.cpu import platform as cpu
 
         cpu.register()
 
-    from verl_cipo.integration import estimator, switch
+    from verl_cipo.integration import switch
+    from verl_cipo.integration.train import estimator
 
     # The estimator last: "cipo" must not look registered when the switch is not.
     switch.register()

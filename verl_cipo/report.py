@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from verl_cipo.evaluation.jsonl import BadLine, BadLinesError
-from verl_cipo.evaluation.report_examples import gather
-from verl_cipo.evaluation.report_runs import read_arms
+from verl_cipo.evaluation.report.examples import gather
+from verl_cipo.evaluation.report.runs import read_arms
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,7 +42,10 @@ def write_report(args: argparse.Namespace) -> list[Path]:
     Raises: BadLinesError naming all malformed lines, unless skip_bad; FileNotFoundError, ValueError as in `read_arms`;
     ImportError without matplotlib.
     """
-    from verl_cipo.evaluation import report_charts, report_page, report_sections, report_tables
+    from verl_cipo.evaluation.report import charts as report_charts
+    from verl_cipo.evaluation.report import page as report_page
+    from verl_cipo.evaluation.report import sections as report_sections
+    from verl_cipo.evaluation.report import tables as report_tables
 
     bad: list[BadLine] = []
     arms = read_arms(args.runs, bad)

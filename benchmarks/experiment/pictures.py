@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.experiment.arms import CONTROL
-from verl_cipo.evaluation.report_series import combine
+from verl_cipo.evaluation.report.series import combine
 
 PANELS = {
     "pass@1": "pass@1",

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
 from benchmarks.generation.draws import quantile, uniform
-from verl_cipo.integration.rollouts import anchor_of
+from verl_cipo.integration.rollout.worker import anchor_of
 
 NAME = "drawn_length_agent"
 

@@ -28,10 +28,10 @@ from benchmarks.generation.engine import EngineClock, FastForwardLoop
 from benchmarks.generation.settings import Simulated
 from examples.tiny import prepare
 from verl_cipo.core.prompts import TEMPLATES
-from verl_cipo.integration.coordinator import AnchorCoordinator
 from verl_cipo.integration.dry_run import compose_config
-from verl_cipo.integration.rollouts import TICKET, CIPOAgentLoopWorker
-from verl_cipo.integration.switch import cipo_config
+from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
+from verl_cipo.integration.rollout.worker import TICKET, CIPOAgentLoopWorker
+from verl_cipo.integration.settings import cipo_config
 
 PHASES = len(ARMS) + 1
 """Phases of a round: each arm's, and the step before that fills the pool of `replay`."""

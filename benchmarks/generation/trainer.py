@@ -19,7 +19,7 @@ from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 from verl.utils import tensordict_utils as tu
 
 from benchmarks.generation.arms import ARMS, RHO
-from verl_cipo.integration.manager import CIPOAgentLoopManager
+from verl_cipo.integration.rollout.manager import CIPOAgentLoopManager
 
 NAME = "generation_phases"
 

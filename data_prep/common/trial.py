@@ -43,7 +43,7 @@ def tried(examples: Iterable[tuple[Example, str]]) -> Iterator[tuple[Example, st
 def readable(example: Example) -> None:
     """Raises: Dropped when the verifier cannot read the answer or the tests, or they are or hold NaN or infinity."""
     # Imported here: converters start, and say what their options are, without the verifiers.
-    from verl_cipo.rewards.answers import reference_answers
+    from verl_cipo.rewards.math.answers import reference_answers
     from verl_cipo.rewards.sandbox.cases import CallTest, read_tests
 
     if example.ability == "math":

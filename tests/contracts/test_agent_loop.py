@@ -15,7 +15,7 @@ from tests.contracts.seams import check_accepts, check_parameters, load, paramet
 
 WORKER, MANAGER = "verl.trainer.ppo.v1:AgentLoopWorkerTQ", "verl.trainer.ppo.v1:AgentLoopManagerTQ"
 OUTPUT = "verl.experimental.agent_loop:AgentLoopOutput"
-ROLLOUTS, MANAGER_FILE = "verl_cipo/integration/rollouts.py", "verl_cipo/integration/manager.py"
+ROLLOUTS, MANAGER_FILE = "verl_cipo/integration/rollout/worker.py", "verl_cipo/integration/rollout/manager.py"
 OVERRIDDEN = {
     "_run_prompt": ["prompt", "sampling_params", "trajectory", "trace"],
     "_run_agent_loop": ["sampling_params", "trajectory", "agent_name", "trace", "kwargs"],
@@ -175,14 +175,14 @@ def stored(store, uid: str = "a_c2", outputs: int = 1) -> dict:
     return store.rows
 
 
-@seam("AgentLoopWorkerTQ._agent_loop_postprocess, the key of a row", ROLLOUTS, "verl_cipo/integration/batch_rows.py")
+@seam("AgentLoopWorkerTQ._agent_loop_postprocess, the key of a row", ROLLOUTS, "verl_cipo/integration/train/rows.py")
 def test_a_rows_key_is_uid_session_and_output(store):
     assert list(stored(store, outputs=2)) == ["a_c2_1_0", "a_c2_1_1"]
     names = [name for name, _ in store.log]
     assert names.index("score") < names.index("put"), "rows are stored before they are scored: marks come too late"
 
 
-@seam("AgentLoopWorkerTQ._agent_loop_postprocess, fields of a row", "verl_cipo/integration/batch_rows.py")
+@seam("AgentLoopWorkerTQ._agent_loop_postprocess, fields of a row", "verl_cipo/integration/train/rows.py")
 def test_a_row_holds_the_fields_that_cipo_reads(store):
     row = stored(store)["a_c2_1_0"]
     assert row["uid"] == "a_c2" and row["index"] == 9, "a session's own arguments are no fields of its row"
@@ -201,7 +201,7 @@ def test_a_row_holds_the_fields_that_cipo_reads(store):
     assert "multi_modal_inputs" in row and "raw_prompt" in row
 
 
-@seam("AgentLoopWorkerTQ._agent_loop_postprocess, tags of a row", ROLLOUTS, "verl_cipo/integration/aux_rows.py")
+@seam("AgentLoopWorkerTQ._agent_loop_postprocess, tags of a row", ROLLOUTS, "verl_cipo/integration/train/aux_rows.py")
 def test_a_rows_tags_are_its_lengths_and_its_staleness(store):
     stored(store)
     assert store.tags["a_c2_1_0"] == {
@@ -210,7 +210,7 @@ def test_a_rows_tags_are_its_lengths_and_its_staleness(store):
     }
 
 
-@seam("AgentLoopOutput", ROLLOUTS, "verl_cipo/integration/verifying.py")
+@seam("AgentLoopOutput", ROLLOUTS, "verl_cipo/integration/rollout/verify.py")
 def test_an_outputs_reward_and_extra_fields_can_be_set_after_it_was_made():
     made = output(reward_score=None)
     assert made.reward_score is None and made.extra_fields == {}
@@ -247,7 +247,7 @@ def test_the_builder_counts_the_tokens_of_a_chat_as_the_agent_loops_render_it():
     assert len(builder.build_initial_tokens(messages, tools=tool)) == 3
 
 
-@seam("vLLM server of verl, rollout.full_determinism", "verl_cipo/integration/seeds.py")
+@seam("vLLM server of verl, rollout.full_determinism", "verl_cipo/integration/rollout/seeds.py")
 def test_a_seed_in_the_sampling_parameters_stays():
     """verl gives all requests of a replica one seed; a setdefault leaves CIPO's."""
     generate = load("verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMHttpServer.generate")
@@ -280,7 +280,7 @@ def test_an_agent_loop_asks_the_engine_for_token_ids():
 CLIENT = "verl.workers.rollout.llm_server:LLMServerClient"
 
 
-@seam("LLMServerClient._acquire_server, generate", "verl_cipo/integration/cancelling.py")
+@seam("LLMServerClient._acquire_server, generate", "verl_cipo/integration/rollout/cancelling.py")
 def test_a_request_is_sent_to_the_server_that_acquire_server_hands_out():
     assert parameters(load(f"{CLIENT}._acquire_server"))[0] == "request_id"
     assert inspect.iscoroutinefunction(load(f"{CLIENT}._acquire_server"))
@@ -290,7 +290,7 @@ def test_a_request_is_sent_to_the_server_that_acquire_server_hands_out():
     )
 
 
-@seam("workers.rollout.utils.get_max_position_embeddings", "verl_cipo/integration/lengths.py")
+@seam("workers.rollout.utils.get_max_position_embeddings", "verl_cipo/integration/checks.py")
 def test_a_model_says_how_long_its_sequences_may_be():
     found = load("verl.workers.rollout.utils:get_max_position_embeddings")
     assert found(SimpleNamespace(max_position_embeddings=512)) == 512

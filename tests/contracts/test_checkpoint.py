@@ -8,7 +8,8 @@ import torch
 from tests.contracts.seams import check_accepts, load, seam
 
 BASE = "verl.trainer.ppo.v1:PPOTrainer"
-TRAINER, STATE, LAUNCH = "verl_cipo/integration/trainer.py", "verl_cipo/integration/state.py", "examples/tiny/launch.py"
+TRAINER, STATE = "verl_cipo/integration/train/trainer.py", "verl_cipo/integration/train/checkpoint.py"
+LAUNCH = "examples/tiny/launch.py"
 TRACKER = "latest_checkpointed_iteration.txt"
 
 
@@ -70,7 +71,7 @@ def test_the_newest_checkpoint_is_found_by_the_tracker(tmp_path):
     assert find(str(tmp_path)) == str(tmp_path / "global_step_3")
 
 
-@seam("PPOTrainer._save_checkpoint, asynchronous modes", "verl_cipo/integration/coordinator.py")
+@seam("PPOTrainer._save_checkpoint, asynchronous modes", "verl_cipo/integration/rollout/coordinator.py")
 def test_prompts_in_flight_are_in_the_checkpoint(trainer, monkeypatch, tmp_path):
     """An anchor whose corrections are under way goes back into the pool, since its host is dispatched again."""
     saved = []

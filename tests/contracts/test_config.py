@@ -19,22 +19,22 @@ READ = {
         distillation.enabled algorithm.rollout_correction.bypass_mode actor_rollout_ref.actor.policy_loss.loss_mode
         actor_rollout_ref.rollout.agent trainer.v1.separate_async.parameter_sync_step
     """,
-    "verl_cipo/integration/joint_update.py": """
+    "verl_cipo/integration/train/joint_update.py": """
         actor_rollout_ref.actor.ppo_mini_batch_size actor_rollout_ref.actor.use_dynamic_bsz
         actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu
         actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu
         actor_rollout_ref.ref.log_prob_use_dynamic_bsz actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu
     """,
-    "verl_cipo/integration/rollouts.py": """
+    "verl_cipo/integration/rollout/worker.py": """
         actor_rollout_ref.rollout.prompt_length actor_rollout_ref.rollout.val_kwargs.n actor_rollout_ref.rollout.n
         actor_rollout_ref.rollout.full_determinism actor_rollout_ref.rollout.seed data.apply_chat_template_kwargs
     """,
-    "verl_cipo/integration/estimator.py": "algorithm.norm_adv_by_std_in_grpo",
-    "verl_cipo/integration/trainer.py": """
+    "verl_cipo/integration/train/estimator.py": "algorithm.norm_adv_by_std_in_grpo",
+    "verl_cipo/integration/train/trainer.py": """
         actor_rollout_ref.actor.loss_agg_mode data.train_batch_size trainer.default_local_dir trainer.resume_mode
         trainer.resume_from_path trainer.validation_data_dir actor_rollout_ref.actor
     """,
-    "verl_cipo/integration/budget.py": "actor_rollout_ref.model actor_rollout_ref.model.path data.max_prompt_length",
+    "verl_cipo/integration/checks.py": "actor_rollout_ref.model actor_rollout_ref.model.path data.max_prompt_length",
     "verl_cipo/integration/dry_run.py": """
         trainer.nnodes trainer.n_gpus_per_node actor_rollout_ref.rollout.nnodes
         actor_rollout_ref.rollout.n_gpus_per_node
@@ -74,7 +74,7 @@ def test_the_defaults_are_those_that_cipo_goes_by(config):
     assert OmegaConf.select(config, "trainer.v1.sync.parameter_sync_step", default=1) == 1
 
 
-@seam("the struct flag of the config", "verl_cipo/integration/switch.py", "verl_cipo/integration/trainer.py")
+@seam("the struct flag of the config", "verl_cipo/integration/switch.py", "verl_cipo/integration/train/trainer.py")
 def test_a_new_key_can_be_written_with_open_dict(config):
     with pytest.raises(HydraException), initialize_config_module("verl.trainer.config", version_base=None):
         compose("ppo_trainer", overrides=["algorithm.cipo=1"])
@@ -135,7 +135,7 @@ def test_main_ppo_composes_a_config_of_another_package():
     assert made["trainer"]["device"] == "cpu" and made["algorithm"]["adv_estimator"] == "grpo"
 
 
-@seam("utils.config.omega_conf_to_dataclass", "verl_cipo/integration/budget.py", "verl_cipo/integration/dry_run.py")
+@seam("utils.config.omega_conf_to_dataclass", "verl_cipo/integration/checks.py", "verl_cipo/integration/dry_run.py")
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [("actor", "loss_agg_mode", "sideways"), ("rollout", "unknown_key", 1)],

@@ -11,17 +11,17 @@ from tensordict import NonTensorData, TensorDict
 from tests.contracts.seams import check_accepts, check_parameters, load, parameters, seam
 
 BUFFER = "verl.trainer.ppo.v1.replay_buffer"
-ROWS, AUX = "verl_cipo/integration/batch_rows.py", "verl_cipo/integration/aux_batch.py"
+ROWS, AUX = "verl_cipo/integration/train/rows.py", "verl_cipo/integration/train/aux_batch.py"
 
 
-@seam("transfer_queue, the functions on keys", ROWS, AUX, "verl_cipo/integration/trainer.py")
+@seam("transfer_queue, the functions on keys", ROWS, AUX, "verl_cipo/integration/train/trainer.py")
 def test_rows_are_read_written_and_cleared_by_key():
     check_accepts("transfer_queue:kv_batch_get", "keys", "partition_id", "select_fields")
     check_accepts("transfer_queue:kv_batch_put", "keys", "partition_id", "fields", "tags")
     check_accepts("transfer_queue:kv_clear", "keys", "partition_id")
 
 
-@seam("transfer_queue.KVBatchMeta", ROWS, AUX, "verl_cipo/integration/trainer.py")
+@seam("transfer_queue.KVBatchMeta", ROWS, AUX, "verl_cipo/integration/train/trainer.py")
 def test_a_batch_is_keys_and_tags_in_an_order_that_can_be_changed():
     tags = [{"n": 0}, {"n": 1}, {"n": 2}]
     meta = tq.KVBatchMeta(partition_id="train", keys=["a", "b", "c"], tags=tags, fields=["uid"], extra_info={"x": 1})
@@ -33,7 +33,7 @@ def test_a_batch_is_keys_and_tags_in_an_order_that_can_be_changed():
     assert len(meta) == 3
 
 
-@seam("ReplayBuffer.__init__", "verl_cipo/integration/cpu_sampler.py")
+@seam("ReplayBuffer.__init__", "verl_cipo/integration/cpu/sampler.py")
 @pytest.mark.parametrize("name", ["ReplayBuffer", "ReplayBufferAsync"])
 def test_a_buffer_can_be_made_with_a_poll_interval(name):
     made = load(f"{BUFFER}:{name}")(
@@ -48,7 +48,7 @@ def test_a_buffer_can_be_made_with_a_poll_interval(name):
     assert made.poll_interval == 0.25
 
 
-@seam("PPOTrainer._build_replay_buffer, trainer.v1.sampler.custom_sampler", "verl_cipo/integration/cpu_sampler.py")
+@seam("PPOTrainer._build_replay_buffer, trainer.v1.sampler.custom_sampler", "verl_cipo/integration/cpu/sampler.py")
 def test_a_custom_sampler_is_a_function_called_with_keywords(config, tmp_path):
     (tmp_path / "sampler.py").write_text("def make(trainer_mode, **kwargs):\n    return trainer_mode, kwargs\n")
     config.trainer.v1.sampler.custom_sampler = {"path": str(tmp_path / "sampler.py"), "name": "make"}
@@ -59,7 +59,7 @@ def test_a_custom_sampler_is_a_function_called_with_keywords(config, tmp_path):
     assert set(kwargs) <= set(taken), f"verl gives a sampler {sorted(kwargs)}, its own takes {taken}"
 
 
-@seam("ReplayBuffer._materialize_batch", "verl_cipo/integration/rollouts.py", ROWS)
+@seam("ReplayBuffer._materialize_batch", "verl_cipo/integration/rollout/worker.py", ROWS)
 def test_a_prompts_rows_are_those_whose_key_begins_with_its_uid(store):
     """So corrections, {uid}_c{anchor}_..., are sampled with the prompt that they were rolled out with."""
     tags = {key: {"key": key} for key in ("a", "a_0_0", "b_0_0", "a_c1_0_0", "ab_0_0", "a_c1_1_0")}
@@ -69,7 +69,7 @@ def test_a_prompts_rows_are_those_whose_key_begins_with_its_uid(store):
     assert ("clear", ["a"]) in store.log, "the prompt's own key is no longer cleared"
 
 
-@seam("ReplayBuffer.sample", "verl_cipo/integration/rollouts.py", "verl_cipo/integration/coordinator.py")
+@seam("ReplayBuffer.sample", "verl_cipo/integration/rollout/worker.py", "verl_cipo/integration/rollout/coordinator.py")
 def test_a_prompt_is_sampled_once_its_status_is_terminal(store, monkeypatch):
     buffer = load(f"{BUFFER}:ReplayBuffer")(
         trainer_mode="sync",
@@ -92,7 +92,7 @@ def test_a_prompt_is_sampled_once_its_status_is_terminal(store, monkeypatch):
 TENSORDICT = "verl.utils.tensordict_utils"
 
 
-@seam("tensordict_utils.assign_non_tensor_data, get_non_tensor_data", "verl_cipo/integration/manager.py")
+@seam("tensordict_utils.assign_non_tensor_data, get_non_tensor_data", "verl_cipo/integration/rollout/manager.py")
 def test_a_batch_can_carry_an_object_for_all_its_rows():
     data = TensorDict({"x": torch.zeros(2)}, batch_size=2)
     load(f"{TENSORDICT}:assign_non_tensor_data")(data, "ticket", {"batch": 3})
@@ -124,7 +124,7 @@ def test_a_padded_field_over_the_response_becomes_a_nested_one():
     assert [row.tolist() for row in found.unbind()] == [[1.0], [2.0, 3.0, 4.0]]
 
 
-@seam("verl.DataProto", "verl_cipo/integration/batch.py")
+@seam("verl.DataProto", "verl_cipo/integration/v0/rows.py")
 def test_a_padded_batch_holds_tensors_objects_and_meta_information():
     path = "verl:DataProto"
     batch = TensorDict({"x": torch.zeros(2, 1)}, batch_size=[2])

@@ -12,8 +12,8 @@ from tests.contracts.seams import calls_in_order, check_parameters, load, seam
 
 BASE = "verl.trainer.ppo.v1:PPOTrainer"
 DUMPS, REPORT, LAUNCH = (
-    "verl_cipo/evaluation/dumps.py",
-    "verl_cipo/evaluation/report_runs.py",
+    "verl_cipo/evaluation/dumps/rows.py",
+    "verl_cipo/evaluation/report/runs.py",
     "examples/tiny/launch.py",
 )
 
@@ -55,7 +55,7 @@ def test_a_verifiers_fields_are_columns_of_the_dump(tmp_path):
     }
 
 
-@seam("PPOTrainer._validate", "verl_cipo/integration/trainer.py", "verl_cipo/integration/second_turn.py", DUMPS)
+@seam("PPOTrainer._validate", "verl_cipo/integration/train/trainer.py", "verl_cipo/core/second_turn.py", DUMPS)
 def test_a_validation_dispatches_samples_clears_and_dumps():
     calls_in_order(f"{BASE}._validate", "generate_sequences", "sample", "kv_batch_get", "kv_clear", "_dump_generations")
     constants = load(f"{BASE}._validate").__code__.co_consts

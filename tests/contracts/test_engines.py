@@ -1,7 +1,7 @@
 """verl's training engines: what they hand to a loss, how they scale it, and that nothing else of them is relied on.
 
 The source of every engine is read, not imported: Megatron, VeOmni and the others need packages of their own. With
-Megatron-core beside the environment, tests/integration/test_engine_conventions.py runs two of them.
+Megatron-core beside the environment, tests/fast/integration/train/test_engine_conventions.py runs two of them.
 """
 
 import ast
@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from tests.contracts.seams import calls_in_order, check_parameters, load, seam
 
-LOSS, BATCHES = "verl_cipo/integration/loss.py", "verl_cipo/integration/joint_update.py"
+LOSS, BATCHES = "verl_cipo/integration/train/loss.py", "verl_cipo/integration/train/joint_update.py"
 ENGINES = {"fsdp": "dp", "megatron": "megatron", "veomni": "veomni", "torchtitan": "torchtitan"}
 """Those that verl's trainer offers, and what ``model_engine`` calls them."""
 WHOLE_BATCH = ("batch_num_tokens", "dp_size")
@@ -189,7 +189,7 @@ def test_lora_and_reference_policy_are_the_trainers_business():
     assert '"ref_log_prob" in data' in inspect.getsource(load("verl.workers.utils.losses:ppo_loss"))
 
 
-@seam("engines: forward_step", "verl_cipo/integration/trainer.py")
+@seam("engines: forward_step", "verl_cipo/integration/train/trainer.py")
 def test_nothing_of_ours_names_an_engine():
     """One way for all engines; the dry run checks an engine's own options, the CPU platform needs FSDP2."""
     folder = Path(load("verl_cipo").__file__).parent
@@ -203,7 +203,7 @@ def test_nothing_of_ours_names_an_engine():
         assert not found or path.name in own, f"{path.name} uses {found}"
 
 
-@seam("utils.fsdp_utils.CPUOffloadPolicy", "verl_cipo/integration/cpu.py")
+@seam("utils.fsdp_utils.CPUOffloadPolicy", "verl_cipo/integration/cpu/platform.py")
 def test_a_reference_policy_pins_no_memory_on_the_cpu():
     policy = load("verl.workers.engine.fsdp.transformer_impl:CPUOffloadPolicy")
     assert policy(pin_memory=True).pin_memory is False, "verl gets its offload policy from elsewhere"

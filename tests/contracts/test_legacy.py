@@ -14,7 +14,7 @@ from tests.contracts.seams import calls_in_order, check_accepts, check_parameter
 
 V0, WORKER = "verl.trainer.ppo.ray_trainer:RayPPOTrainer", "verl.experimental.agent_loop:AgentLoopWorker"
 MANAGER = "verl.experimental.agent_loop:AgentLoopManager"
-TRAINER, ROLLOUTS = "verl_cipo/integration/legacy.py", "verl_cipo/integration/legacy_rollouts.py"
+TRAINER, ROLLOUTS = "verl_cipo/integration/v0/trainer.py", "verl_cipo/integration/v0/rollout.py"
 OVERRIDDEN = {
     "init_workers": [],
     "fit": [],
@@ -71,7 +71,7 @@ def test_balancing_reorders_the_batch_in_place():
     assert any(name.startswith("global_seqlen/") for name in metrics)
 
 
-@seam("RayPPOTrainer._update_actor, worker RPC update_actor", TRAINER, "verl_cipo/integration/joint_update.py")
+@seam("RayPPOTrainer._update_actor, worker RPC update_actor", TRAINER, "verl_cipo/integration/train/joint_update.py")
 def test_the_workers_are_told_the_mini_batch_size_with_the_batch(config, monkeypatch):
     # verl 0.9.0 needs flash-attention for it.
     monkeypatch.setattr(load("verl.trainer.ppo.ray_trainer"), "left_right_2_no_padding", lambda batch: batch)

@@ -11,7 +11,7 @@ from tensordict import NonTensorData, TensorDict
 from tests.contracts.seams import check_parameters, load, seam
 
 LOSS, WORKERS = "verl.workers.utils.losses", "verl.workers.engine_workers"
-OURS = "verl_cipo/integration/loss.py"
+OURS = "verl_cipo/integration/train/loss.py"
 
 
 def nested(*rows: list[float]) -> torch.Tensor:
@@ -80,7 +80,7 @@ def test_a_metric_that_is_a_sum_is_added_up_over_micro_batches_and_averaged_over
     assert metric.aggregate_dp(ranks) == 5.0, "the auxiliary loss's metric is multiplied by the ranks for this mean"
 
 
-@seam("set_loss_fn of the actor's workers", OURS, "verl_cipo/integration/trainer.py")
+@seam("set_loss_fn of the actor's workers", OURS, "verl_cipo/integration/train/trainer.py")
 @pytest.mark.parametrize("worker", ["ActorRolloutRefWorker", "TrainingWorker"])
 def test_the_loss_of_the_workers_can_be_set_from_the_trainer(worker):
     check_parameters(f"{WORKERS}:{worker}.set_loss_fn", ["loss_fn"])

@@ -6,7 +6,7 @@ import pytest
 
 from tests.contracts.seams import check_parameters, load, seam
 
-CPU = "verl_cipo/integration/cpu.py"
+CPU = "verl_cipo/integration/cpu/platform.py"
 PLATFORM = "verl.plugin.platform"
 WANTED = {
     *("device_name", "vendor_name", "device_module", "is_available", "current_device", "device_count", "set_device"),

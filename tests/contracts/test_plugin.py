@@ -28,7 +28,7 @@ def test_importing_verl_imports_the_plugins(tmp_path):
     assert result.returncode == 0, f"a plugin is not imported by `import verl`: {result.stderr[-500:]}"
 
 
-@seam("core_algos.register_adv_est, get_adv_estimator_fn", "verl_cipo/integration/estimator.py")
+@seam("core_algos.register_adv_est, get_adv_estimator_fn", "verl_cipo/integration/train/estimator.py")
 def test_an_estimator_can_be_registered_by_name_and_twice():
     register = load("verl.trainer.ppo.core_algos:register_adv_est")
     find = load("verl.trainer.ppo.core_algos:get_adv_estimator_fn")
@@ -85,7 +85,7 @@ def test_the_task_runner_finds_its_trainer_by_the_configured_mode(monkeypatch):
         raise AssertionError("TaskRunnerV1.run no longer asks get_trainer_cls for trainer.v1.trainer_mode")
 
 
-@seam("main_ppo.TaskRunnerV1.init_agent_loop_manager", "verl_cipo/integration/manager.py")
+@seam("main_ppo.TaskRunnerV1.init_agent_loop_manager", "verl_cipo/integration/rollout/manager.py")
 def test_the_task_runner_makes_the_configured_manager():
     made = []
 
@@ -109,7 +109,7 @@ def test_the_task_runner_makes_the_configured_manager():
     assert set(arguments) == {"config", "llm_client", "teacher_client", "reward_loop_worker_handles"}
 
 
-@seam("main_ppo.TaskRunnerV1.run", "verl_cipo/integration/trainer.py")
+@seam("main_ppo.TaskRunnerV1.run", "verl_cipo/integration/train/trainer.py")
 def test_the_trainer_is_made_started_and_given_the_manager_in_this_order():
     calls_in_order(
         "verl.trainer.main_ppo:TaskRunnerV1.run",
@@ -117,7 +117,7 @@ def test_the_trainer_is_made_started_and_given_the_manager_in_this_order():
     )
 
 
-@seam("trainer.ppo.v1.register_trainer, get_trainer_cls", "verl_cipo/integration/trainer.py")
+@seam("trainer.ppo.v1.register_trainer, get_trainer_cls", "verl_cipo/integration/train/trainer.py")
 def test_a_trainer_can_be_registered_by_name():
     check_parameters("verl.trainer.ppo.v1:register_trainer", ["name"])
     sync = load("verl.trainer.ppo.v1:PPOTrainerSync")
@@ -127,7 +127,9 @@ def test_a_trainer_can_be_registered_by_name():
     del load("verl.trainer.ppo.v1.trainer_base:TRAINER_REGISTRY")["contract_probe"]
 
 
-@seam("the names of trainer.v1.trainer_mode", "verl_cipo/integration/switch.py", "verl_cipo/integration/trainer.py")
+@seam(
+    "the names of trainer.v1.trainer_mode", "verl_cipo/integration/switch.py", "verl_cipo/integration/train/trainer.py"
+)
 def test_verls_trainers_go_by_their_modes():
     find = load("verl.trainer.ppo.v1:get_trainer_cls")
     for mode, name in {
@@ -138,11 +140,11 @@ def test_verls_trainers_go_by_their_modes():
         assert find(mode) is load(f"verl.trainer.ppo.v1:{name}"), f"trainer_mode={mode} is not {name}"
 
 
-@seam("the trainers' classes", "verl_cipo/integration/trainer.py", "verl_cipo/integration/switch.py")
+@seam("the trainers' classes", "verl_cipo/integration/train/trainer.py", "verl_cipo/integration/switch.py")
 @pytest.mark.parametrize("mode", ["sync", "colocate_async", "separate_async"])
 def test_cipos_trainers_stand_before_verls_in_the_order_of_methods(mode):
     from verl_cipo.integration.switch import resolve_trainer
-    from verl_cipo.integration.trainer import CIPOTrainerMixin
+    from verl_cipo.integration.train.trainer import CIPOTrainerMixin
 
     find = load("verl.trainer.ppo.v1:get_trainer_cls")
     cls = find(resolve_trainer(mode, "cipo"))

@@ -17,7 +17,11 @@ NAIVE = f"{MANAGERS}.naive:NaiveRewardManager"
 DAPO = f"{MANAGERS}.dapo:DAPORewardManager"
 RATE_LIMITED = f"{MANAGERS}.limited:RateLimitedRewardManager"
 VERDICT = "verl_cipo/core/verdict.py"
-VERIFIERS = ("verl_cipo/rewards/math.py", "verl_cipo/rewards/code.py", "verl_cipo/rewards/judge.py")
+VERIFIERS = (
+    "verl_cipo/rewards/math/__init__.py",
+    "verl_cipo/rewards/code/__init__.py",
+    "verl_cipo/rewards/math/judge.py",
+)
 
 
 def judged(compute_score, extra_info=None, *, manager=NAIVE, reward=None) -> dict:
@@ -70,7 +74,7 @@ def test_a_bare_score_is_filed_as_acc_without_a_score_beside_it():
     assert judged(lambda **_: 0.5) == {"reward_score": 0.5, "reward_extra_info": {"acc": 0.5}}
 
 
-@seam("NaiveRewardManager.run_single, a verifier that raises", "verl_cipo/integration/verifying.py")
+@seam("NaiveRewardManager.run_single, a verifier that raises", "verl_cipo/integration/rollout/verify.py")
 def test_a_verifiers_exception_is_not_turned_into_a_score():
     def score(**_):
         raise RuntimeError("the sandbox is away")
@@ -128,7 +132,11 @@ def test_a_verifier_is_named_by_package_and_function():
     assert found.args == (compute_score, {"timeout_s": 1.0}), "path, name or reward_kwargs are read in another way"
 
 
-@seam("AgentLoopWorker._compute_score", "verl_cipo/integration/verifying.py", "verl_cipo/integration/rollouts.py")
+@seam(
+    "AgentLoopWorker._compute_score",
+    "verl_cipo/integration/rollout/verify.py",
+    "verl_cipo/integration/rollout/worker.py",
+)
 @pytest.mark.parametrize(("scored", "calls"), [(None, 1), (0.25, 0)])
 def test_only_an_output_without_a_reward_is_scored(scored, calls):
     """A failed verification is asked for again by taking the reward away; what its loop has scored stays."""

@@ -10,7 +10,7 @@ from transfer_queue import KVBatchMeta
 from tests.contracts.seams import calls_in_order, check_parameters, load, seam
 
 BASE = "verl.trainer.ppo.v1:PPOTrainer"
-TRAINER = "verl_cipo/integration/trainer.py"
+TRAINER = "verl_cipo/integration/train/trainer.py"
 OVERRIDDEN = {
     "__init__": ["config"],
     "_init_tokenizer": [],
@@ -61,7 +61,7 @@ class Recorder:
         return batch
 
 
-@seam("PPOTrainer._step_once", TRAINER, "verl_cipo/integration/aux_batch.py")
+@seam("PPOTrainer._step_once", TRAINER, "verl_cipo/integration/train/aux_batch.py")
 def test_an_update_balances_then_scores_then_computes_advantages_then_trains(config):
     """Rows may be appended in _balance_batch because all log-probabilities come after it, and weights after those."""
     names = (
@@ -148,7 +148,7 @@ def test_the_tokenizer_comes_first_and_the_hook_of_the_loss_after_workers_and_ch
     )
 
 
-@seam("PPOTrainer._init_tokenizer", TRAINER, "verl_cipo/integration/budget.py")
+@seam("PPOTrainer._init_tokenizer", TRAINER, "verl_cipo/integration/checks.py")
 def test_the_tokenizer_is_that_of_the_models_dataclass(monkeypatch):
     made = SimpleNamespace(tokenizer="tokenizer", processor=None)
     monkeypatch.setattr(load("verl.trainer.ppo.v1.trainer_base"), "omega_conf_to_dataclass", lambda node: made)
@@ -163,13 +163,13 @@ def test_a_run_keeps_the_manager_validates_steps_saves_and_logs_in_this_order():
     calls_in_order(f"{BASE}.fit", "step", "_compute_metrics", "_log_rollout_data", "kv_clear")
 
 
-@seam("PPOTrainer.fit, on_step_end", "verl_cipo/integration/manager.py")
+@seam("PPOTrainer.fit, on_step_end", "verl_cipo/integration/rollout/manager.py")
 def test_rho_is_set_before_the_next_prompts_are_dispatched():
     """CIPO sets rho at the end of step(), and verl's trainers dispatch when they sample."""
     calls_in_order(f"{BASE}.fit", "step", "on_step_end")
 
 
-@seam("PPOTrainer._reissue_inflight_prompts", "verl_cipo/integration/rollouts.py")
+@seam("PPOTrainer._reissue_inflight_prompts", "verl_cipo/integration/rollout/worker.py")
 def test_reissued_prompts_lose_their_corrections_with_their_attempts(store):
     """After a resume in an asynchronous mode, prompts in flight are rolled out anew."""
     store.put("a", {"is_prompt": True, "status": "running"}, uid="a")

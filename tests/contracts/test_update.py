@@ -9,7 +9,7 @@ import torch
 from tests.contracts.seams import check_parameters, load, parameters, seam
 
 BASE = "verl.trainer.ppo.v1:PPOTrainer"
-TRAINER, JOINT = "verl_cipo/integration/trainer.py", "verl_cipo/integration/joint_update.py"
+TRAINER, JOINT = "verl_cipo/integration/train/trainer.py", "verl_cipo/integration/train/joint_update.py"
 
 
 def put_row(store, key: str, prompt: int = 3, response: int = 2, reward: float = 0.0, **fields) -> None:
@@ -61,7 +61,7 @@ def trainer(config):
     )
 
 
-@seam("PPOTrainer._balance_batch", TRAINER, "verl_cipo/integration/batch_rows.py")
+@seam("PPOTrainer._balance_batch", TRAINER, "verl_cipo/integration/train/rows.py")
 def test_balancing_pads_to_the_multiple_with_rows_tagged_as_padding(store, trainer):
     for key in ("a_0_0", "a_1_0", "a_c0_0_0"):
         put_row(store, key)
@@ -100,7 +100,7 @@ def test_the_actors_workers_are_told_the_mini_batch_size_with_the_batch(store, t
     assert metrics["actor/cipo_aux_loss"] == 2.0, "a loss's metric is no longer logged under actor/"
 
 
-@seam("TrainingWorker.train_mini_batch", JOINT, "verl_cipo/integration/loss.py")
+@seam("TrainingWorker.train_mini_batch", JOINT, "verl_cipo/integration/train/loss.py")
 def test_the_workers_cut_mini_batches_in_the_order_of_the_batch(monkeypatch):
     """mini_batch_size counts the rows of all ranks; nothing is shuffled by default."""
     workers = load("verl.workers.engine_workers")
@@ -121,7 +121,7 @@ def test_the_workers_cut_mini_batches_in_the_order_of_the_batch(monkeypatch):
     assert made == {"mini_batch_size": 2, "epochs": 1, "dataloader_kwargs": {"shuffle": False}}
 
 
-@seam("PPOTrainer._compute_advantage", TRAINER, "verl_cipo/integration/estimator.py")
+@seam("PPOTrainer._compute_advantage", TRAINER, "verl_cipo/integration/train/estimator.py")
 def test_an_estimator_gets_rewards_mask_config_and_groups_in_the_order_of_the_batch(store, trainer, monkeypatch):
     keys = ["b_1_0", "a_c2_0_0", "b_0_0"]
     for i, key in enumerate(keys):
@@ -145,7 +145,7 @@ def test_an_estimator_gets_rewards_mask_config_and_groups_in_the_order_of_the_ba
     assert [store.rows[key]["advantages"].tolist() for key in keys] == [[10], [10, 11], [10, 10, 12]]
 
 
-@seam("ray_trainer.compute_advantage", "verl_cipo/integration/estimator.py")
+@seam("ray_trainer.compute_advantage", "verl_cipo/integration/train/estimator.py")
 def test_compute_advantage_takes_what_it_did():
     check_parameters(
         "verl.trainer.ppo.ray_trainer:compute_advantage",
@@ -153,7 +153,7 @@ def test_compute_advantage_takes_what_it_did():
     )
 
 
-@seam("PPOTrainer._compute_metrics", "verl_cipo/integration/aux_rows.py")
+@seam("PPOTrainer._compute_metrics", "verl_cipo/integration/train/aux_rows.py")
 def test_rows_tagged_as_padding_stay_out_of_verls_metrics(store, trainer, monkeypatch):
     zeros = torch.zeros(2)
     for key, reward in (("a_0_0", 1.0), ("pad_0_0", 5.0)):
@@ -174,7 +174,7 @@ def test_rows_tagged_as_padding_stay_out_of_verls_metrics(store, trainer, monkey
     assert seen == [1.0], "rows of the auxiliary loss alone would count in verl's metrics"
 
 
-@seam("PPOTrainer._compute_old_log_prob", "verl_cipo/integration/aux_batch.py")
+@seam("PPOTrainer._compute_old_log_prob", "verl_cipo/integration/train/aux_batch.py")
 def test_old_log_probs_and_entropy_are_written_for_the_rows_responses(store, trainer):
     put_row(store, "a_0_0", prompt=2, response=2)
     put_row(store, "a_c0_0_0", prompt=3, response=1)
@@ -194,7 +194,7 @@ def test_old_log_probs_and_entropy_are_written_for_the_rows_responses(store, tra
     assert metrics["actor/entropy"] == pytest.approx(1.0), "the guard reads actor/entropy"
 
 
-@seam("utils of row padding: PADDING key and tag", "verl_cipo/evaluation/dumps.py")
+@seam("utils of row padding: PADDING key and tag", "verl_cipo/evaluation/dumps/rows.py")
 def test_a_padding_rows_uid_starts_with_pad(store, trainer):
     put_row(store, "a_0_0")
     pad = load("verl.trainer.ppo.padding_utils:upsample_batch_to_divisible_size")

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from verl_cipo.core.lots import lot
+from verl_cipo.core.draws import lot
 
 # Pass rates and shares are quotients of small integers: far below any difference that means something.
 _TOLERANCE = 1e-9

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from verl_cipo.core.anchors import Attempt, Group
-from verl_cipo.core.lots import lot
+from verl_cipo.core.draws import lot
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from verl_cipo.evaluation.suites import EvaluationError
+from verl_cipo.evaluation.suite.problems import EvaluationError
 
 
 class AppendLog:

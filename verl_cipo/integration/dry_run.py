@@ -26,12 +26,11 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import config as verl_config
 
 from verl_cipo.core.anchors import anchor_budget
-from verl_cipo.integration.budget import check_model
-from verl_cipo.integration.estimator import NAME
-from verl_cipo.integration.joint_update import optimizer_steps
-from verl_cipo.integration.lengths import check_lengths
-from verl_cipo.integration.remarks import announce
-from verl_cipo.integration.switch import cipo_config, is_switch, switch_on
+from verl_cipo.integration.checks import announce, check_lengths, check_model
+from verl_cipo.integration.settings import cipo_config
+from verl_cipo.integration.switch import is_switch, switch_on
+from verl_cipo.integration.train.estimator import NAME
+from verl_cipo.integration.train.joint_update import optimizer_steps
 
 PACKAGE = "pkg://"
 DATACLASSES = ("rollout", "ref.fsdp_config", "ref.megatron")

@@ -9,16 +9,13 @@ Two things happen when the plugin loads, both light:
 * for verl's own config, and for the V0 trainer, ``verl.utils.config.validate_config`` is wrapped. It is the one
   function that ``main_ppo`` calls with the whole config in the driver before Ray starts. With any other estimator the
   wrapper calls verl's function and does nothing else. With ``trainer.use_v1=False`` it also puts CIPO's V0 trainer in
-  place of verl's (legacy.py says how).
+  place of verl's (v0/trainer.py says how).
 """
 
 import functools
 import importlib
-import importlib.util
 import inspect
 import logging
-import re
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,239 +23,22 @@ import ray
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
-from verl_cipo.core.prompts import with_text
-from verl_cipo.integration.budget import check_model
-from verl_cipo.integration.estimator import NAME
-from verl_cipo.integration.lengths import check_lengths
-from verl_cipo.integration.remarks import announce
-from verl_cipo.integration.seeds import seed_name
+from verl_cipo.integration import ChangedSeamError
+from verl_cipo.integration.checks import announce, check_model
+from verl_cipo.integration.settings import MANAGER_CLASS, MANAGER_CLASS_V0, TRAINER_OF_MODE, settle, write_back
+from verl_cipo.integration.train.estimator import NAME
 
 logger = logging.getLogger("verl_cipo")
 
 TRAINER_RESOLVER = "cipo.trainer"
 MANAGER_RESOLVER = "cipo.manager"
-MANAGER_CLASS = "verl_cipo.integration.manager.CIPOAgentLoopManager"
-MANAGER_CLASS_V0 = "verl_cipo.integration.legacy_rollouts.CIPOAgentLoopManagerV0"
-TRAINER_OF_MODE = {
-    "sync": "cipo_sync",
-    "colocate_async": "cipo_colocate_async",
-    "separate_async": "cipo_separate_async",
-}
-"""verl's ``trainer.v1.trainer_mode`` -> the name of CIPO's variant in verl's trainer registry."""
 VALIDATE_SIGNATURE = ["config", "use_reference_policy", "use_critic"]
-
-
-class ChangedSeamError(RuntimeError):
-    """What is hooked into is not what the hook was written for."""
-
-
-def cipo_config(config: DictConfig) -> CIPOConfig:
-    """Read and validate ``algorithm.cipo``; absent means all defaults. ``schedule=auto`` becomes that of the trainer.
-
-    Raises:
-        CIPOConfigError: an unknown key, a bad value, or a template that cannot be read.
-    """
-    section = OmegaConf.select(config, "algorithm.cipo", default=OmegaConf.create())
-    if not OmegaConf.is_dict(section):
-        raise CIPOConfigError(f"algorithm.cipo={section!r}: allowed are options algorithm.cipo.<knob>=<value>")
-    mapping = OmegaConf.to_container(section, resolve=True)
-    match mapping:
-        case {"prompt": {"template": [*pieces]}} if all(isinstance(piece, str) for piece in pieces):
-            mapping["prompt"]["template"] = "".join(pieces)
-    cipo = CIPOConfig.from_mapping(mapping)
-    # The mode as it is written: reading an interpolation would import the trainers.
-    trainer = OmegaConf.to_container(OmegaConf.select(config, "trainer.v1", default=OmegaConf.create()))
-    cipo = cipo.scheduled(asynchronous="async" in trainer.get("trainer_mode", "sync"))
-    return replace(cipo, prompt=with_text(cipo.prompt))
-
-
-def settle(config: DictConfig) -> CIPOConfig:
-    """:func:`check_combination`, and its result in the place of ``algorithm.cipo``.
-
-    Workers get the config as it then is, with the template's text: they have another working directory, and may be on
-    other machines, where the file is not.
-
-    Raises:
-        CIPOConfigError: as :func:`check_combination`.
-    """
-    cipo = check_combination(config)
-    _write(config, cipo)
-    return cipo
-
-
-def _write(config: DictConfig, cipo: CIPOConfig) -> None:
-    mapping = cipo.to_mapping()
-    if "${" in (template := cipo.prompt.template):
-        # OmegaConf takes it for a reference, and what quotes it is gone when the config has been resolved once.
-        mapping["prompt"]["template"] = re.split(r"(?<=\$)(?=\{)", template)
-    with open_dict(config):
-        config.algorithm.cipo = mapping
-
-
-def check_combination(config: DictConfig) -> CIPOConfig:
-    """Refuse the settings of verl that CIPO cannot honour.
-
-    Returns:
-        the validated ``algorithm.cipo``.
-
-    Raises:
-        CIPOConfigError: names the key, its value and what is allowed.
-    """
-
-    def refuse(key: str, allowed: str) -> None:
-        raise CIPOConfigError(f"{key}={OmegaConf.select(config, key)} does not work with adv_estimator=cipo: {allowed}")
-
-    if importlib.util.find_spec("transfer_queue") is None:
-        raise CIPOConfigError("verl_cipo needs TransferQueue, which is missing: pip install TransferQueue")
-    cipo = cipo_config(config)
-    (_check_v1 if config.trainer.use_v1 else _check_v0)(config, cipo, refuse)
-    if config.critic.enable:
-        refuse("critic.enable", "CIPO has no critic, leave it null or false")
-    _check_reward_model(config, refuse)
-    if OmegaConf.select(config, "algorithm.filter_groups.enable"):
-        refuse("algorithm.filter_groups.enable", "group filtering would judge attempts and corrections as one group")
-    if config.actor_rollout_ref.rollout.n < 2:
-        refuse("actor_rollout_ref.rollout.n", "a group of one attempt has no group-relative advantage, use at least 2")
-    if OmegaConf.select(config, "skip.rollout_tq.enable"):
-        refuse("skip.rollout_tq.enable", "corrections belong to the rollouts of their step, not to stored ones")
-    if config.actor_rollout_ref.actor.shuffle and (cipo.rolls_out or cipo.pairs):
-        refuse(
-            "actor_rollout_ref.actor.shuffle",
-            "rows are ordered so that each mini-batch holds both streams in the batch's proportion, set it to false",
-        )
-    _check_pipeline(config, refuse)
-    if config.actor_rollout_ref.rollout.get("full_determinism"):
-        seed_name(config.actor_rollout_ref.rollout)
-    if cipo.aux.coef > 0:
-        _check_aux(config, cipo, refuse)
-    needed = MANAGER_CLASS if config.trainer.use_v1 else MANAGER_CLASS_V0
-    custom = OmegaConf.select(config, "actor_rollout_ref.rollout.agent.agent_loop_manager_class")
-    # cipo_trainer.yaml names that of V1, whatever trainer is asked for.
-    if custom not in (None, MANAGER_CLASS, needed):
-        refuse("actor_rollout_ref.rollout.agent.agent_loop_manager_class", f"corrections need {needed}")
-    check_lengths(config, corrects=cipo.corrects)
-    return cipo
-
-
-def _check_v1(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str], None]) -> None:
-    trainer = config.trainer.v1
-    if not OmegaConf.is_interpolation(trainer, "trainer_mode") and trainer.trainer_mode not in TRAINER_OF_MODE:
-        refuse("trainer.v1.trainer_mode", f"use one of {sorted(TRAINER_OF_MODE)}")
-    if trainer.get("sync", {}).get("parameter_sync_step", 1) != 1:
-        refuse("trainer.v1.sync.parameter_sync_step", "one update a rollout, leave it out or set 1")
-    separate = not OmegaConf.is_interpolation(trainer, "trainer_mode") and trainer.trainer_mode == "separate_async"
-    if separate and not config.actor_rollout_ref.get("hybrid_engine", True):
-        refuse(
-            "actor_rollout_ref.hybrid_engine",
-            "verl 0.9.1's separate_async then ends in a TypeError, in a line of its log, when the workers have been "
-            "started; set it to true",
-        )
-
-
-def _check_v0(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str], None]) -> None:
-    """Refuse what CIPO cannot do, or verl does not do, with ``trainer.use_v1=False``."""
-    trainer = config.trainer
-    # verl's TaskRunner has resolved the config when it has it validated again.
-    if trainer.v1.trainer_mode not in ("sync", TRAINER_OF_MODE["sync"]):
-        refuse("trainer.v1.trainer_mode", "trainer.use_v1=false has no asynchronous trainer, set trainer.use_v1=true")
-    if not trainer.balance_batch:
-        refuse("trainer.balance_batch", "with trainer.use_v1=false corrections join the batch there, set it to true")
-    if trainer.critic_warmup > 0:
-        refuse("trainer.critic_warmup", "with trainer.use_v1=false rho moves with the actor's update, set it to 0")
-    if OmegaConf.select(config, "actor_rollout_ref.actor.use_prefix_grouper"):
-        refuse(
-            "actor_rollout_ref.actor.use_prefix_grouper",
-            "with trainer.use_v1=false it would keep the rows of a prompt together, which mixed mini-batches do not",
-        )
-    if OmegaConf.select(config, "skip.rollout.enable"):
-        refuse("skip.rollout.enable", "with trainer.use_v1=false a replayed rollout lacks what CIPO notes on its rows")
-    if cipo.schedule == "replay" and cipo.rolls_out:
-        refuse(f"{ROOT}.schedule", "trainer.use_v1=false knows no anchors of the step before, use barrier")
-    if cipo.lambda_corr == 0 and cipo.rolls_out and cipo.aux.coef > 0:
-        refuse(
-            f"{ROOT}.lambda_corr",
-            f"with trainer.use_v1=false and {ROOT}.aux.coef above 0 corrections need a weight of their own, set it "
-            f"above 0, {ROOT}.source=paired or trainer.use_v1=true",
-        )
-
-
-def _check_reward_model(config: DictConfig, refuse: Callable[[str, str], None]) -> None:
-    model = config.reward.reward_model
-    if not model.enable:
-        return
-    if not model.enable_resource_pool:
-        refuse(
-            "reward.reward_model.enable_resource_pool",
-            "attempts must be verified while they are rolled out; a colocated reward model scores them later. "
-            "Use a rule-based reward or give the reward model its own resource pool",
-        )
-    if config.reward.custom_reward_function.path is None:
-        refuse(
-            "reward.custom_reward_function.path",
-            "verl 0.9.1 then scores by the reward model alone and fails at each session for want of its "
-            "reward_extra_info; name a function that asks the model at its reward_router_address",
-        )
-
-
-def _check_pipeline(config: DictConfig, refuse: Callable[[str, str], None]) -> None:
-    """Megatron's interleaved pipeline takes micro-batches in groups, which the rows of a step need not fill."""
-    key = "actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size"
-    if (OmegaConf.select(config, key) or 1) == 1:
-        return
-    sizes = ("actor.use_dynamic_bsz", "rollout.log_prob_use_dynamic_bsz", "ref.log_prob_use_dynamic_bsz")
-    for size in sizes:
-        if not OmegaConf.select(config, f"actor_rollout_ref.{size}"):
-            refuse(key, f"micro-batches of a fixed size do not fill its groups, set actor_rollout_ref.{size}=true")
-
-
-def _check_aux(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str], None]) -> None:
-    """Refuse what the auxiliary loss cannot be trained with."""
-    if OmegaConf.select(config, "distillation.enabled"):
-        refuse("distillation.enabled", "verl's distillation loss takes the place of the one that aux.coef adds to")
-    appends = cipo.pairs or cipo.aux.kind == "contrastive" or cipo.aux.distill_below > 0 or cipo.lambda_corr == 0
-    if appends and OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode"):
-        refuse(
-            "algorithm.rollout_correction.bypass_mode",
-            "verl's loss then refuses a micro-batch of rows that only the auxiliary loss trains (pairs, contrastive, "
-            "aux.distill_below, lambda_corr=0), and there are no log-probabilities of the old policy to compare",
-        )
-    if appends and OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") == "geo_mean":
-        refuse(
-            "actor_rollout_ref.actor.policy_loss.loss_mode",
-            "geo_mean divides by all rows of a micro-batch, those too that only the auxiliary loss trains (pairs, the "
-            "contrastive loss, aux.distill_below, lambda_corr=0)",
-        )
-    for engine in ("megatron", "veomni"):
-        replay = f"actor_rollout_ref.actor.{engine}.router_replay.mode"
-        if appends and OmegaConf.select(config, replay) not in (None, "disabled"):
-            refuse(
-                replay,
-                "no routing is known of rows made for the auxiliary loss (pairs, contrastive, aux.distill_below, "
-                "lambda_corr=0)",
-            )
-    for tools in ("tool_config_path", "function_tool_path"):
-        if cipo.pairs and OmegaConf.select(config, f"actor_rollout_ref.rollout.multi_turn.{tools}"):
-            refuse(
-                f"actor_rollout_ref.rollout.multi_turn.{tools}",
-                f"the prompt of a pair is rendered without tools, use {ROOT}.source=resample",
-            )
-    if not (cipo.rolls_out and cipo.schedule == "replay"):
-        return
-    gone = f"with {ROOT}.schedule=replay: the failed attempts of the step before are not in the batch"
-    if cipo.aux.kind == "contrastive":
-        raise CIPOConfigError(
-            f"{ROOT}.aux.kind=contrastive {gone}, use another schedule, {ROOT}.aux.kind=nll or {ROOT}.source=paired"
-        )
-    if cipo.aux.distill_below > 0:
-        raise CIPOConfigError(
-            f"{ROOT}.aux.distill_below={cipo.aux.distill_below} {gone}, use another schedule or set it to 0"
-        )
 
 
 def switch_on(config: DictConfig) -> CIPOConfig:
     """Validate a config with ``adv_estimator=cipo`` and point verl at CIPO's trainer and rollout manager, in place.
 
-    verl's V0 trainer cannot be named in a config: see ``legacy.take_place``.
+    verl's V0 trainer cannot be named in a config: see ``v0.trainer.take_place``.
 
     Returns:
         the validated ``algorithm.cipo``.
@@ -277,7 +57,7 @@ def switch_on(config: DictConfig) -> CIPOConfig:
                 ROOT,
             )
         cipo = replace(cipo, schedule="barrier")
-        _write(config, cipo)
+        write_back(config, cipo)
     with open_dict(config):
         config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = (
             MANAGER_CLASS if config.trainer.use_v1 else MANAGER_CLASS_V0
@@ -297,7 +77,7 @@ def resolve_trainer(mode: str, estimator: str) -> str:
         return mode
     if mode not in TRAINER_OF_MODE:
         raise CIPOConfigError(f"trainer.v1.trainer_mode={mode}: use one of {sorted(TRAINER_OF_MODE)} with CIPO")
-    importlib.import_module("verl_cipo.integration.trainer")
+    importlib.import_module("verl_cipo.integration.train.trainer")
     return TRAINER_OF_MODE[mode]
 
 
@@ -330,7 +110,7 @@ def register() -> None:
                 if not ray.is_initialized():
                     announce(config, cipo)
                 if not config.trainer.use_v1:
-                    importlib.import_module("verl_cipo.integration.legacy").take_place()
+                    importlib.import_module("verl_cipo.integration.v0.trainer").take_place()
             except CIPOConfigError as error:
                 if ray.is_initialized():
                     # verl's V0 TaskRunner asks again, in an actor, where an exit would lose the message.

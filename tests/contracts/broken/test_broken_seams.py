@@ -47,7 +47,7 @@ BATCHES = {
                 "update::balancing_pads_to_the_multiple_with_rows_tagged_as_padding",
             ),
             "_balance",
-            "verl_cipo/integration/trainer.py",
+            "verl_cipo/integration/train/trainer.py",
         ),
         Break(
             {
@@ -61,13 +61,13 @@ BATCHES = {
                 "data_plane::a_prompt_is_sampled_once_its_status_is_terminal",
             ),
             "ReplayBuffer",
-            "verl_cipo/integration/rollouts.py",
+            "verl_cipo/integration/rollout/worker.py",
         ),
         Break(
             {"workers/engine_workers.py": (r"\bset_loss_fn\b", "set_loss")},
             ("loss::the_loss_of_the_workers_can_be_set_from_the_trainer[...]",),
             "set_loss_fn",
-            "verl_cipo/integration/loss.py",
+            "verl_cipo/integration/train/loss.py",
         ),
         Break(
             {
@@ -89,7 +89,7 @@ BATCHES = {
             },
             ("platform::the_process_group_takes_a_backend_and_its_caller_gives_none",),
             "initialize_global_process_group_ray",
-            "verl_cipo/integration/cpu.py",
+            "verl_cipo/integration/cpu/platform.py",
         ),
         Break(
             {"utils/tracking.py": (r'\{"step": step, "data": data\}', '{"step": step, "metrics": data}')},
@@ -113,7 +113,7 @@ BATCHES = {
             {"trainer/ppo/core_algos.py": (r"\bregister_adv_est\b", "register_estimator")},
             ("plugin::an_estimator_can_be_registered_by_name_and_twice",),
             "register_adv_est",
-            "verl_cipo/integration/estimator.py",
+            "verl_cipo/integration/train/estimator.py",
         ),
     ],
     "worker": [
@@ -131,7 +131,7 @@ BATCHES = {
             {"experimental/agent_loop/agent_loop.py": (r"final_output\.reward_score is None and ", "")},
             ("rewards::only_an_output_without_a_reward_is_scored[0.25-0]",),
             "_compute_score",
-            "verl_cipo/integration/verifying.py",
+            "verl_cipo/integration/rollout/verify.py",
         ),
         Break(
             {
@@ -147,21 +147,21 @@ BATCHES = {
                 "trainer/config/algorithm.py": (r"\bnorm_adv_by_std_in_grpo\b", "norm_adv_by_std"),
                 "trainer/config/ppo_trainer.yaml": (r"\bnorm_adv_by_std_in_grpo\b", "norm_adv_by_std"),
             },
-            ("config::a_key_that_is_read_is_in_verls_default_config[verl_cipo/integration/estimator.py]",),
+            ("config::a_key_that_is_read_is_in_verls_default_config[verl_cipo/integration/train/estimator.py]",),
             "norm_adv_by_std_in_grpo",
-            "verl_cipo/integration/estimator.py",
+            "verl_cipo/integration/train/estimator.py",
         ),
         Break(
             {f"{V1}/trainer_base.py": (r'"latest_checkpointed_iteration\.txt"', '"latest.txt"')},
             ("checkpoint::the_checkpoint_is_named_as_the_newest_after_all_of_it_is_written",),
             "_save_checkpoint",
-            "verl_cipo/integration/state.py",
+            "verl_cipo/integration/train/checkpoint.py",
         ),
         Break(
             {f"{V1}/trainer_base.py": (r'"gts": gts', '"ground_truth": gts')},
             ("dumps::a_line_of_a_rollout_dump", "dumps::a_verifiers_fields_are_columns_of_the_dump"),
             "_write_generations",
-            "verl_cipo/evaluation/dumps.py",
+            "verl_cipo/evaluation/dumps/rows.py",
         ),
         Break(
             {

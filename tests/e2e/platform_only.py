@@ -1,5 +1,0 @@
-"""Stock verl on a CPU: registers the CPU platform and nothing of CIPO."""
-
-from verl_cipo.integration import cpu
-
-cpu.register()

@@ -1,0 +1,260 @@
+"""python -m verl_cipo.report from run folders to the page: what is in it, what is said to be missing, what fails."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from tests.fast.evaluation.report.report_folders import (
+    HOSTILE,
+    training_step,
+    validation_row,
+    write_lines,
+    write_metrics,
+    write_run,
+)
+from verl_cipo import report
+from verl_cipo.evaluation.report.passk import pass_by_k, pass_curves
+from verl_cipo.evaluation.report.runs import read_arms
+from verl_cipo.evaluation.report.sections import sections
+from verl_cipo.evaluation.report.tables import overview
+
+
+class Page(HTMLParser):
+    """Sections as {id: text}, and every attribute that could load something."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.sections, self.links, self.data, self._open, self._quiet = {}, [], "", [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.links += [values[name] for name in ("src", "href", "xlink:href", "srcset", "action") if values.get(name)]
+        if tag == "section":
+            self._open.append(values["id"])
+            self.sections[values["id"]] = ""
+        if tag in ("script", "style"):
+            self._quiet = values.get("id", tag)
+
+    def handle_endtag(self, tag):
+        if tag == "section":
+            self._open.pop()
+        if tag in ("script", "style"):
+            self._quiet = ""
+
+    def handle_data(self, data):
+        if self._quiet == "data":
+            self.data += data
+        elif self._open and not self._quiet:
+            self.sections[self._open[-1]] += " ".join(data.split()) + " "
+
+
+def make(tmp_path, *arguments) -> Page:
+    output = tmp_path / "report.html"
+    assert report.main([*map(str, arguments), "--output", str(output)]) == 0
+    return Page(output.read_text(encoding="utf-8"))
+
+
+def test_a_whole_run_fills_every_section(tmp_path):
+    page = make(tmp_path, write_run(tmp_path / "run"), "--title", "Run <1>")
+
+    assert list(page.sections) == [
+        "overview", "learning", "passk", "transitions", "replay", "collapse", "cost", "examples",
+    ]  # fmt: skip
+    assert "Not recorded" not in "".join(text for name, text in page.sections.items() if name != "transitions")
+    assert "run 1 2 25.0 % \u2192 50.0 %" in page.sections["overview"]
+    assert "retry c\u2192c copied" in page.sections["overview"] and "20.0 % 12.5 % " in page.sections["overview"]
+    assert "attempts: 1.0 k" in page.sections["cost"]
+    assert "run: entropy" in page.sections["collapse"] and "1\u20132" in page.sections["collapse"]
+    assert "7 of 7 w\u2192c, 1 of 1 c\u2192w" in page.sections["examples"]
+    assert "Run &lt;1&gt;" in (tmp_path / "report.html").read_text()
+
+
+def test_the_page_loads_nothing(tmp_path):
+    page = make(tmp_path, write_run(tmp_path / "run"))
+    html = (tmp_path / "report.html").read_text()
+
+    assert all(link.startswith(("#", "data:")) for link in page.links)
+    assert "default-src 'none'" in html
+    assert not re.findall(r"@import|url\((?!#)", html)
+
+
+def test_examples_cannot_leave_their_element(tmp_path):
+    page = make(tmp_path, write_run(tmp_path / "run"))
+
+    (hostile,) = [example for example in json.loads(page.data) if example["transition"] == "c2c"]
+    assert hostile["question"] == hostile["attempt"] == hostile["correction"] == HOSTILE
+    assert "taken" not in "".join(page.sections.values())
+
+
+def test_a_label_is_text_wherever_it_stands(tmp_path):
+    page = make(tmp_path, f"<b>$x$&={write_run(tmp_path / 'run')}", f"other={write_run(tmp_path / 'two')}")
+
+    assert "<b>" not in (tmp_path / "report.html").read_text()
+    assert "<b>$x$& 1 2" in page.sections["overview"]
+    assert "<b>$x$& turn 1: 50.0 %" in page.sections["learning"]
+
+
+def test_seeds_of_a_label_become_a_mean_with_a_band(tmp_path):
+    page = make(
+        tmp_path,
+        f"cipo={write_run(tmp_path / 'a')}",
+        f"cipo={write_run(tmp_path / 'b', gain=0.2)}",
+        f"grpo={write_run(tmp_path / 'c', gain=0.3)}",
+    )
+
+    assert "cipo 2 2 25.0 % \u2192 60.0 %" in page.sections["overview"]
+    assert "cipo turn 1: 60.0 %" in page.sections["learning"]
+    assert {example["run"] for example in json.loads(page.data)} == {"cipo #1", "cipo #2", "grpo"}
+    html = (tmp_path / "report.html").read_text()
+    assert "cipo (2 seeds)" in html and "fill-opacity" in html and "least to the greatest seed" in html
+
+
+def test_what_a_run_lacks_is_said(tmp_path):
+    grpo = write_metrics(
+        tmp_path / "grpo.jsonl",
+        {0: {"val-core/gsm8k/acc/mean@2": 0.2}, 1: training_step(1) | {"val-core/gsm8k/acc/mean@2": 0.4}},
+    )
+    page = make(tmp_path, write_run(tmp_path / "cipo"), grpo)
+
+    assert "Held-out problems solved: no cipo/val/accuracy_turn2 in grpo" in page.sections["learning"]
+    # The other run has no val-core/*: both are read the same way, or not at all.
+    assert "no val-core/*/mean@n or cipo/val/accuracy_turn1 in cipo" in page.sections["learning"]
+    assert "no validation/<step>.jsonl in grpo" in page.sections["passk"]
+    assert "no cipo/transitions/w2c in grpo" in page.sections["transitions"]
+    assert "rho: no cipo/rho in grpo" in page.sections["replay"]
+    assert "no cipo/guard/* in grpo" in page.sections["collapse"]
+    assert "no cipo/tokens/* or no validation in cipo, grpo" in page.sections["cost"]
+    assert "grpo 1 1 20.0 % \u2192 40.0 % \u2013" in page.sections["overview"]
+
+
+def test_a_run_with_nothing_to_show_still_gives_a_page_that_says_so(tmp_path):
+    page = make(tmp_path, write_metrics(tmp_path / "bare.jsonl", {1: {"actor/lr": 1e-6}}))
+
+    assert all("Not recorded" in text for name, text in page.sections.items() if name != "overview")
+    assert json.loads(page.data) == []
+
+
+def test_each_of_several_benchmarks_has_its_picture(tmp_path):
+    names = {"val-core/aime/acc/mean@4": 0.1, "val-core/openai/gsm8k/acc/mean@2": 0.5}
+    run = write_metrics(tmp_path / "run.jsonl", {0: names, 5: names})
+    section = sections(read_arms([str(run)], []), window=1, bad=[])[0]
+
+    assert [chart.title for chart in section.charts[1:]] == ["aime: pass@1", "openai/gsm8k: pass@1"]
+    assert section.charts[1].lines[0].curve.mean.tolist() == [0.1, 0.1]
+
+
+def test_pass_at_k_by_hand(tmp_path):
+    (arm,) = read_arms([str(write_run(tmp_path / "run"))], [])
+    curves = pass_curves(arm, [])
+
+    # 2 problems x 4 samples. Step 0: 1 right in each, pass@2 = 1/2. Step 2: 1 and 3 right, pass@2 = (1/2 + 1) / 2.
+    assert {step: curve.mean.tolist() for step, curve in curves.items()} == {
+        0: pytest.approx([0.25, 0.5, 1.0]),
+        2: pytest.approx([0.5, 0.75, 1.0]),
+    }
+    assert curves[0].x.tolist() == [1, 2, 4]
+
+
+def test_pass_at_k_goes_up_to_the_median_and_counts_problems_that_have_k(tmp_path):
+    rows = [validation_row(0, session, session == 0) for session in range(2)]
+    rows += [validation_row(problem, session, problem == 1) for problem in (1, 2) for session in range(4)]
+    path = write_lines(tmp_path / "validation/1.jsonl", rows)
+
+    found = pass_by_k(path, [])
+
+    assert found == pytest.approx({1: (0.5 + 1 + 0) / 3, 2: (1 + 1 + 0) / 3, 4: 0.5})
+
+
+def test_the_overview_ends_where_a_seed_ends(tmp_path):
+    long = write_metrics(tmp_path / "long.jsonl", {step: {"cipo/val/accuracy_turn1": step / 10} for step in range(5)})
+    short = write_metrics(tmp_path / "short.jsonl", {step: {"cipo/val/accuracy_turn1": 0.0} for step in range(3)})
+
+    (row,) = overview(read_arms([f"a={long}", f"a={short}"], [])).rows
+
+    assert row[:4] == ("a", "2", "2", "0.0 % \u2192 10.0 %")
+
+
+def test_pictures_are_written_beside(tmp_path, capsys):
+    make(tmp_path, write_run(tmp_path / "run"), "--png", tmp_path / "pictures")
+    names = {path.name for path in (tmp_path / "pictures").iterdir()}
+
+    assert {"validation.png", "pass-at-k.png", "rho.png", "tokens.png", "alarms.png"} <= names
+    assert (tmp_path / "pictures/rho.png").read_bytes().startswith(b"\x89PNG")
+    assert set(capsys.readouterr().out.split()) == {
+        str(tmp_path / "report.html"),
+        *(str(tmp_path / "pictures" / name) for name in names),
+    }
+
+
+def test_malformed_lines_stop_the_report_and_name_each_file_and_line(tmp_path, capsys):
+    folder = write_run(tmp_path / "run")
+    for name in ("metrics.jsonl", "validation/2.jsonl", "validation/corrections/2.jsonl"):
+        with open(folder / name, "a") as file:
+            file.write('{"torn')
+    output = tmp_path / "report.html"
+
+    assert report.main([str(folder), "--output", str(output)]) == 1
+    said = capsys.readouterr().err
+    assert all(f"{folder / place}: not JSON" in said for place in ("metrics.jsonl:4", "validation/2.jsonl:9"))
+    assert said.count("validation/corrections/2.jsonl:11: not JSON") == 1
+    assert "--skip-bad" in said
+    assert not output.exists()
+
+    assert report.main([str(folder), "--output", str(output), "--skip-bad"]) == 0
+    assert capsys.readouterr().err.count("left out: ") == 3
+    assert "3 malformed lines were left out." in output.read_text()
+
+
+def test_a_missing_run_is_an_error_and_leaves_the_old_report(tmp_path, capsys):
+    output = tmp_path / "report.html"
+    output.write_text("old")
+
+    assert report.main([str(tmp_path / "none"), "--output", str(output)]) == 1
+    assert "give the folder that holds metrics.jsonl" in capsys.readouterr().err
+    assert output.read_text() == "old"
+
+
+def test_more_arms_than_colours_are_refused(tmp_path, capsys):
+    runs = [str(write_metrics(tmp_path / f"run{index}.jsonl", {1: {"a": 1}})) for index in range(6)]
+
+    assert report.main([*runs, "--output", str(tmp_path / "report.html")]) == 1
+    assert "6 arms, and 5 colours" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--smooth", "--examples", "--characters"])
+def test_numbers_below_one_are_refused(tmp_path, option, capsys):
+    with pytest.raises(SystemExit):
+        report.main([str(tmp_path), "--output", "x.html", option, "0"])
+    assert "allowed is 1 or more" in capsys.readouterr().err
+
+
+def test_without_matplotlib_the_extra_is_named(tmp_path):
+    write_run(tmp_path / "run")
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; from verl_cipo import report; "
+        "sys.exit(report.main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "run", "--output", tmp_path / "x.html"], capture_output=True, text=True
+    )
+
+    assert (done.returncode, done.stderr) == (1, "the report needs matplotlib: pip install 'verl_cipo[eval]'\n")
+
+
+def test_the_command_imports_neither_verl_nor_torch(tmp_path):
+    write_run(tmp_path / "run")
+    code = (
+        "import sys; from verl_cipo import report; assert report.main(sys.argv[1:]) == 0; "
+        "print([name for name in ('verl', 'torch', 'ray', 'vllm', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "run", "--output", tmp_path / "x.html"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    assert done.stdout.splitlines()[-1] == "[]"

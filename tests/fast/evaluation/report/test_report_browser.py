@@ -1,0 +1,114 @@
+"""The report in a real headless Chromium: it is drawn, paged, filtered, and runs nothing that a policy wrote.
+
+It needs Chromium (apt-get install chromium) and fails without it.
+"""
+
+import numpy as np
+import pytest
+from matplotlib import image
+
+from tests.fast.evaluation.report.browser import Browser
+from tests.fast.evaluation.report.report_folders import write_run
+from verl_cipo import report
+
+ROWS = "document.querySelectorAll('#rows tbody tr')"
+SHOWN = f"[...{ROWS}].map(row => row.dataset.transition)"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    write_run(folder / "one")
+    write_run(folder / "two", gain=0.1)
+    output = folder / "report.html"
+    runs = [f"cipo={folder}/one", f"other={folder}/two"]
+    assert report.main([*runs, "--output", str(output)]) == 0
+    return output
+
+
+@pytest.fixture
+def browser(tmp_path):
+    with Browser(tmp_path) as started:
+        yield started
+
+
+def test_a_person_can_page_filter_and_search(page, browser):
+    browser.open(page)
+
+    assert browser.value("document.getElementById('count').textContent") == "1\u20135 of 22"
+    assert browser.value(SHOWN) == ["w2c"] * 5
+    assert browser.value("document.getElementById('previous').disabled")
+    for _ in range(4):
+        browser.click("#next")
+    assert browser.value("document.getElementById('count').textContent") == "21\u201322 of 22"
+    assert browser.value("document.getElementById('next').disabled")
+    browser.click("#previous")
+    assert browser.value("document.getElementById('count').textContent") == "16\u201320 of 22"
+
+    browser.click("#kinds [data-transition='w2w']")
+    assert browser.value("document.getElementById('count').textContent") == "1\u20134 of 4"
+    assert browser.value(SHOWN) == ["w2w"] * 4
+    assert browser.value("[...document.querySelectorAll('[aria-pressed=true]')].map(b => b.textContent)") == [
+        "w\u2192w (4)"
+    ]
+    verdicts = f"[...{ROWS}[1].querySelectorAll('.verdict')].map(item => item.textContent)"
+    assert browser.value(verdicts) == ["\u2717 wrong", "\u2717 wrong", "copied"]
+    choose(browser, "copied", "false")
+    assert browser.value(f"{ROWS}.length") == 2
+    choose(browser, "run", "other")
+    assert browser.value(f"{ROWS}.length") == 1
+    choose(browser, "search", "no such text")
+    assert browser.value("document.getElementById('count').textContent") == "No example fits these filters."
+    assert browser.errors == []
+
+
+def choose(browser, control, value):
+    event = "input" if control == "search" else "change"
+    element = f"document.getElementById('{control}')"
+    browser.value(f"{element}.value = '{value}'; {element}.dispatchEvent(new Event('{event}'))")
+
+
+def test_lines_that_the_attempt_lacks_are_marked(page, browser):
+    browser.open(page)
+
+    assert browser.value(f"[...{ROWS}[0].querySelectorAll('.changed')].map(line => line.textContent)") == ["no: 40"]
+
+
+def test_what_a_policy_wrote_is_shown_and_never_run(page, browser):
+    browser.open(page)
+    browser.click("#kinds [data-transition='c2c']")
+
+    assert "</script><script>document.title" in browser.value(f"{ROWS}[0].textContent")
+    assert browser.value("document.title") == "CIPO report"
+    assert browser.value("document.querySelectorAll('main img, main script').length") == 0
+    assert browser.requests == [page.resolve().as_uri()]
+    assert browser.errors == []
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_it_fits_its_window_in_light_and_dark(page, browser, tmp_path, width, dark):
+    browser.open(page, width=width, dark=dark)
+
+    assert browser.value("document.documentElement.scrollWidth") == width
+    charts = browser.value("[...document.querySelectorAll('figure svg')].map(svg => svg.getBoundingClientRect().width)")
+    assert len(charts) == 13
+    assert all(width * 0.3 < chart <= width for chart in charts)
+    browser.screenshot(tmp_path / "page.png")
+    pixels = image.imread(tmp_path / "page.png")[..., :3]
+    assert pixels.shape[1] == width
+    assert (np.median(pixels) < 0.3) == dark
+    # Ink on paper: both ends of the scale are there.
+    assert np.ptp(pixels) > 0.8
+
+
+def test_the_button_turns_light_into_dark_and_back(page, browser):
+    browser.open(page)
+    paper = "getComputedStyle(document.querySelector('figure')).backgroundColor"
+    light = browser.value(paper)
+    browser.click("#theme")
+    dark = browser.value(paper)
+    browser.click("#theme")
+
+    assert (light, browser.value(paper)) == ("rgb(255, 255, 255)", "rgb(255, 255, 255)")
+    assert dark == "rgb(24, 28, 33)"

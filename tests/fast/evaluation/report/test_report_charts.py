@@ -1,0 +1,132 @@
+"""The pictures: labels that do not overlap, SVG that takes the page's colours, PNG."""
+
+import io
+import re
+import xml.etree.ElementTree as ET
+from importlib.resources import files
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib import image
+
+from verl_cipo.evaluation.report.charts import COLOURS, Chart, Series, Strips, draw, number, png, spread, svg
+from verl_cipo.evaluation.report.series import combine
+
+
+def chart(*labels, name="chart", values=(0.2, 0.4), **how) -> Chart:
+    curve = combine([dict(enumerate(values))])
+    return Chart(name, "Title", tuple(Series(curve, label, index) for index, label in enumerate(labels)), **how)
+
+
+def texts(element: str) -> list[str]:
+    return ["".join(node.itertext()) for node in ET.fromstring(element).iter() if node.tag.endswith("text")]
+
+
+def parsed(element: str) -> str:
+    return element.replace("<svg ", '<svg xmlns:xlink="http://www.w3.org/1999/xlink" ', 1)
+
+
+def test_spread_by_hand():
+    assert spread([0.5, 0.1, 0.9], 0.1, 1.0) == [0.5, 0.1, 0.9]
+    assert spread([0.5, 0.5], 0.1, 1.0) == pytest.approx([0.45, 0.55])
+    assert spread([0.52, 0.5, 0.51], 0.1, 1.0) == pytest.approx([0.61, 0.41, 0.51])
+    # The lower two part around .5 and meet the third.
+    assert spread([0.5, 0.5, 0.6], 0.1, 1.0) == pytest.approx([13 / 30, 16 / 30, 19 / 30])
+    # Nothing comes above the top: all three move down.
+    assert spread([0.75, 1.0, 1.0], 0.1, 1.0) == pytest.approx([0.75, 0.9, 1.0])
+    assert spread([0.9, 1.0, 1.0], 0.1, 1.0) == pytest.approx([0.8, 0.9, 1.0])
+
+
+@given(st.lists(st.floats(0, 1), max_size=8), st.floats(0.01, 0.2))
+def test_spread_keeps_distance_and_order(wanted, gap):
+    placed = spread(wanted, gap, 1.0)
+    order = sorted(range(len(wanted)), key=lambda index: placed[index])
+
+    assert all(placed[b] - placed[a] >= gap - 1e-9 for a, b in zip(order, order[1:], strict=False))
+    assert all(wanted[a] <= wanted[b] for a, b in zip(order, order[1:], strict=False))
+    assert all(place <= 1.0 for place in placed)
+
+
+def test_numbers():
+    assert number(0.4567, shares=True) == "45.7 %"
+    assert [number(value, shares=False) for value in (12340.0, 300.0, 2.5e6)] == ["12.3 k", "300", "2.5 M"]
+
+
+def test_every_line_is_named_with_its_last_value():
+    found = texts(parsed(svg(chart("cipo", "$x_1$ <b>", "a name that is much too long to be shown"))))
+
+    assert {"cipo: 40.0 %", "$x_1$ <b>: 40.0 %", "a name that is much too l\u2026: 40.0 %", "Title"} <= set(found)
+
+
+def test_the_svg_has_no_colour_of_its_own_and_no_id_that_another_chart_has():
+    one, other = svg(chart("a", name="one")), svg(chart("a", name="other"))
+    ids = [set(re.findall(r'\bid="([^"]*)"', element)) for element in (one, other)]
+
+    assert not re.findall(r"#[0-9a-f]{6}", one)
+    assert "var(--series-0)" in one and "<style" not in one and "<metadata" not in one
+    assert ids[0] and not ids[0] & ids[1]
+    assert set(re.findall(r"url\(#([^)]*)\)", one)) <= ids[0]
+    assert one == svg(chart("a", name="one"))
+
+
+def test_the_style_sheet_defines_every_colour_for_light_and_dark():
+    style = files("verl_cipo.evaluation").joinpath("report_page.css").read_text()
+    used = set(re.findall(r"var\(--([\w-]+)\)", svg(chart(*"abcde")) + style)) - {"colour"}
+
+    assert {f"series-{index}" for index in range(len(COLOURS))} <= used
+    for start in (":root {", ':root[data-theme="dark"] {', ':root:not([data-theme="light"]) {'):
+        block = style[style.index(start) :].partition("}")[0]
+        assert used <= set(re.findall(r"--([\w-]+):", block)), start
+
+
+def test_one_arm_has_a_colour_for_each_of_its_quantities():
+    curve = combine([{0: 0.1, 1: 0.2}])
+    one = Chart("one", "Title", (Series(curve, "x", 0, 0), Series(curve, "y", 0, 1)))
+    two = Chart("two", "Title", (Series(curve, "x", 0, 0), Series(curve, "y", 0, 1), Series(curve, "z", 1, 0)))
+
+    assert [line.get_color() for line in draw(one).axes[0].lines] == [COLOURS[0], COLOURS[1]]
+    assert [line.get_color() for line in draw(two).axes[0].lines] == [COLOURS[0], COLOURS[0], COLOURS[1]]
+    styles = [line.get_linestyle() for line in draw(two).axes[0].lines]
+    assert styles[0] == styles[2] != styles[1]
+
+
+def test_the_band_reaches_from_the_least_to_the_greatest_seed():
+    curve = combine([{0: 0.1, 1: 0.2}, {0: 0.5, 1: 0.6}])
+    (band,) = draw(Chart("x", "Title", (Series(curve, "", 0),))).axes[0].collections
+
+    assert band.get_paths()[0].get_extents().extents == pytest.approx([0, 0.1, 1, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [((0.0, 1.0), 0.0, 1.0), ((0.5, 0.501), 0.45, 0.55), ((1.0, 1.0), 0.9, 1.0), ((-1.0, 0.5), -1.0, 0.5)],
+)
+def test_shares_are_drawn_within_0_and_100_percent_unless_they_are_none(values, low, high):
+    bottom, top = draw(chart("a", values=values)).axes[0].get_ylim()
+    slack = 0.13 * (high - low)
+
+    assert low - slack <= bottom <= low + slack and high - slack <= top <= high + slack
+    assert bottom < min(values) and max(values) < top
+
+
+def test_counts_start_at_zero_and_powers_have_their_own_ticks():
+    assert draw(chart("a", values=(500.0, 510.0), shares=False)).axes[0].get_ylim()[0] == 0
+    curve = combine([{1: 0.1, 2: 0.2, 4: 0.3}])
+    axes = draw(Chart("k", "Title", (Series(curve, "", 0),), powers=True)).axes[0]
+    assert axes.get_xticks().tolist() == [1, 2, 4]
+
+
+def test_strips_cover_whole_steps():
+    (axes,) = draw(Strips("alarms", "Alarms", (("run: $copying$", 0, ((3, 5), (9, 9))),), 12)).axes
+    bars = next(item for item in axes.collections if len(item.get_paths()) == 2)
+
+    assert [path.get_extents().extents[[0, 2]].tolist() for path in bars.get_paths()] == [[2.5, 5.5], [8.5, 9.5]]
+
+
+def test_png():
+    pixels = image.imread(io.BytesIO(png(chart("a"))))
+
+    assert pixels.shape[:2] == (720, 1200)
+    assert np.ptp(pixels[..., :3]) > 0.5

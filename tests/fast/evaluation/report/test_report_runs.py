@@ -1,0 +1,117 @@
+"""Runs and arms from the command line's words: labels, metrics lines and what is malformed."""
+
+import pytest
+
+from tests.fast.evaluation.report.report_folders import write_lines, write_metrics, write_run
+from verl_cipo.evaluation.report.runs import CORRECTIONS, VALIDATION, read_arms, read_lines, read_metrics
+
+
+def test_lines_of_a_step_are_joined_the_later_figure_counts_and_steps_come_in_order(tmp_path):
+    path = write_lines(
+        tmp_path / "metrics.jsonl",
+        [
+            {"step": 2, "data": {"a": 1, "b": 2}},
+            {"step": 1, "data": {"a": 5}},
+            {"step": 2, "data": {"a": 3.5, "name": "text", "none": None}},
+        ],
+    )
+    bad = []
+
+    assert read_metrics(path, bad) == {1: {"a": 5.0}, 2: {"a": 3.5, "b": 2.0}}
+    assert list(read_metrics(path, bad)) == [1, 2]
+    assert bad == []
+
+
+def test_figures_that_are_not_finite_are_no_figures(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "data": {"a": NaN, "b": Infinity, "c": -Infinity, "d": 0}}\n')
+
+    assert read_metrics(path, []) == {1: {"d": 0.0}}
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"step": 1, "data": {"a"', "not JSON"),
+        (b'{"step": 1, "data": {"\xe2\x80', "not JSON"),
+        (b"[1]", "not a JSON object"),
+        (b'{"step": "1", "data": {}}', "lacks step (int)"),
+        (b'{"step": 1}', "lacks data (dict)"),
+    ],
+)
+def test_a_malformed_line_is_named_with_file_and_line_and_the_others_are_kept(tmp_path, line, reason):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 0, "data": {"a": 1}}\n\n' + line + b"\n")
+    bad = []
+
+    assert read_metrics(path, bad) == {0: {"a": 1.0}}
+    (found,) = bad
+    assert str(found).startswith(f"{path}:3: ") and reason in str(found)
+
+
+def test_a_line_may_hold_unicode_line_ends(tmp_path):
+    path = write_lines(tmp_path / "x.jsonl", [{"text": "a\u2028b\x85c"}, {"text": "d"}])
+
+    assert [line["text"] for _, line in read_lines(path, {"text": str}, [])] == ["a\u2028b\x85c", "d"]
+
+
+def test_runs_of_a_label_are_seeds_of_one_arm_in_the_order_given(tmp_path):
+    for name in ("one", "two", "three"):
+        write_run(tmp_path / name)
+
+    arms = read_arms([f"cipo={tmp_path}/one", str(tmp_path / "two"), f"cipo={tmp_path}/three"], [])
+
+    assert [(arm.label, [run.name for run in arm.runs]) for arm in arms] == [
+        ("cipo", ["cipo #1", "cipo #2"]),
+        ("two", ["two"]),
+    ]
+    assert [run.folder for run in arms[0].runs] == [tmp_path / "one", tmp_path / "three"]
+
+
+def test_the_dumps_of_a_folder_come_by_step_as_numbers(tmp_path):
+    folder = write_run(tmp_path / "run")
+    write_lines(folder / "validation/10.jsonl", [])
+    write_lines(folder / "validation/notes.jsonl", [])
+    ((run,),) = (arm.runs for arm in read_arms([str(folder)], []))
+
+    assert list(run.dumps(VALIDATION)) == [0, 2, 10]
+    assert run.dumps(CORRECTIONS) == {2: folder / "validation/corrections/2.jsonl"}
+
+
+def test_a_metrics_file_alone_is_a_run_without_dumps(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (arm,) = read_arms([str(folder / "metrics.jsonl")], [])
+    other = write_metrics(tmp_path / "baseline.jsonl", {1: {"a": 1}})
+    (named,) = read_arms([str(other)], [])
+
+    assert (arm.label, arm.runs[0].dumps(VALIDATION)) == ("run", {})
+    assert named.label == "baseline"
+
+
+def test_a_path_with_an_equals_sign_that_exists_is_a_path(tmp_path):
+    folder = write_run(tmp_path / "lr=1e-6")
+
+    (arm,) = read_arms([str(folder)], [])
+
+    assert arm.label == "lr=1e-6"
+
+
+def test_folders_of_one_name_are_not_taken_for_seeds(tmp_path):
+    paths = [str(write_run(tmp_path / name / "run")) for name in ("a", "b")]
+
+    with pytest.raises(ValueError, match="another run is called run as well; say which arms"):
+        read_arms(paths, [])
+    with pytest.raises(ValueError, match="another run is called run as well; say which arms"):
+        read_arms([f"run={paths[0]}", paths[1]], [])
+
+
+def test_what_cannot_be_a_run_is_said(tmp_path):
+    folder = write_run(tmp_path / "run")
+    write_lines(tmp_path / "empty/metrics.jsonl", [])
+
+    with pytest.raises(FileNotFoundError, match="run x: .*missing is not there; give the folder"):
+        read_arms([f"x={tmp_path}/missing"], [])
+    with pytest.raises(ValueError, match="run b: .* was given twice"):
+        read_arms([f"a={folder}", f"b={folder}/metrics.jsonl"], [])
+    with pytest.raises(ValueError, match="run empty: .* holds no step"):
+        read_arms([str(tmp_path / "empty")], [])

@@ -1,0 +1,211 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from verl_cipo import evaluate
+from verl_cipo.evaluation.jsonl import BadLinesError
+from verl_cipo.evaluation.rescore.judge import HeldOut, Strictness, rescore_step
+
+QUESTION = "user\nHow many?\nassistant\n"
+
+
+def row(uid: str, output: str, score: float = 1.0, gts: object = "16", **more: object) -> dict:
+    return {"input": QUESTION, "output": output, "gts": gts, "score": score, "step": 1, "uid": uid, **more}
+
+
+def write(file, rows):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    return file
+
+
+MATHS = [
+    row("a_0_0", r"\boxed{16}"),
+    row("a_1_0", r"\boxed{2^4}"),
+    row("a_2_0", r"\boxed{3}", score=0.0),
+    row("b_0_0", r"\boxed{16.0}"),
+    row("b_1_0", r"\boxed{\pm 16}"),
+    row("a_c0_0_0", r"\boxed{16}"),
+    row("a_c0_1_0", "sixteen"),
+    row("a_p0_0_0", "a pair"),
+    row("a_c0r_0_0", "a right correction under its anchor"),
+    row("pad0123_0_0", "padding"),
+]
+
+
+def test_the_gap_is_what_is_rejected_of_what_is_decided(tmp_path):
+    found = rescore_step(write(tmp_path / "1.jsonl", MATHS), Strictness())
+    base, correction = found["streams"]["base"], found["streams"]["correction"]
+    assert {name: base[name] for name in ("rows", "accepted", "confirmed", "rejected", "undecided")} == {
+        "rows": 5,
+        "accepted": 4,
+        "confirmed": 2,
+        "rejected": 1,
+        "undecided": 1,
+    }
+    assert base["reasons"] == {
+        "confirmed: same_text": 1,
+        "confirmed: same_value": 1,
+        "rejected: not_evaluated": 1,
+        "undecided: unread": 1,
+    }
+    assert base["gap"]["estimate"] == pytest.approx(1 / 3) and base["gap"]["problems"] == 2
+    assert correction["rows"] == correction["accepted"] == 2
+    assert correction["gap"]["estimate"] == 0.5
+    assert [(one["uid"], one["reason"]) for one in found["examples"]] == [
+        ("a_1_0", "not_evaluated"),
+        ("a_c0_1_0", "no_answer"),
+    ]
+
+
+def test_the_verifiers_own_acc_says_what_was_accepted(tmp_path):
+    rows = [row("a_0_0", "x", score=0.9, acc=False), row("a_1_0", "x", score=-1.0, acc=True)]
+    found = rescore_step(write(tmp_path / "1.jsonl", rows), Strictness())
+    assert found["streams"]["base"]["accepted"] == 1
+    assert [one["uid"] for one in found["examples"]] == ["a_1_0"]
+
+
+def test_without_a_decided_answer_there_is_no_gap(tmp_path):
+    found = rescore_step(write(tmp_path / "1.jsonl", MATHS[4:5]), Strictness())["streams"]["base"]
+    assert found["undecided"] == 1 and found["gap"] is None
+
+
+@pytest.mark.parametrize("gts", ['["17", "16"]', ["17", "16"], 16])
+def test_any_of_several_references_will_do(gts, tmp_path):
+    file = write(tmp_path / "1.jsonl", [row("a_0_0", r"\boxed{16}", gts=gts), row("a_1_0", r"\boxed{15}", gts=gts)])
+    found = rescore_step(file, Strictness())["streams"]["base"]
+    assert (found["confirmed"], found["rejected"]) == (1, 1)
+
+
+def test_what_a_correction_prompt_shows_is_not_the_question(tmp_path):
+    shown = {"input": "user\nFactor it.\n<attempt>\n(x-2)*(x+2)\n</attempt>\nassistant\n", "gts": "x^2-4"}
+    rows = [row("a_c0_0_0", r"\boxed{(x-2)*(x+2)}") | shown]
+    assert rescore_step(write(tmp_path / "1.jsonl", rows), Strictness())["streams"]["correction"]["confirmed"] == 1
+
+
+def test_dumps_without_uid_are_grouped_by_input_and_ground_truth(tmp_path):
+    rows = [{name: value for name, value in one.items() if name != "uid"} for one in MATHS[:2] + MATHS[3:4]]
+    rows[2]["input"] = "another"
+    gap = rescore_step(write(tmp_path / "1.jsonl", rows), Strictness())["streams"]["base"]["gap"]
+    assert gap["problems"] == 2 and gap["estimate"] == pytest.approx(1 / 3)
+
+
+TESTS = json.dumps({"inputs": ["2\n3", "4\n5"], "outputs": ["5", "9"], "fn_name": "add"})
+MORE = json.dumps({"inputs": ["20\n3"], "outputs": ["23"], "fn_name": "add"})
+
+
+def program(body: str) -> str:
+    return f"```python\ndef add(a, b):\n    {body}\n```"
+
+
+HONEST = [program("return a + b"), program("return b + a"), program("return sum([a, b])")]
+TABLE = program("return {(2, 3): 5, (4, 5): 9}.get((a, b), 0)")
+
+
+def programs(*outputs: str, gts: str = TESTS) -> list[dict]:
+    return [row(f"a_{i}_0", output, gts=gts) for i, output in enumerate(outputs)]
+
+
+def test_held_out_tests_find_a_table_of_answers(tmp_path):
+    file = write(tmp_path / "1.jsonl", programs(HONEST[0], TABLE))
+    found = rescore_step(file, Strictness(held_out=HeldOut([("How many?", MORE)])))["streams"]["base"]
+    assert found["reasons"] == {"confirmed: held_out_tests": 1, "rejected: held_out_tests": 1}
+    found = rescore_step(file, Strictness(held_out=HeldOut([("How few?", MORE)])))["streams"]["base"]
+    assert found["reasons"] == {"undecided: nothing_to_judge_by": 2}
+
+
+def test_perturbed_tests_find_it_where_three_programs_can_vote(tmp_path):
+    file = write(tmp_path / "1.jsonl", programs(*HONEST, TABLE))
+    found = rescore_step(file, Strictness())["streams"]["base"]
+    assert found["reasons"] == {"confirmed: perturbed_tests": 3, "rejected: perturbed_tests": 1}
+    assert found["gap"]["estimate"] == 0.25
+    found = rescore_step(file, Strictness(changes=0))["streams"]["base"]
+    assert found["reasons"] == {"undecided: nothing_to_judge_by": 4}
+
+
+def test_a_program_that_fails_its_own_tests_is_rejected(tmp_path):
+    file = write(tmp_path / "1.jsonl", programs(program("return a - b"), "no program"))
+    assert rescore_step(file, Strictness())["streams"]["base"]["reasons"] == {"rejected: own_tests": 2}
+
+
+def test_the_tolerance_of_training_is_not_granted(tmp_path):
+    tests = json.dumps({"inputs": ["1\n2"], "outputs": ["0.5"], "fn_name": "add"})
+    rows = programs(program("return 0.5000001"), program("return 0.5"), gts=tests)
+    found = rescore_step(write(tmp_path / "1.jsonl", rows), Strictness())["streams"]["base"]
+    assert found["reasons"] == {"rejected: own_tests": 1, "undecided: nothing_to_judge_by": 1}
+
+
+def test_a_program_that_takes_too_long_is_undecided(tmp_path):
+    file = write(tmp_path / "1.jsonl", programs(program("while True: pass")))
+    found = rescore_step(file, Strictness(timeout_s=0.5))["streams"]["base"]
+    assert found["reasons"] == {"undecided: timeout": 1}
+
+
+def test_math_and_code_in_one_dump_are_told_apart(tmp_path):
+    rows = [row("b_0_0", r"\boxed{16}"), *programs(program("return 0")), row("b_1_0", r"\boxed{2^4}")]
+    found = rescore_step(write(tmp_path / "1.jsonl", rows), Strictness())
+    assert found["streams"]["base"]["confirmed"] == 1
+    assert [one["reason"] for one in found["examples"]] == ["own_tests", "not_evaluated"]
+
+
+def test_held_out_files_are_found_by_the_longest_line_of_the_prompt(tmp_path):
+    prompt = [{"role": "user", "content": "  Read\nthe sum of two numbers\nand print it.\n"}]
+    other = [{"role": "user", "content": "Not\nthe sum of two numbers"}]
+    table = [{"prompt": one, "reward_model": {"ground_truth": str(i)}} for i, one in enumerate((other, prompt))]
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "test.parquet")
+    found = HeldOut.read([tmp_path / "test.parquet"])
+    assert found.find("<|user|>Read\nthe sum of two numbers\nand print it.<|end|>") == "1"
+    assert found.find("Read\nthe sum of three numbers\nand print it.") is None
+
+
+def run(*arguments: object) -> int:
+    return evaluate.main(list(map(str, arguments)))
+
+
+def test_the_command_writes_a_gap_a_step_and_goes_on_where_it_was_killed(tmp_path, capsys):
+    for step in (2, 10):
+        write(tmp_path / "rollouts" / f"{step}.jsonl", MATHS)
+    output = tmp_path / "gap.json"
+    assert run("--rescore", tmp_path, "--output", output, "--steps", 2) == 0
+    first = json.loads(output.read_text())["steps"]
+    assert [step["step"] for step in first] == [2]
+    first[0]["streams"]["base"]["accepted"] = 777  # shows that the step is not judged again
+    output.write_text(json.dumps(json.loads(output.read_text()) | {"steps": first}))
+    assert run("--rescore", tmp_path, "--output", output) == 0
+    assert [step["step"] for step in json.loads(output.read_text())["steps"]] == [2, 10]
+    table = output.with_suffix(".md").read_text().splitlines()
+    assert table[2].startswith("| 2 | 777 | 1 | 1 | 33.3 ") and table[3].startswith("| 10 | 4 | 1 | 1 | 33.3 ")
+    assert "| 10 | 4 | 1 | 1 | 33.3 " in capsys.readouterr().out
+    assert run("--rescore", tmp_path, "--output", output, "--changes", 1) == 1
+    assert "made with other settings" in capsys.readouterr().err
+
+
+def test_a_long_run_is_shown_in_part(tmp_path, capsys):
+    for step in range(1, 46):
+        write(tmp_path / f"{step}.jsonl", MATHS[:1])
+    assert run("--rescore", tmp_path, "--output", tmp_path / "out" / "gap.json") == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[-1] == "(15 of 45 steps; the others are in the file)" and shown[-2].startswith("| 45 |")
+
+
+def test_bad_lines_are_named_and_skipped_only_when_asked(tmp_path, capsys):
+    file = write(tmp_path / "1.jsonl", [*MATHS, {"input": "q"}, MATHS[0] | {"output": None}])
+    file.write_text(file.read_text() + '{"input": "torn')
+    with pytest.raises(
+        BadLinesError, match=r":11: lacks output, gts, score\n.*:12: input and.*\n.*:13: not JSON.*ends in"
+    ):
+        rescore_step(file, Strictness())
+    assert run("--rescore", tmp_path, "--output", tmp_path / "out" / "gap.json") == 1
+    assert "1.jsonl:11" in capsys.readouterr().err
+    assert run("--rescore", tmp_path, "--output", tmp_path / "out" / "gap.json", "--skip-bad") == 0
+    assert "skipped 3 bad lines" in capsys.readouterr().err
+
+
+def test_what_is_no_run_is_said(tmp_path, capsys):
+    assert run("--rescore", tmp_path, "--output", tmp_path / "gap.json") == 1
+    assert "trainer.rollout_data_dir" in capsys.readouterr().err
+    write(tmp_path / "3.jsonl", MATHS)
+    assert run("--rescore", tmp_path, "--output", tmp_path / "gap.json", "--steps", 4) == 1
+    assert "no step 4; it has 3 to 3" in capsys.readouterr().err

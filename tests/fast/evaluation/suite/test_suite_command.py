@@ -1,0 +1,182 @@
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from tests.fast.evaluation.suite.scripted import ScriptedEngine, benchmark, generation, problems
+from verl_cipo.evaluation.suite import command as cli_suite
+from verl_cipo.evaluation.suite.generate import run_benchmark
+from verl_cipo.evaluation.suite.results import benchmark_results, markdown
+from verl_cipo.evaluation.suite.verdicts import Verifier
+from verl_cipo.rewards.math import compute_score
+
+SUITE = {
+    "benchmarks": {"one": {"file": "one.parquet", "converter": "python one.py", "verifier": "math"}},
+    "suites": {
+        "s": {
+            "sampling": {"n": 2, "temperature": 1.0, "top_p": 1.0, "max_tokens": 50},
+            "corrections": 1,
+            "benchmarks": {"one": {}},
+        }
+    },
+}
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with a suite of one benchmark of three problems; problem i asks for i."""
+    (tmp_path / "suites.yaml").write_text(yaml.safe_dump(SUITE))
+    rows = [
+        {
+            "data_source": "made/up",
+            "prompt": [{"role": "user", "content": f"Say {i}."}],
+            "ability": "math",
+            "reward_model": {"style": "rule", "ground_truth": str(i)},
+            "extra_info": {"index": i},
+        }
+        for i in range(3)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "one.parquet")
+    return tmp_path
+
+
+def run(data, *more: object, checkpoint: str = "global_step_4") -> int:
+    parser = argparse.ArgumentParser()
+    cli_suite.add_arguments(parser)
+    given = ["--suite", "s", "--suites", data / "suites.yaml", "--data-dir", data, "--checkpoint", checkpoint]
+    return cli_suite.run(parser.parse_args([*map(str, given), "--output", str(data / "out"), *map(str, more)]))
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """A model in vLLM's place, which itself is tried in test_generate; `made_with` is what the command asks of it."""
+    engine = ScriptedEngine(lambda prompt, seed: r"\boxed{1}" if seed % 3 else "hm")
+
+    def make(checkpoint, **options):
+        engine.made_with = {"checkpoint": checkpoint, **options}
+        return engine
+
+    monkeypatch.setattr(cli_suite, "VLLMEngine", make)
+    return engine
+
+
+def test_the_command_writes_dumps_and_results(data, engine, capsys):
+    assert run(data, "--engine", "tensor_parallel_size=2", "--chat-template", "enable_thinking=false") == 0
+    assert engine.made_with["options"] == {"tensor_parallel_size": 2}
+    assert engine.made_with["template"] == {"enable_thinking": False}
+    rows = [json.loads(line) for line in (data / "out" / "one" / "4.jsonl").read_text().splitlines()]
+    assert [row["acc"] for row in rows] == [row["output"] != "hm" and row["gts"] == "1" for row in rows]
+    told = json.loads((data / "out" / "results.json").read_text())
+    assert told["checkpoint"] == "global_step_4"
+    assert told["benchmarks"]["one"]["turn1"]["pass@1"]["estimate"] == sum(row["acc"] for row in rows) / 6
+    assert (data / "out" / "results.md").read_text() in capsys.readouterr().out
+
+
+def test_options_take_the_place_of_the_suites(data, engine):
+    given = ["--samples", 3, "--temperature", 0.5, "--top-p", 0.9, "--max-tokens", 40, "--corrections", 0, "--limit", 2]
+    assert run(data, *given) == 0
+    told = json.loads((data / "out" / "results.json").read_text())["benchmarks"]["one"]
+    assert told["sampling"] == {"n": 3, "temperature": 0.5, "top_p": 0.9, "max_tokens": 40}
+    assert told["problems"] == 2 and told["attempts"] == 6 and "corrections" not in told
+
+
+def test_the_seed_decides_the_draws(data, engine):
+    asked = []
+    for name, seed in (("first", 1), ("again", 1), ("other", 2)):
+        engine.asked.clear()
+        assert run(data, "--seed", seed, "--output", data / name) == 0
+        asked.append(sorted(drawn for _, drawn in engine.asked))
+    assert asked[0] == asked[1] and not set(asked[0]) & set(asked[2])
+
+
+def test_the_prompt_of_a_run_can_be_given(data, engine):
+    (data / "mine.txt").write_text("Q {question} A {attempt}")
+    assert run(data, "--prompt", f"template={data / 'mine.txt'}", "attempt_view=whole") == 0
+    assert any(prompt.startswith("<user>Q Say 1. A ") for prompt, _ in engine.asked)
+
+
+def test_a_template_is_read_before_the_model_is_loaded(data, engine, monkeypatch):
+    (data / "mine.txt").write_text("Q {question} A {attempt}")
+    make = cli_suite.VLLMEngine
+
+    def loaded(*args, **kwargs):
+        (data / "mine.txt").unlink()
+        return make(*args, **kwargs)
+
+    monkeypatch.setattr(cli_suite, "VLLMEngine", loaded)
+    assert run(data, "--prompt", f"template={data / 'mine.txt'}", "attempt_view=whole") == 0
+    settings = json.loads((data / "out" / "one" / "settings.json").read_text())
+    assert settings["prompt"]["template"] == "Q {question} A {attempt}"
+
+
+@pytest.mark.parametrize(
+    "more, told",
+    [
+        (["--benchmarks", "two"], "--benchmarks two: not in suite s, which has one"),
+        (["--limit", "0"], "--limit 0: allowed is 1 or more"),
+        (["--corrections", "-1"], "--corrections -1"),
+        (["--samples", "0"], "sampling.n = 0"),
+        (["--engine", "dtype"], "--engine dtype: allowed is KEY=VALUE"),
+        (["--prompt", "view=whole"], "prompt.view = 'whole': unknown key"),
+        (["--prompt", "attempt_view=half"], "attempt_view = 'half'"),
+        (["--reward", "nothing"], "verifier 'nothing'"),
+        (["--data-dir", "/nowhere"], "python one.py --local_save_dir /nowhere"),
+    ],
+)
+def test_what_is_wrong_is_said_before_a_model_is_loaded(more, told, data, engine, capsys):
+    assert run(data, *more) == 1
+    assert told in capsys.readouterr().err
+    assert not hasattr(engine, "made_with")
+
+
+def test_all_missing_data_is_named_at_once(tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    cli_suite.add_arguments(parser)
+    given = ["--suite", "all", "--data-dir", str(tmp_path), "--checkpoint", "m", "--output", str(tmp_path / "out")]
+    assert cli_suite.run(parser.parse_args(given)) == 1
+    assert capsys.readouterr().err.count("is missing; make it with\n    python data_prep/") == 12
+
+
+def test_corrections_of_given_responses_are_figures_too(tmp_path):
+    asked = [
+        replace(one, extra_info={"response": rf"\boxed{{{i}}}", "response_correct": i < 2}, group="ab"[i % 2])
+        for i, one in enumerate(problems(4))
+    ]
+    said = iter(text for text in (r"\boxed{0}", r"\boxed{7}", r"\boxed{2} ", "hm") for _ in range(2))
+    made = benchmark(n=2, corrections=0, group="source")
+    engine = ScriptedEngine(lambda prompt, seed: next(said))
+    run_benchmark(made, asked, engine=engine, verifier=Verifier(compute_score), how=generation(tmp_path))
+    found = benchmark_results(made, tmp_path / "made_up", 7)
+    figures = {name: figure["estimate"] for name, figure in found["corrections"].items()}
+    assert (figures["c2c"], figures["c2w"], figures["w2c"], figures["w2w"]) == (0.5, 0.5, 0.5, 0.5)
+    assert (figures["over_correction"], figures["copy_rate"]) == (0.25, 0.5)
+    assert "retry" not in figures
+    assert {name: group["pass@1"]["estimate"] for name, group in found["groups"].items()} == {"a": 1.0, "b": 0.0}
+
+
+def test_pass_at_k_of_a_benchmark(tmp_path):
+    """Problem 1 is right once of 4: pass@2 = 1 - C(3, 2) / C(4, 2) = 1/2; problem 0 never."""
+    said = iter(["hm"] * 4 + ["hm", r"\boxed{1}", "hm", "hm"])
+    made = benchmark(n=4, corrections=0)
+    engine = ScriptedEngine(lambda prompt, seed: next(said))
+    run_benchmark(made, problems(2), engine=engine, verifier=Verifier(compute_score), how=generation(tmp_path))
+    found = benchmark_results(made, tmp_path / "made_up", 7)
+    assert [found["turn1"][f"pass@{k}"]["estimate"] for k in (1, 2, 4)] == [0.125, 0.25, 0.5]
+    assert found["turn1"]["response_tokens"]["estimate"] == pytest.approx((7 * 2 + 9) / 8)
+    (row,) = [line for line in markdown({"made_up": found}).splitlines() if "made_up" in line]
+    assert row.startswith("| made_up | 2 | 4 | 50.0 [0.0, ") and "| 12.5 [0.0, " in row
+
+
+def test_neither_verl_nor_vllm_is_imported_before_a_model_is_wanted():
+    code = (
+        "import sys; from verl_cipo.evaluation import cli_suite, cli_rescore, cli_second_turns; "
+        "print([name for name in ('verl', 'vllm', 'ray', 'transformers', 'sympy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,168 @@
+import argparse
+import itertools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from verl_cipo.core.metrics import check_names
+from verl_cipo.core.second_turn import dump_second_turns, second_turn_metrics
+from verl_cipo.evaluation.corrections import FIGURES, correction_figures, given_responses
+from verl_cipo.evaluation.suite import second_turns as cli_second_turns
+
+
+def record(uid: str, anchor: bool, *turns: tuple[bool, bool]) -> dict:
+    """An attempt at problem `uid`; turns: (correct, copied)."""
+    return {
+        "uid": uid,
+        "anchor_correct": anchor,
+        "corrections": [{"correct": correct, "copied": copied} for correct, copied in turns],
+    }
+
+
+# Problem a: a right attempt, kept and broken; a wrong one, repaired. b: a right one alone; a wrong one, copied twice.
+RECORDS = [
+    record("a", True, (True, True), (False, False)),
+    record("a", False, (True, False), (False, False)),
+    record("b", True),
+    record("b", False, (False, True), (False, True)),
+]
+
+
+def test_the_figures_of_a_hand_made_dump():
+    found = {name: figure.estimate for name, figure in correction_figures(RECORDS, resamples=200).items()}
+    assert found == {
+        "accuracy_turn1": 2 / 4,
+        "accuracy_turn2": (0.5 + 0.5 + 1 + 0) / 4,
+        "gain": 0.0,
+        "c2c": 1 / 2,
+        "c2w": 1 / 2,
+        "w2c": 1 / 4,
+        "w2w": 3 / 4,
+        "retry": 1.0,
+        "w2c_over_retry": -3 / 4,
+        "over_correction": 1 / 6,
+        "repair": 1 / 6,
+        "copy_rate": 3 / 6,
+        "copy_rate_failed": 2 / 4,
+        "without_correction": 1 / 4,
+    }
+    assert list(found) == list(FIGURES)
+
+
+def test_retry_is_what_a_further_attempt_would_bring():
+    """Each draw of 3 attempts that are right one time in 4, as often as it comes: a retry is right one time in 4."""
+    every = [(i, verdicts) for i, verdicts in enumerate(itertools.product((True, False, False, False), repeat=3))]
+    records = [record(str(i), right, (False, False)) for i, verdicts in every for right in verdicts]
+    found = correction_figures(records, resamples=20)
+    assert found["retry"].estimate == pytest.approx(1 / 4)
+    assert found["w2c_over_retry"].estimate == pytest.approx(-1 / 4)
+
+
+def test_a_retry_takes_several_attempts_that_the_policy_sampled():
+    """Problem c has a single attempt: it counts for w2c, 2 of 5, and for neither retry nor what is over it."""
+    found = correction_figures([*RECORDS, record("c", False, (True, False))], resamples=20)
+    assert (found["w2c"].estimate, found["retry"].estimate) == (2 / 5, 1.0)
+    assert found["w2c_over_retry"].estimate == 1 / 4 - 1.0
+    assert "retry" not in correction_figures([record("c", False, (True, False))], resamples=20)
+    assert "retry" not in correction_figures(RECORDS, given=True, resamples=20)
+    assert "retry" not in correction_figures([each | {"temperature": 0.0} for each in RECORDS], resamples=20)
+
+
+def test_training_logs_each_data_source_beside_all_of_them():
+    other = [record("c", False, (True, False)) | {"data_source": "openai/gsm8k"}]
+    logged = second_turn_metrics([each | {"data_source": "math"} for each in RECORDS] + other, {})
+    assert logged["cipo/val/openai/gsm8k/w2c"] == logged["cipo/val/openai/gsm8k/accuracy_turn2"] == 1.0
+    assert logged["cipo/val/math/w2c"] == 1 / 4 and logged["cipo/val/w2c"] == 2 / 5
+    assert logged["cipo/val/math/rows"] + logged["cipo/val/openai/gsm8k/rows"] == logged["cipo/val/rows"] == 7
+    check_names(logged)
+    one = second_turn_metrics(other, {})
+    assert not any("gsm8k" in name for name in one)
+
+
+def test_training_logs_what_a_retry_would_bring():
+    """Corrections of wrong attempts: 2 of problem a and 1 of b; others right: 1 of 1, and 1 of 2."""
+    more = [record("b", True), record("b", False, (True, False)), record("b", False)]
+    logged = second_turn_metrics([*RECORDS[:2], *more, record("c", False, (True, False))], {})
+    assert logged["cipo/val/retry"] == pytest.approx((2 * 1 + 1 * 1 / 2) / 3)
+    assert "cipo/val/retry" not in second_turn_metrics(RECORDS, {}, sampled=False)
+    assert "cipo/val/retry" not in second_turn_metrics([record("c", False, (True, False))], {})
+
+
+def test_intervals_are_over_problems_and_not_over_corrections():
+    one = correction_figures([record("a", False, *[(i % 2 == 0, False) for i in range(50)])])
+    assert one["w2c"].problems == 1 and one["w2c"].low != one["w2c"].low, "one problem has no interval"
+    two = correction_figures([record(name, False, *[(name < "c", False)] * 9) for name in "abcd"])
+    assert two["w2c"].problems == 4 and (two["w2c"].low, two["w2c"].high) != (0.5, 0.5)
+
+
+def test_a_rate_without_an_attempt_of_its_kind_is_left_out():
+    found = correction_figures([record("a", True, (True, False)), record("b", True, (True, False))])
+    assert "w2c" not in found and found["c2c"].estimate == 1.0
+    assert "copy_rate" not in correction_figures([record("a", True)])
+    with pytest.raises(ValueError, match="nothing to report"):
+        correction_figures([])
+
+
+DRAWN = st.lists(
+    st.tuples(st.sampled_from("abc"), st.booleans(), st.lists(st.tuples(st.booleans(), st.booleans()), max_size=3)),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(DRAWN)
+def test_a_dump_says_what_training_logged_when_attempts_are_even(drawn):
+    """Training weighs attempts, this weighs problems: the same where every problem has as many attempts."""
+    records = [record(f"{i}", anchor, *turns) for i, (_, anchor, turns) in enumerate(drawn)]
+    compare(records, ("accuracy_turn1", "accuracy_turn2", "copy_rate", "c2c", "c2w", "w2c", "w2w"))
+
+
+@given(DRAWN)
+def test_rates_of_corrections_are_the_same_when_attempts_are_uneven(drawn):
+    compare([record(*each[:2], *each[2]) for each in drawn], ("copy_rate", "c2c", "c2w", "w2c", "w2w", "retry"))
+
+
+def compare(records: list[dict], names: tuple[str, ...]) -> None:
+    logged = second_turn_metrics(records, {})
+    found = correction_figures(records, resamples=20)
+    for name in names:
+        assert (f"cipo/val/{name}" in logged) == (name in found)
+        if name in found:
+            assert found[name].estimate == pytest.approx(logged[f"cipo/val/{name}"])
+
+
+def test_a_given_response_is_the_anchor():
+    rows = [{"uid": "debugbench-3_0_0", "acc": True, "anchor_correct": False, "copied": False}]
+    assert given_responses(rows) == [record("debugbench-3", False, (True, False))]
+
+
+def run(*arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    cli_second_turns.add_arguments(parser)
+    return cli_second_turns.run(parser.parse_args(list(map(str, arguments))))
+
+
+def test_the_dumps_of_a_run_are_read(tmp_path, capsys):
+    for step in (10, 9):
+        dump_second_turns([each | {"data_source": "s"} for each in RECORDS], str(tmp_path), step, temperature=1.0)
+    output = tmp_path / "out.json"
+    assert run("--second-turns", tmp_path / "corrections", "--output", output) == 0
+    steps = json.loads(output.read_text())["steps"]
+    assert [step["file"].rpartition("/")[2] for step in steps] == ["9.jsonl", "10.jsonl"]
+    assert steps[0]["benchmarks"]["s"]["w2c"]["estimate"] == 0.25
+    assert "| 9 | s | 50.0" in capsys.readouterr().out == output.with_suffix(".md").read_text()
+
+
+def test_a_line_that_is_no_record_is_named(tmp_path, capsys):
+    dump_second_turns([each | {"data_source": "s"} for each in RECORDS], str(tmp_path), 1, temperature=1.0)
+    file = tmp_path / "corrections" / "1.jsonl"
+    file.write_text(file.read_text() + '{"uid": "a"}\n{"torn')
+    assert run("--second-turns", file, "--output", tmp_path / "out.json") == 1
+    told = capsys.readouterr().err
+    assert f"{file}:5: lacks anchor_correct, corrections" in told and f"{file}:6: not JSON" in told
+    assert run("--second-turns", file, "--output", tmp_path / "out.json", "--skip-bad") == 0
+    (step,) = json.loads((tmp_path / "out.json").read_text())["steps"]
+    assert step["bad_lines"] == 2 and step["benchmarks"]["s"]["c2c"]["estimate"] == 0.5
+    assert run("--second-turns", tmp_path / "gone", "--output", tmp_path / "out.json") == 1

@@ -1,0 +1,245 @@
+"""`python -m verl_cipo.evaluate`: dispatch, exit status, and the files of --dumps."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+
+from verl_cipo import evaluate
+from verl_cipo.evaluation.dumps.rows import Problem, Sample
+from verl_cipo.evaluation.dumps.summary import Settings, compare, measure, summarize
+from verl_cipo.evaluation.dumps.tables import as_csv, as_markdown
+from verl_cipo.evaluation.intervals import interval
+
+
+def dump(path, verdicts):
+    """One benchmark; verdicts: a text of 0 and 1 for each problem."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"input": f"problem {p}", "output": "x" * 8, "gts": str(p), "score": float(v), "step": 1, "uid": f"u{p}_{s}_0"}
+        | {"pred": v}
+        for p, problem in enumerate(verdicts)
+        for s, v in enumerate(problem)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(*arguments):
+    return evaluate.main(list(map(str, arguments)))
+
+
+def test_figures_of_a_run_beside_a_baseline(tmp_path, capsys):
+    new = dump(tmp_path / "new" / "gsm.jsonl", ["11", "10", "00", "11"])
+    old = dump(tmp_path / "old" / "gsm.jsonl", ["10", "10", "00", "00"])
+    output = tmp_path / "figures" / "new.json"
+
+    assert run("--dumps", new, "--compare", old, "--output", output, "--csv", "--markdown", "--confidence", 0.9) == 0
+    figures = json.loads(output.read_text())
+    found = figures["run"]["benchmarks"]["gsm"]
+    assert (figures["confidence"], figures["seed"]) == (0.9, 0)
+    assert figures["run"]["files"] == [str(new)]
+    assert (figures["run"]["rows"], figures["run"]["skipped"]) == ({"attempts": 8}, [])
+    assert (found["problems"], found["samples"]) == (4, {"min": 2, "max": 2})
+    assert found["figures"]["pass@2"]["estimate"] == 0.75
+    assert found["figures"]["avg@n"] == vars(interval([1, 0.5, 0, 1], confidence=0.9))
+    assert found["figures"]["maj@2"]["estimate"] == 0.625
+    assert found["figures"]["chars"] == {"estimate": 8.0, "low": 8.0, "high": 8.0, "problems": 4}
+    difference = figures["comparison"]["differences"]["gsm"]["avg@n"]
+    assert difference["estimate"] == 0.375
+    assert difference["low"] <= 0.375 <= difference["high"]
+    assert difference["sign_test"] == {"higher": 2, "lower": 0, "equal": 2, "p": 0.5}
+    table = output.with_suffix(".md").read_text()
+    assert capsys.readouterr().out == table
+    assert "overall" not in table
+    lines = list(csv.DictReader(output.with_suffix(".csv").open()))
+    assert {line["run"] for line in lines} == {"run", "baseline", "difference"}
+    (line,) = [x for x in lines if (x["run"], x["benchmark"], x["metric"]) == ("baseline", "gsm", "pass@2")]
+    assert (line["estimate"], line["problems"], line["p"]) == ("0.5", "4", "")
+    assert sorted(path.name for path in output.parent.iterdir()) == ["new.csv", "new.json", "new.md"]
+
+
+def test_pass_at_k_of_problems_with_every_number_of_right_samples(tmp_path):
+    # Over c = 0 ... n the closed form adds up to C(n + 1, K + 1), so that the mean is K / (K + 1).
+    path = dump(tmp_path / "a.jsonl", ["1" * c + "0" * (16 - c) for c in range(17)])
+
+    assert run("--dumps", path, "--output", tmp_path / "a.json") == 0
+    figures = json.loads((tmp_path / "a.json").read_text())["run"]["benchmarks"]["a"]["figures"]
+    for k in (1, 2, 4, 8, 16):
+        assert figures[f"pass@{k}"]["estimate"] == pytest.approx(k / (k + 1))
+
+
+def test_the_same_call_writes_the_same_bytes(tmp_path):
+    path = dump(tmp_path / "a.jsonl", ["1100", "1000", "0000"])
+    written = []
+    for _ in range(2):
+        run("--dumps", path, "--output", tmp_path / "a.json")
+        written.append((tmp_path / "a.json").read_bytes())
+
+    assert written[0] == written[1]
+    run("--dumps", path, "--output", tmp_path / "a.json", "--seed", 1)
+    assert json.loads((tmp_path / "a.json").read_text())["run"] != json.loads(written[0])["run"]
+
+
+def test_a_step_of_each_folder_is_chosen(tmp_path):
+    for step, verdicts in ((1, "00"), (2, "01"), (3, "11")):
+        dump(tmp_path / "val" / f"{step}.jsonl", [verdicts])
+    val = tmp_path / "val"
+
+    assert run("--dumps", val, "--step", 2, "--compare", val, "--compare-step", 1, "--output", tmp_path / "x.json") == 0
+    figures = json.loads((tmp_path / "x.json").read_text())
+    assert figures["comparison"]["differences"]["val"]["avg@n"]["estimate"] == 0.5
+
+
+def test_bad_lines_end_the_run_unless_skipped(tmp_path, capsys):
+    path = dump(tmp_path / "a.jsonl", ["10", "11"])
+    path.write_text(path.read_text() + '{"input": "torn')
+    output = tmp_path / "a.json"
+
+    assert run("--dumps", path, "--output", output) == 1
+    error = capsys.readouterr().err
+    assert f"{path}:5: not JSON" in error and "--skip-bad" in error
+    assert not output.exists()
+    assert run("--dumps", path, "--output", output, "--skip-bad") == 0
+    assert "skipped 1 bad lines" in capsys.readouterr().err
+    assert [text.split(": ")[0] for text in json.loads(output.read_text())["run"]["skipped"]] == [f"{path}:5"]
+
+
+def test_a_prompt_under_several_uids_is_one_problem_and_is_told(tmp_path, capsys):
+    rows = [
+        {"input": text, "output": "", "gts": "1", "score": score, "step": 0, "uid": f"{uid}_0_0"}
+        for uid, text, score in (("a", "once", 1), ("b", "twice", 1), ("c", "twice", 0))
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    assert run("--dumps", path, "--output", tmp_path / "a.json", "--n", 1) == 0
+    assert "1 of 2 problems stand under several uids" in capsys.readouterr().err
+    figures = json.loads((tmp_path / "a.json").read_text())["run"]["benchmarks"]["a"]
+    assert (figures["problems"], figures["samples"]) == (2, {"min": 1, "max": 2})
+    assert figures["figures"]["avg@n"]["estimate"] == pytest.approx(0.75)
+    assert run("--dumps", path, "--output", tmp_path / "a.json", "--n", 2) == 1
+    assert "1 of 2 problems have not 2 samples; the first has 1: 'once'" in capsys.readouterr().err
+
+
+def test_n_demands_that_many_samples(tmp_path, capsys):
+    path = dump(tmp_path / "a.jsonl", ["10", "1"])
+
+    assert run("--dumps", path, "--output", tmp_path / "a.json", "--n", 2) == 1
+    assert "1 of 2 problems have not 2 samples; the first has 1: 'problem 1'" in capsys.readouterr().err
+    assert run("--dumps", dump(path, ["10", "11"]), "--output", tmp_path / "a.json", "--n", 2) == 0
+
+
+def test_what_is_not_there_is_named(tmp_path, capsys):
+    assert run("--dumps", tmp_path / "none.jsonl", "--output", tmp_path / "a.json") == 1
+    assert "none.jsonl" in capsys.readouterr().err
+
+
+def test_options_of_the_reader_and_of_the_votes(tmp_path):
+    path = dump(tmp_path / "a.jsonl", ["10"])
+    output = tmp_path / "a.json"
+
+    run("--dumps", path, "--output", output, "--name", "mine", "--no-maj", "--correct-threshold", -1)
+    figures = json.loads(output.read_text())["run"]["benchmarks"]["mine"]["figures"]
+    assert "maj@2" not in figures
+    assert figures["avg@n"]["estimate"] == 1.0
+
+
+def test_tokens_need_a_tokenizer(tmp_path, task_folder, capsys):
+    path = dump(tmp_path / "a.jsonl", ["10"])
+    output = tmp_path / "a.json"
+
+    assert run("--dumps", path, "--output", output, "--max-tokens", 4) == 2
+    assert "--tokenizer" in capsys.readouterr().err
+    assert run("--dumps", path, "--output", output, "--tokenizer", task_folder / "model", "--max-tokens", 4) == 0
+    figures = json.loads(output.read_text())["run"]["benchmarks"]["a"]["figures"]
+    assert figures["tokens"]["estimate"] >= 4
+    assert figures["truncated"]["estimate"] == 1.0
+
+
+def test_the_mode_is_chosen_by_one_option(capsys):
+    assert run("--output", "x") == 2
+    assert "give one of --dumps, --suite, --second-turns, --rescore" in capsys.readouterr().err
+    assert run("--dumps=a", "--suite", "b") == 2
+    assert run("--help") == 0
+    assert "--checkpoint" in capsys.readouterr().out
+    assert run("--dumps", "--help") == 0
+    assert "--compare-step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("confidence", ["0", "1", "95"])
+def test_a_confidence_is_a_share(confidence, tmp_path):
+    with pytest.raises(SystemExit):
+        run("--dumps", tmp_path, "--output", tmp_path / "a.json", "--confidence", confidence)
+
+
+@pytest.mark.parametrize("option", evaluate.MODES)
+def test_every_mode_has_its_own_help(option, capsys):
+    assert run(option, "--help") == 0
+    assert f"usage: python -m verl_cipo.evaluate [-h] {option}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_dumps_are_read_without_torch_and_verl(tmp_path):
+    path = dump(tmp_path / "a.jsonl", ["10"])
+    code = (
+        "import sys; from verl_cipo.evaluate import main; assert main(sys.argv[1:]) == 0;"
+        "assert not {'torch', 'verl', 'ray', 'vllm', 'transformers', 'matplotlib'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", code, "--dumps", path, "--output", tmp_path / "a.json"]
+
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def problem(verdicts, benchmark, text):
+    return Problem(benchmark, (text, "1"), [Sample(correct=v == "1", chars=4) for v in verdicts])
+
+
+def test_markdown_by_hand():
+    settings = Settings(resamples=100)
+    new = measure([problem("11", "a|b", "p"), problem("1", "c", "q")], settings)
+    old = measure([problem("10", "a|b", "p"), problem("0", "c", "q")], settings)
+    summaries = {"run": summarize(new, settings)}
+
+    assert as_markdown(summaries, compare(new, old, settings), 0.9) == (
+        "run\n"
+        "\n"
+        "| benchmark | problems | n | avg@n = pass@1 | pass@2 | chars |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| a\\|b | 1 | 2 | 100.0 | 100.0 | 4 |\n"
+        "| c | 1 | 1 | 100.0 |  | 4 |\n"
+        "| overall | 2 | 1-2 | 100.0 |  | 4 |\n"
+        "\n"
+        "difference on 2 problems of both (0 and 0 of one alone)\n"
+        "\n"
+        "| benchmark | metric | difference | problems | higher / lower / equal | sign test p |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| a\\|b | avg@n | +50.0 | 1 | 1 / 0 / 0 | 1 |\n"
+        "| a\\|b | pass@2 | +0.0 | 1 | 0 / 0 / 1 | 1 |\n"
+        "| a\\|b | chars | +0 | 1 | 0 / 0 / 1 | 1 |\n"
+        "| c | avg@n | +100.0 | 1 | 1 / 0 / 0 | 1 |\n"
+        "| c | chars | +0 | 1 | 0 / 0 / 1 | 1 |\n"
+        "| overall | avg@n | +75.0 | 2 | 2 / 0 / 0 | 0.5 |\n"
+        "| overall | chars | +0 | 2 | 0 / 0 / 2 | 1 |\n"
+        "\n"
+        "Shares in per cent, with 90% intervals (BCa bootstrap over problems).\n"
+    )
+
+
+def test_columns_stand_in_the_order_of_k_whatever_the_benchmarks_have():
+    settings = Settings(resamples=100)
+    run = measure([problem("1", "few", "p"), problem("1111", "many", "q")], settings)
+
+    table = as_markdown({"run": summarize(run, settings)}, confidence=0.975)
+    assert "| n | avg@n = pass@1 | pass@2 | pass@4 | chars |" in table
+    assert "97.5% intervals" in table
+
+
+def test_a_figure_over_some_problems_says_so():
+    settings = Settings(resamples=100)
+    run = measure([problem("11", "a", "p"), problem("11", "a", "q"), problem("1", "a", "r")], settings)
+    summaries = {"run": summarize(run, settings)}
+
+    assert "| 100.0 [100.0, 100.0] (2 problems) |" in as_markdown(summaries)
+    assert "run,a,pass@2,1.0,1.0,1.0,2,,,,\n" in as_csv(summaries)

@@ -1,0 +1,302 @@
+"""What a data set and its agent loops may be like: what a correction keeps of them, and what is refused beforehand.
+
+tests/real/test_engines_and_loops.py runs tools, several outputs a session and a loop for each row.
+"""
+
+import logging
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from verl.tools.schemas import OpenAIFunctionToolSchema
+from verl.utils.dataset.rl_dataset import RLHFDataset
+from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
+
+from examples.tiny.tokenizer import build_tokenizer
+from verl_cipo.core.config import CIPOConfig, CIPOConfigError
+from verl_cipo.core.prompts import TAIL_MARK
+from verl_cipo.integration import settings
+from verl_cipo.integration.chats import Chats
+from verl_cipo.integration.checks import check_questions
+from verl_cipo.integration.rollout.worker import agent_loop_prompt
+from verl_cipo.integration.train import trainer
+
+# Ten tokens for each tool, and ten more where thinking is switched off.
+TEMPLATE = (
+    "{%- for tool in tools or [] %}{{- '#' * 10 }}{%- endfor %}"
+    "{%- for message in messages %}{{- message.role + ':' + message.content + ';' }}{%- endfor %}"
+    "{%- if enable_thinking is defined and not enable_thinking %}{{- '-' * 10 }}{%- endif %}"
+)
+QUESTION = [{"role": "user", "content": "1+1?"}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    made = build_tokenizer([], [])
+    made.chat_template = TEMPLATE
+    return made
+
+
+def tool(name):
+    function = {"name": name, "description": "", "parameters": {"type": "object", "properties": {}, "required": []}}
+    return SimpleNamespace(
+        tool_schema=OpenAIFunctionToolSchema.model_validate({"type": "function", "function": function})
+    )
+
+
+def worker(tokenizer, *, length, tools=(), **template_options):
+    data = {"apply_chat_template_kwargs": template_options} if template_options else {}
+    return SimpleNamespace(
+        tokenizer=tokenizer,
+        processor=None,
+        hf_model_type="qwen3",
+        tools=[tool(name) for name in tools],
+        config=OmegaConf.create({"data": data}),
+        rollout_config=SimpleNamespace(prompt_length=length),
+    )
+
+
+def shown_tokens(worker) -> int:
+    """Characters (a token each) of a long attempt that its correction prompt has room for."""
+    messages, reason = agent_loop_prompt(worker, CIPOConfig()).build(QUESTION, "7" * 500)
+    assert reason is None
+    attempt = messages[-1]["content"].split("<attempt>\n")[1].split("\n</attempt>")[0]
+    assert attempt.startswith(TAIL_MARK)
+    return len(attempt) - len(TAIL_MARK)
+
+
+def test_tools_and_template_options_take_their_room_in_the_prompt(tokenizer):
+    plain = shown_tokens(worker(tokenizer, length=450))
+    assert plain > 40
+    assert shown_tokens(worker(tokenizer, length=450, tools=["lookup"])) == plain - 10
+    assert shown_tokens(worker(tokenizer, length=450, tools=["lookup", "search"])) == plain - 20
+    assert shown_tokens(worker(tokenizer, length=450, enable_thinking=False)) == plain - 10
+
+
+def test_prompts_made_in_the_driver_are_rendered_with_the_template_options(tokenizer):
+    config = OmegaConf.create(
+        {
+            "data": {"apply_chat_template_kwargs": {"enable_thinking": False}},
+            "actor_rollout_ref": {"rollout": {"prompt_length": 450}},
+        }
+    )
+    chats = Chats.of(config, CIPOConfig(), tokenizer)
+    assert tokenizer.decode(chats.encode(QUESTION)) == "user:1+1?;" + "-" * 10
+
+
+# What the templates of four families do beside the turns: an empty thought; a date, and what depends on tools; a system
+# message of the model's own; a date, and channels in place of an answer.
+FAMILIES = {
+    "qwen3": "{% if messages[0].role == 'system' %}{{ '<|im_start|>system\n' + messages[0].content }}{% endif %}{TURNS}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% if enable_thinking is defined and enable_thinking "
+    "is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}",
+    "llama": "{{ bos_token }}{% if not tools is defined %}{% set tools = none %}{% endif %}{% if tools is not none %}"
+    "{{ 'Environment: ipython' }}{% endif %}{{ 'Today Date: ' + strftime_now('%d %b %Y') }}{TURNS}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+    "smollm2": "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou are helpful<|im_end|>' }}"
+    "{% endif %}{TURNS}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "gpt_oss": "{{ 'Current date: ' + strftime_now('%Y-%m-%d') + ' Reasoning: ' + (reasoning_effort or 'medium') }}"
+    "{% if tools %}{{ 'functions' }}{% endif %}{TURNS}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}",
+}
+TURNS = "{% for message in messages %}{{ '<|' + message.role + '|>' + message.content | trim + '<|end|>' }}{% endfor %}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("options", [{}, {"enable_thinking": False, "reasoning_effort": "high"}], ids=["", "options"])
+def test_the_driver_renders_a_chat_as_the_agent_loops_do(family, options):
+    """Prompts of pairs are rendered in the driver, and trained beside those of rollouts."""
+    made = build_tokenizer([], [])
+    made.chat_template = FAMILIES[family].replace("{TURNS}", TURNS)
+    config = OmegaConf.create(
+        {
+            "data": {"apply_chat_template_kwargs": options},
+            "actor_rollout_ref": {"rollout": {"prompt_length": 450}},
+        }
+    )
+    builder = create_continuous_token_builder(made, hf_model_type=family, chat_template_kwargs=options)
+    for chat in ([{"role": "system", "content": "Be brief."}, *QUESTION], QUESTION):
+        assert Chats.of(config, CIPOConfig(), made).encode(chat) == builder.build_initial_tokens(chat)
+
+
+def test_a_chat_of_several_turns_keeps_what_precedes_the_last_question(tokenizer):
+    """Examples and earlier turns."""
+    history = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "0+1?"},
+        {"role": "assistant", "content": "1"},
+    ]
+    messages, _ = agent_loop_prompt(worker(tokenizer, length=600), CIPOConfig()).build([*history, *QUESTION], "3")
+    assert messages[:-1] == history
+    assert messages[-1]["role"] == "user" and messages[-1]["content"].startswith("1+1?\n")
+
+
+def dataset(folder, tokenizer, rows, processor=None, **options):
+    path = folder / "rows.parquet"
+    pd.DataFrame(rows).to_parquet(path)
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer").data
+    config.update({"filter_overlong_prompts": False, **options})
+    return RLHFDataset(data_files=str(path), tokenizer=tokenizer, config=config, processor=processor)
+
+
+def rows(n=4, text="1+1?", **columns):
+    made = [
+        {"data_source": "sums", "prompt": [{"role": "user", "content": text}], "extra_info": {"index": i}}
+        for i in range(n)
+    ]
+    return [{**row, **{name: values[i] for name, values in columns.items()}} for i, row in enumerate(made)]
+
+
+def test_verls_data_set_gives_messages_whether_raw_chats_are_asked_for_or_not(tmp_path, tokenizer, caplog):
+    for asked in (False, True):
+        found = dataset(tmp_path, tokenizer, rows(), return_raw_chat=asked)
+        assert found[3]["raw_prompt"] == QUESTION and found[3]["index"] == 3
+        check_questions(found, CIPOConfig())
+    assert caplog.text == ""
+
+
+def test_columns_of_the_data_set_reach_the_rollout(tmp_path, tokenizer):
+    agents = ["tool_agent", "single_turn_agent"]
+    made = rows(2, agent_name=agents)
+    made[0]["extra_info"]["tools_kwargs"] = made[1]["extra_info"]["tools_kwargs"] = {"lookup": {"word": "a"}}
+    found = dataset(tmp_path, tokenizer, made)
+    assert [found[i]["agent_name"] for i in range(2)] == agents
+    assert found[0]["tools_kwargs"] == {"lookup": {"word": "a"}}
+
+
+def test_questions_with_images_alone_are_refused(tmp_path, tokenizer):
+    made = rows(text="<image> What is it?", images=[["a.png"]] * 4)
+    found = dataset(tmp_path, tokenizer, made, processor=object())
+    with pytest.raises(CIPOConfigError) as refused:
+        check_questions(found, CIPOConfig())
+    message = str(refused.value)
+    assert message.startswith("data.train_files: none of the 4 rows looked at has a text question, row 0 for one")
+    assert "images" in message and "adv_estimator=grpo" in message
+
+
+def test_some_questions_with_images_are_a_warning(tmp_path, tokenizer, caplog):
+    made = rows(images=[["a.png"], None, None, None])
+    made[0]["prompt"] = [{"role": "user", "content": "<image> What is it?"}]
+    with caplog.at_level(logging.WARNING, logger="verl_cipo"):
+        check_questions(dataset(tmp_path, tokenizer, made, processor=object()), CIPOConfig())
+    assert "1 of the 4 rows looked at have no text question" in caplog.text
+    assert "cipo/anchors/skipped/no_text_question" in caplog.text
+
+
+def test_rows_without_a_number_are_a_warning(tmp_path, tokenizer, caplog):
+    made = [{**row, "extra_info": {"split": "train"}} for row in rows()]
+    with caplog.at_level(logging.WARNING, logger="verl_cipo"):
+        check_questions(dataset(tmp_path, tokenizer, made), CIPOConfig())
+    assert "all 4 rows looked at have extra_info.index=0" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"index": 0}, ["row 0 has no 'raw_prompt'", "data.custom_cls"]),
+        ({"raw_prompt": QUESTION}, ["row 0 has no 'index'", "data.custom_cls"]),
+        ({"raw_prompt": "1+1?", "index": 0}, ["raw_prompt of row 0 is not a list of messages but '1+1?'"]),
+        ({"raw_prompt": [17, 4], "index": 0}, ["raw_prompt of row 0 is not a list of messages but '[17, 4]'"]),
+        ({"raw_prompt": [{"role": "system", "content": "a"}], "index": 0}, ["none of the 1 rows", "missing"]),
+    ],
+    ids=["no prompt", "no index", "text", "token ids", "nobody asks"],
+)
+def test_prompts_that_no_attempt_can_be_put_into_are_refused(row, words):
+    with pytest.raises(CIPOConfigError) as refused:
+        check_questions([row], CIPOConfig())
+    assert all(word in str(refused.value) for word in words), str(refused.value)
+
+
+def test_without_corrections_any_questions_will_do():
+    images = [{"role": "user", "content": [{"type": "image"}]}]
+    check_questions([{"raw_prompt": images, "index": 0}], CIPOConfig(replay_fraction=0.0))
+
+
+def test_few_rows_of_a_large_data_set_are_read():
+    class Large:
+        read: list[int] = []
+
+        def __len__(self):
+            return 1_000_000
+
+        def __getitem__(self, number):
+            self.read.append(number)
+            return {"raw_prompt": QUESTION, "index": number}
+
+    check_questions(Large(), CIPOConfig())
+    assert len(Large.read) == 32 and Large.read[0] == 0 and Large.read[-1] == 968_750
+
+
+def test_the_trainer_looks_at_its_data_set_before_it_starts_workers():
+    class Stock:
+        def _init_dataloader(self):
+            self.train_dataset = [{"raw_prompt": "1+1?", "index": 0}]
+
+    class Trainer(trainer.CIPOTrainerMixin, Stock):
+        def __init__(self):
+            self.cipo = CIPOConfig()
+
+    with pytest.raises(CIPOConfigError, match="raw_prompt of row 0"):
+        Trainer()._init_dataloader()
+
+
+AUX = ["+algorithm.cipo.aux.coef=0.1", "+algorithm.cipo.source=both"]
+MEGATRON = ["model_engine=megatron", "actor_rollout_ref.rollout.name=vllm"]
+VIRTUAL = "actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size=2"
+ROUTING = "actor_rollout_ref.actor.megatron.router_replay.mode"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            [*AUX, "actor_rollout_ref.rollout.multi_turn.tool_config_path=tools.yaml"],
+            ["multi_turn.tool_config_path=tools.yaml", "source=resample"],
+        ),
+        (
+            [*AUX, "actor_rollout_ref.rollout.multi_turn.function_tool_path=tools.py"],
+            ["multi_turn.function_tool_path=tools.py", "source=resample"],
+        ),
+        (["skip.rollout_tq.enable=true"], ["skip.rollout_tq.enable=True"]),
+        ([*MEGATRON, VIRTUAL], [VIRTUAL, "set actor_rollout_ref.actor.use_dynamic_bsz=true"]),
+        (
+            [
+                *(*MEGATRON, VIRTUAL, "actor_rollout_ref.actor.use_dynamic_bsz=true"),
+                "actor_rollout_ref.ref.log_prob_use_dynamic_bsz=false",
+            ],
+            [VIRTUAL, "set actor_rollout_ref.ref.log_prob_use_dynamic_bsz=true"],
+        ),
+        ([*MEGATRON, *AUX, f"{ROUTING}=R3"], [f"{ROUTING}=R3", "no routing is known"]),
+    ],
+    ids=["tools", "function tools", "stored rollouts", "virtual stages", "virtual stages, reference", "routing"],
+)
+def test_refused_with_one_line(overrides, words):
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose(
+            "ppo_trainer",
+            overrides=["algorithm.adv_estimator=cipo", "actor_rollout_ref.rollout.n=4", *overrides],
+        )
+    with pytest.raises(CIPOConfigError) as refused:
+        settings.check_combination(config)
+    assert all(word in str(refused.value) for word in words), str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["actor_rollout_ref.rollout.multi_turn.tool_config_path=tools.yaml"],
+        [*MEGATRON, VIRTUAL, "actor_rollout_ref.actor.use_dynamic_bsz=true"],
+        [*MEGATRON, f"{ROUTING}=R3", AUX[0]],
+    ],
+    ids=["tools", "virtual stages", "routing"],
+)
+def test_what_comes_close_to_it_is_allowed(overrides):
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose(
+            "ppo_trainer",
+            overrides=["algorithm.adv_estimator=cipo", "actor_rollout_ref.rollout.n=4", *overrides],
+        )
+    settings.check_combination(config)

@@ -1,0 +1,254 @@
+"""The guard in the trainer: what a step shows it, and what it does to the weight of the corrections; the options.
+
+verl's part of a step is replaced; tests/e2e has the whole path.
+"""
+
+import logging
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import transfer_queue as tq
+from omegaconf import OmegaConf
+from transfer_queue import KVBatchMeta
+
+from verl_cipo.core.advantage import BASE, CORRECTION, Rows
+from verl_cipo.core.config import AuxConfig, CIPOConfig
+from verl_cipo.core.guard import ALARMS, GuardState
+from verl_cipo.integration.train import controller as steering
+from verl_cipo.integration.train import estimator
+from verl_cipo.integration.train import trainer as trainer_module
+from verl_cipo.integration.train.checkpoint import TrainerState
+from verl_cipo.integration.train.rows import RowTable
+from verl_cipo.integration.train.trainer import CIPOTrainerMixin
+
+KEYS = ["a_0_0", "a_1_0", "a_c1_0_0", "a_c1_1_0"]
+TABLE = RowTable(
+    keys=KEYS,
+    rows=Rows(
+        stream=np.array([BASE, BASE, CORRECTION, CORRECTION], dtype=np.int8),
+        group=np.array(["a", "a", "a_c1", "a_c1"], dtype=object),
+        session=np.array([key.rsplit("_", 1)[0] for key in KEYS], dtype=object),
+        final=np.ones(4, dtype=bool),
+        correct=np.array([True, False, True, False]),
+        anchor_correct=np.zeros(4, dtype=bool),
+    ),
+    index=[0] * 4,
+    scores=np.array([1.0, 0.0, 1.0, 0.0]),
+    tokens=np.array([3, 3, 3, 3]),
+    copied=np.array([False, False, False, True]),
+)
+
+
+class Verl:
+    """verl's part: one update, which asks for the advantages of the batch."""
+
+    entropy = 1.0
+
+    def step(self, metrics, timing_raw):
+        self._tables.append(TABLE)
+        batch = KVBatchMeta(partition_id="train", keys=KEYS, tags=[{} for _ in KEYS])
+        batch = self._compute_advantage(batch, metrics)
+        metrics["actor/entropy"] = self.entropy
+        return batch
+
+    def _balance_batch(self, batch, metrics):
+        return batch
+
+    def on_init_end(self):
+        pass
+
+    def _compute_advantage(self, batch, metrics):
+        self.weights.append(estimator._current.get().config.lambda_corr)
+        return batch
+
+
+class Manager:
+    rho = 0.3
+
+    def pop_statistics(self):
+        return {}
+
+
+class Trainer(CIPOTrainerMixin, Verl):
+    def __init__(self, guard="adapt", alarms=(), lambda_factor=1.0, **options):
+        self.cipo = CIPOConfig(guard=guard, **{"lambda_corr": 2.0, **options})
+        terms = {"use_kl_loss": False, "kl_loss_coef": 0.0, "entropy_coeff": 0.0}
+        self.config = OmegaConf.create({"actor_rollout_ref": {"actor": {"loss_agg_mode": "token-mean", **terms}}})
+        state = TrainerState.initial(self.cipo)
+        self._state = replace(state, guard=replace(state.guard, alarms=tuple(alarms), lambda_factor=lambda_factor))
+        self.agent_loop_manager = Manager()
+        self.global_steps = 7
+        self.weights = []
+        self._tables, self._aux, self._advantage_seconds, self._chats = [], [], 0.0, None
+        self._scale_of_terms = 1.0
+
+
+def one_step(trainer) -> dict:
+    metrics = {}
+    trainer.step(metrics, {})
+    return metrics
+
+
+@pytest.mark.parametrize(("guard", "weight"), [("adapt", 0.8), ("warn", 2.0), ("off", 2.0)])
+def test_only_adapt_lowers_the_weight_of_the_corrections(guard, weight):
+    trainer = Trainer(guard, alarms=("copying",), lambda_factor=0.4)
+    one_step(trainer)
+    assert trainer.weights == [pytest.approx(weight)]
+
+
+def test_a_step_moves_guard_and_rho():
+    trainer = Trainer()
+    metrics = one_step(trainer)
+    guard = trainer._state.guard
+    levels = [guard.w2c, guard.accuracy, guard.copy_rate, guard.entropy]
+    assert [level.value for level in levels] == pytest.approx([0.5, 0.5, 0.5, 1.0])
+    assert guard.c2c.count == 0
+    assert metrics["cipo/copy_rate_failed"] == 0.5
+    assert {f"cipo/guard/{alarm}" for alarm in ALARMS} <= metrics.keys()
+    assert metrics["cipo/lambda"] == 2.0 and metrics["cipo/rho"] == 0.3
+
+
+def test_off_looks_at_nothing():
+    trainer = Trainer("off")
+    metrics = one_step(trainer)
+    assert trainer._state.guard == GuardState.initial()
+    assert not any(name.startswith("cipo/guard") for name in metrics)
+
+
+def test_an_entropy_that_is_no_number_ends_no_run(caplog):
+    trainer = Trainer()
+    trainer.entropy = float("nan")
+    with caplog.at_level(logging.ERROR, logger="verl_cipo"):
+        one_step(trainer)
+    assert trainer._state.guard.entropy.count == 0
+    assert "actor/entropy is nan" in caplog.text
+
+
+def test_an_alarm_is_said_once(caplog, monkeypatch):
+    from verl_cipo.integration.train import controller as module
+
+    def alarmed(state, signals):
+        return replace(state, alarms=("copy_rate",))
+
+    monkeypatch.setattr(module, "update_guard", alarmed)
+    trainer = Trainer()
+    with caplog.at_level(logging.WARNING, logger="verl_cipo"):
+        assert one_step(trainer)["cipo/guard/copy_rate"] == 1.0
+        one_step(trainer)
+    said = [record for record in caplog.records if "guard:" in record.message]
+    assert len(said) == 1 and "step 7" in said[0].message
+
+
+def test_the_estimator_weighs_and_punishes_as_configured():
+    """Corrections score 1 and 0 - lambda_risk = -3, so +-2 about their mean, times lambda_corr = .5."""
+    rows = replace(TABLE.rows, anchor_correct=np.array([False, False, True, True]))
+    context = estimator.BatchRows(
+        rows=rows, config=CIPOConfig(lambda_corr=0.5, lambda_risk=3.0), loss_agg_mode="seq-mean-token-mean"
+    )
+    with estimator.rows_of_batch(context):
+        advantages, _ = estimator.compute_cipo_advantage(
+            torch.tensor([[1.0], [0.0], [1.0], [0.0]]), torch.ones(4, 1), config={"norm_adv_by_std_in_grpo": False}
+        )
+    assert advantages[:, 0].tolist() == [0.5, -0.5, 1.0, -1.0]
+
+
+@pytest.fixture
+def balanced(monkeypatch):
+    """balanced(trainer, table) -> keys of the batch as verl gets it, keys that were cleared, in_stream of the loss."""
+
+    def balance(trainer, table=TABLE):
+        cleared, in_stream = [], []
+
+        def add_aux_rows(batch, *_, **options):
+            in_stream.append(options["in_stream"])
+            return batch, SimpleNamespace()
+
+        monkeypatch.setattr(RowTable, "fetch", lambda batch, correct_threshold: table)
+        monkeypatch.setattr(tq, "kv_clear", lambda keys, partition_id: cleared.extend(keys))
+        monkeypatch.setattr(trainer_module, "add_aux_rows", add_aux_rows)
+        tags = [{"status": "success"} for _ in table.keys]
+        batch = trainer._balance_batch(KVBatchMeta(partition_id="train", keys=list(table.keys), tags=tags), {})
+        return batch.keys, cleared, in_stream
+
+    return balance
+
+
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_corrections_without_weight_leave_the_batch(balanced, weight):
+    keys, cleared, _ = balanced(Trainer(lambda_corr=weight))
+    assert sorted(keys) == (KEYS if weight else KEYS[:2])
+    assert cleared == ([] if weight else KEYS[2:])
+
+
+@pytest.mark.parametrize(("coef", "weight", "in_stream"), [(0.0, 2.0, []), (0.5, 2.0, [True]), (0.5, 0.0, [False])])
+def test_rows_for_the_auxiliary_loss_are_added_where_it_is_on(balanced, coef, weight, in_stream):
+    trainer = Trainer(lambda_corr=weight, aux=AuxConfig(coef=coef))
+    assert balanced(trainer)[2] == in_stream
+    assert len(trainer._aux) == len(in_stream)
+
+
+def test_the_order_of_the_prompts_is_drawn_by_the_seed(balanced):
+    uids = "abcdefgh"
+    eight = replace(
+        RowTable.joined([TABLE] * 2),
+        keys=[f"{uid}_0_0" for uid in uids],
+        rows=replace(Rows.joined([TABLE.rows] * 2), stream=np.full(8, BASE, dtype=np.int8)),
+        index=list(range(8)),
+    )
+    orders = {seed: tuple(balanced(Trainer(seed=seed), eight)[0]) for seed in (1, 2, 3)}
+    assert len(set(orders.values())) == 3
+    assert orders[2] == tuple(balanced(Trainer(seed=2), eight)[0])
+
+
+@pytest.mark.parametrize(("coef", "installed"), [(0.0, []), (0.5, [AuxConfig(coef=0.5, kind="contrastive")])])
+def test_the_loss_is_installed_where_it_has_weight(monkeypatch, coef, installed):
+    losses = []
+    monkeypatch.setattr(steering, "build_loss", lambda actor, aux: aux)
+    trainer = Trainer(aux=AuxConfig(coef=coef, kind="contrastive"))
+    trainer.actor_rollout_wg = SimpleNamespace(set_loss_fn=losses.append)
+    trainer.on_init_end()
+    assert losses == installed
+
+
+def test_the_loss_is_installed_where_a_term_would_grow_with_the_corrections(monkeypatch):
+    losses = []
+    monkeypatch.setattr(steering, "build_loss", lambda actor, aux: aux)
+    trainer = Trainer()
+    trainer.actor_rollout_wg = SimpleNamespace(set_loss_fn=losses.append)
+    trainer.config.actor_rollout_ref.actor.update(entropy_coeff=0.01, loss_agg_mode="token-mean")
+    trainer.on_init_end()
+    assert losses == []
+    trainer.config.actor_rollout_ref.actor.loss_agg_mode = "seq-mean-token-mean"
+    trainer.on_init_end()
+    assert losses == [AuxConfig(coef=0.0)]
+    # Two attempts and two corrections.
+    monkeypatch.setattr(trainer, "_loss_tokens", lambda batch: np.array([3, 3, 3, 3]))
+    one_step(trainer)
+    assert trainer._scale_of_terms == 0.5
+
+
+@pytest.mark.parametrize(
+    ("coef", "kind", "put"), [(0.0, "nll", []), (0.5, "nll", [False]), (0.5, "contrastive", [True])]
+)
+def test_the_update_gets_the_fields_of_the_loss(coef, kind, put):
+    seen = []
+
+    def put_fields(batch, *, optimizer_steps, contrastive):
+        seen.append(contrastive)
+        return batch
+
+    trainer = Trainer(aux=AuxConfig(coef=coef, kind=kind))
+    trainer._tables, trainer._aux = [TABLE], [SimpleNamespace(put_fields=put_fields)]
+    trainer._optimizer_steps = lambda: 1
+    trainer._compute_advantage(KVBatchMeta(partition_id="train", keys=KEYS, tags=[{} for _ in KEYS]), {})
+    assert seen == put
+
+
+def test_without_a_second_turn_validation_asks_for_none():
+    # The manager of this file has no second turns to give.
+    assert Trainer(val_corrections=0)._report_second_turns(Manager()) == {}
+    with pytest.raises(AttributeError, match="pop_validation"):
+        Trainer(val_corrections=1)._report_second_turns(Manager())

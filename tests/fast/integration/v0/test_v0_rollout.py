@@ -1,0 +1,396 @@
+"""Correction rollouts of the V0 trainer: what the manager dispatches and keeps, and what a failure in a worker costs.
+
+verl's rollout is replaced; tests/real/test_v0.py has the whole path.
+"""
+
+import asyncio
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from verl import DataProto
+from verl.experimental.agent_loop import AgentLoopManager, AgentLoopWorker
+
+from tests.fast.integration.scored_batch import R, decode, encode, scored
+from verl_cipo.core.config import AuxConfig, CIPOConfig
+from verl_cipo.core.draws import origin
+from verl_cipo.core.prompts import CorrectionPrompt, Excerpt, Request
+from verl_cipo.integration.rollout.coordinator import COUNTED
+from verl_cipo.integration.v0 import rollout as legacy_rollouts
+from verl_cipo.integration.v0.rollout import ANCHOR, CIPOAgentLoopManagerV0, CIPOAgentLoopWorkerV0
+from verl_cipo.integration.v0.rows import objects, response_ids
+
+# ---- the manager
+
+
+class Worker:
+    """A rollout worker without Ray: notes what it was sent; corrections whose uid is in ``lost`` fail."""
+
+    def __init__(self, lost=(), too_long=()):
+        self.requests: list[DataProto] = []
+        self.lost, self.too_long = lost, too_long
+        self.counts = Counter()
+        for name in ("build_prompts", "generate_sequences", "pop_counts"):
+            setattr(self, name, SimpleNamespace(remote=getattr(self, f"_{name}")))
+
+    def _build_prompts(self, anchors):
+        texts = [decode(ids) for _, ids in anchors]
+        return [
+            (None, "too_long")
+            if chat[0]["content"] in self.too_long
+            else (
+                Request([{"role": "user", "content": f"{chat[0]['content']} fix {text}"}], Excerpt(text, False)),
+                None,
+            )
+            for (chat, _), text in zip(anchors, texts, strict=True)
+        ]
+
+    def _generate_sequences(self, request):
+        self.requests.append(request)
+        kept = [i for i, uid in enumerate(request.non_tensor_batch["uid"]) if uid not in self.lost]
+        if not kept:
+            return DataProto()
+        out = scored(["+" * len(kept)], seed=len(self.requests), extra=False)
+        for key in ("uid", "session_id", "index", "raw_prompt"):
+            out.non_tensor_batch[key] = request.non_tensor_batch[key][kept]
+        anchors = request.non_tensor_batch[ANCHOR][kept]
+        out.non_tensor_batch["cipo"] = objects(
+            [
+                {"correct": True, "anchor_correct": a["correct"], "copied": False, "text": "t", "score": 1.0}
+                for a in anchors
+            ]
+        )
+        out.meta_info = {"metrics": [{}], "reward_extra_keys": []}
+        return out
+
+    def _pop_counts(self):
+        counts, self.counts = self.counts, Counter()
+        return counts
+
+
+def manager(monkeypatch, outcomes, workers, *, rho=0.5, n=4, val_n=1, **knobs):
+    """A manager whose attempts come out as ``outcomes`` says, and the batch that the trainer asks it for."""
+    rolled = scored(outcomes, extra=False)
+    for i, mark in enumerate(rolled.non_tensor_batch["cipo"]):
+        mark |= {"text": decode(response_ids(rolled, i)), "score": 0.0}
+    made = object.__new__(CIPOAgentLoopManagerV0)
+    made.config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": n, "val_kwargs": {"n": val_n}}}})
+    made._cipo, made.rho, made.agent_loop_workers = CIPOConfig(schedule="barrier", **knobs), rho, workers
+    made._corrections, made._stats = None, Counter(COUNTED)
+    made._validation, made._validation_counts = [], Counter()
+    monkeypatch.setattr(legacy_rollouts.ray, "get", lambda values: values)
+    monkeypatch.setattr(AgentLoopManager, "generate_sequences", lambda self, prompts: rolled)
+    columns = {key: rolled.non_tensor_batch[key] for key in ("uid", "index", "raw_prompt", "data_source")}
+    columns["reward_model"] = objects([{"ground_truth": "5"}] * len(rolled))
+    prompts = DataProto(non_tensor_batch=columns, meta_info={"global_steps": 3})
+    return made, prompts, rolled
+
+
+OUTCOMES = ["-+--", "++--", "----", "+---"]
+
+
+def test_every_anchor_gets_n_corrections_of_its_own_prompt(monkeypatch):
+    workers = [Worker(), Worker(), Worker()]
+    made, prompts, rolled = manager(monkeypatch, OUTCOMES, workers, n_corrections=2)
+    out = made.generate_sequences(prompts)
+    assert out is rolled and len(out) == 16, "the trainer takes the attempts alone"
+    assert prompts.non_tensor_batch["session_id"].tolist() == [0, 1, 2, 3] * 4
+    sent = DataProto.concat([request for worker in workers for request in worker.requests])
+    fields = sent.non_tensor_batch
+    groups = Counter(fields["uid"].tolist())
+    assert len(groups) == 4 and set(groups.values()) == {2}, "replay_fraction=1: an anchor a prompt"
+    assert fields["session_id"].tolist() == [0, 1] * 4
+    assert list(groups) == sorted(groups), "in the order of their attempts"
+    for uid, chat, anchor, index in zip(
+        fields["uid"], fields["raw_prompt"], fields[ANCHOR], fields["index"], strict=True
+    ):
+        prompt, session = uid.split("_c")
+        row = int(prompt[1:]) * 4 + int(session)
+        text = decode(response_ids(rolled, row))
+        assert chat[0]["content"] == f"Q{index} fix {text}" and index == int(prompt[1:])
+        assert anchor == {
+            "correct": bool(rolled.non_tensor_batch["cipo"][row]["correct"]),
+            "shown": Excerpt(text, cut=False),
+            "prompt_ids": encode(f"Q{index}>"),
+        }
+    assert fields["priority"].tolist() == list(range(8))
+    kept = made.pop_corrections()
+    assert sorted(kept.non_tensor_batch["uid"]) == sorted(fields["uid"]) and made.pop_corrections() is None
+    stats = made.pop_statistics()
+    # rho .5 of 4 anchors, right ones from three prompts that have them.
+    assert (stats["anchors/total"], stats["anchors/correct"], stats["anchors/failed"]) == (4, 2, 2)
+    assert stats["corrections/failed_sessions"] == 0
+    assert made.pop_statistics()["anchors/total"] == 0
+
+
+def test_the_draw_is_that_of_the_v1_trainers(monkeypatch):
+    """Hashes of seed, step, index and session: the same attempts give the same anchors."""
+    from verl_cipo.core.anchors import select_anchors
+    from verl_cipo.integration.v0.rows import row_table
+
+    worker = Worker()
+    made, prompts, rolled = manager(monkeypatch, OUTCOMES, [worker], replay_fraction=2.0, seed=9)
+    made.generate_sequences(prompts)
+    expected = select_anchors(
+        row_table(rolled).attempts()[0], budget=8, rho=0.5, delta_low=0.375, delta_high=0.75, seed=9, step=3
+    )
+    found = set(worker.requests[0].non_tensor_batch["uid"])
+    assert found == {f"{attempt.uid}_c{attempt.session}" for attempt in expected} and len(found) == 8
+
+
+def test_what_fails_or_fits_no_prompt_is_counted_and_costs_nothing_else(monkeypatch):
+    worker = Worker(too_long=("Q0",))
+    made, prompts, _ = manager(monkeypatch, OUTCOMES, [worker], replay_fraction=4.0)
+    made.generate_sequences(prompts)
+    lost = worker.requests[0].non_tensor_batch["uid"][0]
+    worker.lost = (lost,)
+    worker.counts = Counter({"verifier/errors": 2})
+    made.pop_statistics()
+    made.generate_sequences(prompts)
+    stats = made.pop_statistics()
+    assert stats["anchors/total"] == 16 and stats["anchors/skipped/too_long"] == 4
+    assert stats["corrections/failed_sessions"] == 4 and stats["verifier/errors"] == 2
+    assert lost not in made.pop_corrections().non_tensor_batch["uid"]
+
+
+@pytest.mark.parametrize("broken", ["build_prompts", "generate_sequences"])
+def test_an_error_beside_the_sessions_costs_the_corrections_and_no_attempt(monkeypatch, caplog, broken):
+    worker = Worker()
+    made, prompts, rolled = manager(monkeypatch, OUTCOMES, [worker], n_corrections=2)
+
+    def fail(*_):
+        raise KeyError("a field that only some rows have")
+
+    setattr(worker, broken, SimpleNamespace(remote=fail))
+    assert made.generate_sequences(prompts) is rolled
+    assert made.pop_corrections() is None
+    assert made.pop_statistics()["corrections/failed_sessions"] == 8
+    assert "the corrections of 4 attempts were lost" in caplog.text and "a field that only some rows" in caplog.text
+
+
+def test_no_anchor_or_no_correction_is_no_corrections(monkeypatch):
+    made, prompts, _ = manager(monkeypatch, OUTCOMES, [Worker()], replay_fraction=0)
+    made.generate_sequences(prompts)
+    assert made.pop_corrections() is None
+    made, prompts, _ = manager(monkeypatch, ["-+"], [Worker(lost=("u0_c0", "u0_c1"))], replay_fraction=2.0)
+    made.generate_sequences(prompts)
+    assert made.pop_corrections() is None and made.pop_statistics()["corrections/failed_sessions"] == 8
+    made, prompts, _ = manager(monkeypatch, ["-+"], [Worker(too_long=("Q0",))], replay_fraction=2.0)
+    made.generate_sequences(prompts)
+    assert made.pop_corrections() is None
+
+
+def test_a_validation_corrects_every_attempt_once_and_keeps_no_rows(monkeypatch):
+    worker = Worker(lost=("u1_c0",))
+    # verl has filled the batch up with a second row of the first prompt, which validates one attempt.
+    made, prompts, _ = manager(monkeypatch, ["-+", "-", "+"], [worker], val_corrections=2)
+    prompts.meta_info["validate"] = True
+    made.generate_sequences(prompts)
+    assert made.pop_corrections() is None and made.pop_statistics() == {name: 0.0 for name in COUNTED}
+    records, counts = made.pop_validation()
+    assert [(record["uid"], record["anchor_correct"], len(record["corrections"])) for record in records] == [
+        ("u0", False, 2),
+        ("u1", False, 0),
+        ("u2", True, 2),
+    ]
+    assert records[0]["corrections"][0] == {"correction": "t", "correct": True, "score": 1.0, "copied": False}
+    assert records[0]["question"] == "Q0" and records[0]["gts"] == "5" and records[0]["data_source"] == "toy"
+    assert counts == {"corrections/failed_sessions": 2}
+    assert made.pop_validation() == ([], {})
+
+
+# ---- the worker
+
+
+def worker(monkeypatch, run, *, deterministic=False, **knobs):
+    """A worker whose agent loop is ``run(sampling_params, **kwargs)``."""
+    made = object.__new__(CIPOAgentLoopWorkerV0)
+    rollout = {"full_determinism": deterministic, "seed": 5}
+    made.config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}})
+    made._cipo, made._counts = CIPOConfig(**knobs), Counter()
+    made._prompt = CorrectionPrompt(
+        made._cipo.prompt,
+        prompt_length=1000,
+        count_tokens=lambda messages: sum(len(message["content"]) for message in messages),
+        encode=encode,
+        decode=decode,
+    )
+
+    async def agent_loop(self, sampling_params, trajectory, **kwargs):
+        return await run(sampling_params, **kwargs)
+
+    monkeypatch.setattr(AgentLoopWorker, "_run_agent_loop", agent_loop)
+    return made
+
+
+def padded(text, score, asked=(0, 9)):
+    ids = encode(text)
+    return SimpleNamespace(
+        prompt_ids=torch.tensor([asked]),
+        response_ids=torch.tensor([ids + [0] * (R - len(ids))]),
+        attention_mask=torch.tensor([[0, 1] + [1] * len(ids) + [0] * (R - len(ids))]),
+        reward_score=score,
+        extra_fields={"reward_extra_info": {}},
+    )
+
+
+def session(made, uid, number=0, anchor=None, validate=False):
+    kwargs = {"uid": uid, "session_id": number, "index": 8, "agent_name": "single", "raw_prompt": CHAT}
+    if anchor is not None:
+        kwargs[ANCHOR] = anchor
+    trajectory = {"step": 3, "validate": validate}
+    return asyncio.run(made._run_agent_loop({"temperature": 1.0}, trajectory, **kwargs))
+
+
+CHAT = [{"role": "user", "content": "Q"}]
+ANCHORED = {"shown": Excerpt("ab", cut=False), "correct": True, "prompt_ids": [7]}
+
+
+def test_a_row_is_marked_and_the_agent_loop_is_shown_nothing_of_it(monkeypatch):
+    seen = []
+
+    async def run(sampling_params, **kwargs):
+        seen.append((sampling_params, kwargs))
+        return padded("ab", 1.0)
+
+    made = worker(monkeypatch, run)
+    attempt = session(made, "u", 2)
+    assert attempt.extra_fields["cipo"] == {"correct": True, "origin": origin(None, CHAT), "refusal": None}
+    assert {key: attempt.extra_fields[key] for key in ("uid", "session_id", "index")} == {
+        "uid": "u",
+        "session_id": 2,
+        "index": 8,
+    }
+    correction = session(made, "u_c2", 1, ANCHORED)
+    mark = {"correct": True, "anchor": 2, "anchor_correct": True, "copied": True}
+    assert correction.extra_fields["cipo"] == mark
+    assert session(made, "u_c2", 1, ANCHORED, validate=True).extra_fields["cipo"] == {
+        **mark,
+        "text": "ab",
+        "score": 1.0,
+    }
+    for sampling_params, kwargs in seen:
+        assert set(kwargs) == {"uid", "index", "agent_name", "raw_prompt"} and sampling_params == {"temperature": 1.0}
+
+
+def test_sessions_have_seeds_of_their_own_the_v1_trainers_too(monkeypatch):
+    from verl_cipo.integration.rollout.seeds import session_seed
+
+    seeds = []
+
+    async def run(sampling_params, **kwargs):
+        seeds.append(sampling_params["seed"])
+        return padded("ab", 1.0)
+
+    made = worker(monkeypatch, run, deterministic=True)
+    session(made, "u", 0), session(made, "u", 1), session(made, "u_c1", 0, ANCHORED)
+    shared = {"step": 3, "validate": False, "index": 8}
+    assert seeds == [
+        session_seed(5, **shared, anchor=None, session=0),
+        session_seed(5, **shared, anchor=None, session=1),
+        session_seed(5, **shared, anchor=1, session=0),
+    ]
+
+
+def test_a_failed_correction_costs_its_own_row_and_a_failed_attempt_the_run(monkeypatch):
+    async def run(sampling_params, **kwargs):
+        raise OSError("the sandbox is away")
+
+    made = worker(monkeypatch, run)
+    assert session(made, "u_c2", 1, ANCHORED) is None
+    with pytest.raises(OSError, match="the sandbox is away"):
+        session(made, "u", 1)
+
+
+def test_a_correction_that_cannot_be_marked_costs_its_own_row(monkeypatch):
+    async def run(sampling_params, **kwargs):
+        return SimpleNamespace(extra_fields={"reward_extra_info": {}}, reward_score=None)
+
+    assert session(worker(monkeypatch, run), "u_c2", 1, ANCHORED) is None
+
+
+def test_a_correction_that_takes_too_long_is_given_up(monkeypatch):
+    async def run(sampling_params, **kwargs):
+        await asyncio.Event().wait()
+
+    made = worker(monkeypatch, run, correction_timeout=0.01)
+    assert session(made, "u_c2", 1, ANCHORED) is None
+    assert asyncio.run(made.pop_counts()) == {"corrections/timed_out": 1} and not asyncio.run(made.pop_counts())
+
+
+def test_given_up_rows_are_left_out_of_the_answer(monkeypatch):
+    monkeypatch.setattr(AgentLoopWorker, "_postprocess", lambda self, inputs, **_: inputs)
+    made = object.__new__(CIPOAgentLoopWorkerV0)
+    assert made._postprocess(["a", None, "b"], validate=False) == ["a", "b"]
+    assert made._postprocess([None], validate=False).batch is None
+
+
+def test_a_verifier_that_failed_is_asked_again(monkeypatch):
+    answers = iter([OSError("away"), None])
+
+    async def score(self, outputs, kwargs):
+        if (error := next(answers)) is not None:
+            raise error
+        outputs[-1].reward_score = 1.0
+
+    monkeypatch.setattr(AgentLoopWorker, "_compute_score", score)
+    monkeypatch.setattr("verl_cipo.integration.rollout.verify.FIRST_PAUSE_S", 0.0)
+    made = worker(monkeypatch, None)
+    output = SimpleNamespace(reward_score=None, extra_fields={})
+    asyncio.run(made._compute_score([output], {"uid": "u"}))
+    assert output.reward_score == 1.0 and made._counts == {"verifier/errors": 1}
+
+
+def test_prompts_are_built_from_what_the_model_wrote(monkeypatch):
+    made = worker(monkeypatch, None)
+    ((built, refused),) = asyncio.run(made.build_prompts([(CHAT, encode("<think>hm</think>ab"))]))
+    assert refused is None and built.shown == Excerpt("ab", cut=False)
+    assert "Q" in built.messages[0]["content"] and "<attempt>\nab\n</attempt>" in built.messages[0]["content"]
+
+
+def test_attempts_that_cannot_be_corrected_are_left_out_before_the_draw(monkeypatch):
+    """Four anchors of the eight attempts that are left, and none is wasted on an image."""
+    sent = Worker()
+    made, prompts, rolled = manager(monkeypatch, OUTCOMES, [sent])
+    for mark in rolled.non_tensor_batch["cipo"][:8]:
+        mark["refusal"] = "no_text_question"
+    made.generate_sequences(prompts)
+    stats = made.pop_statistics()
+    assert stats["anchors/total"] == 4 and stats["anchors/skipped/no_text_question"] == 8
+    assert {uid[:2] for uid in sent.requests[0].non_tensor_batch["uid"]} == {"u2", "u3"}
+
+
+def test_the_worker_says_which_attempts_cannot_be_corrected(monkeypatch):
+    async def run(sampling_params, **kwargs):
+        return padded(" ", 0.0)
+
+    marks = [session(worker(monkeypatch, run, **knobs), "u").extra_fields["cipo"] for knobs in ({}, {"source": "both"})]
+    assert [mark["refusal"] for mark in marks] == ["empty_attempt"] * 2
+    paired = worker(monkeypatch, run, source="paired", aux=AuxConfig(coef=0.1))
+    assert "refusal" not in session(paired, "u").extra_fields["cipo"], "no text is read where nothing is rolled out"
+
+
+def test_a_copy_is_told_by_the_view_that_was_shown(monkeypatch):
+    async def run(sampling_params, **kwargs):
+        return padded("".join(next(answers)), 1.0)
+
+    monkeypatch.setattr("tests.fast.integration.v0.test_v0_rollout.R", 40)
+    answers = iter(["<think>why</think>ab", "<think>why</think>ba"])
+    made = worker(monkeypatch, run)
+    assert [session(made, "u_c2", 1, ANCHORED).extra_fields["cipo"]["copied"] for _ in range(2)] == [True, False]
+
+
+def test_an_agent_loop_that_does_not_heed_raw_prompt_is_noticed(monkeypatch, caplog):
+    async def run(sampling_params, **kwargs):
+        return padded("ab", 1.0, asked=(0, 7))
+
+    made = worker(monkeypatch, run)
+    session(made, "u_c2", 1, ANCHORED)
+    assert made._counts["corrections/not_asked"] == 1 and "does not heed raw_prompt" in caplog.text
+
+
+def test_places_count_the_rows_of_a_uid():
+    assert legacy_rollouts._places(np.array(["a", "a", "b", "a"])).tolist() == [0, 1, 0, 2]

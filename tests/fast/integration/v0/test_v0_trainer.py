@@ -1,0 +1,370 @@
+"""CIPO's V0 trainer: how it gets verl's place, and what a step does to rows, advantages and mini-batches.
+
+verl's workers are replaced; tests/real/test_v0.py has the whole path. The rollout side: test_legacy_rollouts.py.
+"""
+
+import gc
+import weakref
+from contextlib import ExitStack
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tensordict import TensorDict
+from verl import DataProto
+from verl.trainer import main_ppo_v0
+from verl.trainer.ppo.ray_trainer import RayPPOTrainer, compute_advantage
+
+from tests.fast.integration.scored_batch import R, encode, scored
+from verl_cipo.core.advantage import BASE, CORRECTION, two_stream_advantage
+from verl_cipo.core.config import AuxConfig, CIPOConfig, CIPOConfigError
+from verl_cipo.integration import ChangedSeamError
+from verl_cipo.integration.train import estimator
+from verl_cipo.integration.train.checkpoint import TrainerState
+from verl_cipo.integration.train.loss import TERM_SCALE
+from verl_cipo.integration.v0 import trainer as legacy
+from verl_cipo.integration.v0.rows import objects, row_table
+
+# ---- its place
+
+
+@pytest.fixture
+def verls_place(monkeypatch):
+    monkeypatch.setattr(main_ppo_v0, "RayPPOTrainer", RayPPOTrainer)
+
+
+def test_verls_task_runner_builds_cipos_trainer(verls_place):
+    legacy.take_place()
+    legacy.take_place()
+    runner = main_ppo_v0.TaskRunner.__ray_metadata__.modified_class
+    # What cloudpickle, with which Ray sends the class to its actor, takes for the name.
+    assert legacy.inspect.unwrap(runner.run).__globals__["RayPPOTrainer"] is legacy.CIPOTrainerV0
+
+
+def test_a_task_runner_that_builds_something_else_is_loud(verls_place, monkeypatch):
+    monkeypatch.setattr(main_ppo_v0, "RayPPOTrainer", object)
+    with pytest.raises(ChangedSeamError, match="no longer builds a RayPPOTrainer"):
+        legacy.take_place()
+    monkeypatch.setattr(main_ppo_v0, "RayPPOTrainer", RayPPOTrainer)
+    runner = main_ppo_v0.TaskRunner.__ray_metadata__.modified_class
+    monkeypatch.setattr(runner, "run", lambda self, config: None)
+    with pytest.raises(ChangedSeamError, match="no longer builds a RayPPOTrainer"):
+        legacy.take_place()
+
+
+def test_another_estimator_is_refused():
+    with pytest.raises(CIPOConfigError, match="algorithm.adv_estimator=grpo with CIPO's V0 trainer"):
+        legacy.CIPOTrainerV0(OmegaConf.create({"algorithm": {"adv_estimator": "grpo"}}))
+
+
+def test_a_manager_that_rolls_no_corrections_out_is_refused(monkeypatch):
+    monkeypatch.setattr(RayPPOTrainer, "init_workers", lambda self: None)
+    trainer = made()
+    trainer.async_rollout_manager = object()
+    with pytest.raises(CIPOConfigError, match="CIPOAgentLoopManagerV0"):
+        trainer.init_workers()
+
+
+# ---- a step
+
+
+class Manager:
+    rho = 0.3
+
+    def __init__(self, corrections=None):
+        self.corrections = corrections
+
+    def pop_corrections(self):
+        return self.corrections
+
+    def pop_statistics(self):
+        return {"anchors/total": 2.0}
+
+
+class Workers:
+    """verl's worker group: what it was asked to train."""
+
+    def __init__(self, ranks):
+        self._dispatch_info = {"actor": list(range(ranks))}
+        self.trained: list[TensorDict] = []
+
+    def update_actor(self, batch):
+        self.trained.append(batch)
+
+
+def made(corrections=None, *, ranks=1, micro=None, reference=None, mini=2, n=4, **knobs):
+    """A trainer as it is when verl has made its workers."""
+    trainer = object.__new__(legacy.CIPOTrainerV0)
+    trainer.cipo = CIPOConfig(schedule="barrier", **knobs)
+    trainer.config = OmegaConf.create(
+        {
+            "algorithm": {"adv_estimator": "cipo", "norm_adv_by_std_in_grpo": True},
+            "actor_rollout_ref": {
+                "actor": {
+                    "ppo_mini_batch_size": mini,
+                    "use_dynamic_bsz": micro is None,
+                    "ppo_micro_batch_size_per_gpu": micro,
+                    "loss_agg_mode": "token-mean",
+                },
+                "rollout": {"n": n, "log_prob_micro_batch_size_per_gpu": micro, "agent": {}},
+                "ref": {"log_prob_use_dynamic_bsz": False, "log_prob_micro_batch_size_per_gpu": reference},
+            },
+        }
+    )
+    trainer._state = TrainerState.initial(trainer.cipo)
+    trainer._laid_out = ExitStack()
+    trainer.async_rollout_manager = Manager(corrections)
+    trainer.actor_rollout_wg = Workers(ranks)
+    trainer.use_reference_policy = reference is not None
+    trainer.use_prefix_grouper = False
+    trainer.global_steps = 7
+    return trainer
+
+
+OUTCOMES = ["-+--", "++--", "----", "+---"]
+
+
+def attempts():
+    return scored(OUTCOMES, extra=False)
+
+
+def corrections(outcomes=("+-++", "----", "-+++"), anchors=("u0_c0", "u2_c1", "u1_c0")):
+    """Groups of corrections as the manager keeps them; the last anchor was right."""
+    batch = scored(list(outcomes), seed=1, extra=False)
+    marks = "".join(outcomes)
+    batch.non_tensor_batch["uid"] = objects([uid for uid, own in zip(anchors, outcomes, strict=True) for _ in own])
+    batch.non_tensor_batch["index"] = np.array([int(uid[1]) for uid in batch.non_tensor_batch["uid"]])
+    batch.non_tensor_batch["cipo"] = objects(
+        [
+            {"correct": mark == "+", "anchor_correct": uid == "u1_c0", "copied": False}
+            for mark, uid in zip(marks, batch.non_tensor_batch["uid"], strict=True)
+        ]
+    )
+    return batch
+
+
+def one_step(trainer, batch, monkeypatch, *, entropy=1.0):
+    """verl's step between rollout and update; returns its metrics."""
+
+    def update(self, batch):
+        self.actor_rollout_wg.update_actor(batch.to_tensordict())
+        return DataProto(meta_info={"metrics": {}})
+
+    monkeypatch.setattr(RayPPOTrainer, "_update_actor", update)
+    metrics = {"actor/entropy": entropy}
+    trainer._balance_batch(batch, metrics=metrics)
+    batch.batch["token_level_rewards"] = batch.batch["token_level_scores"] = batch.batch["rm_scores"]
+    compute_advantage(batch, adv_estimator="cipo", config=trainer.config.algorithm)
+    trainer._update_actor(batch)
+    return metrics
+
+
+def test_the_batch_grows_in_place_and_holds_every_row_once(monkeypatch):
+    batch, new = attempts(), corrections()
+    one_step(made(new), batch, monkeypatch)
+    assert sorted(row_table(batch).keys) == sorted(row_table(attempts()).keys + row_table(new).keys)
+    by_key = dict(zip(row_table(batch).keys, batch.batch["input_ids"].tolist(), strict=True))
+    for part in (attempts(), new):
+        for key, ids in zip(row_table(part).keys, part.batch["input_ids"].tolist(), strict=True):
+            assert by_key[key] == ids
+
+
+def test_advantages_are_those_of_the_rows_whatever_the_trainer(monkeypatch):
+    """The V1 trainers call this function on a RowTable too."""
+    batch = attempts()
+    trainer = made(corrections(), lambda_corr=0.5, ranks=2)
+    one_step(trainer, batch, monkeypatch)
+    expected = two_stream_advantage(
+        batch.batch["rm_scores"],
+        batch.batch["response_mask"],
+        row_table(batch).rows,
+        lambda_corr=0.5,
+        lambda_risk=1.0,
+        norm_by_std=True,
+        loss_agg_mode="token-mean",
+    )
+    assert torch.equal(batch.batch["advantages"], expected)
+    # A wrong correction of a right attempt is worth -1 in its group of -1, 1, 1, 1: mean .5, std 1, times the factor.
+    rows = row_table(batch)
+    i, j = rows.keys.index("u1_c0_0_0"), rows.keys.index("u1_c0_1_0")
+    low, high = (batch.batch["advantages"][row][batch.batch["response_mask"][row] > 0][0] for row in (i, j))
+    assert low / high == pytest.approx(-3.0)
+
+
+def test_without_corrections_advantages_are_grpos_bit_for_bit(monkeypatch):
+    batch = attempts()
+    one_step(made(replay_fraction=0), batch, monkeypatch)
+    ours = batch.batch["advantages"].clone()
+    compute_advantage(batch, adv_estimator="grpo", norm_adv_by_std_in_grpo=True)
+    assert len(batch) == 16 and torch.equal(ours, batch.batch["advantages"]) and ours.any()
+
+
+def test_lambda_corr_0_measures_corrections_and_trains_none(monkeypatch):
+    batch = attempts()
+    metrics = one_step(made(corrections(), lambda_corr=0), batch, monkeypatch)
+    assert len(batch) == 16 and (row_table(batch).rows.stream == BASE).all()
+    assert metrics["cipo/rows/correction"] == 12 and metrics["cipo/transitions/w2c"] == pytest.approx(3 / 8)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "micro", "reference", "size"),
+    [(1, None, None, 28), (2, None, None, 28), (2, 3, None, 36), (1, None, 5, 30)],
+)
+def test_as_many_mini_batches_as_grpo_each_with_both_streams(monkeypatch, ranks, micro, reference, size):
+    """4 prompts, ppo_mini_batch_size 2: GRPO takes 2 steps. 28 rows; whole micro-batches of 3 on 2 ranks make it 36,
+    those of 5 of a reference policy 30."""
+    trainer = made(corrections(), ranks=ranks, micro=micro, reference=reference)
+    batch = attempts()
+    metrics = one_step(trainer, batch, monkeypatch)
+    (trained,) = trainer.actor_rollout_wg.trained
+    assert len(trained) == size and trained["mini_batch_size"] == size // 2
+    assert metrics["cipo/rows/padding"] == size - 28
+    assert len(batch) == 28, "padding got into the trainer's batch"
+    corrected = np.array(["_c" in uid for uid in trained["uid"]]) & trained["response_mask"].any(-1).numpy()
+    real = trained["response_mask"].any(-1).numpy()
+    assert real.sum() == 28 and corrected.sum() == 12
+    for rank in np.split(np.arange(size), ranks):
+        for part in np.split(rank, 2):
+            assert 1 <= corrected[part].sum() < real[part].sum()
+
+
+@pytest.mark.parametrize(("mode", "scale"), [("token-mean", 1.0), ("seq-mean-token-sum", 16 / 28)])
+def test_the_workers_are_told_what_the_terms_of_the_loss_weigh(monkeypatch, mode, scale):
+    """16 attempts and 12 corrections."""
+    trainer = made(corrections())
+    trainer.config.actor_rollout_ref.actor.loss_agg_mode = mode
+    one_step(trainer, attempts(), monkeypatch)
+    assert trainer.actor_rollout_wg.trained[0][TERM_SCALE] == pytest.approx(scale)
+
+
+def test_each_rank_gets_its_rows_in_the_order_of_v1(monkeypatch):
+    """Rows of one length need no balancing: with one rank the order is the V1 trainers' own."""
+    from verl_cipo.integration.train.joint_update import interleaved
+
+    trainer, batch = made(corrections()), attempts()
+    one_step(trainer, batch, monkeypatch)
+    table = trainer._sampled
+    stable = np.array(table.stable_order(table.keys, seed=trainer.cipo.seed, step=7))
+    expected = stable[interleaved(table.rows.stream[stable])]
+    assert row_table(batch).keys == [table.keys[row] for row in expected]
+    assert (row_table(batch).rows.stream == CORRECTION).sum() == 12
+
+
+@pytest.mark.parametrize("method", ["_compute_old_log_prob", "_compute_ref_log_prob"])
+def test_log_probs_come_back_without_padding(monkeypatch, method):
+    trainer, batch = made(corrections(), ranks=2, micro=3), attempts()
+    seen = []
+
+    def compute(self, batch):
+        seen.append(len(batch))
+        computed = DataProto.from_dict(tensors={"of": batch.batch["input_ids"].clone()})
+        return (computed, 0.5) if method == "_compute_old_log_prob" else computed
+
+    monkeypatch.setattr(RayPPOTrainer, method, compute)
+    trainer._balance_batch(batch, {})
+    computed = getattr(trainer, method)(batch)
+    computed = computed[0] if isinstance(computed, tuple) else computed
+    assert seen == [36] and torch.equal(computed.batch["of"], batch.batch["input_ids"])
+
+
+def test_a_step_ends_with_metrics_rho_and_the_guard(monkeypatch):
+    trainer = made(corrections())
+    metrics = one_step(trainer, attempts(), monkeypatch)
+    assert metrics["cipo/rho"] == 0.3 and metrics["cipo/anchors/total"] == 2
+    assert metrics["cipo/retention"] == 0.75 and metrics["cipo/reward/base"] == pytest.approx(4 / 16)
+    # .3 * (1 + .8 * (.8 - .75) + .05 * 1 step below the target)
+    assert trainer.async_rollout_manager.rho == trainer._state.rho.rho == pytest.approx(0.3 * 1.09)
+    assert trainer._state.guard.entropy.count == 1
+
+
+def test_the_guard_lowers_the_weight_of_the_corrections(monkeypatch):
+    def largest(factor):
+        trainer, batch = made(corrections(), guard="adapt"), attempts()
+        trainer._state = replace(trainer._state, guard=replace(trainer._state.guard, lambda_factor=factor))
+        one_step(trainer, batch, monkeypatch)
+        return batch.batch["advantages"][torch.from_numpy(row_table(batch).rows.stream == CORRECTION)].abs().max()
+
+    assert largest(0.4) == pytest.approx(0.4 * largest(1.0).item())
+
+
+def test_the_estimator_forgets_the_rows_when_training_ends(monkeypatch):
+    trainer, batch = made(corrections()), attempts()
+    monkeypatch.setattr(RayPPOTrainer, "fit", lambda self: one_step(self, batch, monkeypatch))
+    trainer.fit()
+    with pytest.raises(RuntimeError, match="outside the CIPO trainer"):
+        compute_advantage(batch, adv_estimator="cipo", config=trainer.config.algorithm)
+
+
+def test_a_step_keeps_nothing_of_the_one_before():
+    trainer = made(corrections())
+    with trainer._laid_out:
+        trainer._balance_batch(attempts(), {})
+        before = weakref.ref(estimator._current.get())
+        trainer._balance_batch(attempts(), {})
+        gc.collect()
+        assert before() is None
+
+
+class Chat:
+    """Chats, of which pairs need three."""
+
+    class prompt:
+        @staticmethod
+        def build(messages, attempt):
+            return [{"role": "user", "content": f"fix {attempt}"}], None
+
+    @staticmethod
+    def encode(messages):
+        return encode(messages[0]["content"])
+
+    @staticmethod
+    def decode(ids):
+        return "".join(map(chr, ids))
+
+
+@pytest.mark.parametrize("kind", ["nll", "contrastive"])
+def test_the_auxiliary_loss_gets_its_rows_and_the_trainer_keeps_its_own(monkeypatch, kind):
+    trainer = made(corrections(), source="both", replay_fraction=0.5, aux=AuxConfig(coef=0.1, kind=kind))
+    trainer._chats = Chat
+    trainer.tokenizer = type("Tokenizer", (), {"pad_token_id": 0})
+
+    def log_prob(self, batch):
+        return DataProto.from_dict(tensors={"old_log_probs": -torch.ones(len(batch), R)}), 0.0
+
+    monkeypatch.setattr(RayPPOTrainer, "_compute_old_log_prob", log_prob)
+    batch = attempts()
+    metrics = one_step(trainer, batch, monkeypatch)
+    (trained,) = trainer.actor_rollout_wg.trained
+    # Right corrections of failed attempts: 3, of one attempt; and a right rollout for each of 2 failed attempts.
+    chosen, rejected = (3 + 2, 0) if kind == "nll" else (1 + 2, 1 + 2)
+    assert (trained["cipo_aux_sign"] == 1).sum() == chosen and (trained["cipo_aux_sign"] == -1).sum() == rejected
+    appended = 2 if kind == "nll" else 5
+    assert metrics["cipo/rows/aux"] == appended and metrics["cipo/aux/pairs"] == 2
+    assert metrics["cipo/aux/rows"] == chosen
+    assert len(batch) == 28 and len(trained) == 28 + appended + metrics["cipo/rows/padding"]
+    assert trained["mini_batch_size"] * 2 == len(trained)
+    partners = trained["cipo_aux_partner"][trained["cipo_aux_sign"] != 0]
+    assert (partners == (-1.0 if kind == "contrastive" else 0.0)).all()
+
+
+@pytest.mark.parametrize(("below", "rows"), [(0.0, 0), (0.5, 3)])
+def test_distilled_corrections_are_trained_and_counted(monkeypatch, below, rows):
+    """The three right corrections of prompt 0, of whose four attempts one is right."""
+    trainer = made(corrections(), aux=AuxConfig(coef=0.1, distill_below=below))
+    trainer._chats, trainer.tokenizer = Chat, type("Tokenizer", (), {"pad_token_id": 0})
+    metrics = one_step(trainer, attempts(), monkeypatch)
+    (trained,) = trainer.actor_rollout_wg.trained
+    assert metrics["cipo/aux/distilled"] == metrics["cipo/rows/aux"] == rows
+    assert metrics["cipo/aux/rows"] == (trained["cipo_aux_sign"] == 1).sum() == 3 + rows
+    assert sum(uid == "u0_c0q" for uid in trained["uid"]) >= rows
+
+
+def test_the_dump_names_the_rows(monkeypatch):
+    written = {}
+    monkeypatch.setattr(RayPPOTrainer, "_log_rollout_data", lambda self, batch, infos, *_: written.update(infos))
+    trainer, batch = made(corrections()), attempts()
+    trainer._balance_batch(batch, {})
+    trainer._log_rollout_data(batch, {"acc": [0] * 28}, {}, "folder")
+    assert written["uid"] == row_table(batch).keys and written["acc"] == [0] * 28

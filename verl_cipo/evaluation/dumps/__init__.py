@@ -1,0 +1,1 @@
+"""Reading what verl dumps in validation: `evaluate --dumps`."""

@@ -1,0 +1,1 @@
+"""The report: training runs read from their folders, and the page with its charts and tables."""

@@ -1,0 +1,142 @@
+"""From the figures of runs to what a chart draws: one curve an arm, with a band over its seeds."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from verl_cipo.evaluation.report.runs import Arm, Run
+
+TURN1, TURN2 = "cipo/val/accuracy_turn1", "cipo/val/accuracy_turn2"
+# verl: val-core/{data source}/{acc, or reward without a verdict}/mean@{n}; a data source may hold slashes.
+_PASS1 = re.compile(r"val-core/(?P<source>.+)/(?:acc|reward)/mean@\d+")
+
+Points = Mapping[float, float]
+"""y by x."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Mean, least and greatest value over `seeds` runs, at the x that all of them have.
+
+    x, mean, low, high: (N,), N > 0, x ascending; raw: (N,), the values before smoothing, of a single run only.
+    """
+
+    x: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    seeds: int
+    raw: np.ndarray | None = None
+
+
+def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean of each of (N,) values with up to window - 1 before it. Raises: ValueError for a window below 1."""
+    if window < 1:
+        raise ValueError(f"a window of {window} values: allowed is 1 or more")
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def combine(runs: Iterable[Points], window: int = 1) -> Curve | None:
+    """The curve of an arm's runs, each smoothed by `trailing_mean` first; None where no x is common to all of them.
+
+    Only common x count, so that the mean never jumps because a run ended or measured at other steps.
+    """
+    points = list(runs)
+    common = sorted(set.intersection(*(set(run) for run in points))) if points else []
+    if not common:
+        return None
+    raw = np.array([[run[x] for x in common] for run in points], dtype=float)
+    values = np.stack([trailing_mean(row, window) for row in raw])
+    return Curve(
+        x=np.array(common, dtype=float),
+        mean=values.mean(axis=0),
+        low=values.min(axis=0),
+        high=values.max(axis=0),
+        seeds=len(points),
+        raw=raw[0] if window > 1 and len(points) == 1 else None,
+    )
+
+
+def metric(name: str) -> Callable[[Run], dict[float, float]]:
+    """Reads a metric's values by step, at the steps that have it."""
+    return lambda run: {step: figures[name] for step, figures in run.metrics.items() if name in figures}
+
+
+def benchmark_pass1(run: Run) -> dict[str, dict[float, float]]:
+    """verl's own validation: share of attempts that are right (mean score without a verdict) by benchmark and step."""
+    found: dict[str, dict[float, float]] = {}
+    for step, figures in run.metrics.items():
+        for name, value in figures.items():
+            match = _PASS1.fullmatch(name)
+            if match:
+                found.setdefault(match["source"], {})[step] = value
+    return found
+
+
+def mean_pass1(run: Run) -> dict[float, float]:
+    """Unweighted mean of `benchmark_pass1` over the benchmarks, at the steps that have all of them."""
+    benchmarks = list(benchmark_pass1(run).values())
+    if not benchmarks:
+        return {}
+    steps = set.intersection(*(set(values) for values in benchmarks))
+    return {step: float(np.mean([values[step] for values in benchmarks])) for step in sorted(steps)}
+
+
+def first_turn(arms: Iterable[Arm]) -> tuple[Callable[[Run], dict[float, float]], str]:
+    """How pass@1 of the first turn is read, the same way for all runs, and in words what it is a mean over.
+
+    The mean over all attempts, which is what turn 2 can be compared with, unless a run lacks it, as GRPO does.
+    """
+    if all(metric(TURN1)(run) for arm in arms for run in arm.runs):
+        return metric(TURN1), "mean over all attempts"
+    return mean_pass1, "unweighted mean over benchmarks"
+
+
+def tokens_before(run: Run) -> dict[float, float]:
+    """Response tokens, of attempts and of corrections, that were generated up to each step, from the first one logged.
+
+    It ends before the first training step without a count: the sum would be wrong from there on.
+    """
+    found, total = {}, 0.0
+    for step, figures in run.metrics.items():
+        if "training/global_step" in figures and "cipo/tokens/base" not in figures:
+            break
+        total += figures.get("cipo/tokens/base", 0.0) + figures.get("cipo/tokens/correction", 0.0)
+        found[step] = total
+    return found if total else {}
+
+
+def against_tokens(arm: Arm, values: Callable[[Run], Points]) -> Curve | None:
+    """The arm's curve of `values` with the mean number of tokens generated before as x; None as in `combine`."""
+    by_step = [(values(run), tokens_before(run)) for run in arm.runs]
+    curve = combine({step: y for step, y in ys.items() if step in tokens} for ys, tokens in by_step)
+    if curve is None:
+        return None
+    spent = [np.mean([tokens[step] for _, tokens in by_step]) for step in curve.x]
+    return replace(curve, x=np.array(spent))
+
+
+def alarms(run: Run, prefix: str = "cipo/guard/") -> dict[str, list[int]]:
+    """The steps at which each of the guard's alarms was on, by the alarm's name; empty where none was recorded."""
+    found: dict[str, list[int]] = {}
+    for step, figures in run.metrics.items():
+        for name, value in figures.items():
+            if name.startswith(prefix):
+                found.setdefault(name.removeprefix(prefix), []).extend([step] if value else [])
+    return found
+
+
+def ranges(steps: list[int]) -> list[tuple[int, int]]:
+    """Ascending steps as unbroken ranges, both ends included: [3, 4, 5, 9] as [(3, 5), (9, 9)]."""
+    found: list[tuple[int, int]] = []
+    for step in steps:
+        if found and step == found[-1][1] + 1:
+            found[-1] = (found[-1][0], step)
+        else:
+            found.append((step, step))
+    return found

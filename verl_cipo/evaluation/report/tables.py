@@ -1,0 +1,61 @@
+"""The report's tables: the overview of the arms, and the numbers behind each picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from verl_cipo.evaluation.report.charts import Chart, Strips, number
+from verl_cipo.evaluation.report.runs import Arm
+from verl_cipo.evaluation.report.series import TURN2, Curve, combine, first_turn, metric
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; the first column heads its row."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def overview(arms: Sequence[Arm]) -> Table:
+    """One row an arm: seeds, the last step that all of them have, and the validation's figures, first and last."""
+    read, _ = first_turn(arms)
+    columns = [
+        ("solved, turn 1", read),
+        ("after turn 2", metric(TURN2)),
+        ("w\u2192c", metric("cipo/val/w2c")),
+        ("retry", metric("cipo/val/retry")),
+        ("c\u2192c", metric("cipo/val/c2c")),
+        ("copied", metric("cipo/val/copy_rate")),
+    ]
+    rows = []
+    for arm in arms:
+        steps = combine({step: 0.0 for step in run.metrics} for run in arm.runs)
+        last = f"{steps.x[-1]:g}" if steps else "none in common"
+        cells = [_first_and_last(combine(read(run) for run in arm.runs)) for _, read in columns]
+        rows.append((arm.label, str(len(arm.runs)), last, *cells))
+    return Table(head=("arm", "seeds", "steps", *(name for name, _ in columns)), rows=tuple(rows))
+
+
+def figures(chart: Chart | Strips) -> Table:
+    """The numbers behind a picture: a row for each x that any of its lines has, or for each of its strips."""
+    if isinstance(chart, Strips):
+        strips = [
+            (label, ", ".join(f"{first}" if first == end else f"{first}\u2013{end}" for first, end in spans))
+            for label, _, spans in chart.rows
+        ]
+        return Table(head=("alarm", "steps"), rows=tuple(strips))
+    columns = [dict(zip(line.curve.x, line.curve.mean, strict=True)) for line in chart.lines]
+    xs = sorted(set().union(*columns))
+    names = [line.label or chart.title for line in chart.lines]
+    rows = [
+        (f"{x:.10g}", *(number(column[x], shares=chart.shares) if x in column else "" for column in columns))
+        for x in xs
+    ]
+    return Table(head=(chart.x_label, *names), rows=tuple(rows))
+
+
+def _first_and_last(curve: Curve | None) -> str:
+    if curve is None:
+        return "\u2013"
+    first, last = (number(float(value), shares=True) for value in (curve.mean[0], curve.mean[-1]))
+    return f"{first} \u2192 {last}" if len(curve.x) > 1 else last

@@ -1,0 +1,156 @@
+"""python -m verl_cipo.evaluate --suite NAME --checkpoint DIR --output DIR: sample a suite's benchmarks and report."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from verl_cipo.core.config import CIPOConfig, CIPOConfigError
+from verl_cipo.core.prompts import with_text
+from verl_cipo.evaluation.append_log import write_whole
+from verl_cipo.evaluation.suite.engine import VLLMEngine, model_folder
+from verl_cipo.evaluation.suite.generate import Generation, run_benchmark, step_of
+from verl_cipo.evaluation.suite.problems import (
+    SUITES_FILE,
+    Benchmark,
+    EvaluationError,
+    Sampling,
+    check_files,
+    load_suite,
+    read_problems,
+)
+from verl_cipo.evaluation.suite.results import benchmark_results, markdown
+from verl_cipo.evaluation.suite.verdicts import Verifier, load_function
+from verl_cipo.rewards.outcome import VerifierInfrastructureError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of --suite."""
+    parser.add_argument("--suite", required=True, metavar="NAME", help="math6, code, correction, all, or of --suites")
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="Hugging Face folder")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="dumps and results go there")
+    parser.add_argument("--suites", type=Path, default=SUITES_FILE, metavar="YAML", help="suites of your own")
+    parser.add_argument("--data-dir", type=Path, default=Path("~/data"), help="where data_prep wrote (default ~/data)")
+    parser.add_argument("--benchmarks", nargs="+", metavar="NAME", help="only these of the suite")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N problems of each benchmark")
+    parser.add_argument("--samples", type=int, metavar="N", help="attempts a problem, in place of the suite's")
+    parser.add_argument("--temperature", type=float, help="in place of the suite's")
+    parser.add_argument("--top-p", type=float, help="in place of the suite's")
+    parser.add_argument("--max-tokens", type=int, help="of an answer, in place of the suite's")
+    parser.add_argument("--corrections", type=int, metavar="N", help="second turns an attempt, in place of the suite's")
+    parser.add_argument("--seed", type=int, default=1, help="of all draws (default 1)")
+    parser.add_argument("--batch", type=int, default=1024, help="answers sampled between two writes (default 1024)")
+    parser.add_argument(
+        "--prompt",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="fields of algorithm.cipo.prompt as in training; the template's default is the verifier's",
+    )
+    parser.add_argument(
+        "--engine", nargs="+", default=[], metavar="KEY=VALUE", help="arguments of vllm.LLM: tensor_parallel_size=2"
+    )
+    parser.add_argument(
+        "--chat-template", nargs="+", default=[], metavar="KEY=VALUE", help="its arguments: enable_thinking=false"
+    )
+    parser.add_argument("--reward", metavar="MODULE:FUNCTION", help="a reward function in place of the benchmark's")
+    parser.add_argument("--reward-kwargs", nargs="+", default=[], metavar="KEY=VALUE", help="its keyword arguments")
+    parser.add_argument("--threads", type=int, default=4, help="answers verified at a time (default 4)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a suite; args.output is a folder. Returns the exit status; what keeps it from being run is on stderr."""
+    try:
+        _run(args)
+    except (EvaluationError, CIPOConfigError, OSError, VerifierInfrastructureError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+    for name in ("limit", "batch", "threads"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise EvaluationError(f"--{name} {value}: allowed is 1 or more")
+    benchmarks = [_with_options(benchmark, args) for benchmark in _chosen(args)]
+    # Everything that can be wrong is looked at before the model is loaded.
+    check_files(benchmarks, args.data_dir)
+    problems = {one.name: read_problems(one, args.data_dir, limit=args.limit) for one in benchmarks}
+    kwargs = pairs("--reward-kwargs", args.reward_kwargs)
+    verifiers = {
+        one.name: Verifier(load_function(args.reward or one.verifier), kwargs=kwargs, threads=args.threads)
+        for one in benchmarks
+    }
+    hows = {one.name: _how(one, args, kwargs) for one in benchmarks}
+    engine = VLLMEngine(
+        model_folder(args.checkpoint),
+        options=pairs("--engine", args.engine),
+        template=pairs("--chat-template", args.chat_template),
+    )
+    output = args.output
+    results = {}
+    for one in benchmarks:
+        how = hows[one.name]
+        folder = run_benchmark(one, problems[one.name], engine=engine, verifier=verifiers[one.name], how=how)
+        results[one.name] = benchmark_results(one, folder, how.step)
+        # After each benchmark: hours of work are not to be looked at only when all is done.
+        write_whole(
+            output / "results.json", json.dumps({"checkpoint": args.checkpoint, "benchmarks": results}, indent=2) + "\n"
+        )
+        write_whole(output / "results.md", markdown(results))
+    print(markdown(results), end="")
+    print(f"{output / 'results.json'}, {output / 'results.md'}")
+
+
+def _chosen(args: argparse.Namespace) -> list[Benchmark]:
+    suite = load_suite(args.suite, args.suites)
+    if not args.benchmarks:
+        return suite
+    known = {one.name: one for one in suite}
+    if unknown := [name for name in args.benchmarks if name not in known]:
+        raise EvaluationError(
+            f"--benchmarks {' '.join(unknown)}: not in suite {args.suite}, which has {', '.join(known)}"
+        )
+    return [known[name] for name in args.benchmarks]
+
+
+def _with_options(benchmark: Benchmark, args: argparse.Namespace) -> Benchmark:
+    given = {"n": args.samples, "temperature": args.temperature, "top_p": args.top_p, "max_tokens": args.max_tokens}
+    sampling = {**vars(benchmark.sampling), **{name: value for name, value in given.items() if value is not None}}
+    corrections = benchmark.corrections if args.corrections is None else args.corrections
+    if corrections < 0:
+        raise EvaluationError(f"--corrections {corrections}: allowed is 0 or more")
+    return Benchmark(**{**vars(benchmark), "sampling": Sampling(**sampling), "corrections": corrections})
+
+
+def _how(benchmark: Benchmark, args: argparse.Namespace, kwargs: dict[str, Any]) -> Generation:
+    template = "code" if benchmark.verifier == "code" else "math"
+    cipo = CIPOConfig.from_mapping({"prompt": {"template": template, **pairs("--prompt", args.prompt)}})
+    return Generation(
+        output=args.output,
+        step=step_of(args.checkpoint),
+        seed=args.seed,
+        prompt=with_text(cipo.prompt),
+        batch=args.batch,
+        described={
+            "checkpoint": args.checkpoint,
+            "verifier": args.reward or benchmark.verifier,
+            "reward_kwargs": kwargs,
+            "engine": pairs("--engine", args.engine),
+            "chat_template": pairs("--chat-template", args.chat_template),
+        },
+    )
+
+
+def pairs(option: str, given: list[str]) -> dict[str, Any]:
+    """KEY=VALUE arguments, the values read as YAML. Raises: EvaluationError on anything else."""
+    found = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not sign or not name.isidentifier():
+            raise EvaluationError(f"{option} {text}: allowed is KEY=VALUE")
+        found[name] = yaml.safe_load(value)
+    return found

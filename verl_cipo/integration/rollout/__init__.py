@@ -1,0 +1,1 @@
+"""A batch's way through the rollout workers of verl's V1 trainers: attempts, anchors, corrections, verdicts."""

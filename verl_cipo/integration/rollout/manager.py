@@ -1,0 +1,70 @@
+"""The agent-loop manager of CIPO: dispatches prompts to the workers of rollouts.py, with the coordinator beside them.
+
+Seam: ``rollout.agent.agent_loop_manager_class`` names :class:`CIPOAgentLoopManager`.
+"""
+
+from typing import Any
+
+import ray
+from tensordict import TensorDict
+from verl.trainer.ppo.v1 import AgentLoopManagerTQ
+from verl.utils import tensordict_utils as tu
+
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.integration.rollout import payloads
+from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
+from verl_cipo.integration.rollout.worker import TICKET, CIPOAgentLoopWorker
+from verl_cipo.integration.settings import cipo_config
+
+
+def start_coordinator(cipo: CIPOConfig, train_batch_size: int) -> ray.actor.ActorHandle:
+    """The coordinator, as an actor that reserves no CPU.
+
+    One that dies is started anew and knows no batch: prompts under way lose their corrections, and with schedule=replay
+    the next step has none.
+    """
+    coordinator = ray.remote(AnchorCoordinator).options(
+        num_cpus=0, max_concurrency=100_000, max_restarts=-1, max_task_retries=-1
+    )
+    return coordinator.remote(cipo.to_mapping(), train_batch_size)
+
+
+class CIPOAgentLoopManager(AgentLoopManagerTQ):
+    """verl's manager over :class:`CIPOAgentLoopWorker`, with the coordinator beside it."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.agent_loop_workers_class = ray.remote(CIPOAgentLoopWorker)
+        self.rho = 0.0
+        """Share of correct attempts among the anchors of the next batch; the trainer sets it."""
+        self._cipo = cipo_config(self.config)
+        self._batches = 0
+        self._coordinator = start_coordinator(self._cipo, self.config.data.train_batch_size)
+
+    def generate_sequences(self, prompts: TensorDict) -> None:
+        ticket: dict[str, Any] = {"coordinator": self._coordinator, "batch": None}
+        if not tu.get_non_tensor_data(prompts, "validate", False) and self._cipo.rolls_out:
+            ticket["batch"] = self._batches
+            self._batches += 1
+            step = int(tu.get_non_tensor_data(prompts, "global_steps", 0))
+            uids = [str(uid) for uid in prompts["uid"]]
+            ray.get(self._coordinator.open.remote(ticket["batch"], uids=uids, rho=self.rho, step=step))
+        tu.assign_non_tensor_data(prompts, TICKET, ticket)
+        super().generate_sequences(prompts)
+
+    def pop_statistics(self) -> dict[str, float]:
+        """Selection and fault counts since the last call."""
+        return ray.get(self._coordinator.pop_statistics.remote())
+
+    def pop_validation(self) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        """The validation's attempts since the last call, each with its corrections, and what was left out."""
+        return ray.get(self._coordinator.pop_validation.remote())
+
+    def pool_state(self) -> dict[str, Any]:
+        """The pool of schedule=replay, for a checkpoint; picklable, with the texts themselves."""
+        state = ray.get(self._coordinator.pool_state.remote())
+        return state | {name: payloads.fetched(state[name]) for name in ("ready", "filling")}
+
+    def restore_pool(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`pool_state` returned, before the first batch."""
+        ray.get(self._coordinator.restore_pool.remote(state))

@@ -1,0 +1,361 @@
+"""Correction rollouts inside verl's agent-loop workers.
+
+Seam: the workers of the manager (manager.py) are :class:`CIPOAgentLoopWorker`, which overrides
+
+* ``_run_prompt``: knows how many attempts a group has; with schedule=replay it starts, beside them, corrections of
+  the step before. However it ends, the group is reported and the prompt gets a status,
+* ``_run_agent_loop``: an attempt that fails costs its own row: verl would call the prompt a failure, and its
+  asynchronous replay buffers then evict all of it. The attempt of a group that ends last waits for the group's
+  corrections, and with the other schedules rolls them out, before it returns, so verl writes the prompt's status, which
+  lets the trainer sample it, after the corrections,
+* ``_compute_score``: sees every session's output with its reward before it is stored, and asks a verifier that failed
+  again,
+* ``_agent_loop_postprocess``: counts what is stored, and keeps second turns of the validation out of verl's own
+  accuracy.
+
+A correction is an ordinary session of its prompt's own agent loop and reward loop. Its uid is ``{uid}_c{number}``: uid
+of the prompt that it is rolled out with, number of its anchor. verl's replay buffer finds it by the part before "_",
+and the advantage groups by the whole.
+"""
+
+import asyncio
+import functools
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import transfer_queue as tq
+from verl.experimental.agent_loop import AgentLoopOutput, AgentLoopWorker
+from verl.trainer.ppo.v1 import AgentLoopWorkerTQ
+from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
+
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.draws import origin
+from verl_cipo.core.prompts import CorrectionPrompt
+from verl_cipo.core.second_turn import attempt_record
+from verl_cipo.core.verdict import verdict
+from verl_cipo.integration.chats import correction_prompt
+from verl_cipo.integration.rollout import payloads
+from verl_cipo.integration.rollout.cancelling import EndsRequests
+from verl_cipo.integration.rollout.groups import (
+    EXTRA,
+    Anchor,
+    PromptGroup,
+    Session,
+    anchor_of,
+    asked_again,
+    correction_uid,
+    lost_alone,
+    read_attempts,
+)
+from verl_cipo.integration.rollout.seeds import seeded
+from verl_cipo.integration.rollout.verify import verify
+from verl_cipo.integration.settings import cipo_config
+
+logger = logging.getLogger("verl_cipo")
+
+TICKET = "__cipo__"
+"""Field of a dispatched batch: which selection its groups belong to."""
+NOT_REPLAYED = ("uid", "session_id", "trace")
+"""What of a prompt's data belongs to one rollout of it."""
+OF_THE_HOST = ("global_steps",)
+"""What a correction has of the prompt that it is rolled out with: its step, from which verl takes its staleness."""
+
+
+class NoRowsError(RuntimeError):
+    """No session of a prompt left a row."""
+
+
+def agent_loop_prompt(worker: AgentLoopWorker, cipo: CIPOConfig) -> CorrectionPrompt:
+    """The correction prompt of a rollout worker: tokens are counted as its agent loops render the chat."""
+    builder = create_continuous_token_builder(
+        worker.tokenizer,
+        hf_model_type=worker.hf_model_type,
+        chat_template_kwargs=worker.config.data.get("apply_chat_template_kwargs", {}),
+        processor=worker.processor,
+    )
+    # An agent loop may offer the model a selection of the tools: counting all of them is never too few tokens.
+    tools = [tool.tool_schema.model_dump(exclude_unset=True, exclude_none=True) for tool in worker.tools]
+    return correction_prompt(
+        cipo,
+        worker.tokenizer,
+        prompt_length=worker.rollout_config.prompt_length,
+        count_tokens=lambda messages: len(builder.build_initial_tokens(messages, tools=tools or None)),
+    )
+
+
+class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modified_class):
+    """verl's worker, with corrections; the coordinator's handle comes with each batch."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._groups: dict[str, PromptGroup] = {}
+        self._cipo = cipo_config(self.config)
+        self._n = self._cipo.n_corrections or self.rollout_config.n
+        self._prompt = agent_loop_prompt(self, self._cipo)
+
+    async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
+        validate = trajectory["validate"]
+        rollout = self.config.actor_rollout_ref.rollout
+        group = PromptGroup(
+            uid=prompt["uid"],
+            index=prompt["index"],
+            origin=origin(prompt.get("data_source"), prompt["raw_prompt"]),
+            pending=int(prompt.get("__rollout_n__", rollout.val_kwargs.n if validate else rollout.n)),
+            validate=validate,
+            ticket=prompt.pop(TICKET),
+        )
+        self._groups[group.uid] = group
+        context = (sampling_params, trajectory, prompt)
+        if self._cipo.schedule == "replay" and not validate and group.ticket["batch"] is not None:
+            group.replayed = asyncio.create_task(self._correct_replayed(group, *context))
+        try:
+            try:
+                await super()._run_prompt(prompt, sampling_params, trajectory, trace)
+            finally:
+                if not group.ended:
+                    # verl started no session, or failed before it had started all; other groups wait for this one.
+                    await self._attempts_ended(group, *context)
+        except Exception:
+            # verl guards neither its first nor its last word on a prompt, without which a trainer waits for ever.
+            logger.exception("the status of prompt %s could not be stored, it is given up as a failure", group.uid)
+            partition = "val" if validate else "train"
+            await tq.async_kv_put(key=group.uid, partition_id=partition, tag={"status": "failure"})
+        finally:
+            del self._groups[group.uid]
+
+    async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> None:
+        group = self._groups[kwargs["uid"]]
+        try:
+            await self._run_session(sampling_params, trajectory, **kwargs)
+        except Exception:
+            group.counts["attempts/failed_sessions"] += 1
+            logger.exception("attempt %s_%s failed, its row is missing", group.uid, kwargs["session_id"])
+        finally:
+            group.pending -= 1
+            if group.pending == 0:
+                await self._attempts_ended(group, sampling_params, trajectory, kwargs)
+        if group.pending == 0 and group.rows == 0:
+            raise NoRowsError(f"no session of prompt {group.uid} left a row")
+
+    async def _run_session(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> None:
+        """verl's session; attempts and corrections come through here."""
+        root, number = anchor_of(kwargs["uid"])
+        sampling_params = seeded(
+            sampling_params,
+            trajectory,
+            self.config.actor_rollout_ref.rollout,
+            index=kwargs["index"],
+            anchor=None if number is None else self._groups[root].anchors[number].session,
+            session=kwargs["session_id"],
+        )
+        await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
+
+    async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
+        root, number = anchor_of(kwargs["uid"])
+        group = self._groups[root]
+        final = outputs[-1]
+
+        def count(name: str) -> None:
+            group.counts[name] += 1
+
+        await verify(
+            functools.partial(super()._compute_score, outputs, kwargs),
+            final,
+            retries=self._cipo.verifier_retries,
+            count=count,
+            session=f"{kwargs['uid']}_{kwargs['session_id']}",
+        )
+        outcome = Session(
+            prompt_ids=outputs[0].prompt_ids,
+            response_ids=final.response_ids,
+            correct=verdict(
+                final.reward_score, final.extra_fields.get("reward_extra_info"), self._cipo.correct_threshold
+            ),
+            score=float(final.reward_score),
+        )
+        if number is None:
+            group.attempts[kwargs["session_id"]] = outcome
+            mark = {"origin": group.origin}
+        else:
+            anchor = group.anchors[number]
+            if asked_again(outcome.prompt_ids, anchor.prompt_ids):
+                group.counts["corrections/not_asked"] += 1
+                logger.error("a correction asked the plain prompt again: its agent loop does not heed raw_prompt")
+            outcome.text = await self._off_the_loop(self._prompt.decode, final.response_ids)
+            outcome.copied = await self._off_the_loop(self._prompt.repeats, anchor.shown, outcome.text)
+            group.corrections[number, kwargs["session_id"]] = outcome
+            mark = {"anchor": number, "anchor_correct": anchor.correct, "copied": outcome.copied}
+        mark |= {"correct": outcome.correct, "score": outcome.score}
+        for output in outputs:
+            output.extra_fields[EXTRA] = mark
+
+    async def _agent_loop_postprocess(self, output: Any, validate: bool, **kwargs: Any) -> Any:
+        root, anchor = anchor_of(kwargs["uid"])
+        outputs = output if isinstance(output, list) else [output]
+        if validate and anchor is not None:
+            if outputs:
+                await self._compute_score(outputs, kwargs=kwargs)
+            return None
+        stored = await super()._agent_loop_postprocess(output, validate, **kwargs)
+        self._groups[root].rows += bool(outputs)
+        return stored
+
+    @staticmethod
+    async def _off_the_loop(function: Any, *args: Any) -> Any:
+        """What takes long for a long text, beside the event loop that all sessions of the worker share."""
+        return await asyncio.get_running_loop().run_in_executor(None, function, *args)
+
+    async def _attempts_ended(
+        self, group: PromptGroup, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
+    ) -> None:
+        """Roll out the corrections that are left. Nothing that goes wrong here costs a base row: it is counted."""
+        group.ended = True
+        coordinator = group.ticket["coordinator"]
+        try:
+            if group.validate and self._cipo.val_corrections > 0:
+                await self._correct_validation(group, sampling_params, trajectory, prompt)
+            elif group.ticket["batch"] is None:
+                # Faults are all that there is to report.
+                await coordinator.close.remote(None, group.uid, dict(group.counts))
+            else:
+                await self._correct_selected(group, sampling_params, trajectory, prompt)
+        except Exception:
+            logger.exception("corrections of prompt %s were lost; its attempts are trained as they are", group.uid)
+
+    async def _read(self, group: PromptGroup, prompt: Mapping[str, Any]) -> None:
+        """Note the texts of the attempts, and of which no correction prompt can be made."""
+        attempts = list(group.attempts.values())
+        responses = [attempt.response_ids for attempt in attempts]
+        read = await self._off_the_loop(read_attempts, self._prompt, prompt["raw_prompt"], responses)
+        for attempt, text, refusal in zip(attempts, *read, strict=True):
+            attempt.text, attempt.refusal = text, refusal
+            if refusal is not None:
+                group.counts[f"anchors/skipped/{refusal}"] += 1
+
+    async def _correct_selected(
+        self, group: PromptGroup, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
+    ) -> None:
+        batch, coordinator = group.ticket["batch"], group.ticket["coordinator"]
+        try:
+            await self._read(group, prompt)
+            if group.replayed:
+                await coordinator.add.remote(batch, group.report(), await self._kept(group, prompt))
+            else:
+                await coordinator.add.remote(batch, group.report(), {})
+                while (sessions := await coordinator.next.remote(batch, group.uid)) is not None:
+                    for session in sessions:
+                        anchor = group.own_anchor(session, prompt)
+                        await self._start(group, session, anchor, self._n, sampling_params, trajectory, prompt)
+        finally:
+            await self._settle(group)
+            await coordinator.close.remote(batch, group.uid, dict(group.counts))
+
+    async def _kept(self, group: PromptGroup, prompt: Mapping[str, Any]) -> dict[int, Any]:
+        """References to what the next step takes to correct the attempts, see payloads.py."""
+        correctable = {s: attempt for s, attempt in sorted(group.attempts.items()) if attempt.refusal is None}
+        if not correctable:
+            return {}
+        texts = {session: attempt.text for session, attempt in correctable.items()}
+        data = {key: value for key, value in prompt.items() if key not in NOT_REPLAYED}
+        asked = next(iter(correctable.values())).prompt_ids
+        return await self._off_the_loop(payloads.keep, texts, data, asked)
+
+    async def _correct_replayed(
+        self, group: PromptGroup, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
+    ) -> None:
+        """Start corrections of the step before's anchors while the attempts of ``group`` are rolled out."""
+        try:
+            anchors = await group.ticket["coordinator"].replayed.remote(group.ticket["batch"], group.uid)
+            for number, candidate in enumerate(anchors):
+                text, data, asked = await payloads.fetch(candidate.payload)
+                anchor = Anchor(candidate.attempt.session, text, candidate.attempt.correct, data, asked)
+                await self._start(group, number, anchor, self._n, sampling_params, trajectory, prompt)
+        except Exception:
+            logger.exception("corrections of the step before, beside prompt %s, were lost", group.uid)
+
+    async def _correct_validation(
+        self, group: PromptGroup, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
+    ) -> None:
+        n = self._cipo.val_corrections
+        await self._read(group, prompt)
+        for session, attempt in sorted(group.attempts.items()):
+            if attempt.refusal is None:
+                anchor = group.own_anchor(session, prompt)
+                await self._start(group, session, anchor, n, sampling_params, trajectory, prompt)
+        await self._settle(group)
+        records = [
+            attempt_record(
+                prompt,
+                session=session,
+                text=attempt.text,
+                correct=attempt.correct,
+                corrections=[
+                    {
+                        "correction": outcome.text,
+                        "correct": outcome.correct,
+                        "score": outcome.score,
+                        "copied": outcome.copied,
+                    }
+                    for (anchor, _), outcome in sorted(group.corrections.items(), key=lambda item: item[0])
+                    if anchor == session
+                ],
+            )
+            for session, attempt in sorted(group.attempts.items())
+        ]
+        await group.ticket["coordinator"].add_validation.remote(records, dict(group.counts))
+
+    async def _start(
+        self,
+        group: PromptGroup,
+        number: int,
+        anchor: Anchor,
+        n: int,
+        sampling_params: dict,
+        trajectory: dict,
+        host: Mapping[str, Any],
+    ) -> None:
+        """Start ``n`` correction sessions of one anchor, or count why there are none."""
+        messages = list(anchor.prompt["raw_prompt"])
+        request, skipped = await self._off_the_loop(self._prompt.request, messages, anchor.text)
+        if request is None:
+            group.counts[f"anchors/skipped/{skipped}"] += 1
+            return
+        anchor.shown = request.shown
+        group.anchors[number] = anchor
+        kwargs = {key: value for key, value in anchor.prompt.items() if key not in (*NOT_REPLAYED, "raw_prompt")}
+        kwargs |= {key: host[key] for key in OF_THE_HOST if key in host}
+        group.tasks += [
+            asyncio.create_task(
+                self._run_correction(
+                    group,
+                    sampling_params,
+                    trajectory,
+                    uid=correction_uid(group.uid, number),
+                    session_id=i,
+                    raw_prompt=request.messages,
+                    trace=False,
+                    **kwargs,
+                )
+            )
+            for i in range(n)
+        ]
+
+    async def _run_correction(
+        self, group: PromptGroup, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """One correction session; a failure is logged and leaves no outcome."""
+        uid, session = kwargs["uid"], kwargs["session_id"]
+        timeout_s = self._cipo.correction_timeout
+        with lost_alone(f"{uid}_{session}", timeout_s=timeout_s, counts=group.counts):
+            await asyncio.wait_for(self._run_session(sampling_params, trajectory, **kwargs), timeout_s)
+            return
+        group.corrections.pop((anchor_of(uid)[1], session), None)
+
+    @staticmethod
+    async def _settle(group: PromptGroup) -> None:
+        if group.replayed:
+            await group.replayed
+        await asyncio.gather(*group.tasks)
+        # Sessions that raised or took too long, and those whose agent loop returned nothing.
+        group.counts["corrections/failed_sessions"] += len(group.tasks) - len(group.corrections)

@@ -1,0 +1,214 @@
+"""CIPO's variants of verl's V1 trainers.
+
+Overridden methods, each calling verl's own: ``_init_tokenizer``, ``_init_dataloader`` (prompt budget and questions are
+checked before a worker starts), ``fit`` (rho and the pool go to the rollout manager), ``_balance_batch`` (what each row
+is; a stable order),
+``_get_required_batch_multiple``/``_update_actor`` (one joint update with as many optimizer steps as GRPO),
+``_compute_advantage`` (rows for the estimator; weights of the auxiliary loss), ``step`` (metrics, rho, the guard),
+``on_init_end`` (the loss is installed), ``_validate`` (the second turn),
+``_save_checkpoint``/``_load_checkpoint`` (state.py).
+"""
+
+import logging
+import time
+from typing import Any
+
+import numpy as np
+import transfer_queue as tq
+from omegaconf import DictConfig, OmegaConf, open_dict
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, PPOTrainerSync, register_trainer
+
+from verl_cipo.core.advantage import SEQ_MEAN_MODES
+from verl_cipo.core.config import CIPOConfigError
+from verl_cipo.integration.chats import Chats
+from verl_cipo.integration.checks import check_prompt_length, check_questions
+from verl_cipo.integration.settings import MANAGER_CLASS, TRAINER_OF_MODE, settle
+from verl_cipo.integration.train import checkpoint as state
+from verl_cipo.integration.train.aux_batch import AuxRows, add_aux_rows, aux_metrics
+from verl_cipo.integration.train.controller import Steering
+from verl_cipo.integration.train.estimator import NAME, rows_of_batch
+from verl_cipo.integration.train.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
+from verl_cipo.integration.train.loss import METRIC as AUX_METRIC
+from verl_cipo.integration.train.loss import scales_terms
+from verl_cipo.integration.train.rows import RowTable, cleared, row_sums, without_torn_rows
+
+logger = logging.getLogger("verl_cipo")
+
+
+class CIPOTrainerMixin(Steering):
+    """What CIPO adds to a V1 trainer; ``verl_mode`` is the ``trainer.v1.trainer_mode`` of the trainer it stands on."""
+
+    verl_mode: str
+
+    def __init__(self, config: DictConfig):
+        if config.algorithm.adv_estimator != NAME:
+            raise CIPOConfigError(
+                f"algorithm.adv_estimator={config.algorithm.adv_estimator} with the CIPO trainer: use {NAME}, or "
+                f"trainer.v1.trainer_mode={self.verl_mode} for verl's own"
+            )
+        with open_dict(config):
+            # Branches of verl test trainer_mode against its own names.
+            config.trainer.v1.trainer_mode = self.verl_mode
+        self.cipo = settle(config)
+        if self.verl_mode != "sync" and self.cipo.rolls_out and self.cipo.schedule != "replay":
+            logger.warning(
+                "algorithm.cipo.schedule=%s with trainer_mode=%s: the prompts of a dispatch can be trained when all of "
+                "them are rolled out, since anchors are drawn among them; schedule=replay waits for none",
+                self.cipo.schedule,
+                self.verl_mode,
+            )
+        print(f"[verl_cipo] trainer {type(self).__name__}, {self.cipo}")
+        self._state = state.TrainerState.initial(self.cipo)
+        self._pool: dict[str, Any] | None = None
+        """The pool of a checkpoint, until the rollout manager is there to take it."""
+        self._tables: list[RowTable] = []
+        """One for each update of the step: ``parameter_sync_step`` of them."""
+        self._aux: list[AuxRows] = []
+        """Likewise, with an auxiliary loss."""
+        self._advantage_seconds = 0.0
+        self._scale_of_terms = 1.0
+        """``TERM_SCALE`` of the update."""
+        super().__init__(config)
+
+    def _init_tokenizer(self) -> None:
+        super()._init_tokenizer()
+        check_prompt_length(self.config, self.cipo, self.tokenizer)
+        self._chats = Chats.of(self.config, self.cipo, self.tokenizer)
+
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()
+        check_questions(self.train_dataset, self.cipo)
+
+    def on_init_end(self) -> None:
+        super().on_init_end()
+        self._install_loss()
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        if not hasattr(agent_loop_manager, "pop_statistics"):
+            raise CIPOConfigError(
+                "actor_rollout_ref.rollout.agent.agent_loop_manager_class="
+                f"{self.config.actor_rollout_ref.rollout.agent.get('agent_loop_manager_class')} does not roll "
+                f"corrections out: use {MANAGER_CLASS}"
+            )
+        agent_loop_manager.rho = self._state.rho.rho
+        if self._pool is not None:
+            agent_loop_manager.restore_pool(self._pool)
+            self._pool = None
+        super().fit(agent_loop_manager)
+
+    def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+        self._tables, self._aux, self._advantage_seconds = [], [], 0.0
+        batch = super().step(metrics, timing_raw)
+        own = RowTable.joined(self._tables).metrics()
+        own["cipo/rows/padding"] = float(sum(tag.get("is_padding", False) for tag in batch.tags))
+        if self.cipo.aux.coef > 0:
+            own |= aux_metrics(self._aux)
+            own["cipo/rows/padding"] -= own["cipo/rows/aux"]
+            # verl leaves the update out until trainer.critic_warmup.
+            if (loss := metrics.pop(f"actor/{AUX_METRIC}", None)) is not None:
+                own["cipo/aux/loss"] = loss
+        own |= {f"cipo/{name}": value for name, value in self.agent_loop_manager.pop_statistics().items()}
+        own["cipo/seconds/advantage"] = self._advantage_seconds
+        self._steer(own, self.agent_loop_manager, entropy=metrics.get("actor/entropy"))
+        metrics.update(own)
+        return batch
+
+    def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
+        batch = without_torn_rows(batch)
+        table = RowTable.fetch(batch, correct_threshold=self.cipo.correct_threshold)
+        self._tables.append(table)
+        if self.cipo.aux.coef > 0:
+            batch, aux = add_aux_rows(
+                batch,
+                table,
+                config=self.cipo,
+                chats=self._chats,
+                step=self.global_steps,
+                in_stream=self.cipo.lambda_corr > 0,
+            )
+            self._aux.append(aux)
+        if self.cipo.lambda_corr == 0:
+            # Without weight a correction still would enter entropy, KL and the loss's normaliser.
+            batch = cleared(batch, table.correction_keys())
+        batch.reorder(table.stable_order(batch.keys, seed=self.cipo.seed, step=self.global_steps))
+        # verl cuts mini-batches in this order.
+        batch.reorder(interleaved(table.streams(batch.keys)))
+        return super()._balance_batch(batch, metrics, *args, **kwargs)
+
+    def _optimizer_steps(self) -> int:
+        return optimizer_steps(self.config, self.config.data.train_batch_size // self.parameter_sync_step)
+
+    def _get_required_batch_multiple(self, dp_size: int) -> int:
+        return row_multiple(
+            self.config, dp_size=dp_size, steps=self._optimizer_steps(), uses_reference=self.use_reference_policy
+        )
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        worker_group = self.actor_rollout_wg
+        size = len(batch) // self._optimizer_steps()
+        self.actor_rollout_wg = JointUpdate(worker_group, size, term_scale=self._scale_of_terms)
+        try:
+            return super()._update_actor(batch, metrics)
+        finally:
+            self.actor_rollout_wg = worker_group
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        started = time.monotonic()
+        rows, loss_tokens = self._tables[-1].rows_in_order(batch), self._loss_tokens(batch)
+        if scales_terms(self.config, self.cipo):
+            self._scale_of_terms = self._term_scale(rows, loss_tokens)
+        with rows_of_batch(self._for_estimator(rows, loss_tokens=loss_tokens)):
+            batch = super()._compute_advantage(batch, metrics)
+        if self.cipo.aux.coef > 0:
+            contrastive = self.cipo.aux.kind == "contrastive"
+            batch = self._aux[-1].put_fields(batch, optimizer_steps=self._optimizer_steps(), contrastive=contrastive)
+        self._advantage_seconds += time.monotonic() - started
+        return batch
+
+    def _loss_tokens(self, batch: KVBatchMeta) -> np.ndarray | None:
+        """(N,) tokens of each row that the engines divide by, where they are needed beside the response mask.
+
+        In the modes that count rows they are not. Rollout correction takes tokens that it rejects out of
+        ``response_mask`` only, the engines count ``loss_mask``.
+        """
+        if self.config.actor_rollout_ref.actor.loss_agg_mode in SEQ_MEAN_MODES:
+            return None
+        rejects = OmegaConf.select(self.config, "algorithm.rollout_correction.rollout_rs")
+        if not rejects and not scales_terms(self.config, self.cipo):
+            return None
+        fields = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["loss_mask"])
+        return row_sums(fields["loss_mask"])
+
+    def _validate(self) -> dict[str, float]:
+        metrics = super()._validate()
+        return metrics | self._report_second_turns(self.agent_loop_manager)
+
+    def _save_checkpoint(self) -> None:
+        self._save_state(self.agent_loop_manager.pool_state())
+        super()._save_checkpoint()
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        self._pool = self._load_state()
+
+
+@register_trainer(TRAINER_OF_MODE["sync"])
+class CIPOTrainerSync(CIPOTrainerMixin, PPOTrainerSync):
+    """CIPO on verl's synchronous trainer: rollout and training share the devices."""
+
+    verl_mode = "sync"
+
+
+@register_trainer(TRAINER_OF_MODE["colocate_async"])
+class CIPOTrainerColocateAsync(CIPOTrainerMixin, PPOTrainerColocateAsync):
+    """CIPO on verl's asynchronous trainer with shared devices: rollouts that are cut off go on after the update."""
+
+    verl_mode = "colocate_async"
+
+
+@register_trainer(TRAINER_OF_MODE["separate_async"])
+class CIPOTrainerSeparateAsync(CIPOTrainerMixin, PPOTrainerSeparateAsync):
+    """CIPO on verl's asynchronous trainer with devices of its own for rollout."""
+
+    verl_mode = "separate_async"

@@ -1,0 +1,1 @@
+"""CIPO on verl's V0 trainer, `trainer.use_v1=False`."""

@@ -1,0 +1,358 @@
+"""Correction rollouts of the V0 trainer: a second dispatch to verl's agent-loop workers, once all attempts are in.
+
+Seam: ``rollout.agent.agent_loop_manager_class`` names :class:`CIPOAgentLoopManagerV0`. verl's V0 trainer asks it for a
+step's attempts in one call and takes exactly as many rows back, so the corrections stay here until the trainer
+(legacy.py) appends them to the batch. The workers are :class:`CIPOAgentLoopWorkerV0`, which overrides
+
+* ``_run_agent_loop``: notes on each row what it is, and lets a failed correction cost nothing but itself,
+* ``_compute_score``: asks a verifier that failed again,
+* ``_postprocess``: leaves failed corrections out.
+
+A correction's uid is ``{uid}_c{session}``, uid and session of its anchor, as with the V1 trainers.
+"""
+
+import asyncio
+import functools
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from verl import DataProto
+from verl.experimental.agent_loop import AgentLoopManager, AgentLoopOutput, AgentLoopWorker
+
+from verl_cipo.core.anchors import Attempt, Group, anchor_budget, medium, select_anchors
+from verl_cipo.core.draws import origin
+from verl_cipo.core.prompts import Request
+from verl_cipo.core.second_turn import attempt_record
+from verl_cipo.core.verdict import verdict
+from verl_cipo.integration.rollout.cancelling import EndsRequests
+from verl_cipo.integration.rollout.coordinator import COUNTED, count_anchor
+from verl_cipo.integration.rollout.groups import (
+    EXTRA,
+    anchor_of,
+    asked_again,
+    correction_uid,
+    lost_alone,
+    read_attempts,
+)
+from verl_cipo.integration.rollout.seeds import seeded
+from verl_cipo.integration.rollout.verify import verify
+from verl_cipo.integration.rollout.worker import agent_loop_prompt
+from verl_cipo.integration.settings import cipo_config
+from verl_cipo.integration.v0.rows import SESSION, objects, response_ids, row_table, unpadded
+
+logger = logging.getLogger("verl_cipo")
+
+ANCHOR = "__cipo_anchor__"
+"""Column of a dispatched correction: ``correct`` and ``prompt_ids`` of the attempt that it corrects, and what is
+``shown`` of it."""
+
+
+class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
+    """verl's worker of the V0 trainer, which knows corrections from attempts."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._cipo = cipo_config(self.config)
+        self._prompt = agent_loop_prompt(self, self._cipo)
+        self._counts: Counter = Counter()
+
+    async def build_prompts(
+        self, anchors: Sequence[tuple[list[dict], list[int]]]
+    ) -> list[tuple[Request | None, str | None]]:
+        """The correction prompt of each attempt, or the reason why there is none.
+
+        Args:
+            anchors: of each attempt its prompt's chat and its response tokens.
+        """
+        return [self._prompt.request(list(chat), self._prompt.decode(ids)) for chat, ids in anchors]
+
+    async def pop_counts(self) -> Counter:
+        """Faults since the last call."""
+        counts, self._counts = self._counts, Counter()
+        return counts
+
+    async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
+        session, anchor = kwargs.pop(SESSION), kwargs.pop(ANCHOR, None)
+        uid = kwargs["uid"]
+        sampling_params = seeded(
+            sampling_params,
+            trajectory,
+            self.config.actor_rollout_ref.rollout,
+            index=kwargs["index"],
+            anchor=anchor_of(uid)[1],
+            session=session,
+        )
+        run = super()._run_agent_loop(sampling_params, trajectory, **kwargs)
+        validate = trajectory["validate"]
+        if anchor is None:
+            output = await run
+            mark = await asyncio.to_thread(self._mark_of_attempt, output, kwargs, validate=validate)
+        else:
+            mark = None
+            timeout_s = self._cipo.correction_timeout
+            with lost_alone(f"{uid}_{session}", timeout_s=timeout_s, counts=self._counts):
+                output = await asyncio.wait_for(run, timeout_s)
+                mark = await asyncio.to_thread(self._mark_of_correction, output, uid, anchor, validate=validate)
+            if mark is None:
+                return None
+        output.extra_fields |= {"uid": uid, SESSION: session, "index": kwargs["index"], EXTRA: mark}
+        return output
+
+    def _verdict(self, output: Any) -> bool:
+        extra = output.extra_fields.get("reward_extra_info")
+        return verdict(output.reward_score, extra, self._cipo.correct_threshold)
+
+    def _mark_of_attempt(self, output: Any, prompt: dict[str, Any], *, validate: bool) -> dict[str, Any]:
+        """What the row is, and why no correction prompt can be made of it, where none can; ``output`` is padded."""
+        mark = {"correct": self._verdict(output), "origin": origin(prompt.get("data_source"), prompt["raw_prompt"])}
+        if self._cipo.val_corrections > 0 if validate else self._cipo.rolls_out:
+            response = unpadded(output.response_ids[0], output.attention_mask[0])
+            (text,), (refusal,) = read_attempts(self._prompt, prompt["raw_prompt"], [response])
+            mark["refusal"] = refusal
+            if validate:
+                mark |= {"text": text, "score": float(output.reward_score)}
+        return mark
+
+    def _mark_of_correction(self, output: Any, uid: str, anchor: dict[str, Any], *, validate: bool) -> dict[str, Any]:
+        """What the row is; ``output`` is padded."""
+        text = self._prompt.decode(unpadded(output.response_ids[0], output.attention_mask[0]))
+        if asked_again(_prompt_ids(output.prompt_ids[0], output.attention_mask[0]), anchor["prompt_ids"]):
+            self._counts["corrections/not_asked"] += 1
+            logger.error("a correction asked the plain prompt again: its agent loop does not heed raw_prompt")
+        mark = {
+            "correct": self._verdict(output),
+            "anchor": anchor_of(uid)[1],
+            "anchor_correct": anchor["correct"],
+            "copied": self._prompt.repeats(anchor["shown"], text),
+        }
+        return mark | {"text": text, "score": float(output.reward_score)} if validate else mark
+
+    async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
+        def count(name: str) -> None:
+            self._counts[name] += 1
+
+        await verify(
+            functools.partial(super()._compute_score, outputs, kwargs),
+            outputs[-1],
+            retries=self._cipo.verifier_retries,
+            count=count,
+            session=kwargs["uid"],
+        )
+
+    def _postprocess(self, inputs: list, *args: Any, **kwargs: Any) -> DataProto:
+        kept = [output for output in inputs if output is not None]
+        return super()._postprocess(kept, *args, **kwargs) if kept else DataProto()
+
+
+class CIPOAgentLoopManagerV0(AgentLoopManager):
+    """verl's manager over :class:`CIPOAgentLoopWorkerV0`; the anchors are drawn when all attempts are verified."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.agent_loop_workers_class = ray.remote(CIPOAgentLoopWorkerV0)
+        super().__init__(*args, **kwargs)
+        self.rho = 0.0
+        """Share of correct attempts among the anchors of the next step; the trainer sets it."""
+        self._cipo = cipo_config(self.config)
+        self._corrections: DataProto | None = None
+        self._stats = Counter(COUNTED)
+        self._validation: list[dict[str, Any]] = []
+        self._validation_counts: Counter = Counter()
+
+    def generate_sequences(self, prompts: DataProto) -> DataProto:
+        """Roll out ``prompts``, ``n`` equal rows each, and correct them; returns the attempts alone."""
+        started = time.monotonic()
+        prompts.non_tensor_batch[SESSION] = _places(prompts.non_tensor_batch["uid"])
+        output = super().generate_sequences(prompts)
+        ended = time.monotonic()
+        if prompts.meta_info.get("validate", False):
+            self._correct_validation(prompts, output)
+            return output
+        self._stats["seconds/rollout"] += ended - started
+        if self._cipo.rolls_out:
+            anchors = self._select(output, step=prompts.meta_info["global_steps"])
+            n = self._cipo.n_corrections or self.config.actor_rollout_ref.rollout.n
+            self._corrections = self._correct_if_it_can(prompts, output, anchors, n, self._stats)
+            self._stats["seconds/correction"] += time.monotonic() - ended
+        self._stats.update(self._faults())
+        return output
+
+    def pop_corrections(self) -> DataProto | None:
+        """The corrections of the last step's attempts, with the columns of a rollout; None when there are none."""
+        corrections, self._corrections = self._corrections, None
+        return corrections
+
+    def pop_statistics(self) -> dict[str, float]:
+        """Selection and fault counts since the last call, names without the ``cipo/`` prefix."""
+        stats, self._stats = self._stats, Counter(COUNTED)
+        return {name: float(value) for name, value in stats.items()}
+
+    def pop_validation(self) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        """The validation's attempts since the last call, each with its corrections, and what was left out."""
+        records, self._validation = self._validation, []
+        counts, self._validation_counts = self._validation_counts, Counter()
+        return records, {name: float(value) for name, value in counts.items()}
+
+    def _faults(self) -> Counter:
+        return sum(ray.get([worker.pop_counts.remote() for worker in self.agent_loop_workers]), Counter())
+
+    def _select(self, output: DataProto, *, step: int) -> list[int]:
+        """The rows of ``output`` that become anchors, in their order."""
+        started = time.monotonic()
+        groups, row_of = self._offered(output)
+        band = {"delta_low": self._cipo.delta_low, "delta_high": self._cipo.delta_high}
+        anchors = select_anchors(
+            groups,
+            budget=anchor_budget(len(groups), self._cipo.replay_fraction),
+            rho=self.rho,
+            seed=self._cipo.seed,
+            step=step,
+            **band,
+        )
+        in_band = {group.uid: medium(group.pass_rate, **band) for group in groups}
+        for anchor in anchors:
+            count_anchor(self._stats, anchor, in_band=in_band[anchor.uid])
+        self._stats["seconds/selection"] += time.monotonic() - started
+        return sorted(row_of[anchor] for anchor in anchors)
+
+    def _offered(self, output: DataProto) -> tuple[list[Group], dict[Attempt, int]]:
+        """The attempts by prompt, those marked that cannot be corrected, which are counted; and the row of each."""
+        table = row_table(output)
+        found, key_of = table.attempts()
+        place = {key: row for row, key in enumerate(table.keys)}
+        groups, row_of = [], {}
+        for group in found:
+            attempts = []
+            for attempt in group.attempts:
+                row = place[key_of[attempt]]
+                attempts.append(replace(attempt, correctable=self._can_be_corrected(output, row, self._stats)))
+                row_of[attempts[-1]] = row
+            groups.append(Group(group.uid, tuple(attempts)))
+        return groups, row_of
+
+    @staticmethod
+    def _can_be_corrected(output: DataProto, row: int, counts: Counter) -> bool:
+        """Whether a worker found that a correction prompt can be made of an attempt; else its reason is counted."""
+        refusal = output.non_tensor_batch[EXTRA][row].get("refusal")
+        if refusal is not None:
+            counts[f"anchors/skipped/{refusal}"] += 1
+        return refusal is None
+
+    def _correct_if_it_can(
+        self, prompts: DataProto, output: DataProto, anchors: list[int], n: int, counts: Counter
+    ) -> DataProto | None:
+        """:meth:`_correct`; an error there, in a chat template say, costs the corrections and never an attempt."""
+        try:
+            return self._correct(prompts, output, anchors, n, counts)
+        except Exception:
+            logger.exception(
+                "the corrections of %d attempts were lost, the attempts are kept as they are", len(anchors)
+            )
+            counts["corrections/failed_sessions"] += len(anchors) * n
+            return None
+
+    def _correct(
+        self, prompts: DataProto, output: DataProto, anchors: list[int], n: int, counts: Counter
+    ) -> DataProto | None:
+        """Roll out ``n`` corrections of each of the rows ``anchors``; what fails or fits no prompt is counted."""
+        fields = prompts.non_tensor_batch
+        shown = [(list(fields["raw_prompt"][row]), response_ids(output, row)) for row in anchors]
+        source, chats, columns = [], [], []
+        for row, (built, skipped) in zip(anchors, self._build_prompts(shown), strict=True):
+            if built is None:
+                counts[f"anchors/skipped/{skipped}"] += 1
+                continue
+            asked = _prompt_ids(output.batch["prompts"][row], output.batch["attention_mask"][row])
+            anchor = {
+                "correct": output.non_tensor_batch[EXTRA][row]["correct"],
+                "shown": built.shown,
+                "prompt_ids": asked,
+            }
+            source += [row] * n
+            chats += [built.messages] * n
+            columns += [anchor] * n
+        if not source:
+            return None
+        request = prompts.select_idxs(np.array(source))
+        uids = zip(request.non_tensor_batch["uid"], request.non_tensor_batch[SESSION], strict=True)
+        request.non_tensor_batch |= {
+            "uid": objects([correction_uid(uid, session) for uid, session in uids]),
+            SESSION: np.arange(len(source)) % n,
+            "raw_prompt": objects(chats),
+            ANCHOR: objects(columns),
+            "priority": np.arange(len(source), dtype=np.int64),
+        }
+        workers = self.agent_loop_workers
+        parts = [part for part in np.array_split(np.arange(len(source)), len(workers)) if len(part)]
+        outputs = ray.get(
+            [
+                worker.generate_sequences.remote(request.select_idxs(part))
+                for worker, part in zip(workers, parts, strict=False)
+            ]
+        )
+        whole = [part for part in outputs if part.batch is not None]
+        for part in whole:
+            del part.meta_info["metrics"]
+        counts["corrections/failed_sessions"] += len(source) - sum(len(part) for part in whole)
+        return DataProto.concat(whole) if whole else None
+
+    def _build_prompts(self, shown: list[tuple[list[dict], list[int]]]) -> list[tuple[Request | None, str | None]]:
+        """``build_prompts`` of the workers, each with a share."""
+        shares = np.array_split(np.arange(len(shown)), len(self.agent_loop_workers))
+        built = ray.get(
+            [
+                worker.build_prompts.remote([shown[i] for i in share])
+                for worker, share in zip(self.agent_loop_workers, shares, strict=True)
+            ]
+        )
+        return [one for share in built for one in share]
+
+    def _correct_validation(self, prompts: DataProto, output: DataProto) -> None:
+        n = self._cipo.val_corrections
+        if n > 0:
+            sessions = prompts.non_tensor_batch[SESSION]
+            # verl repeats rows to fill the last dispatch up: they look like further sessions of their prompt.
+            attempts = np.flatnonzero(sessions < self.config.actor_rollout_ref.rollout.val_kwargs.n).tolist()
+            counts = self._validation_counts
+            correctable = [row for row in attempts if self._can_be_corrected(output, row, counts)]
+            turns = self._correct_if_it_can(prompts, output, correctable, n, counts)
+            corrections: dict[str, list[dict[str, Any]]] = {}
+            if turns is not None:
+                for uid, mark in zip(turns.non_tensor_batch["uid"], turns.non_tensor_batch[EXTRA], strict=True):
+                    turn = {"correction": mark["text"], **{key: mark[key] for key in ("correct", "score", "copied")}}
+                    corrections.setdefault(uid, []).append(turn)
+            for row in attempts:
+                prompt = {key: values[row] for key, values in prompts.non_tensor_batch.items()}
+                mark, session = output.non_tensor_batch[EXTRA][row], int(sessions[row])
+                self._validation.append(
+                    attempt_record(
+                        prompt,
+                        session=session,
+                        text=mark["text"],
+                        correct=mark["correct"],
+                        corrections=corrections.get(correction_uid(prompt["uid"], session), []),
+                    )
+                )
+        # Without a second turn nobody asks for the validation's counts.
+        (self._validation_counts if n > 0 else self._stats).update(self._faults())
+
+
+def _prompt_ids(prompt: torch.Tensor, attention_mask: torch.Tensor) -> list[int]:
+    """A prompt (P,) without its padding, by the mask (P + R,) of its row."""
+    return prompt[attention_mask[: len(prompt)] != 0].tolist()
+
+
+def _places(uids: Sequence[str]) -> np.ndarray:
+    """(N,) int64: the place of each row among those of its uid."""
+    seen: Counter = Counter()
+    places = np.empty(len(uids), dtype=np.int64)
+    for i, uid in enumerate(uids):
+        places[i] = seen[uid]
+        seen[uid] += 1
+    return places

@@ -1,0 +1,213 @@
+"""CIPO on verl's V0 trainer, ``trainer.use_v1=False``: RayPPOTrainer over DataProto.
+
+verl's TaskRunner builds ``RayPPOTrainer`` by that name, no option reaches it: :func:`take_place` puts
+:class:`CIPOTrainerV0` under the name. Overridden methods, each calling verl's own:
+
+* ``_balance_batch``: the first call that sees a step's attempts; the corrections, which the manager
+  (legacy_rollouts.py) has kept, join the batch in place, and the estimator is told what each row is,
+* ``_compute_old_log_prob``, ``_compute_ref_log_prob``, ``_update_actor``: workers get whole mini-batches, filled up by
+  rows that nothing trains; the trainer's own batch never holds them,
+* ``_update_actor`` also appends what only the auxiliary loss trains, takes as many optimizer steps as GRPO, and ends
+  the step: metrics, rho, the guard,
+* ``_log_rollout_data``: the dump gets each row's uid, as the V1 trainers' has it,
+* ``init_workers`` (the loss), ``_validate`` (the second turn), ``_save_checkpoint``/``_load_checkpoint``.
+"""
+
+import inspect
+from collections import Counter
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from verl import DataProto
+from verl.trainer import main_ppo_v0
+from verl.trainer.ppo import ray_trainer
+
+from verl_cipo.core.config import CIPOConfigError
+from verl_cipo.core.losses import CHOSEN, SIGN
+from verl_cipo.integration import ChangedSeamError
+from verl_cipo.integration.chats import Chats
+from verl_cipo.integration.checks import check_prompt_length, check_questions
+from verl_cipo.integration.settings import MANAGER_CLASS_V0, settle
+from verl_cipo.integration.train.aux_batch import COUNTED as AUX_COUNTED
+from verl_cipo.integration.train.aux_rows import logged_counts
+from verl_cipo.integration.train.checkpoint import TrainerState
+from verl_cipo.integration.train.controller import Steering
+from verl_cipo.integration.train.estimator import NAME, rows_of_batch
+from verl_cipo.integration.train.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
+from verl_cipo.integration.train.loss import METRIC as AUX_METRIC
+from verl_cipo.integration.train.rows import APPENDED, RowTable
+from verl_cipo.integration.v0.aux_rows import append_rows, fill_partners, plan_aux
+from verl_cipo.integration.v0.rows import Padding, joined, row_table
+
+TRAINER_NAME = "RayPPOTrainer"
+
+
+def take_place() -> None:
+    """Let verl's TaskRunner of the V0 trainer build :class:`CIPOTrainerV0`.
+
+    verl has no option for it. Ray sends the TaskRunner to its actor with the globals that it has when it is first
+    started, so this must run in the driver, before that.
+
+    Raises:
+        ChangedSeamError: the TaskRunner no longer builds its trainer by that global name.
+    """
+    # Ray wraps the methods of an actor class.
+    run = inspect.unwrap(main_ppo_v0.TaskRunner.__ray_metadata__.modified_class.run)
+    known = (ray_trainer.RayPPOTrainer, CIPOTrainerV0)
+    if TRAINER_NAME not in run.__code__.co_names or getattr(main_ppo_v0, TRAINER_NAME, None) not in known:
+        raise ChangedSeamError(f"verl.trainer.main_ppo_v0.TaskRunner.run no longer builds a {TRAINER_NAME}")
+    main_ppo_v0.RayPPOTrainer = CIPOTrainerV0
+
+
+class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
+    """CIPO on verl's V0 trainer."""
+
+    # Of the step, from _balance_batch on.
+    _metrics: dict[str, Any]
+    """verl's, which it logs at the end of the step."""
+    _sampled: RowTable
+    """All rows that were rolled out."""
+    _rows: RowTable
+    """Those of verl's batch, in its order."""
+    _steps: int
+    """Optimizer steps."""
+    _padding: Padding
+
+    def __init__(self, config: DictConfig, *args: Any, **kwargs: Any):
+        if config.algorithm.adv_estimator != NAME:
+            raise CIPOConfigError(
+                f"algorithm.adv_estimator={config.algorithm.adv_estimator} with CIPO's V0 trainer: a run with {NAME} "
+                "was started in this process before, start this one in a process of its own"
+            )
+        self.cipo = settle(config)
+        print(f"[verl_cipo] trainer {type(self).__name__}, {self.cipo}")
+        self._state = TrainerState.initial(self.cipo)
+        self._laid_out = ExitStack()
+        """Holds the estimator's view of the step's rows."""
+        super().__init__(config, *args, **kwargs)
+        check_prompt_length(config, self.cipo, self.tokenizer)
+        check_questions(self.train_dataset, self.cipo)
+        self._chats = Chats.of(config, self.cipo, self.tokenizer)
+
+    def init_workers(self) -> None:
+        super().init_workers()
+        if not hasattr(self.async_rollout_manager, "pop_corrections"):
+            raise CIPOConfigError(
+                "actor_rollout_ref.rollout.agent.agent_loop_manager_class="
+                f"{self.config.actor_rollout_ref.rollout.agent.get('agent_loop_manager_class')} does not roll "
+                f"corrections out for the V0 trainer: use {MANAGER_CLASS_V0}"
+            )
+        self._install_loss()
+
+    def fit(self) -> None:
+        with self._laid_out:
+            super().fit()
+
+    def _balance_batch(self, batch: DataProto, metrics: dict, *args: Any, **kwargs: Any) -> None:
+        self._laid_out.close()
+        corrections = self.async_rollout_manager.pop_corrections()
+        attempts = len(batch)
+        whole = batch if corrections is None else joined(batch, corrections)
+        self._sampled = row_table(whole)
+        self._metrics = metrics
+        # Without weight a correction still would enter entropy, KL and the loss's normaliser.
+        trained = np.arange(attempts if self.cipo.lambda_corr == 0 else len(whole))
+        keys = [self._sampled.keys[row] for row in trained]
+        # The order of the V1 trainers.
+        order = np.array(self._sampled.stable_order(keys, seed=self.cipo.seed, step=self.global_steps))
+        order = order[interleaved(self._sampled.rows.stream[order])]
+        prompts = attempts // self.config.actor_rollout_ref.rollout.n
+        self._steps = optimizer_steps(self.config, prompts)
+        ordered, self._padding = self._arranged(whole, order, metrics, *args, **kwargs)
+        batch.batch, batch.non_tensor_batch = ordered.batch, ordered.non_tensor_batch
+        self._rows = row_table(batch)
+        self._laid_out.enter_context(rows_of_batch(self._for_estimator(self._rows.rows)))
+
+    def _arranged(
+        self, batch: DataProto, order: np.ndarray, metrics: dict, *args: Any, **kwargs: Any
+    ) -> tuple[DataProto, Padding]:
+        """The rows ``order`` as verl balances them over the ranks, each rank's in that order.
+
+        verl cuts mini-batches in that order, which mixes the streams; its own within a rank goes by length.
+        """
+        ranks = self._get_dp_size(self.actor_rollout_wg, "actor")
+        multiple = row_multiple(self.config, dp_size=ranks, steps=self._steps, uses_reference=self.use_reference_policy)
+        mask = batch.batch["attention_mask"][torch.from_numpy(order)]
+        fill = np.full(-len(order) % multiple, int(mask.sum(dim=-1).argmin()))
+        filled = torch.from_numpy(np.concatenate([np.arange(len(order)), fill]))
+        balanced = DataProto.from_dict(tensors={"attention_mask": mask[filled], "place": torch.arange(len(filled))})
+        super()._balance_batch(balanced, metrics, *args, **kwargs)
+        places = np.concatenate([np.sort(part) for part in np.split(balanced.batch["place"].numpy(), ranks)])
+        real = places < len(order)
+        return batch.select_idxs(order[places[real]]), Padding(real)
+
+    def _compute_old_log_prob(self, batch: DataProto) -> tuple[DataProto, Any]:
+        computed, mfu = super()._compute_old_log_prob(self._padding.add(batch))
+        return self._padding.remove(computed), mfu
+
+    def _compute_ref_log_prob(self, batch: DataProto) -> DataProto:
+        return self._padding.remove(super()._compute_ref_log_prob(self._padding.add(batch)))
+
+    def _update_actor(self, batch: DataProto) -> DataProto:
+        own: dict[str, float] = {}
+        padding = self._padding
+        scale = self._term_scale(self._rows.rows, batch.batch["response_mask"].sum(dim=-1).numpy())
+        if self.cipo.aux.coef > 0:
+            batch, padding = self._with_aux_rows(batch, own)
+        padded = padding.add(batch)
+        own["cipo/rows/padding"] = float(len(padded) - len(batch))
+        worker_group = self.actor_rollout_wg
+        self.actor_rollout_wg = JointUpdate(worker_group, len(padded) // self._steps, term_scale=scale)
+        try:
+            output = super()._update_actor(padded)
+        finally:
+            self.actor_rollout_wg = worker_group
+        reported = output.meta_info["metrics"]
+        if f"actor/{AUX_METRIC}" in reported:
+            reported["cipo/aux/loss"] = reported.pop(f"actor/{AUX_METRIC}")
+        self._end_step(own)
+        return output
+
+    def _with_aux_rows(self, batch: DataProto, own: dict[str, float]) -> tuple[DataProto, Padding]:
+        """``batch`` with the fields of the auxiliary loss and the rows that it needs, arranged anew."""
+        plan = plan_aux(batch, self._rows, config=self.cipo, chats=self._chats, step=self.global_steps)
+        grown = append_rows(batch, plan, pad_token_id=self.tokenizer.pad_token_id, optimizer_steps=self._steps)
+        counts = Counter(AUX_COUNTED)
+        counts.update(logged_counts(plan.counts))
+        counts["aux/rows"] += int((grown.batch[SIGN] == CHOSEN).sum())
+        counts["rows/aux"] += len(plan.rows)
+        own |= {f"cipo/{name}": float(count) for name, count in counts.items()}
+        streams = np.concatenate([self._rows.rows.stream, np.full(len(plan.rows), APPENDED, dtype=np.int8)])
+        arranged, padding = self._arranged(grown, np.array(interleaved(streams)), {})
+        if self.cipo.aux.kind == "contrastive":
+            computed, _ = super()._compute_old_log_prob(padding.add(arranged))
+            fill_partners(arranged, padding.remove(computed).batch["old_log_probs"])
+        return arranged, padding
+
+    def _end_step(self, own: dict[str, float]) -> None:
+        manager = self.async_rollout_manager
+        own = self._sampled.metrics() | own
+        own |= {f"cipo/{name}": value for name, value in manager.pop_statistics().items()}
+        self._steer(own, manager, entropy=self._metrics.get("actor/entropy"))
+        self._metrics.update(own)
+
+    def _log_rollout_data(self, batch: DataProto, reward_extra_infos_dict: dict, *args: Any, **kwargs: Any) -> None:
+        super()._log_rollout_data(batch, {**reward_extra_infos_dict, "uid": self._rows.keys}, *args, **kwargs)
+
+    def _validate(self, merged: bool = False) -> dict[str, Any]:
+        metrics = super()._validate(merged)
+        report = self._report_second_turns(self.async_rollout_manager)
+        return metrics if merged else metrics | report
+
+    def _save_checkpoint(self) -> None:
+        self._save_state(pool=None)
+        super()._save_checkpoint()
+
+    def _load_checkpoint(self) -> Any:
+        loaded = super()._load_checkpoint()
+        self._load_state()
+        self.async_rollout_manager.rho = self._state.rho.rho
+        return loaded

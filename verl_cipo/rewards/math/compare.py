@@ -1,0 +1,176 @@
+r"""Whether two forms say the same.
+
+Values are compared by `numeric.same`, equations by `equations`, lists and sets in any order, tuples in order.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from verl_cipo.rewards.math.equations import consistent, rounds, same_difference, same_equations, value_of
+from verl_cipo.rewards.math.evaluate import holds, names
+from verl_cipo.rewards.math.expressions import Tree
+from verl_cipo.rewards.math.forms import (
+    Equation,
+    Expression,
+    Form,
+    Interval,
+    Items,
+    Range,
+    Relation,
+    Without,
+    as_interval,
+)
+from verl_cipo.rewards.math.numeric import SIGNIFICANT_DIGITS, same
+from verl_cipo.rewards.math.tokens import Unreadable
+
+
+class Undecided(Exception):
+    """The values cannot be had."""
+
+
+def equal(gold: Form, answer: Form) -> bool:
+    """Whether an answer says what the reference says.
+
+    Raises:
+        Undecided: a comparison that the verdict hangs on cannot be made.
+    """
+    gold, answer = _plain(gold), _plain(answer)
+    if isinstance(answer, Equation) and not consistent(answer):
+        return False
+    if isinstance(gold, Equation) and isinstance(answer, Equation):
+        return same_equations(gold, answer)
+    if isinstance(gold, Equation) or isinstance(answer, Equation):
+        if isinstance(gold, Equation):
+            meant = value_of(gold)
+            return meant is not None and equal(Expression(meant), answer)
+        meant = value_of(answer)  # pyright: ignore[reportArgumentType]
+        if meant is None and _is_number(gold) and not names(answer.right):  # pyright: ignore
+            # m+n = 113 answers 113, while a reference such as x^2+y^2 = 1 is not answered by 1.
+            meant = answer.right  # pyright: ignore
+        return meant is not None and equal(gold, Expression(meant))
+    if isinstance(gold, Expression) and isinstance(answer, Expression):
+        return _same(gold.tree, answer.tree)
+    if isinstance(gold, Relation) and isinstance(answer, Relation):
+        return gold.sign == answer.sign and same_difference(gold, answer, positive=gold.sign != "!=")
+    if isinstance(gold, Range) or isinstance(answer, Range):
+        return _same_ranges(gold, answer)
+    if isinstance(gold, Items) and isinstance(answer, Items):
+        return _same_items(gold, answer)
+    if isinstance(gold, Without) and isinstance(answer, Without):
+        return equal(gold.whole, answer.whole) and equal(gold.less, answer.less)
+    return False
+
+
+def _plain(form: Form) -> Form:
+    """A set of one value is that one, but not a set of a set."""
+    if (
+        isinstance(form, Items)
+        and form.kind in ("set", "list", "either")
+        and len(form.parts) == 1
+        and not (isinstance(form.parts[0], Items) and form.parts[0].kind == "set")
+    ):
+        return form.parts[0]
+    return form
+
+
+# Values
+
+
+def _is_number(form: Form) -> bool:
+    return isinstance(form, Expression) and not names(form.tree)
+
+
+def _same(gold: Tree, answer: Tree) -> bool:
+    verdict = None
+    if holds(gold, "degree") == holds(answer, "degree"):
+        verdict = same(gold, answer)
+    else:
+        # 90 degrees are 90, and pi/2 only where the other side is written with pi.
+        other = answer if holds(gold, "degree") else gold
+        verdict = same(gold, answer, degree="radians" if holds(other, "pi") else "number")
+    if verdict is None:
+        raise Undecided
+    return verdict or rounds(gold, answer, SIGNIFICANT_DIGITS)
+
+
+# Ranges
+
+
+def _same_ranges(gold: Form, answer: Form) -> bool:
+    ranges = [_as_range(form) for form in (gold, answer)]
+    if ranges[0] is None or ranges[1] is None:
+        return False
+    one, other = ranges
+    if one.name and other.name and one.name != other.name:
+        return False
+    return _match(one.parts, other.parts, _same_part)
+
+
+def _as_range(form: Form) -> Range | None:
+    if isinstance(form, Range):
+        return form
+    if isinstance(form, Items) and form.kind in ("()", "[)", "(]", "[]"):
+        try:
+            return Range("", (as_interval(form),))
+        except Unreadable:
+            return None
+    return None
+
+
+def _same_part(one: Interval | Form, other: Interval | Form) -> bool:
+    if isinstance(one, Interval) and isinstance(other, Interval):
+        return (
+            (one.low_belongs, one.high_belongs) == (other.low_belongs, other.high_belongs)
+            and _same(one.low, other.low)
+            and _same(one.high, other.high)
+        )
+    if isinstance(one, Interval) or isinstance(other, Interval):
+        return False
+    return equal(one, other)
+
+
+# Lists
+
+
+def _same_items(gold: Items, answer: Items) -> bool:
+    if len(gold.parts) != len(answer.parts) or not _same_names(gold.name, answer.name):
+        return False
+    loose = ("list", "set", "either")
+    named = [all(isinstance(part, Equation) for part in items.parts) for items in (gold, answer)]
+    if gold.kind in loose and answer.kind in loose:
+        return _match(gold.parts, answer.parts, equal)
+    if gold.kind not in loose and answer.kind not in loose:
+        pairs = {"()", "[]", r"\langle\rangle"}
+        if gold.kind != answer.kind and not ({gold.kind, answer.kind} <= pairs and len(gold.parts) > 2):
+            if {gold.kind, answer.kind} != {"()", r"\langle\rangle"}:
+                return False
+        return all(map(equal, gold.parts, answer.parts))
+    # A tuple and a list without brackets, which no "or" makes, or x = 1, y = 2: in order.
+    if {"set", "either"} & {gold.kind, answer.kind} or not ({gold.kind, answer.kind} & {"()"}):
+        return False
+    if any(named) and len(
+        {part.left for items in (gold, answer) for part in items.parts if isinstance(part, Equation)}
+    ) < len(gold.parts):
+        return False
+    return all(map(equal, gold.parts, answer.parts))
+
+
+def _same_names(gold: Tree | None, answer: Tree | None) -> bool:
+    """Whether what stands in front of two lists is the same, or is only a name where one has nothing."""
+    if gold and answer:
+        return bool(same(gold, answer))
+    only = gold or answer
+    return only is None or only[0] in ("name", "call")
+
+
+def _match(gold: Sequence[Any], answer: Sequence[Any], alike: Callable[[Any, Any], bool]) -> bool:
+    """Whether each part of one has a part of its own in the other."""
+    remaining = list(answer)
+    if len(gold) != len(remaining):
+        return False
+    for part in gold:
+        at = next((at for at, candidate in enumerate(remaining) if alike(part, candidate)), None)
+        if at is None:
+            return False
+        del remaining[at]
+    return True

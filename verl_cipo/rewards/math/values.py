@@ -1,0 +1,314 @@
+r"""Answers as text and as numbers: what can be judged without a computer algebra system.
+
+Reading a number is bounded and evaluates nothing: digits, fractions of digits, powers of ten. `2^{10}` and `3+4` are
+no numbers here.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from verl_cipo.rewards.math.normal import TEXT
+
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?:\ \d{3})+(?!\d)|\d+)"
+_DECIMAL = rf"(?:{_DIGITS}(?:\.\d+)?|\.\d+)"
+_NUMBER = re.compile(
+    rf"""
+    (?P<sign>[+-]?)\s?(?:\\\$\s?)?
+    (?:
+        (?P<whole>\d+)?\s?\\frac\s?\{{\s?(?P<top>[+-]?{_DIGITS})\s?\}}\s?\{{\s?(?P<bottom>[+-]?{_DIGITS})\s?\}}
+      | (?:(?P<plain_whole>\d+)\s(?!0))?(?P<plain_top>{_DIGITS})\.?\s?/\s?(?P<plain_bottom>{_DIGITS})(?:\.(?!\d))?
+      | 10\s?\^\s?(?:\{{\s?(?P<pure>[+-]?\d{{1,3}})\s?\}}|(?P<pure1>\d))
+      | (?P<before>\d*)\.(?P<once>\d*)\s?\\overline\s?\{{(?P<again>\d+)\}}
+      | (?P<decimal>{_DECIMAL})(?:[eE](?P<e>[+-]?\d{{1,3}})
+                                 |\s?(?:\\times|\\cdot|[*xX])\s?10\s?\^\s?(?:\{{\s?(?P<ten>[+-]?\d{{1,3}})\s?\}}|(?P<ten1>\d)))?
+    )
+    (?P<rest>.*)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_EQUATION = re.compile(r"(?P<left>[^,;<>]*[^,;<>\\!])=(?P<right>[^=]*)", re.DOTALL)
+_APPROXIMATELY = re.compile(r"(?:\\approx|\\sim|approximately|about|roughly)(?![A-Za-z])\s*", re.IGNORECASE)
+_REMARK = re.compile(r"[A-Za-z .'()]*(?:[:=]|\bis\b)\s*")
+NAME = re.compile(
+    r"(?:\\[A-Za-z]+|[A-Za-z]|[A-Z][A-Za-z]+|[A-Za-z]{4,})'?\s?(?:_\s?(?:\w|\\[A-Za-z]+|\{\s?(?:\w+|\\[A-Za-z]+|"
+    + TEXT.pattern
+    + r")\s?\}))?\s?(?:\(\s?\w+\s?\))?"
+    r"|" + TEXT.pattern
+)
+_BASE = re.compile(r"_\s?(?:\{\s?(\d+)\s?\}|(\d))")
+_PERCENT = re.compile(r"(?:\\?%|percent|per cent|pct\.?|percentage points?)$", re.IGNORECASE)
+_DEGREES = re.compile(r"(?:\^\s?\{?\s?\\circ\s?\}?|\\degree|degrees?)(?:\s?[CF])?$", re.IGNORECASE)
+_UNIT = re.compile(r"(?P<words>[A-Za-z][A-Za-z./' -]*)(?:\^\s?\{?\s?(?P<power>-?\d)\s?\}?)?")
+# Units with products, quotients, powers and signs of their own: \text{kg m}^2/\text{s}, \mu\text{m}.
+# In an answer a letter behind \mu is one too, and \Omega is.
+_COMPOUND, _COMPOUND_OF_LETTERS = (
+    re.compile(rf"{factor}(?:\s*(?:\\cdot|\\times|[/*])?\s*{factor})*")
+    for factor in (
+        r"(?:(?:\\mu\s*)?(?:\\(?:text|mathrm|mbox)\s*\{\s*[A-Za-z](?:[A-Za-z./ -]|\^-?\d)*\}"
+        + signs
+        + r")(?:\s?\^\s?(?:-?\d|\{\s?-?\d+\s?\}))?)"
+        for signs in ("", r"|\\mu\s*[A-Za-z]|[kM]?\s?\\Omega(?![A-Za-z])")
+    )
+)
+_ORDINAL = re.compile(r"\^?\s?\{?\s*-?(?:st|nd|rd|th)(?![A-Za-z])\s*\}?\s*")
+
+_MAGNITUDES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+# Words that make several values of one, or another value.
+_JOINING = frozenset("or and not no nor either maybe negative minus plus".split())
+_NO_UNIT = _JOINING | frozenset(
+    "half halves third thirds fourths fifths sixths eighths tenths hundredths thousandths dozen score to by over than "
+    "mod pi sqrt root factorial infinity hundred thousand million billion trillion".split()
+)
+_LETTER_UNITS = frozenset("mgshlLJNWVKCFA")
+_UNITS = {
+    "mm": ("mm", "millimeter", "millimeters"), "cm": ("cm", "centimeter", "centimeters"),
+    "m": ("m", "meter", "meters", "metre", "metres"), "km": ("km", "kilometer", "kilometers"),
+    "in": ("in", "inch", "inches"), "ft": ("ft", "foot", "feet"), "mi": ("mile", "miles"),
+    "g": ("g", "gram", "grams"), "kg": ("kg", "kilogram", "kilograms"), "lb": ("lb", "lbs", "pound", "pounds"),
+    "s": ("s", "sec", "second", "seconds"), "min": ("min", "minute", "minutes"), "h": ("h", "hr", "hour", "hours"),
+    "yd": ("yd", "yard", "yards"), "L": ("l", "liter", "liters", "litre", "litres"), "mph": ("mph",),
+    "day": ("day", "days"), "year": ("year", "years"),
+    "percent": ("percent",), "degree": ("degree",),
+}  # fmt: skip
+KNOWN_UNITS = {name: unit for unit, names in _UNITS.items() for name in names}
+_BRACKETED_FRACTION = re.compile(r"^(-?)\(?(-?\d+)\)?\s?/\s?\(?(\d+)\)?(?=$|\s)")
+_WRAPPED = re.compile(r"\(([^()]*)\)|\\\{([^{},]*)\\\}|" + TEXT.pattern)
+# Six significant digits: 0.333333 is 1/3 and 0.3333 is not.
+_TOLERANCE = Fraction(1, 10**6)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number with what stands behind it.
+
+    value: the number as written, 50 for `50%`.
+    unit: a known unit's short name with its power ("cm^2"), the power of an unknown one ("^2"), "percent", "degree",
+        "base 8", or empty.
+    step: a unit of the last place of a decimal that was written with six significant digits or more; else 0.
+    """
+
+    value: Fraction
+    unit: str = ""
+    step: Fraction = field(default=Fraction(0), compare=False)
+
+    def times(self, factor: Fraction | int) -> "Value":
+        return Value(self.value * factor, self.unit, abs(self.step * factor))
+
+
+def plain_words(text: str) -> str:
+    """The normalised answer as words: no text commands, no case, no articles, single spaces."""
+    words = TEXT.sub(r" \1 ", text).replace("\\$", "$").replace("\\", " ")
+    words = re.sub(r"[{}\"'`]|,(?=\s|$)", " ", re.sub(r"\.(?!\d)", "", words)).casefold().split()
+    while words and words[0] in ("the", "a", "an") and len(words) > 1:
+        words = words[1:]
+    return " ".join(words)
+
+
+def exact_part(text: str) -> str:
+    r"""A normalised answer without the approximation that it gives of itself: `\sqrt{2}` of `\sqrt{2} \approx 1.41`.
+
+    One value is judged, never both. `x \approx 5` gives the value of a name and is read as `x = 5`.
+    """
+    left, right = _approximated(text)
+    if NAME.fullmatch(left) and right:
+        return f"{left} = {right}"
+    return left or right
+
+
+def contradict(gold: str, answer: str) -> bool:
+    """Whether two answers both give approximations of themselves, which differ by more than a hundredth."""
+    if r"\approx" not in gold or r"\approx" not in answer:
+        return False
+    one, other = (read_number(_approximated(text)[1]) for text in (gold, answer))
+    return one is not None and other is not None and abs(one.value - other.value) > abs(one.value) / 100
+
+
+def _approximated(text: str) -> tuple[str, str]:
+    """What is approximated and the number behind the sign; the text and nothing where there is no such pair."""
+    left, sign, right = text.partition(r"\approx")
+    left, right = left.strip(), right.strip()
+    return (left, right) if sign and read_number(right) is not None else (text, "")
+
+
+def split_equation(text: str) -> tuple[str, str]:
+    """The sides of the last equals sign of a normalised answer; ("", text) for none, or for several equations."""
+    sides = _EQUATION.fullmatch(text)
+    if sides is None or _holds(_JOINING, sides["left"]):
+        return "", text
+    return sides["left"].strip(), sides["right"].strip()
+
+
+def read_number(text: str, *, letters: bool = True) -> Value | None:
+    r"""The number a normalised answer is, or None.
+
+    Read are integers with or without thousands separators, decimals, fractions, mixed numbers and powers of ten, each
+    also with a currency sign, a unit, a percent or degree sign, a number base.
+
+    Args:
+        text: the answer.
+        letters: whether a letter behind a space may be a unit: 5 m. In a reference it is a variable.
+    """
+    prefix = TEXT.match(text)
+    if (
+        prefix
+        and prefix.end() < len(text)
+        and (_REMARK.fullmatch(prefix[1]) or _APPROXIMATELY.fullmatch(prefix[1].strip()))
+        and not _holds(_JOINING, prefix[1])
+    ):
+        text = text[prefix.end() :].strip()
+    if approximately := _APPROXIMATELY.match(text):
+        text = text[approximately.end() :]
+    while wrapped := _WRAPPED.fullmatch(text):
+        text = next(group for group in wrapped.groups() if group is not None).strip().rstrip(".,;")
+    text = _BRACKETED_FRACTION.sub(r"\1\2/\3", text)
+    match = _NUMBER.fullmatch(text)
+    if match is None or (value := _value(match)) is None:
+        return None
+    rest = match["rest"]
+    if ordinal := _ORDINAL.match(TEXT.sub(r"\1", rest).strip()):
+        rest = " " + TEXT.sub(r"\1", rest).strip()[ordinal.end() :]
+    scale, rest = _magnitude(rest)
+    unit = _unit(rest, attached=not rest[:1].isspace(), letters=letters)
+    if unit is None:
+        return None
+    return Value(value, unit, _step(match)).times(-scale if match["sign"] == "-" else scale)
+
+
+def same_number(gold: Value, answer: Value) -> bool:
+    """Whether two numbers are equal to six significant digits.
+
+    Two known units that differ make them different; a unit on one side only is not held against the other. 50% is 0.5
+    and, where the other side has no unit, 50; but 0.5% is not 0.5, where the sign can only have been a mistake.
+    """
+    if gold.unit == answer.unit:
+        return _close(gold, answer)
+    if gold.unit and answer.unit:
+        # Of a unit that is not known, only its power is.
+        (name, _, power), (other, _, other_power) = gold.unit.partition("^"), answer.unit.partition("^")
+        return not (name and other) and power == other_power and _close(gold, answer)
+    if "percent" not in (gold.unit, answer.unit):
+        return _close(gold, answer)
+    if abs(gold.value) >= 1 and _close(gold, answer):
+        return True
+    return _close(*(n.times(Fraction(1, 100)) if n.unit == "percent" else n for n in (gold, answer)))
+
+
+def _close(gold: Value, answer: Value) -> bool:
+    """Whether two numbers are equal to six significant digits: to a millionth, or one is the other rounded or cut."""
+    distance = abs(gold.value - answer.value)
+    if gold.value.denominator == 1 and answer.value.denominator == 1:
+        return not distance
+    return distance <= _TOLERANCE * min(1, abs(gold.value)) or any(
+        is_rounded(decimal.value, decimal.step, exact.value) for decimal, exact in ((gold, answer), (answer, gold))
+    )
+
+
+def is_rounded(decimal: Any, step: Any, exact: Any) -> bool:
+    """Whether a decimal with this last place is an exact number, rounded or cut off."""
+    return abs(exact - decimal) <= step / 2 or (decimal * exact > 0 and 0 <= abs(exact) - abs(decimal) < step)
+
+
+def _value(match: re.Match) -> Fraction | None:
+    """The magnitude of a matched number; None for a division by zero."""
+    top, bottom = match["top"] or match["plain_top"], match["bottom"] or match["plain_bottom"]
+    if top is not None:
+        top, bottom = (int(re.sub("[, ]", "", part)) for part in (top, bottom))
+        whole = int(match["whole"] or match["plain_whole"] or 0)
+        # Without a proper fraction `2\frac{3}{2}` may be a product: no mixed number.
+        if bottom == 0 or (whole and not 0 < top < bottom):
+            return None
+        return whole + Fraction(top, bottom)
+    if match["again"] is not None:
+        once, again = match["once"], match["again"]
+        period = Fraction(int(again), 10 ** len(once) * (10 ** len(again) - 1))
+        return int(match["before"] or 0) + Fraction(int(once or 0), 10 ** len(once)) + period
+    if match["decimal"] is None:
+        return Fraction(10) ** int(match["pure"] or match["pure1"])
+    exponent = match["e"] or match["ten"] or match["ten1"] or "0"
+    return Fraction(re.sub("[, ]", "", match["decimal"])) * Fraction(10) ** int(exponent)
+
+
+def _step(match: re.Match) -> Fraction:
+    """A unit of the last place of a decimal of at least six significant digits; 0 for any other number."""
+    whole, point, places = (match["decimal"] or "").partition(".")
+    if not point or len(re.sub(r"\D", "", whole + places).lstrip("0")) < 6:
+        return Fraction(0)
+    exponent = int(match["e"] or match["ten"] or match["ten1"] or "0")
+    return Fraction(10) ** (exponent - len(places))
+
+
+def _magnitude(rest: str) -> tuple[int, str]:
+    """The factor of `million` and its like in front of the unit, and what follows it."""
+    words = TEXT.sub(r" \1 ", rest)
+    first = words.split(maxsplit=1)
+    if first and first[0].lower() in _MAGNITUDES:
+        return _MAGNITUDES[first[0].lower()], " " + (first[1] if len(first) > 1 else "")
+    return 1, rest
+
+
+def _unit(rest: str, *, attached: bool, letters: bool) -> str | None:
+    """The unit that `rest` is, empty for none or an unknown one; None when it is no unit and the text no number."""
+    words = TEXT.sub(r" \1 ", rest).strip()
+    if words.startswith("(") and words.endswith(")"):
+        words = words[1:-1].strip()
+    if words in ("", r"\$"):
+        return ""
+    if base := _BASE.fullmatch(words):
+        return f"base {base[1] or base[2]}"
+    if _PERCENT.fullmatch(words):
+        return "percent"
+    if _DEGREES.fullmatch(words):
+        return "degree"
+    unit = _UNIT.fullmatch(words)
+    if unit is None and (_COMPOUND_OF_LETTERS if letters else _COMPOUND).fullmatch(rest.strip()):
+        return None if _holds(_NO_UNIT, words) else ""
+    if unit is None or _holds(_NO_UNIT, unit["words"]):
+        return None
+    name = unit["words"].strip(" .")
+    if TEXT.search(rest) is None:
+        parts = re.split(r"[ ./'-]+", name)
+        single = [part for part in parts if len(part) == 1]
+        if not all(_names_unit(part, attached=attached) for part in parts):
+            return None
+        if single and (not letters or ("/" not in name and len(parts) > 1)):
+            return None
+    elif len(name) == 1 and name not in _LETTER_UNITS:
+        return None
+    for prefix, power in (("square ", "2"), ("cubic ", "3")):
+        if name.lower().startswith(prefix) and name[len(prefix) :].lower() in KNOWN_UNITS:
+            return f"{KNOWN_UNITS[name[len(prefix) :].lower()]}^{power}"
+    return KNOWN_UNITS.get(name.lower(), "") + (f"^{unit['power']}" if unit["power"] else "")
+
+
+def _names_unit(part: str, *, attached: bool) -> bool:
+    """Whether letters in a formula are a unit's name, not variables as in 5x, 2ab and m v^2."""
+    return part.lower() in KNOWN_UNITS or (not attached and (len(part) > 2 or part in _LETTER_UNITS))
+
+
+def _holds(words: frozenset[str], text: str) -> bool:
+    return not words.isdisjoint(re.findall(r"[a-z]+", text.lower()))
+
+
+# As in OlympiadBench's own judge: 4.3 is within 0.1 of 4.2, though not in binary floats.
+_SLACK = Fraction(101, 100)
+
+
+def tolerance_of(extra_info: dict | None) -> float | None:
+    """The tolerance of a row; None where it has none. Raises: ValueError when it is no number above 0."""
+    given = (extra_info or {}).get("tolerance")
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
+        raise ValueError(f"extra_info.tolerance = {given!r}: allowed is a number above 0, or none")
+    return float(given)
+
+
+def within(gold: str, answer: str, tolerance: float) -> bool:
+    """Whether two normalised answers are numbers that differ by `tolerance` at most, in no two different units."""
+    wanted, given = read_number(split_equation(gold)[1], letters=False), read_number(split_equation(answer)[1])
+    if wanted is None or given is None or (wanted.unit and given.unit and wanted.unit != given.unit):
+        return False
+    return abs(wanted.value - given.value) <= Fraction(tolerance) * _SLACK

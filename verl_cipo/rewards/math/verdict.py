@@ -1,0 +1,201 @@
+r"""What can be said of an answer without computer algebra: the same text, numbers, choices, words, and what is refused.
+
+An answer is refused where the algebra system would do the model's work or take one of several answers for it:
+
+- a plain number is asked for and something else is given: `\sqrt{36+64}-3`, `6!`, `2, 3, 4`;
+- a sum, product, integral, limit or determinant is left to be evaluated, and the reference has none;
+- it is an expression of the question's own text;
+- a remark in it joins values: `\sqrt{2} \text{ or 7}`.
+"""
+
+import math
+import re
+
+from verl_cipo.rewards.math.normal import TEXT, normalize
+from verl_cipo.rewards.math.values import (
+    KNOWN_UNITS,
+    NAME,
+    Value,
+    plain_words,
+    read_number,
+    same_number,
+    split_equation,
+)
+from verl_cipo.rewards.outcome import Outcome
+
+_CHOICE = re.compile(r"\(?([A-J])\)?")
+# A list of letters or Roman numerals, as where several choices are right.
+_LETTERS = re.compile(r"(?:{0})(?:\s*(?:,|;|\\?&|and|,\s*and)\s*(?:{0}))+".format(r"[A-Z]{1,4}|\([A-Z]\)"))
+# An order or a figure's name, which is no product.
+_LETTERS_IN_ORDER = re.compile(r"[A-Z]{3,}")
+# Letters that can name something, so that an equation with them is not true or false by itself.
+_VARIABLE = re.compile(
+    r"(?<![A-Za-z\\])(?![ei](?![A-Za-z]))[A-Za-z]|\\(?:text|mathrm|angle|alpha|beta|gamma|theta|lambda)(?![A-Za-z])"
+)
+# A list, or a number with separators.
+_AMBIGUOUS_LIST = re.compile(r"[(\[]?\s?-?[1-9]\d{0,2}(?:,[1-9]\d{2})+\s?[)\]]?")
+_LABEL = re.compile(r"(?:\(([A-J])\)|([A-J])[).:](?=\s|$)|([A-J])(?=\s*$))\s*(.*)", re.DOTALL)
+_CHOICE_WORD = re.compile(r"(?:option|choice|answer)\s+(?=\(?[A-J]\b)", re.IGNORECASE)
+_NOT_AFTER_LABEL = ("(", "^", "_", "=", "+", "-", "*", "/", r"\cup", r"\cap")
+_MORE_LETTERS = re.compile(r"\([A-J]\)|(?:\b(?:or|and)\b|[,/&}])\s*\(?[A-J]\b|^[A-J][.)]?$")
+_WORD = re.compile(r"[A-Za-z]{3,}")
+_ONLY_WORDS = re.compile(r"[A-Za-z][A-Za-z' ,.-]*")
+_FUNCTION = re.compile(
+    r"(?:np\.|math\.)?(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|lim|max|min|gcd|lcm|det|inf)"
+)
+_UNEVALUATED = re.compile(
+    r"\\(?:sum|prod|i{1,3}nt|oint|lim|det|gcd|lcm|min|max|bmod|pmod|mod|binom|frac\s*\{\s*d\s*\})(?![A-Za-z])"
+    r"|\\[lr](?:floor|ceil)(?![A-Za-z])|\\begin\s*\{vmatrix\}"
+)
+_CONNECTIVE = re.compile(r"[\s,.]*(?:or|and)[\s,.]*", re.IGNORECASE)
+_JOINS = re.compile(r"\d|\b(?:or|and|not|nor|either|maybe)\b", re.IGNORECASE)
+_OPERATOR = re.compile(r"[-+*/^!]|\\(?:frac|sqrt|cdot|times|div|pm|sin|cos|tan|log|ln|circ)(?![A-Za-z])|\)\s*\(")
+_FIRST_REMARK = re.compile(r"^\\text\s*\{[A-Za-z .'()]*(?:[:=]|\bis\b)\s*\}\s*(?=\S)")
+_LAST_REMARK = re.compile(r"(?<=\S)\s*" + TEXT.pattern + r"\s*(?:\^\s?(?:\d|\{\s?-?\d\s?\}))?$")
+_LAST_DEGREES = re.compile(r"(?<=[\d)}])\s*(?:\\text\s*\{\s*degrees?\s*\}|degrees?)$")
+_LAST_UNIT = re.compile(
+    r"(?<=[\d)}\s])\s(?:" + "|".join(sorted(n for n in KNOWN_UNITS if len(n) > 1)) + r")(?:\^\s?(?:\d|\{\s?\d\s?\}))?$"
+)
+# With two parts it is a fraction as well.
+_RATIO = re.compile(r"\d+(?:\s?:\s?\d+){2,}")
+# 2:40 is not 1:20.
+_TIME = re.compile(r"\d{1,2}\s?:\s?[0-5]\d")
+_PERCENT_SIGN = re.compile(r"\s*\\?%$")
+
+
+def quick_verdict(gold: str, answer: str, question: str | None = None) -> Outcome | None:
+    """RIGHT, WRONG or UNPARSABLE where that can be told from the texts; None where algebra is needed.
+
+    Args:
+        gold: a reference answer, normalised.
+        answer: the answer to judge, normalised.
+        question: the problem's text where it is known; an answer that only repeats an expression of it is wrong.
+    """
+    if not answer:
+        return Outcome.UNPARSABLE
+    if _squeeze(gold) == _squeeze(answer) or _unwrapped(gold) == _unwrapped(answer):
+        return Outcome.RIGHT
+    if choice := _CHOICE.fullmatch(_unwrap(gold)):
+        return _verdict(_label(answer)[0] == choice[1])
+    if letters := _letters(gold):
+        return _verdict(letters == _letters(answer))
+    if gold_label := _label(gold)[0]:
+        # A reference such as `(C) 12` can be met by its letter or by what stands behind it.
+        label, value = _label(answer)
+        if label and not value:
+            return _verdict(label == gold_label)
+        if label != gold_label and label:
+            return Outcome.WRONG
+        return quick_verdict(_label(gold)[1], value, question)
+    answer = _label(answer)[1] or answer
+    if _LETTERS_IN_ORDER.fullmatch(_unwrap(gold)):
+        return _verdict(False)
+    gold_left, gold_right = split_equation(gold)
+    left, right = split_equation(answer)
+    if NAME.fullmatch(right) and read_number(left) is not None:
+        left, right = right, left
+    # Of an equation such as x^2 + y^2 = 1 the right side is not the answer.
+    gold_number = read_number(gold_right, letters=False) if not gold_left or NAME.fullmatch(gold_left) else None
+    if gold_number is not None and not (gold_left and left and _squeeze(gold_left) != _squeeze(left)):
+        number = read_number(right)
+        if number is not None and same_number(gold_number, number):
+            # 2 + 3 = 5 answers 5, and 1 = 5 does not.
+            return None if left and not _VARIABLE.search(left) else Outcome.RIGHT
+        if not _AMBIGUOUS_LIST.fullmatch(gold) and not _in_other_unit(gold_number, right):
+            return Outcome.WRONG
+    elif gold_left and not left and not _VARIABLE.search(gold_left) and read_number(gold_right) is not None:
+        # 2 + 3 = 5 is answered by 5, not by 2 + 3.
+        if not _AMBIGUOUS_LIST.fullmatch(answer) and read_number(answer) is None:
+            return Outcome.WRONG
+    if _TIME.fullmatch(gold) and _TIME.fullmatch(answer):
+        return _verdict(_squeeze(gold) == _squeeze(answer))
+    if _RATIO.fullmatch(gold):
+        return _verdict(bool(_RATIO.fullmatch(answer)) and _in_lowest_terms(gold) == _in_lowest_terms(answer))
+    if _is_words(gold):
+        return _verdict(plain_words(gold) == plain_words(answer))
+    if _last_unit(gold) and _last_unit(answer) and _last_unit(gold) != _last_unit(answer):
+        return Outcome.WRONG
+    if any(_JOINS.search(remark) and not _CONNECTIVE.fullmatch(remark) for remark in TEXT.findall(answer)):
+        return Outcome.UNPARSABLE
+    if not set(_UNEVALUATED.findall(answer)) <= set(_UNEVALUATED.findall(gold)):
+        return Outcome.WRONG
+    if question is not None and _OPERATOR.search(answer) and _squeeze(answer) in _squeeze(normalize(question)):
+        return Outcome.WRONG
+    return None
+
+
+def for_algebra(text: str) -> str:
+    r"""The normalised answer as the judge is to read it.
+
+    The label of a choice, what is said in front (`Area:`), and a remark, unit or percent sign at the end are left out.
+    """
+    text = _label(text)[1] or text
+    text = _FIRST_REMARK.sub("", text)
+    text = _LAST_DEGREES.sub(r"^\\circ", text)
+    return _LAST_UNIT.sub("", _LAST_REMARK.sub("", _PERCENT_SIGN.sub("", text))).strip().rstrip(".,;:")
+
+
+def _verdict(right: bool) -> Outcome:
+    return Outcome.RIGHT if right else Outcome.WRONG
+
+
+def _in_lowest_terms(ratio: str) -> list[int]:
+    parts = [int(part) for part in ratio.split(":")]
+    divisor = math.gcd(*parts) or 1
+    return [part // divisor for part in parts]
+
+
+def _squeeze(text: str) -> str:
+    """The text without braces around single characters, and without spaces but for those between digits."""
+    return re.sub(r"\{(\w)\}", r"\1", re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text))
+
+
+def _unwrap(text: str) -> str:
+    return " ".join(TEXT.sub(r"\1", text).split())
+
+
+def _unwrapped(text: str) -> str:
+    return _squeeze(_unwrap(text)).rstrip(".,;:")
+
+
+def _letters(text: str) -> frozenset[str]:
+    """The letters of a list of choices; empty where the text is none."""
+    plain = _unwrap(text)
+    return frozenset(re.findall("[A-Z]+", plain)) if _LETTERS.fullmatch(plain) else frozenset()
+
+
+def _in_other_unit(gold: Value, answer: str) -> bool:
+    r"""Whether degrees are asked for and the answer is written with \pi."""
+    return gold.unit == "degree" and r"\pi" in answer
+
+
+def _last_unit(text: str) -> str:
+    """The known unit that stands at the end of an expression, with its power; empty for none."""
+    unit = _LAST_REMARK.search(text) or _LAST_UNIT.search(text)
+    number = read_number("1" + unit[0] if unit[0][:1].isspace() else "1 " + unit[0]) if unit else None
+    return number.unit if number else ""
+
+
+def _label(text: str) -> tuple[str, str]:
+    """The letter of a multiple choice in front of an answer, and the answer behind it.
+
+    Without a letter the first is empty and the second the text. So it is where several letters are given, and where
+    the letter is part of an expression such as `(A)(B)`.
+    """
+    wrapped = TEXT.match(text)
+    whole = f"{wrapped[1].strip()} {text[wrapped.end() :]}" if wrapped else text
+    label = _LABEL.fullmatch(_CHOICE_WORD.sub("", whole.strip()))
+    if label is None or label[4].startswith(_NOT_AFTER_LABEL) or _MORE_LETTERS.search(label[4]):
+        return "", text
+    return label[1] or label[2] or label[3], label[4].strip()
+
+
+def _is_words(gold: str) -> bool:
+    r"""Whether a reference is words rather than mathematics: `Evelyn`, `\text{June } 20`, `\text{no solution}`."""
+    outside = TEXT.sub("", gold)
+    inside = " ".join(TEXT.findall(gold)).replace(".", "")
+    if outside != gold:
+        if any(_CONNECTIVE.fullmatch(remark) for remark in TEXT.findall(gold)):
+            return False
+        return bool(re.search(r"[A-Za-z]{2,}", inside)) and not re.search(r"[A-Za-z\\=<>^]", outside)
+    return bool(_ONLY_WORDS.fullmatch(gold) and _WORD.search(gold) and not _FUNCTION.match(gold))
