@@ -42,30 +42,27 @@ def write_report(args: argparse.Namespace) -> list[Path]:
     Raises: BadLinesError naming all malformed lines, unless skip_bad; FileNotFoundError, ValueError as in `read_arms`;
     ImportError without matplotlib.
     """
-    from verl_cipo.evaluation.report import charts as report_charts
-    from verl_cipo.evaluation.report import page as report_page
-    from verl_cipo.evaluation.report import sections as report_sections
-    from verl_cipo.evaluation.report import tables as report_tables
+    from verl_cipo.evaluation.report import charts, page, sections, tables
 
     bad: list[BadLine] = []
     arms = read_arms(args.runs, bad)
-    if len(arms) > len(report_charts.COLOURS):
+    if len(arms) > len(charts.COLOURS):
         raise ValueError(
-            f"{len(arms)} arms, and {len(report_charts.COLOURS)} colours that can be told apart: give seeds of one arm "
+            f"{len(arms)} arms, and {len(charts.COLOURS)} colours that can be told apart: give seeds of one arm "
             "the same label, as in cipo=run1 cipo=run2, or make two reports"
         )
-    sections = report_sections.sections(arms, window=args.smooth, bad=bad)
+    found = sections.sections(arms, window=args.smooth, bad=bad)
     runs = [run for arm in arms for run in arm.runs]
     examples = gather(runs, limit=args.examples, characters=args.characters, bad=bad)
     # A dump of corrections is read for the examples and for pass@K.
     lines = list({(line.path, line.line): line for line in bad}.values())
     if lines and not args.skip_bad:
         raise BadLinesError(lines)
-    html = report_page.page(
+    html = page.page(
         title=args.title,
         arms=arms,
-        overview=report_tables.overview(arms),
-        sections=sections,
+        overview=tables.overview(arms),
+        sections=found,
         examples=examples,
         notice=f"{len(lines)} malformed lines were left out." if lines else "",
         window=args.smooth,
@@ -75,7 +72,7 @@ def write_report(args: argparse.Namespace) -> list[Path]:
     if args.png is not None:
         for chart in (chart for section in sections for chart in section.charts):
             written.append(args.png / f"{chart.name}.png")
-            _write(written[-1], report_charts.png(chart))
+            _write(written[-1], charts.png(chart))
     for line in lines:
         print(f"left out: {line}", file=sys.stderr)
     return written

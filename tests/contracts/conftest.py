@@ -27,7 +27,7 @@ BROKEN = {
 
 if not fits(version("verl"), VERL_WANTED):
     # A module of verl's name `tests` may be installed beside verl, so ours is found by its folder.
-    folder = str(Path(__file__).parents[1] / "e2e")
+    folder = str(Path(__file__).parents[1] / "real")
     sys.path.append(folder)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), folder)))
     os.environ["VERL_USE_EXTERNAL_PLUGINS"] = "none"

@@ -3,7 +3,7 @@
 import pytest
 from hydra import compose, initialize_config_module
 
-from verl_cipo.integration import remarks, switch
+from verl_cipo.integration import checks, switch
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def said(capsys):
             config = compose("cipo_trainer", overrides=[*needed, *overrides])
         cipo = switch.switch_on(config)
         capsys.readouterr()
-        remarks.announce(config, cipo)
+        checks.announce(config, cipo)
         return capsys.readouterr().out
 
     return say

@@ -75,7 +75,7 @@ def page(
 
 
 def _part(ending: str) -> str:
-    return files("verl_cipo.evaluation").joinpath(f"report_page.{ending}").read_text(encoding="utf-8")
+    return files("verl_cipo.evaluation.report").joinpath(f"page.{ending}").read_text(encoding="utf-8")
 
 
 def _about(arms: Sequence[Arm], window: int) -> str:

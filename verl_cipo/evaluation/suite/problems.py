@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-SUITES_FILE = Path(__file__).resolve().parents[1] / "config" / "suites.yaml"
+SUITES_FILE = Path(__file__).resolve().parents[2] / "config" / "suites.yaml"
 VERIFIERS = ("math", "code", "critique")
 
 

@@ -72,7 +72,7 @@ def test_the_svg_has_no_colour_of_its_own_and_no_id_that_another_chart_has():
 
 
 def test_the_style_sheet_defines_every_colour_for_light_and_dark():
-    style = files("verl_cipo.evaluation").joinpath("report_page.css").read_text()
+    style = files("verl_cipo.evaluation.report").joinpath("page.css").read_text()
     used = set(re.findall(r"var\(--([\w-]+)\)", svg(chart(*"abcde")) + style)) - {"colour"}
 
     assert {f"series-{index}" for index in range(len(COLOURS))} <= used

@@ -9,7 +9,10 @@ from tests.conftest import ROOT
 from verl_cipo.evaluation.rescore.strict_math import CONFIRMED, REJECTED, UNDECIDED, judge
 from verl_cipo.rewards.math.answers import reference_answers
 
-PAIRS = [json.loads(line) for line in (ROOT / "tests" / "rewards" / "math_pairs.jsonl").read_text().splitlines()]
+PAIRS = [
+    json.loads(line)
+    for line in (ROOT / "tests" / "fast" / "rewards" / "math" / "math_pairs.jsonl").read_text().splitlines()
+]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,10 @@ def test_on_the_hand_written_pairs_it_confirms_nothing_wrong():
 
 
 def test_on_kinds_that_are_often_misjudged_it_confirms_nothing_wrong_and_rejects_nothing_right():
-    rows = [json.loads(line) for line in (ROOT / "tests" / "rewards" / "math_kinds.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (ROOT / "tests" / "fast" / "rewards" / "math" / "math_kinds.jsonl").read_text().splitlines()
+    ]
     judged = [
         (row["reference"], row["solution"], row["right"], judge(row["solution"], row["reference"])) for row in rows
     ]

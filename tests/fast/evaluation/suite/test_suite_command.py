@@ -175,7 +175,8 @@ def test_pass_at_k_of_a_benchmark(tmp_path):
 
 def test_neither_verl_nor_vllm_is_imported_before_a_model_is_wanted():
     code = (
-        "import sys; from verl_cipo.evaluation import cli_suite, cli_rescore, cli_second_turns; "
+        "import sys; from verl_cipo.evaluation.rescore import command; "
+        "from verl_cipo.evaluation.suite import command, second_turns; "
         "print([name for name in ('verl', 'vllm', 'ray', 'transformers', 'sympy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -26,7 +26,7 @@ ELEVEN = {
     *("aime24", "aime25", "amc23", "math500", "minerva", "olympiadbench"),
     *("livecodebench", "humaneval_plus", "mbpp_plus", "criticbench", "debugbench"),
 }
-LAYOUTS = runpy.run_path(str(ROOT / "tests" / "data_prep" / "layouts_evaluation.py"))["CASES"]
+LAYOUTS = runpy.run_path(str(ROOT / "tests" / "fast" / "data_prep" / "layouts_evaluation.py"))["CASES"]
 
 
 def converter_of(benchmark):
