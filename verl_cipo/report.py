@@ -70,7 +70,7 @@ def write_report(args: argparse.Namespace) -> list[Path]:
     _write(args.output, html.encode())
     written = [args.output]
     if args.png is not None:
-        for chart in (chart for section in sections for chart in section.charts):
+        for chart in (chart for section in found for chart in section.charts):
             written.append(args.png / f"{chart.name}.png")
             _write(written[-1], charts.png(chart))
     for line in lines:

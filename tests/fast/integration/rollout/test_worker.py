@@ -1,6 +1,6 @@
 """The worker's correction phase with verl's own ``_run_prompt`` around it.
 
-Only what lies below a session (agent loop, reward loop, TransferQueue) is replaced; tests/e2e has the whole path.
+Only what lies below a session (agent loop, reward loop, TransferQueue) is replaced; tests/real has the whole path.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """The guard in the trainer: what a step shows it, and what it does to the weight of the corrections; the options.
 
-verl's part of a step is replaced; tests/e2e has the whole path.
+verl's part of a step is replaced; tests/real has the whole path.
 """
 
 import logging
