@@ -25,7 +25,7 @@ from verl_cipo.rewards.sandbox.cases import CheckTest, ProgramTest, Test, read_t
 from verl_cipo.rewards.sandbox.claims import NoClaimError, bounds, error_name, read_value
 from verl_cipo.rewards.sandbox.compare import agreements, same_output
 from verl_cipo.rewards.sandbox.fusion import FusionWorker
-from verl_cipo.rewards.sandbox.supervisor import NotPlainError, encode
+from verl_cipo.rewards.sandbox.inside.values import NotPlainError, encode
 from verl_cipo.rewards.sandbox.vacuous import refuse_vacuous
 from verl_cipo.rewards.sandbox.warm_sandbox import Run
 

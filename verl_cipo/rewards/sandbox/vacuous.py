@@ -10,7 +10,7 @@ from typing import Any
 
 from verl_cipo.rewards.sandbox.cases import CallTest, CheckTest, Test
 from verl_cipo.rewards.sandbox.compare import agreements
-from verl_cipo.rewards.sandbox.supervisor import encode
+from verl_cipo.rewards.sandbox.inside.values import encode
 
 # One empty value alone may be what is rightly expected.
 _SOLUTIONS: tuple[tuple[Any, ...], ...] = ((None,), ([], ()))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from verl_cipo.rewards.outcome import VerifierInfrastructureError
-from verl_cipo.rewards.sandbox.supervisor import IN_JAIL, READY, frame
+from verl_cipo.rewards.sandbox.inside.values import IN_JAIL, READY, frame
 
 START_TIMEOUT_S = 30
 KILL_TIMEOUT_S = 10
@@ -151,7 +151,7 @@ class Sandbox:
         """Runs one job to its end.
 
         Args:
-            job: what `supervisor.child` reads.
+            job: what `inside.supervisor.child` reads.
             timeout_s: wall clock seconds; time spent in `answer` is not counted.
             max_stdout, max_claim: what may come on stdout and on the result channel, bytes.
             arguments: of a call: {"call": {"args": ..., "kwargs": ...}}, JSON.

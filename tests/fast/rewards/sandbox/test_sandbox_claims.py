@@ -21,7 +21,7 @@ from verl_cipo.rewards.sandbox.claims import (
     read_value,
 )
 from verl_cipo.rewards.sandbox.compare import same_exactly, same_value
-from verl_cipo.rewards.sandbox.supervisor import encode
+from verl_cipo.rewards.sandbox.inside.values import encode
 
 MOST_S = 0.05
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from verl_cipo.rewards.outcome import VerifierInfrastructureError
-from verl_cipo.rewards.sandbox import bubblewrap, pool, supervisor, warm_sandbox
+from verl_cipo.rewards.sandbox import bubblewrap, pool, warm_sandbox
 from verl_cipo.rewards.sandbox.cases import CheckTest
+from verl_cipo.rewards.sandbox.inside import supervisor
+from verl_cipo.rewards.sandbox.inside.values import IN_JAIL, READY
 from verl_cipo.rewards.sandbox.pool import Pool, Worker
-from verl_cipo.rewards.sandbox.supervisor import IN_JAIL, READY
 from verl_cipo.rewards.sandbox.warm_sandbox import Sandbox, SandboxDiedError
 
 LIMITS = {"memory": 2**29, "cpu": 20}
@@ -241,50 +242,65 @@ def test_a_pool_is_shared_by_equal_settings():
     assert one is not pool.get_pool("bubblewrap", workers=2, memory_mb=300)
 
 
-def kill_runs(sandbox: Sandbox, times: int) -> threading.Thread:
-    """Kills the next runs of a sandbox as the kernel does where memory is short."""
-    children = Path(f"/proc/{sandbox._supervisor}/task/{sandbox._supervisor}/children")
+# It says that it runs by a handler of SIGUSR1, which the outside sees, and then waits in its first {times} runs.
+WAITS = """
+import os, signal, time
+signal.signal(signal.SIGUSR1, print)
+if os.getpid() < {first} + {times}: time.sleep(1000)
+"""
+
+
+def warm_worker() -> tuple[Worker, Path, int]:
+    """A worker with a sandbox, the file that names the sandbox's run, and the next run's number of process inside."""
+    one = Worker(bubblewrap.start, memory_mb=512)
+    run = one.program("import os\nprint(os.getpid())", "", timeout_s=20, max_stdout=9)
+    (sandbox,) = one._sandboxes.values()
+    return one, Path(f"/proc/{sandbox._supervisor}/task/{sandbox._supervisor}/children"), int(run.stdout) + 1
+
+
+def kill_runs(children: Path, times: int) -> threading.Thread:
+    """Kills the next runs that wait as the kernel does where memory is short."""
 
     def kill():
-        for _ in range(times):
-            time.sleep(0.3)
-            os.kill(int(children.read_text()), signal.SIGKILL)
+        killed: set[str] = set()
+        while len(killed) < times:
+            time.sleep(0.01)
+            for pid in set(children.read_text().split()) - killed:
+                caught = Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+                if int(caught, 16) >> signal.SIGUSR1 - 1 & 1:
+                    os.kill(int(pid), signal.SIGKILL)
+                    killed.add(pid)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     return killer
 
 
-SLOW = "import time\ntime.sleep(0.5)\nprint(1)"
-
-
 def test_a_run_that_the_machine_killed_is_made_again():
-    one = Worker(bubblewrap.start, memory_mb=512)
-    one.program("print(1)", "", timeout_s=20, max_stdout=9)
-    killer = kill_runs(*one._sandboxes.values(), times=1)
-    assert one.program(SLOW, "", timeout_s=20, max_stdout=9).stdout == b"1\n"
+    one, children, first = warm_worker()
+    killer = kill_runs(children, times=1)
+    code = WAITS.format(first=first, times=1) + "print(1)"
+    assert one.program(code, "", timeout_s=60, max_stdout=9).stdout == b"1\n"
     killer.join()
     one.close()
 
 
 def test_a_run_that_the_machine_killed_twice_is_no_verdict():
-    one = Worker(bubblewrap.start, memory_mb=512)
-    one.program("print(1)", "", timeout_s=20, max_stdout=9)
-    killer = kill_runs(*one._sandboxes.values(), times=2)
+    one, children, first = warm_worker()
+    killer = kill_runs(children, times=2)
     with pytest.raises(VerifierInfrastructureError, match="killed from outside, twice"):
-        one.program(SLOW, "", timeout_s=20, max_stdout=9)
+        one.program(WAITS.format(first=first, times=2), "", timeout_s=60, max_stdout=9)
     killer.join()
     assert one.program("print(2)", "", timeout_s=20, max_stdout=9).stdout == b"2\n"
     one.close()
 
 
 def test_a_call_from_test_code_that_the_machine_killed_is_made_again():
-    one = Worker(bubblewrap.start, memory_mb=512)
-    one.program("print(1)", "", timeout_s=20, max_stdout=9)
-    killer = kill_runs(*one._sandboxes.values(), times=1)
+    one, children, first = warm_worker()
+    killer = kill_runs(children, times=1)
+    code = f"def f(x): return x\n{WAITS.format(first=first, times=1)}"
     test = CheckTest("assert f(1) + 1 == 2", "f")
-    code = "import time\ndef f(x):\n    time.sleep(0.5)\n    return x"
-    assert one.check(test, code, timeout_s=20, deadline=time.monotonic() + 20).passed
+    assert one.check(test, code, timeout_s=60, deadline=time.monotonic() + 60).passed
     killer.join()
     one.close()
 
