@@ -77,13 +77,6 @@ class Sandbox:
             os.set_blocking(fd, False)
 
     @classmethod
-    def start(cls, command: Callable[[Channels], list[str]]) -> "Sandbox":
-        """As `spawn`, and waits until it is warm."""
-        sandbox = cls.spawn(command)
-        sandbox.wait_until_warm()
-        return sandbox
-
-    @classmethod
     def spawn(cls, command: Callable[[Channels], list[str]]) -> "Sandbox":
         """Starts what `command` names. Raises: VerifierInfrastructureError."""
         pipes: list[int] = []
