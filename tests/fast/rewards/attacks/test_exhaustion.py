@@ -130,7 +130,7 @@ def test_a_crash_stays_inside(judge, name):
 
 
 def test_a_value_without_end_is_not_waited_for(judge):
-    code = "class L(list):\n    def __iter__(self):\n        while True: yield 1\ndef f(x): return L()"
+    code = "class L(list):\n    def __iter__(self):\n        while True: yield 'x' * 2**20\ndef f(x): return L()"
     verdict = judge(code, {"inputs": ["1"], "outputs": ["[1]"], "fn_name": "f"}, memory_mb=96, timeout_s=60)
     assert verdict["score"] == 0.0
 
