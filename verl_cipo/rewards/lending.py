@@ -32,7 +32,7 @@ class Lender(Generic[Item]):
 
     @contextmanager
     def lend(self) -> Iterator[Item]:
-        """An item of one's own; waits for its turn."""
+        """An item for this caller alone; waits for its turn."""
         turn: Future[Item] = Future()
         with self._lock:
             if self._idle:

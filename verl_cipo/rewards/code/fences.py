@@ -62,8 +62,8 @@ class _Block:
 def last_program(text: str) -> str | None:
     """The last fenced code block that is tagged as Python, or else the last without a tag; None when there is none.
 
-    What is behind the end of a thought goes first. A block that is not closed reaches to the end of the text. Of blocks
-    without a tag those go first that look like code: an output is often written like a program.
+    What stands behind the end of a thought comes first. A block that is not closed reaches to the end of the text. Of
+    the blocks without a tag those that look like code come first: an output is often written like a program.
     """
     ends = [match.end() for match in _END_OF_THOUGHT.finditer(text)] if "</" in text or "<|" in text else []
     for part in (text[ends[-1] :], text) if ends else (text,):

@@ -52,7 +52,7 @@ class FusionWorker:
         return Run(run.end, run.code, claim=claims[0][len(marker) :] if len(claims) == 1 else None)
 
     def check(self, test: CheckTest, code: str, *, timeout_s: float, deadline: float) -> NoReturn:
-        """Not to be had here: the service cannot ask back. Raises: ValueError."""
+        """Not possible here: the service cannot ask back. Raises: ValueError."""
         raise _no_test_code()
 
     def check_constant(self, test: CheckTest, constant: Any, *, timeout_s: float) -> NoReturn:

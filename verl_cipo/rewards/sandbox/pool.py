@@ -151,7 +151,7 @@ class Pool:
         self._lender = Lender(self._workers)
 
     def worker(self) -> AbstractContextManager[Worker]:
-        """A worker of one's own; waits for its turn."""
+        """A worker for this caller alone; waits for its turn."""
         return self._lender.lend()
 
     def close(self) -> None:

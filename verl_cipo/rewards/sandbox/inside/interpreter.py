@@ -70,7 +70,7 @@ def flush(*streams):
 
 
 def run_threads_inline():
-    """Thread.start() runs the thread's work at once: the kernel's filter allows no threads.
+    """Thread.start() does the thread's work before it returns: the kernel's filter allows no threads.
 
     Enough for the idiom `threading.stack_size(...); Thread(target=main).start()`. A timer runs when it is waited for or
     at the end of the program, unless it was cancelled: most are there to end a program that takes too long.

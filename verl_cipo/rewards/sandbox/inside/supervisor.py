@@ -86,9 +86,9 @@ def enter_jail(job, null, load_run_filter):
 
 
 def filter_loader(code):
-    """A function that hands the BPF program `code` to the kernel; it holds for good, here and in all children.
+    """A function that loads the BPF program `code` into the kernel, which keeps it for this process and its children.
 
-    What it needs is made here and now, so that a child need not. It raises OSError.
+    What it needs is prepared here, so that a child has less to do. It raises OSError.
     """
     program = SockFprog(len(code) // 8, code)
     none, one, mode = ctypes.c_ulong(0), ctypes.c_ulong(1), ctypes.c_ulong(SECCOMP_MODE_FILTER)
