@@ -16,14 +16,13 @@ from typing import Any
 from tqdm import tqdm
 
 from verl_cipo.core.config import CIPOConfig, PromptConfig
-from verl_cipo.core.prompts import CorrectionPrompt, strip_thinking
+from verl_cipo.core.draws import session_seed
+from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt, strip_thinking
 from verl_cipo.core.transitions import is_copy
 from verl_cipo.evaluation.append_log import AppendLog, write_whole
 from verl_cipo.evaluation.suite.engine import Completion, Engine
 from verl_cipo.evaluation.suite.problems import Benchmark, EvaluationError, Problem, digest
 from verl_cipo.evaluation.suite.verdicts import Verifier
-from verl_cipo.integration.chats import correction_prompt
-from verl_cipo.integration.rollout.seeds import session_seed
 
 _STEP = re.compile(r"global_step_(\d+)")
 
