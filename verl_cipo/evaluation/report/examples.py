@@ -1,7 +1,7 @@
 """Corrections for people to read: examples of each transition from the second turns that validation wrote."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from verl_cipo.evaluation.jsonl import BadLine
@@ -28,10 +28,6 @@ class Example:
     copied: bool
     truth: str
     source: str
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from verl_cipo.evaluation.jsonl import BadLine
 from verl_cipo.evaluation.report.charts import Chart, Series, Strips
-from verl_cipo.evaluation.report.passk import pass_curves
 from verl_cipo.evaluation.report.runs import Arm, Run
 from verl_cipo.evaluation.report.series import (
     TURN2,
@@ -16,6 +15,7 @@ from verl_cipo.evaluation.report.series import (
     combine,
     first_turn,
     metric,
+    pass_curves,
     ranges,
 )
 

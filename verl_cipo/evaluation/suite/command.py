@@ -1,30 +1,23 @@
 """python -m verl_cipo.evaluate --suite NAME --checkpoint DIR --output DIR: sample a suite's benchmarks and report."""
 
 import argparse
-import json
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from verl_cipo.core.config import CIPOConfig, CIPOConfigError
+from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.prompts import with_text
-from verl_cipo.evaluation.append_log import write_whole
+from verl_cipo.evaluation.jsonl import EvaluationError, write_whole
+from verl_cipo.evaluation.output import write_json
 from verl_cipo.evaluation.suite.engine import VLLMEngine, model_folder
 from verl_cipo.evaluation.suite.generate import Generation, run_benchmark, step_of
-from verl_cipo.evaluation.suite.problems import (
-    SUITES_FILE,
-    Benchmark,
-    EvaluationError,
-    Sampling,
-    check_files,
-    load_suite,
-    read_problems,
-)
+from verl_cipo.evaluation.suite.problems import SUITES_FILE, Benchmark, check_files, load_suite, read_problems
 from verl_cipo.evaluation.suite.results import benchmark_results, markdown
-from verl_cipo.evaluation.suite.verdicts import Verifier, load_function
-from verl_cipo.rewards.outcome import VerifierInfrastructureError
+from verl_cipo.evaluation.suite.verifier import Verifier, load_function
+
+SHARED_OPTIONS = ()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,16 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run a suite; args.output is a folder. Returns the exit status; what keeps it from being run is on stderr."""
-    try:
-        _run(args)
-    except (EvaluationError, CIPOConfigError, OSError, VerifierInfrastructureError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _run(args: argparse.Namespace) -> None:
+    """Run a suite; args.output is a folder. Returns the exit status."""
     for name in ("limit", "batch", "threads"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise EvaluationError(f"--{name} {value}: allowed is 1 or more")
@@ -97,12 +81,11 @@ def _run(args: argparse.Namespace) -> None:
         folder = run_benchmark(one, problems[one.name], engine=engine, verifier=verifiers[one.name], how=how)
         results[one.name] = benchmark_results(one, folder, how.step)
         # After each benchmark: hours of work are not to be looked at only when all is done.
-        write_whole(
-            output / "results.json", json.dumps({"checkpoint": args.checkpoint, "benchmarks": results}, indent=2) + "\n"
-        )
+        write_json(output / "results.json", {"checkpoint": args.checkpoint, "benchmarks": results})
         write_whole(output / "results.md", markdown(results))
     print(markdown(results), end="")
     print(f"{output / 'results.json'}, {output / 'results.md'}")
+    return 0
 
 
 def _chosen(args: argparse.Namespace) -> list[Benchmark]:
@@ -119,11 +102,11 @@ def _chosen(args: argparse.Namespace) -> list[Benchmark]:
 
 def _with_options(benchmark: Benchmark, args: argparse.Namespace) -> Benchmark:
     given = {"n": args.samples, "temperature": args.temperature, "top_p": args.top_p, "max_tokens": args.max_tokens}
-    sampling = {**vars(benchmark.sampling), **{name: value for name, value in given.items() if value is not None}}
+    sampling = replace(benchmark.sampling, **{name: value for name, value in given.items() if value is not None})
     corrections = benchmark.corrections if args.corrections is None else args.corrections
     if corrections < 0:
         raise EvaluationError(f"--corrections {corrections}: allowed is 0 or more")
-    return Benchmark(**{**vars(benchmark), "sampling": Sampling(**sampling), "corrections": corrections})
+    return replace(benchmark, sampling=sampling, corrections=corrections)
 
 
 def _how(benchmark: Benchmark, args: argparse.Namespace, kwargs: dict[str, Any]) -> Generation:
