@@ -4,9 +4,10 @@ Seam: ``rollout.agent.agent_loop_manager_class`` names :class:`CIPOAgentLoopMana
 step's attempts in one call and takes exactly as many rows back, so the corrections stay here until the trainer
 (legacy.py) appends them to the batch. The workers are :class:`CIPOAgentLoopWorkerV0`, which overrides
 
-* ``_run_agent_loop``: notes on each row what it is, and lets a failed correction cost nothing but itself,
+* ``_run_agent_loop``: marks each row with what it is, and lets a session that fails cost nothing but its own row,
 * ``_compute_score``: asks a verifier that failed again,
-* ``_postprocess``: leaves failed corrections out.
+* ``_postprocess``: leaves failed corrections out, and puts empty rows in the place of failed attempts, which the
+  trainer drops before it trains.
 
 A correction's uid is ``{uid}_c{session}``, uid and session of its anchor, as with the V1 trainers.
 """
@@ -17,7 +18,8 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -43,15 +45,45 @@ from verl_cipo.integration.rollout.groups import (
 )
 from verl_cipo.integration.rollout.seeds import seeded
 from verl_cipo.integration.rollout.verify import verify
-from verl_cipo.integration.rollout.worker import agent_loop_prompt
+from verl_cipo.integration.rollout.worker import NoRowsError, agent_loop_prompt
 from verl_cipo.integration.settings import cipo_config
-from verl_cipo.integration.v0.rows import SESSION, objects, response_ids, row_table, unpadded
+from verl_cipo.integration.v0.rows import SESSION, is_lost, objects, response_ids, row_table, unpadded
 
 logger = logging.getLogger("verl_cipo")
 
 ANCHOR = "__cipo_anchor__"
 """Column of a dispatched correction: ``correct`` and ``prompt_ids`` of the attempt that it corrects, and what is
 ``shown`` of it."""
+
+
+@dataclass(frozen=True)
+class LostAttempt:
+    """An attempt that failed, in the place of its output."""
+
+    columns: dict[str, Any]
+    """What tells its row from others: ``uid``, ``session_id``, ``index``, ``raw_prompt``."""
+
+    def row(self, rolled: Sequence[Any], *, pad_token_id: int) -> Any:
+        """An empty row: no response, no reward. The prompt is that of another row, of the same prompt if there is one.
+
+        Args:
+            rolled: outputs of the worker that did not fail; not empty.
+        """
+        like = next((output for output in rolled if output.extra_fields["uid"] == self.columns["uid"]), rolled[0])
+        attention = like.attention_mask.clone()
+        attention[:, like.prompt_ids.shape[-1] :] = 0
+        info = like.extra_fields.get("reward_extra_info", {})
+        blank = {key: type(value)() if isinstance(value, Number | str) else None for key, value in info.items()}
+        mark = {"lost": True, "correct": False, "text": "", "score": 0.0}
+        return like.model_copy(
+            update={
+                "response_ids": torch.full_like(like.response_ids, pad_token_id),
+                "response_mask": torch.zeros_like(like.response_mask),
+                "attention_mask": attention,
+                "reward_score": 0.0,
+                "extra_fields": {**like.extra_fields, **self.columns, "reward_extra_info": blank, EXTRA: mark},
+            }
+        )
 
 
 class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
@@ -91,9 +123,15 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
         )
         run = super()._run_agent_loop(sampling_params, trajectory, **kwargs)
         validate = trajectory["validate"]
+        columns = {"uid": uid, SESSION: session, "index": kwargs["index"]}
         if anchor is None:
-            output = await run
-            mark = await asyncio.to_thread(self._mark_of_attempt, output, kwargs, validate=validate)
+            try:
+                output = await run
+                mark = await asyncio.to_thread(self._mark_of_attempt, output, kwargs, validate=validate)
+            except Exception:
+                self._counts["attempts/failed_sessions"] += 1
+                logger.exception("attempt %s_%s failed, its row is missing", uid, session)
+                return LostAttempt({**columns, "raw_prompt": kwargs["raw_prompt"]})
         else:
             mark = None
             timeout_s = self._cipo.correction_timeout
@@ -102,7 +140,7 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
                 mark = await asyncio.to_thread(self._mark_of_correction, output, uid, anchor, validate=validate)
             if mark is None:
                 return None
-        output.extra_fields |= {"uid": uid, SESSION: session, "index": kwargs["index"], EXTRA: mark}
+        output.extra_fields |= columns | {EXTRA: mark}
         return output
 
     def _verdict(self, output: Any) -> bool:
@@ -148,7 +186,14 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
 
     def _postprocess(self, inputs: list, *args: Any, **kwargs: Any) -> DataProto:
         kept = [output for output in inputs if output is not None]
-        return super()._postprocess(kept, *args, **kwargs) if kept else DataProto()
+        rolled = [output for output in kept if not isinstance(output, LostAttempt)]
+        if kept and not rolled:
+            raise NoRowsError(f"all {len(kept)} attempts of a rollout worker failed, the log above says why")
+        rows = [
+            output.row(rolled, pad_token_id=self.tokenizer.pad_token_id) if isinstance(output, LostAttempt) else output
+            for output in kept
+        ]
+        return super()._postprocess(rows, *args, **kwargs) if rows else DataProto()
 
 
 class CIPOAgentLoopManagerV0(AgentLoopManager):
@@ -166,7 +211,11 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         self._validation_counts: Counter = Counter()
 
     def generate_sequences(self, prompts: DataProto) -> DataProto:
-        """Roll out ``prompts``, ``n`` equal rows each, and correct them; returns the attempts alone."""
+        """Roll out ``prompts``, ``n`` equal rows each, and correct them.
+
+        Returns:
+            the attempts, empty rows in the place of lost ones: verl takes as many rows as it asked for.
+        """
         started = time.monotonic()
         prompts.non_tensor_batch[SESSION] = _places(prompts.non_tensor_batch["uid"])
         output = super().generate_sequences(prompts)
@@ -231,6 +280,8 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             attempts = []
             for attempt in group.attempts:
                 row = place[key_of[attempt]]
+                if is_lost(output, row):
+                    continue
                 attempts.append(replace(attempt, correctable=self._can_be_corrected(output, row, self._stats)))
                 row_of[attempts[-1]] = row
             groups.append(Group(group.uid, tuple(attempts)))
@@ -318,7 +369,8 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         if n > 0:
             sessions = prompts.non_tensor_batch[SESSION]
             # verl repeats rows to fill the last dispatch up: they look like further sessions of their prompt.
-            attempts = np.flatnonzero(sessions < self.config.actor_rollout_ref.rollout.val_kwargs.n).tolist()
+            rolled = np.flatnonzero(sessions < self.config.actor_rollout_ref.rollout.val_kwargs.n).tolist()
+            attempts = [row for row in rolled if not is_lost(output, row)]
             counts = self._validation_counts
             correctable = [row for row in attempts if self._can_be_corrected(output, row, counts)]
             turns = self._correct_if_it_can(prompts, output, correctable, n, counts)

@@ -3,8 +3,8 @@
 verl's TaskRunner builds ``RayPPOTrainer`` by that name, no option reaches it: :func:`take_place` puts
 :class:`CIPOTrainerV0` under the name. Overridden methods, each calling verl's own:
 
-* ``_balance_batch``: the first call that sees a step's attempts; the corrections, which the manager
-  (legacy_rollouts.py) has kept, join the batch in place, and the estimator is told what each row is,
+* ``_balance_batch``: the first call that sees a step's attempts; lost ones leave the batch, the corrections, which the
+  manager (rollout.py) has kept, join it, both in place, and the estimator is told what each row is,
 * ``_compute_old_log_prob``, ``_compute_ref_log_prob``, ``_update_actor``: workers get whole mini-batches, filled up by
   rows that nothing trains; the trainer's own batch never holds them,
 * ``_update_actor`` also appends what only the auxiliary loss trains, takes as many optimizer steps as GRPO, and ends
@@ -40,7 +40,7 @@ from verl_cipo.integration.train.joint_update import JointUpdate, interleaved, o
 from verl_cipo.integration.train.loss import METRIC as AUX_METRIC
 from verl_cipo.integration.train.rows import APPENDED, RowTable
 from verl_cipo.integration.v0.aux_rows import append_rows, fill_partners, plan_aux
-from verl_cipo.integration.v0.rows import Padding, joined, row_table
+from verl_cipo.integration.v0.rows import Padding, joined, row_table, without_lost
 
 TRAINER_NAME = "RayPPOTrainer"
 
@@ -109,17 +109,17 @@ class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
     def _balance_batch(self, batch: DataProto, metrics: dict, *args: Any, **kwargs: Any) -> None:
         self._laid_out.close()
         corrections = self.async_rollout_manager.pop_corrections()
-        attempts = len(batch)
-        whole = batch if corrections is None else joined(batch, corrections)
+        prompts = len(batch) // self.config.actor_rollout_ref.rollout.n
+        attempts = without_lost(batch)
+        whole = attempts if corrections is None else joined(attempts, corrections)
         self._sampled = row_table(whole)
         self._metrics = metrics
         # Without weight a correction still would enter entropy, KL and the loss's normaliser.
-        trained = np.arange(attempts if self.cipo.lambda_corr == 0 else len(whole))
+        trained = np.arange(len(attempts if self.cipo.lambda_corr == 0 else whole))
         keys = [self._sampled.keys[row] for row in trained]
         # The order of the V1 trainers.
         order = np.array(self._sampled.stable_order(keys, seed=self.cipo.seed, step=self.global_steps))
         order = order[interleaved(self._sampled.rows.stream[order])]
-        prompts = attempts // self.config.actor_rollout_ref.rollout.n
         self._steps = optimizer_steps(self.config, prompts)
         ordered, self._padding = self._arranged(whole, order, metrics, *args, **kwargs)
         batch.batch, batch.non_tensor_batch = ordered.batch, ordered.non_tensor_batch

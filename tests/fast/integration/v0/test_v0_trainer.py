@@ -171,6 +171,22 @@ def test_the_batch_grows_in_place_and_holds_every_row_once(monkeypatch):
             assert by_key[key] == ids
 
 
+def test_lost_attempts_leave_the_batch_and_enter_nothing(monkeypatch):
+    batch = attempts()
+    for row in (1, 12, 13, 14, 15):
+        batch.non_tensor_batch["cipo"][row]["lost"] = True
+    trainer = made(corrections())
+    one_step(trainer, batch, monkeypatch)
+    keys = row_table(batch).keys
+    assert len(keys) == 11 + 12 and not {"u0_1_0", "u3_0_0"} & set(keys)
+    # u0's right attempt is the lost one: what is left of its group is equal.
+    advantages = dict(zip(keys, batch.batch["advantages"].abs().sum(dim=-1).tolist(), strict=True))
+    assert advantages["u0_0_0"] == 0 and advantages["u1_0_0"] > 0
+    # As many optimizer steps as its four prompts take.
+    (update,) = trainer.actor_rollout_wg.trained
+    assert len(update) == 2 * update["mini_batch_size"]
+
+
 def test_advantages_are_those_of_the_rows_whatever_the_trainer(monkeypatch):
     """The V1 trainers call this function on a RowTable too."""
     batch = attempts()
