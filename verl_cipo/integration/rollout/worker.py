@@ -107,7 +107,7 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
         )
         self._groups[group.uid] = group
         context = (sampling_params, trajectory, prompt)
-        if self._cipo.schedule == "replay" and not validate and group.ticket["batch"] is not None:
+        if self._cipo.replays and not validate and group.ticket["batch"] is not None:
             group.replayed = asyncio.create_task(self._correct_replayed(group, *context))
         try:
             try:
@@ -170,7 +170,9 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
             prompt_ids=outputs[0].prompt_ids,
             response_ids=final.response_ids,
             correct=verdict(
-                final.reward_score, final.extra_fields.get("reward_extra_info"), self._cipo.correct_threshold
+                final.reward_score,
+                final.extra_fields.get("reward_extra_info"),
+                self._cipo.threshold(kwargs.get("data_source")),
             ),
             score=float(final.reward_score),
         )

@@ -25,6 +25,7 @@ from verl import DataProto
 from verl.trainer import main_ppo_v0
 from verl.trainer.ppo import ray_trainer
 
+from verl_cipo.core.advantage import term_scale
 from verl_cipo.core.config import CIPOConfigError
 from verl_cipo.core.losses import CHOSEN, SIGN
 from verl_cipo.integration import ChangedSeamError
@@ -33,11 +34,11 @@ from verl_cipo.integration.checks import check_prompt_length, check_questions
 from verl_cipo.integration.settings import MANAGER_CLASS_V0, settle
 from verl_cipo.integration.train.aux_batch import COUNTED as AUX_COUNTED
 from verl_cipo.integration.train.aux_rows import logged_counts
-from verl_cipo.integration.train.checkpoint import TrainerState
-from verl_cipo.integration.train.controller import Steering
-from verl_cipo.integration.train.estimator import NAME, rows_of_batch
+from verl_cipo.integration.train.controller import Controller, report_second_turns
+from verl_cipo.integration.train.estimator import NAME, BatchRows, rows_of_batch
 from verl_cipo.integration.train.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
 from verl_cipo.integration.train.loss import METRIC as AUX_METRIC
+from verl_cipo.integration.train.loss import install_loss
 from verl_cipo.integration.train.rows import APPENDED, RowTable
 from verl_cipo.integration.v0.aux_rows import append_rows, fill_partners, plan_aux
 from verl_cipo.integration.v0.rows import Padding, joined, row_table, without_lost
@@ -62,7 +63,7 @@ def take_place() -> None:
     main_ppo_v0.RayPPOTrainer = CIPOTrainerV0
 
 
-class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
+class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
     """CIPO on verl's V0 trainer."""
 
     # Of the step, from _balance_batch on.
@@ -84,7 +85,7 @@ class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
             )
         self.cipo = settle(config)
         print(f"[verl_cipo] trainer {type(self).__name__}, {self.cipo}")
-        self._state = TrainerState.initial(self.cipo)
+        self._controller = Controller(self.cipo)
         self._laid_out = ExitStack()
         """Holds the estimator's view of the step's rows."""
         super().__init__(config, *args, **kwargs)
@@ -100,7 +101,11 @@ class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
                 f"{self.config.actor_rollout_ref.rollout.agent.get('agent_loop_manager_class')} does not roll "
                 f"corrections out for the V0 trainer: use {MANAGER_CLASS_V0}"
             )
-        self._install_loss()
+        install_loss(self.actor_rollout_wg, self.config, self.cipo)
+
+    @property
+    def _loss_agg_mode(self) -> str:
+        return self.config.actor_rollout_ref.actor.loss_agg_mode
 
     def fit(self) -> None:
         with self._laid_out:
@@ -124,7 +129,11 @@ class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
         ordered, self._padding = self._arranged(whole, order, metrics, *args, **kwargs)
         batch.batch, batch.non_tensor_batch = ordered.batch, ordered.non_tensor_batch
         self._rows = row_table(batch)
-        self._laid_out.enter_context(rows_of_batch(self._for_estimator(self._rows.rows)))
+        self._laid_out.enter_context(
+            rows_of_batch(
+                BatchRows(rows=self._rows.rows, config=self._controller.config, loss_agg_mode=self._loss_agg_mode)
+            )
+        )
 
     def _arranged(
         self, batch: DataProto, order: np.ndarray, metrics: dict, *args: Any, **kwargs: Any
@@ -154,7 +163,8 @@ class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
     def _update_actor(self, batch: DataProto) -> DataProto:
         own: dict[str, float] = {}
         padding = self._padding
-        scale = self._term_scale(self._rows.rows, batch.batch["response_mask"].sum(dim=-1).numpy())
+        tokens = batch.batch["response_mask"].sum(dim=-1).numpy()
+        scale = term_scale(self._rows.rows, tokens, loss_agg_mode=self._loss_agg_mode)
         if self.cipo.aux.coef > 0:
             batch, padding = self._with_aux_rows(batch, own)
         padded = padding.add(batch)
@@ -182,7 +192,7 @@ class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
         own |= {f"cipo/{name}": float(count) for name, count in counts.items()}
         streams = np.concatenate([self._rows.rows.stream, np.full(len(plan.rows), APPENDED, dtype=np.int8)])
         arranged, padding = self._arranged(grown, np.array(interleaved(streams)), {})
-        if self.cipo.aux.kind == "contrastive":
+        if self.cipo.aux.contrastive:
             computed, _ = super()._compute_old_log_prob(padding.add(arranged))
             fill_partners(arranged, padding.remove(computed).batch["old_log_probs"])
         return arranged, padding
@@ -191,23 +201,24 @@ class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
         manager = self.async_rollout_manager
         own = self._sampled.metrics() | own
         own |= {f"cipo/{name}": value for name, value in manager.pop_statistics().items()}
-        self._steer(own, manager, entropy=self._metrics.get("actor/entropy"))
         self._metrics.update(own)
+        self._metrics.update(self._controller.observe(self._metrics, step=self.global_steps))
+        manager.rho = self._controller.rho
 
     def _log_rollout_data(self, batch: DataProto, reward_extra_infos_dict: dict, *args: Any, **kwargs: Any) -> None:
         super()._log_rollout_data(batch, {**reward_extra_infos_dict, "uid": self._rows.keys}, *args, **kwargs)
 
     def _validate(self, merged: bool = False) -> dict[str, Any]:
         metrics = super()._validate(merged)
-        report = self._report_second_turns(self.async_rollout_manager)
+        report = report_second_turns(self.async_rollout_manager, self.cipo, self.config, step=self.global_steps)
         return metrics if merged else metrics | report
 
     def _save_checkpoint(self) -> None:
-        self._save_state(pool=None)
+        self._controller.save(self.config, step=self.global_steps, pool=None)
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> Any:
         loaded = super()._load_checkpoint()
-        self._load_state()
-        self.async_rollout_manager.rho = self._state.rho.rho
+        self._controller.load(self.config, step=self.global_steps)
+        self.async_rollout_manager.rho = self._controller.rho
         return loaded

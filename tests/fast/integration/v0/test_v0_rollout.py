@@ -19,7 +19,7 @@ from tests.fast.integration.scored_batch import R, decode, encode, scored
 from verl_cipo.core.config import AuxConfig, CIPOConfig
 from verl_cipo.core.draws import origin
 from verl_cipo.core.prompts import CorrectionPrompt, Excerpt, Request
-from verl_cipo.integration.rollout.coordinator import COUNTED
+from verl_cipo.integration.rollout.reports import COUNTED, Reports
 from verl_cipo.integration.rollout.worker import NoRowsError
 from verl_cipo.integration.v0 import rollout as legacy_rollouts
 from verl_cipo.integration.v0.rollout import ANCHOR, CIPOAgentLoopManagerV0, CIPOAgentLoopWorkerV0
@@ -81,8 +81,7 @@ def manager(monkeypatch, outcomes, workers, *, rho=0.5, n=4, val_n=1, **knobs):
     made = object.__new__(CIPOAgentLoopManagerV0)
     made.config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": n, "val_kwargs": {"n": val_n}}}})
     made._cipo, made.rho, made.agent_loop_workers = CIPOConfig(schedule="barrier", **knobs), rho, workers
-    made._corrections, made._stats = None, Counter(COUNTED)
-    made._validation, made._validation_counts = [], Counter()
+    made._corrections, made._reports = None, Reports()
     monkeypatch.setattr(legacy_rollouts.ray, "get", lambda values: values)
     monkeypatch.setattr(AgentLoopManager, "generate_sequences", lambda self, prompts: rolled)
     columns = {key: rolled.non_tensor_batch[key] for key in ("uid", "index", "raw_prompt", "data_source")}
