@@ -246,8 +246,8 @@ class CIPOConfig:
     correction_timeout: float = _knob(
         3600.0,
         _number(0),
-        "Seconds after which a correction session is given up, so that one cannot hold the step; with colocate_async "
-        "the seconds that the engines sleep while verl trains are among them.",
+        "Seconds after which a correction session is given up, so that one cannot hold the step; those that the "
+        "engines sleep while verl trains (colocate_async) do not count.",
     )
     report_timeout: float = _knob(
         3600.0,

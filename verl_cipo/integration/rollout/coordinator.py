@@ -16,6 +16,7 @@ from typing import Any
 from verl_cipo.core.anchors import AnchorSelector, Carry, Group, anchor_budget, carried_quotas, medium, quotas
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.replay import Candidate, ReplayPool
+from verl_cipo.integration.rollout.awake import AwakeClock
 from verl_cipo.integration.rollout.reports import Reports
 
 logger = logging.getLogger("verl_cipo")
@@ -27,6 +28,8 @@ class _Batch:
 
     opened: float
     uids: list[str]
+    heard_at: float
+    """When a group last reported, by the clock that stands still while the engines sleep."""
     open_groups: int
     """Groups whose corrections have not ended."""
     unreported: int
@@ -40,8 +43,6 @@ class _Batch:
     pass_rates: dict[str, float] = field(default_factory=dict)
     reported_at: float = 0.0
     """When the last group reported; before, 0."""
-    heard_at: float = field(default_factory=time.monotonic)
-    """When a group last reported."""
 
 
 class AnchorCoordinator:
@@ -63,6 +64,7 @@ class AnchorCoordinator:
         self._capacity = anchor_budget(train_batch_size, self.config.replay_fraction) + 1
         self._batches: dict[int, _Batch] = {}
         self._reports = Reports()
+        self._clock = AwakeClock()
         self._step = -1
         self._ready = self._filling = self._new_pool(self._step)
 
@@ -88,6 +90,7 @@ class AnchorCoordinator:
             )
         self._batches[batch_id] = _Batch(
             opened=time.monotonic(),
+            heard_at=self._clock.time(),
             uids=uids,
             open_groups=len(uids),
             unreported=len(uids),
@@ -135,7 +138,7 @@ class AnchorCoordinator:
             self._report(batch, group, payloads)
 
     def _report(self, batch: _Batch, group: Group, payloads: Mapping[int, Any]) -> None:
-        batch.heard_at = time.monotonic()
+        batch.heard_at = self._clock.time()
         batch.unreported -= 1
         if batch.selector is None:
             self._filling.add(group, payloads)
@@ -163,15 +166,15 @@ class AnchorCoordinator:
     async def next(self, batch_id: int, uid: str) -> list[int] | None:
         """The next sessions of group ``uid`` to correct, or None when there will be no more.
 
-        Groups of which nothing is heard for ``report_timeout`` seconds are taken for empty.
+        Groups of which nothing is heard for ``report_timeout`` seconds, with the engines awake, are taken for empty.
         """
         batch = self._batches[batch_id]
         while batch.unreported:
-            left = batch.heard_at + self.config.report_timeout - time.monotonic()
+            left = batch.heard_at + self.config.report_timeout - self._clock.time()
             try:
                 return await asyncio.wait_for(batch.decided[uid].get(), max(left, 0))
             except asyncio.TimeoutError:  # noqa: UP041, another class than TimeoutError in Python 3.10
-                if time.monotonic() >= batch.heard_at + self.config.report_timeout:
+                if self._clock.time() >= batch.heard_at + self.config.report_timeout:
                     self._give_up(batch)
         return await batch.decided[uid].get()
 
@@ -182,7 +185,7 @@ class AnchorCoordinator:
             "without %s",
             len(missing),
             len(batch.uids),
-            time.monotonic() - batch.heard_at,
+            self._clock.time() - batch.heard_at,
             ", ".join(missing),
         )
         self._reports.step["anchors/unreported"] += len(missing)
@@ -205,6 +208,18 @@ class AnchorCoordinator:
     async def add_validation(self, records: list[dict[str, Any]], counts: dict[str, float]) -> None:
         """``Reports.add_validation``, of one validation prompt."""
         self._reports.add_validation(records, counts)
+
+    async def engines_sleep(self) -> None:
+        """The rollout engines sleep while verl trains: no timeout runs."""
+        self._clock.sleep()
+
+    async def engines_wake(self) -> None:
+        """The rollout engines go on."""
+        self._clock.wake()
+
+    async def slept(self, last: float) -> float:
+        """How many of the ``last`` seconds the rollout engines slept."""
+        return self._clock.slept(last)
 
     async def pop_statistics(self) -> dict[str, float]:
         """``Reports.pop_step``."""

@@ -36,6 +36,7 @@ from verl_cipo.core.second_turn import attempt_record
 from verl_cipo.core.verdict import verdict
 from verl_cipo.integration.chats import correction_prompt
 from verl_cipo.integration.rollout import payloads
+from verl_cipo.integration.rollout.awake import within
 from verl_cipo.integration.rollout.cancelling import EndsRequests
 from verl_cipo.integration.rollout.groups import (
     EXTRA,
@@ -350,7 +351,8 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
         uid, session = kwargs["uid"], kwargs["session_id"]
         timeout_s = self._cipo.correction_timeout
         with lost_alone(f"{uid}_{session}", timeout_s=timeout_s, counts=group.counts):
-            await asyncio.wait_for(self._run_session(sampling_params, trajectory, **kwargs), timeout_s)
+            run = self._run_session(sampling_params, trajectory, **kwargs)
+            await within(run, timeout_s, slept=group.ticket["coordinator"].slept.remote)
             return
         group.corrections.pop((anchor_of(uid)[1], session), None)
 

@@ -1,12 +1,17 @@
 """CIPO's variants of verl's V1 trainers.
 
-Overridden methods, each calling verl's own: ``_init_tokenizer``, ``_init_dataloader`` (prompt budget and questions are
-checked before a worker starts), ``fit`` (rho and the pool go to the rollout manager), ``_balance_batch`` (what each row
-is; a stable order),
-``_get_required_batch_multiple``/``_update_actor`` (one joint update with as many optimizer steps as GRPO),
-``_compute_advantage`` (rows for the estimator; weights of the auxiliary loss), ``step`` (metrics, rho, the guard),
-``on_init_end`` (the loss is installed), ``_validate`` (the second turn),
-``_save_checkpoint``/``_load_checkpoint`` (state.py).
+Overridden methods, each calling verl's own:
+
+* ``_init_tokenizer``, ``_init_dataloader``: lengths and the data set's rows are checked before a worker starts,
+* ``on_init_end``: the loss is installed,
+* ``fit``: rho and the pool go to the rollout manager,
+* ``_balance_batch``: what each row is, rows for the auxiliary loss, a stable order,
+* ``_get_required_batch_multiple``, ``_update_actor``: one joint update with as many optimizer steps as GRPO,
+* ``_compute_advantage``: rows for the estimator, weights of the auxiliary loss,
+* ``step``: metrics, rho, the guard,
+* ``_validate``: the second turn,
+* ``_save_checkpoint``, ``_load_checkpoint``: the controller's state and the pool,
+* ``on_sample_end``, ``on_step_end`` with colocate_async: no timeout runs while the engines sleep.
 """
 
 import logging
@@ -213,6 +218,14 @@ class CIPOTrainerColocateAsync(CIPOTrainerMixin, PPOTrainerColocateAsync):
     """CIPO on verl's asynchronous trainer with shared devices: rollouts that are cut off go on after the update."""
 
     verl_mode = "colocate_async"
+
+    def on_sample_end(self) -> None:
+        super().on_sample_end()
+        self.agent_loop_manager.engines_sleep()
+
+    def on_step_end(self) -> None:
+        super().on_step_end()
+        self.agent_loop_manager.engines_wake()
 
 
 @register_trainer(TRAINER_OF_MODE["separate_async"])

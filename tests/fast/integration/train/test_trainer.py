@@ -21,7 +21,7 @@ from verl_cipo.integration.train import trainer as trainer_module
 from verl_cipo.integration.train.checkpoint import TrainerState
 from verl_cipo.integration.train.controller import Controller
 from verl_cipo.integration.train.rows import RowTable
-from verl_cipo.integration.train.trainer import CIPOTrainerMixin
+from verl_cipo.integration.train.trainer import CIPOTrainerColocateAsync, CIPOTrainerMixin
 
 KEYS = ["a_0_0", "a_1_0", "a_c1_0_0", "a_c1_1_0"]
 TABLE = RowTable(
@@ -201,3 +201,21 @@ def test_the_update_gets_the_fields_of_the_loss(coef, kind, put):
     trainer._optimizer_steps = lambda: 1
     trainer._compute_advantage(KVBatchMeta(partition_id="train", keys=KEYS, tags=[{} for _ in KEYS]), {})
     assert seen == put
+
+
+def test_timeouts_stand_still_while_the_engines_sleep():
+    said = []
+    trainer = object.__new__(CIPOTrainerColocateAsync)
+    trainer.checkpoint_manager = SimpleNamespace(
+        abort_replicas=lambda: said.append("abort"),
+        sleep_replicas=lambda: said.append("sleep"),
+        update_weights=lambda step: said.append("update"),
+        resume_generation_replicas=lambda: said.append("resume"),
+    )
+    trainer.agent_loop_manager = SimpleNamespace(
+        engines_sleep=lambda: said.append("clock stops"), engines_wake=lambda: said.append("clock goes on")
+    )
+    trainer.curr_step_profile, trainer.timing_raw, trainer.global_steps = False, {}, 1
+    trainer.on_sample_end()
+    trainer.on_step_end()
+    assert said == ["abort", "sleep", "clock stops", "update", "resume", "clock goes on"]
