@@ -150,9 +150,6 @@ def _files(path: Path) -> list[Path]:
 def _read(file: Path) -> tuple[dict[str, list[dict[str, Any]]], list[BadLine]]:
     """The records of a `corrections/{step}.jsonl` by benchmark, and the lines that are none."""
     records, bad = defaultdict(list), []
-    for number, record in read_objects(file, bad):
-        if missing := [name for name in ("question", "anchor_correct", "corrections") if name not in record]:
-            bad.append(BadLine(file, number, f"lacks {', '.join(missing)}"))
-        else:
-            records[str(record.get("data_source"))].append(record)
+    for _, record in read_objects(file, bad, {"question": object, "anchor_correct": object, "corrections": list}):
+        records[str(record.get("data_source"))].append(record)
     return records, bad

@@ -3,7 +3,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,16 +39,16 @@ class BadLinesError(EvaluationError):
 def read_objects(
     path: Path,
     bad: list[BadLine],
+    fields: Mapping[str, type] | None = None,
     *,
-    blank_lines: bool = False,
     advance: Callable[[int], object] = lambda _: None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a file, one a line, with their line numbers.
+    """The JSON objects of a file, one a line, with their line numbers; empty lines are passed over.
 
     Args:
         path: the file.
-        bad: gets the lines that hold none; they are left out.
-        blank_lines: whether empty lines are passed over, else they are bad.
+        bad: gets the lines that hold none, or one without the fields; they are left out.
+        fields: keys that an object must have, with their type; `object` allows any.
         advance: called with the bytes of each line.
 
     Raises:
@@ -59,7 +59,7 @@ def read_objects(
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             advance(len(line))
-            if blank_lines and not line.strip():
+            if not line.strip():
                 continue
             try:
                 value = json.loads(line)
@@ -67,16 +67,44 @@ def read_objects(
                 torn = "" if line.endswith(b"\n") else "; the file ends in the middle of it"
                 bad.append(BadLine(path, number, f"not JSON: {error}{torn}"))
                 continue
-            if isinstance(value, dict):
-                yield number, value
-            else:
+            if not isinstance(value, dict):
                 bad.append(BadLine(path, number, "not a JSON object"))
+            elif lacking := [
+                name if kind is object else f"{name} ({kind.__name__})"
+                for name, kind in (fields or {}).items()
+                if name not in value or not isinstance(value[name], kind)
+            ]:
+                bad.append(BadLine(path, number, f"lacks {', '.join(lacking)}"))
+            else:
+                yield number, value
 
 
 def by_step(folder: Path) -> dict[int, Path]:
     """The files ``{step}.jsonl`` of a folder in the order of steps; empty where there are none."""
     found = {int(file.stem): file for file in folder.glob("*.jsonl") if file.stem.isdecimal()}
     return dict(sorted(found.items()))
+
+
+def same_settings(file: Path, settings: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`settings` as JSON holds them.
+
+    Args:
+        file: named in the error.
+        settings: what is made now depends on them.
+        before: those that what is there was made with; None where nothing is there.
+
+    Raises:
+        EvaluationError: they differ.
+    """
+    now = json.loads(json.dumps(settings, default=str))
+    if before is not None and before != now:
+        changes = "; ".join(
+            f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+            for name in sorted(now | before)
+            if now.get(name) != before.get(name)
+        )
+        raise EvaluationError(f"{file} was made with other settings ({changes}): take another --output")
+    return now
 
 
 def write_whole(file: Path, content: str | bytes) -> None:

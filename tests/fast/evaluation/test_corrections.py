@@ -183,7 +183,7 @@ def test_a_line_that_is_no_record_is_named(tmp_path, capsys):
     file.write_text(file.read_text() + '{"question": "a"}\n{"torn')
     assert run("--second-turns", file, "--output", tmp_path / "out.json") == 1
     told = capsys.readouterr().err
-    assert f"{file}:5: lacks anchor_correct, corrections" in told and f"{file}:6: not JSON" in told
+    assert f"{file}:5: lacks anchor_correct, corrections (list)" in told and f"{file}:6: not JSON" in told
     assert run("--second-turns", file, "--output", tmp_path / "out.json", "--skip-bad") == 0
     (step,) = json.loads((tmp_path / "out.json").read_text())["steps"]
     assert step["bad_lines"] == 2 and step["benchmarks"]["s"]["c2c"]["estimate"] == 0.5

@@ -182,7 +182,7 @@ class _Reader:
     def read(self, path: Path, advance: Callable[[int], object]) -> None:
         default = self.options.name or _name_of(path)
         benchmarks = self._benchmarks_beside(path)
-        for number, row in read_objects(path, self.bad, blank_lines=True, advance=advance):
+        for number, row in read_objects(path, self.bad, advance=advance):
             try:
                 self._take(path, row, default, benchmarks)
             except ValueError as error:
@@ -193,7 +193,7 @@ class _Reader:
         beside = path.parent / "corrections" / path.name
         if not beside.is_file():
             return {}
-        rows = (row for _, row in read_objects(beside, self.bad, blank_lines=True))
+        rows = (row for _, row in read_objects(beside, self.bad))
         return {row["uid"]: row["data_source"] for row in rows if row.get("uid") and row.get("data_source")}
 
     def _take(self, path: Path, row: dict[str, Any], default: str, benchmarks: dict[str, str]) -> None:

@@ -1,9 +1,8 @@
 """What a report is made of: runs on disk, and arms, which are the runs (seeds) of one label."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from verl_cipo.evaluation.jsonl import BadLine, by_step, read_objects
 
@@ -42,28 +41,14 @@ class Arm:
     runs: tuple[Run, ...]
 
 
-def read_lines(path: Path, wanted: Mapping[str, type], bad: list[BadLine]) -> Iterable[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a JSONL file, one a line, with their line numbers; empty lines are passed over.
-
-    wanted: the keys, with their type, without which a line is malformed. Such a line is added to `bad` and left out.
-    Raises: OSError.
-    """
-    for number, line in read_objects(path, bad, blank_lines=True):
-        lacking = [f"{key} ({kind.__name__})" for key, kind in wanted.items() if not isinstance(line.get(key), kind)]
-        if lacking:
-            bad.append(BadLine(path, number, f"lacks {', '.join(lacking)}"))
-            continue
-        yield number, line
-
-
 def read_metrics(path: Path, bad: list[BadLine]) -> Steps:
     """Lines ``{"step": int, "data": {name: value}}`` of verl's file logger, joined by step.
 
     Of a figure that was logged twice for a step, as where the files of a killed and of its resumed run were joined,
-    the later one counts. What is no finite number is left out. `bad` and raises: see `read_lines`.
+    the later one counts. What is no finite number is left out. `bad` and raises: see `read_objects`.
     """
     steps: Steps = {}
-    for _, line in read_lines(path, {"step": int, "data": dict}, bad):
+    for _, line in read_objects(path, bad, {"step": int, "data": dict}):
         figures = steps.setdefault(line["step"], {})
         for name, value in line["data"].items():
             if isinstance(value, (int, float)) and abs(value) < float("inf"):

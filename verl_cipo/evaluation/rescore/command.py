@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from verl_cipo.evaluation.jsonl import EvaluationError, by_step, write_whole
+from verl_cipo.evaluation.jsonl import EvaluationError, by_step, same_settings, write_whole
 from verl_cipo.evaluation.output import markdown_table, shown, write_json
 from verl_cipo.evaluation.rescore.judge import STREAMS, HeldOut, Strictness, rescore_step
 
@@ -61,17 +61,13 @@ def _judged(args: argparse.Namespace) -> list[dict[str, Any]]:
         backend=args.backend,
         threshold=args.correct_threshold,
     )
-    settings = {
+    settings = {"run": args.rescore} | {
         name: getattr(args, name)
         for name in ("verifier", "held_out", "changes", "timeout", "correct_threshold", "skip_bad")
     }
-    settings = json.loads(json.dumps({"run": args.rescore, **settings}, default=str))
-    results: dict[str, Any] = {"settings": settings, "steps": []}
-    if args.output.is_file():
-        before = json.loads(args.output.read_text(encoding="utf-8"))
-        if before.get("settings") != settings:
-            raise EvaluationError(f"{args.output} was made with other settings: remove it or take another --output")
-        results = before
+    before = json.loads(args.output.read_text(encoding="utf-8")) if args.output.is_file() else None
+    settings = same_settings(args.output, settings, before and before.get("settings", {}))
+    results = before or {"settings": settings, "steps": []}
     done = {step["step"] for step in results["steps"]}
     left = [file for file in files if int(file.stem) not in done]
     for file in tqdm(left, initial=len(files) - len(left), total=len(files), desc="steps", disable=None):

@@ -32,6 +32,7 @@ _RESAMPLES = 2000
 _EXAMPLES = 20
 _SHOWN_CHARS = 300
 _QUESTION_END = "<attempt>"
+_FIELDS = {"input": str, "output": str, "gts": object, "score": object}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,8 @@ def rescore_step(file: Path, how: Strictness, *, skip_bad: bool = False) -> dict
         BadLinesError: lines that are no rows, unless skip_bad.
         ValueError: a row's ground truth cannot be judged by.
     """
-    rows, bad = _read(file)
+    bad: list[BadLine] = []
+    rows = [row for _, row in read_objects(file, bad, _FIELDS)]
     if bad and not skip_bad:
         raise BadLinesError(bad)
     tallies = {name: _Tally() for name in STREAMS}
@@ -237,15 +239,3 @@ def _retest(row: dict[str, Any], how: Strictness) -> tuple[str, str]:
         if not result["acc"]:
             return REJECTED, name
     return (UNDECIDED, "nothing_to_judge_by") if held_out is None else (CONFIRMED, "held_out_tests")
-
-
-def _read(file: Path) -> tuple[list[dict[str, Any]], list[BadLine]]:
-    rows, bad = [], []
-    for number, row in read_objects(file, bad):
-        if missing := [name for name in ("input", "output", "gts", "score") if name not in row]:
-            bad.append(BadLine(file, number, f"lacks {', '.join(missing)}"))
-        elif not isinstance(row["input"], str) or not isinstance(row["output"], str):
-            bad.append(BadLine(file, number, "input and output are to be text"))
-        else:
-            rows.append(row)
-    return rows, bad

@@ -19,7 +19,7 @@ from verl_cipo.core.config import CIPOConfig, PromptConfig
 from verl_cipo.core.draws import session_seed
 from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt, strip_thinking
 from verl_cipo.core.transitions import is_copy
-from verl_cipo.evaluation.jsonl import AppendLog, EvaluationError
+from verl_cipo.evaluation.jsonl import AppendLog, EvaluationError, same_settings
 from verl_cipo.evaluation.output import write_json
 from verl_cipo.evaluation.suite.engine import Completion, Engine
 from verl_cipo.evaluation.suite.problems import Benchmark, Problem, digest
@@ -253,14 +253,8 @@ def _claim(file: Path, benchmark: Benchmark, problems: list[Problem], how: Gener
         "corrections": benchmark.corrections,
         "problems": digest(problems),
     }
-    settings = json.loads(json.dumps(settings, default=str))
-    if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        if changed := sorted(name for name in settings | before if settings.get(name) != before.get(name)):
-            changes = "; ".join(f"{name} was {before.get(name)!r}, is {settings.get(name)!r}" for name in changed)
-            raise EvaluationError(f"{file.parent} was made with other settings ({changes}): take another --output")
-        return
-    write_json(file, settings)
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    write_json(file, same_settings(file.parent, settings, before))
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

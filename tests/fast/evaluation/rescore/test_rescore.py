@@ -202,7 +202,7 @@ def test_bad_lines_are_named_and_skipped_only_when_asked(tmp_path, capsys):
     file = write(tmp_path / "1.jsonl", [*MATHS, {"input": "q"}, MATHS[0] | {"output": None}])
     file.write_text(file.read_text() + '{"input": "torn')
     with pytest.raises(
-        BadLinesError, match=r":11: lacks output, gts, score\n.*:12: input and.*\n.*:13: not JSON.*ends in"
+        BadLinesError, match=r":11: lacks output \(str\), gts, score\n.*:12: lacks output .*\n.*:13: not JSON.*ends in"
     ):
         rescore_step(file, Strictness())
     assert run("--rescore", tmp_path, "--output", tmp_path / "out" / "gap.json") == 1
