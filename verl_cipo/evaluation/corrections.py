@@ -13,7 +13,7 @@ import numpy as np
 
 from verl_cipo.core.second_turn import problem_of
 from verl_cipo.core.transitions import retried
-from verl_cipo.evaluation.intervals import CONFIDENCE, RESAMPLES, Interval, interval, ratio_interval
+from verl_cipo.evaluation.intervals import Interval, interval, ratio_interval
 from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, by_step, read_objects, write_whole
 from verl_cipo.evaluation.output import markdown_table, plain, shown, write_json
 
@@ -44,9 +44,7 @@ _SHOWN = (
 )
 
 
-def correction_figures(
-    records: Iterable[Mapping[str, Any]], *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES
-) -> dict[str, Interval]:
+def correction_figures(records: Iterable[Mapping[str, Any]], **how: Any) -> dict[str, Interval]:
     """The figures of FIGURES, with intervals over problems.
 
     Args:
@@ -54,8 +52,7 @@ def correction_figures(
             copied each, and temperature (default 1): greedy attempts do not tell what a retry would bring. Or rows of
             attempts whose prompts hold a response to be corrected, with anchor_correct, acc and copied: the attempts
             are others', which do not tell that either.
-        confidence: of the intervals.
-        resamples: bootstrap resamples.
+        how: confidence, resamples and seed of the bootstrap.
 
     Returns:
         One interval a name. A rate without an attempt of its kind is left out.
@@ -86,12 +83,11 @@ def correction_figures(
     if not per_problem:
         raise ValueError("no record of a correction: nothing to report")
     attempts, first, second, cc, cw, wc, ww, copied, copied_failed, without = np.array(list(per_problem.values())).T
-    options = {"confidence": confidence, "resamples": resamples}
     figures = {
-        "accuracy_turn1": interval(first / attempts, **options),
-        "accuracy_turn2": interval(second / attempts, **options),
-        "gain": interval((second - first) / attempts, **options),
-        "without_correction": interval(without / attempts, **options),
+        "accuracy_turn1": interval(first / attempts, **how),
+        "accuracy_turn2": interval(second / attempts, **how),
+        "gain": interval((second - first) / attempts, **how),
+        "without_correction": interval(without / attempts, **how),
     }
     right, wrong = cc + cw, wc + ww
     shares = [
@@ -110,7 +106,7 @@ def correction_figures(
         shares += [("retry", again, asked), ("w2c_over_retry", wc[several] - again, asked)]
     for name, parts, totals in shares:
         if totals.any():
-            figures[name] = ratio_interval(parts, totals, **options)
+            figures[name] = ratio_interval(parts, totals, **how)
     return {name: figures[name] for name in FIGURES if name in figures}
 
 

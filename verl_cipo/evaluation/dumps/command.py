@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,21 +46,17 @@ def run(args: argparse.Namespace) -> int:
         return 2
     count_tokens = _token_counter(args.tokenizer) if args.tokenizer else None
     settings = Settings(confidence=args.confidence, seed=args.seed, majority=not args.no_maj)
-    given = {RUN: (args.dumps, args.step)} | ({BASELINE: (args.compare, args.compare_step)} if args.compare else {})
-    runs = {
-        name: read_dumps(
-            paths,
-            Options(
-                name=args.name,
-                step=step,
-                skip_bad=args.skip_bad,
-                correct_threshold=args.correct_threshold,
-                count_tokens=count_tokens,
-                max_tokens=args.max_tokens,
-            ),
-        )
-        for name, (paths, step) in given.items()
-    }
+    options = Options(
+        name=args.name,
+        step=args.step,
+        skip_bad=args.skip_bad,
+        correct_threshold=args.correct_threshold,
+        count_tokens=count_tokens,
+        max_tokens=args.max_tokens,
+    )
+    runs = {RUN: read_dumps(args.dumps, options)}
+    if args.compare:
+        runs[BASELINE] = read_dumps(args.compare, replace(options, step=args.compare_step))
     for each in runs.values():
         _check_samples(each, args.n)
         if repeated := sum(problem.prompts > 1 for problem in each.problems):

@@ -89,30 +89,25 @@ class _Tally:
     """Counts of one stream of a step; by_problem: rejected and decided answers of each problem."""
 
     rows: int = 0
-    accepted: int = 0
     judgments: Counter = field(default_factory=Counter)
     reasons: Counter = field(default_factory=Counter)
     by_problem: dict[Any, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
 
     def add(self, problem: Any, outcome: str, reason: str) -> None:
-        self.accepted += 1
         self.judgments[outcome] += 1
         self.reasons[f"{outcome}: {reason}"] += 1
         self.by_problem[problem][0] += outcome == REJECTED
         self.by_problem[problem][1] += outcome != UNDECIDED
 
     def as_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = {
+        rejected, decided = np.array(list(self.by_problem.values())).reshape(-1, 2).T
+        return {
             "rows": self.rows,
-            "accepted": self.accepted,
+            "accepted": self.judgments.total(),
             **{name: self.judgments[name] for name in (CONFIRMED, REJECTED, UNDECIDED)},
             "reasons": dict(sorted(self.reasons.items())),
-            "gap": None,
+            "gap": plain(ratio_interval(rejected, decided, resamples=_RESAMPLES)) if decided.any() else None,
         }
-        if self.accepted > self.judgments[UNDECIDED]:
-            rejected, decided = np.array(list(self.by_problem.values())).T
-            found["gap"] = plain(ratio_interval(rejected, decided, resamples=_RESAMPLES))
-        return found
 
 
 def rescore_step(file: Path, how: Strictness, *, skip_bad: bool = False) -> dict[str, Any]:

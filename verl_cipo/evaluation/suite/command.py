@@ -18,6 +18,12 @@ from verl_cipo.evaluation.suite.results import benchmark_results, markdown
 from verl_cipo.evaluation.suite.verifier import Verifier, load_function
 
 SHARED_OPTIONS = ()
+_PAIRS = {
+    "--prompt": "fields of algorithm.cipo.prompt as in training; the template's default is the verifier's",
+    "--engine": "arguments of vllm.LLM: tensor_parallel_size=2",
+    "--chat-template": "its arguments: enable_thinking=false",
+    "--reward-kwargs": "keyword arguments of the reward function",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,21 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corrections", type=int, metavar="N", help="second turns an attempt, in place of the suite's")
     parser.add_argument("--seed", type=int, default=1, help="of all draws (default 1)")
     parser.add_argument("--batch", type=int, default=1024, help="answers sampled between two writes (default 1024)")
-    parser.add_argument(
-        "--prompt",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="fields of algorithm.cipo.prompt as in training; the template's default is the verifier's",
-    )
-    parser.add_argument(
-        "--engine", nargs="+", default=[], metavar="KEY=VALUE", help="arguments of vllm.LLM: tensor_parallel_size=2"
-    )
-    parser.add_argument(
-        "--chat-template", nargs="+", default=[], metavar="KEY=VALUE", help="its arguments: enable_thinking=false"
-    )
     parser.add_argument("--reward", metavar="MODULE:FUNCTION", help="a reward function in place of the benchmark's")
-    parser.add_argument("--reward-kwargs", nargs="+", default=[], metavar="KEY=VALUE", help="its keyword arguments")
+    for option, meaning in _PAIRS.items():
+        parser.add_argument(option, nargs="+", default=[], metavar="KEY=VALUE", help=meaning)
     parser.add_argument("--threads", type=int, default=4, help="answers verified at a time (default 4)")
 
 
@@ -63,24 +57,22 @@ def run(args: argparse.Namespace) -> int:
     # Everything that can be wrong is looked at before the model is loaded.
     check_files(benchmarks, args.data_dir)
     problems = {one.name: read_problems(one, args.data_dir, limit=args.limit) for one in benchmarks}
-    kwargs = pairs("--reward-kwargs", args.reward_kwargs)
+    given = {option: _pairs(option, args) for option in _PAIRS}
+    kwargs = given["--reward-kwargs"]
     verifiers = {
         one.name: Verifier(load_function(args.reward or one.verifier), kwargs=kwargs, threads=args.threads)
         for one in benchmarks
     }
-    hows = {one.name: _how(one, args, kwargs) for one in benchmarks}
-    engine = VLLMEngine(
-        model_folder(args.checkpoint),
-        options=pairs("--engine", args.engine),
-        template=pairs("--chat-template", args.chat_template),
-    )
+    hows = {one.name: _how(one, args, given) for one in benchmarks}
+    checkpoint = model_folder(args.checkpoint)
+    engine = VLLMEngine(checkpoint, options=given["--engine"], template=given["--chat-template"])
     output = args.output
     results = {}
     for one in benchmarks:
         how = hows[one.name]
         folder = run_benchmark(one, problems[one.name], engine=engine, verifier=verifiers[one.name], how=how)
         results[one.name] = benchmark_results(one, folder, how.step)
-        # After each benchmark: hours of work are not to be looked at only when all is done.
+        # After each benchmark: hours of work can be looked at before all is done.
         write_json(output / "results.json", {"checkpoint": args.checkpoint, "benchmarks": results})
         write_whole(output / "results.md", markdown(results))
     print(markdown(results), end="")
@@ -109,9 +101,9 @@ def _with_options(benchmark: Benchmark, args: argparse.Namespace) -> Benchmark:
     return replace(benchmark, sampling=sampling, corrections=corrections)
 
 
-def _how(benchmark: Benchmark, args: argparse.Namespace, kwargs: dict[str, Any]) -> Generation:
+def _how(benchmark: Benchmark, args: argparse.Namespace, given: dict[str, dict[str, Any]]) -> Generation:
     template = "code" if benchmark.verifier == "code" else "math"
-    cipo = CIPOConfig.from_mapping({"prompt": {"template": template, **pairs("--prompt", args.prompt)}})
+    cipo = CIPOConfig.from_mapping({"prompt": {"template": template, **given["--prompt"]}})
     return Generation(
         output=args.output,
         step=step_of(args.checkpoint),
@@ -121,17 +113,17 @@ def _how(benchmark: Benchmark, args: argparse.Namespace, kwargs: dict[str, Any])
         described={
             "checkpoint": args.checkpoint,
             "verifier": args.reward or benchmark.verifier,
-            "reward_kwargs": kwargs,
-            "engine": pairs("--engine", args.engine),
-            "chat_template": pairs("--chat-template", args.chat_template),
+            "reward_kwargs": given["--reward-kwargs"],
+            "engine": given["--engine"],
+            "chat_template": given["--chat-template"],
         },
     )
 
 
-def pairs(option: str, given: list[str]) -> dict[str, Any]:
+def _pairs(option: str, args: argparse.Namespace) -> dict[str, Any]:
     """KEY=VALUE arguments, the values read as YAML. Raises: EvaluationError on anything else."""
     found = {}
-    for text in given:
+    for text in getattr(args, option.removeprefix("--").replace("-", "_")):
         name, sign, value = text.partition("=")
         if not sign or not name.isidentifier():
             raise EvaluationError(f"{option} {text}: allowed is KEY=VALUE")

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from verl_cipo.core.config import CIPOConfig, PromptConfig
 from verl_cipo.core.draws import session_seed
 from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt, strip_thinking
+from verl_cipo.core.second_turn import attempt_record
 from verl_cipo.core.transitions import is_copy
 from verl_cipo.evaluation.jsonl import AppendLog, EvaluationError, same_settings
 from verl_cipo.evaluation.output import write_json
@@ -182,18 +183,19 @@ class _Protocol:
                 }
             )
         return [
-            {
-                "uid": anchor.problem.key,
-                "session": anchor.session,
-                "question": anchor.problem.messages[-1]["content"],
-                "attempt": anchor.row["output"],
-                "anchor_correct": anchor.row["acc"],
-                "gts": anchor.row["gts"],
-                "data_source": anchor.row["data_source"],
-                "corrections": made[anchor.row["uid"]],
-                "skipped": reason,
-                "step": self.how.step,
-            }
+            attempt_record(
+                {
+                    "uid": anchor.problem.key,
+                    "raw_prompt": anchor.problem.messages,
+                    "reward_model": {"ground_truth": anchor.problem.ground_truth},
+                    "data_source": anchor.problem.data_source,
+                },
+                session=anchor.session,
+                text=anchor.row["output"],
+                correct=anchor.row["acc"],
+                corrections=made[anchor.row["uid"]],
+            )
+            | {"skipped": reason, "step": self.how.step}
             for anchor, (_, reason) in zip(batch, requests, strict=True)
         ]
 
