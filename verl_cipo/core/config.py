@@ -196,7 +196,7 @@ class CIPOConfig:
 
     def threshold(self, data_source: str | None) -> float:
         """`correct_threshold` for the rows of a data source."""
-        if isinstance(self.correct_threshold, float):
+        if isinstance(self.correct_threshold, int | float):
             return self.correct_threshold
         return self.correct_threshold.get(str(data_source), self.correct_threshold.get("default", 0.5))
 
