@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from verl_cipo.core.second_turn import problem_of
-from verl_cipo.core.transitions import retried
+from verl_cipo.core.transitions import problem_of, retried
 from verl_cipo.evaluation.intervals import Interval, interval, ratio_interval
 from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, by_step, read_objects, write_whole
 from verl_cipo.evaluation.output import markdown_table, plain, shown, write_json

@@ -8,7 +8,7 @@ returned (acc, pred). Dumps of `--suite` are alike, with response_tokens and tru
   `{prompt}_c{i}q_...` and `{prompt}_p{i}_...` are rows that only the auxiliary loss trains, `pad...` is padding;
 - of several rows of a session, the one of the highest index is its answer.
 
-Prompts of a file with equal input and ground truth are one problem, whatever their uids (core.second_turn.problem_of).
+Prompts of a file with equal input and ground truth are one problem, whatever their uids (core.transitions.problem_of).
 Dumps of the V0 trainer have no uid: there these alone tell problems apart.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from verl_cipo.core.second_turn import problem_of
+from verl_cipo.core.transitions import problem_of
 from verl_cipo.core.verdict import fault, verdict
 from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, EvaluationError, by_step, read_objects
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from verl_cipo.core.second_turn import problem_of
+from verl_cipo.core.transitions import problem_of
 from verl_cipo.core.verdict import verdict
 from verl_cipo.evaluation.dumps.rows import reward_and_info, row_kind
 from verl_cipo.evaluation.intervals import ratio_interval

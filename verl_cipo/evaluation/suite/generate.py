@@ -18,8 +18,7 @@ from tqdm import tqdm
 from verl_cipo.core.config import CIPOConfig, PromptConfig
 from verl_cipo.core.draws import session_seed
 from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt, strip_thinking
-from verl_cipo.core.second_turn import attempt_record
-from verl_cipo.core.transitions import is_copy
+from verl_cipo.core.transitions import attempt_record, is_copy
 from verl_cipo.evaluation.jsonl import AppendLog, EvaluationError, same_settings
 from verl_cipo.evaluation.output import write_json
 from verl_cipo.evaluation.suite.engine import Completion, Engine

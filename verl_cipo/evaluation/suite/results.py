@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from verl_cipo.core.second_turn import problem_of
+from verl_cipo.core.transitions import problem_of
 from verl_cipo.evaluation.corrections import correction_figures
 from verl_cipo.evaluation.intervals import Interval, interval, ratio_interval
 from verl_cipo.evaluation.output import markdown_table, plain, shown
