@@ -56,7 +56,7 @@ def read_metrics(path: Path, bad: list[BadLine]) -> Steps:
     return dict(sorted(steps.items()))
 
 
-def split_label(given: str) -> tuple[str, Path]:
+def _split_label(given: str) -> tuple[str, Path]:
     """``label=path`` in its parts; of a path alone, an empty label."""
     label, equals, path = given.partition("=")
     return (label, Path(path)) if equals and not Path(given).exists() else ("", Path(given))
@@ -71,14 +71,14 @@ def read_arms(given: Sequence[str], bad: list[BadLine]) -> list[Arm]:
     """
     runs: dict[str, list[Run]] = {}
     seen: set[Path] = set()
-    labelled = [split_label(item) for item in given]
-    names = [label or _name_of(path) for label, path in labelled]
-    for name, (label, path) in zip(names, labelled, strict=True):
-        if not label and names.count(name) > 1:
+    split = [_split_label(item) for item in given]
+    labels = [label or _name_of(path) for label, path in split]
+    for label, (own, path) in zip(labels, split, strict=True):
+        several = labels.count(label) > 1
+        if several and not own:
             raise ValueError(
-                f"{path}: another run is called {name} as well; say which arms they are of, as in cipo={path}"
+                f"{path}: another run is called {label} as well; say which arms they are of, as in cipo={path}"
             )
-    for label, (_, path) in zip(names, labelled, strict=True):
         metrics = path / METRICS_FILE if path.is_dir() else path
         if not metrics.is_file():
             raise FileNotFoundError(
@@ -92,7 +92,7 @@ def read_arms(given: Sequence[str], bad: list[BadLine]) -> list[Arm]:
         if not figures:
             raise ValueError(f"run {label}: {metrics} holds no step that can be read")
         seeds = runs.setdefault(label, [])
-        name = f"{label} #{len(seeds) + 1}" if names.count(label) > 1 else label
+        name = f"{label} #{len(seeds) + 1}" if several else label
         seeds.append(Run(label=label, name=name, metrics=figures, folder=path if path.is_dir() else None))
     return [Arm(label, tuple(seeds)) for label, seeds in runs.items()]
 

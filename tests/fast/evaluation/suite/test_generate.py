@@ -229,16 +229,20 @@ def test_a_users_reward_function_decides(tmp_path):
         assert row["score"] == len(row["output"]) % 2 + 0.25 and row["acc"] is (len(row["output"]) % 2 == 1)
 
 
-def test_a_verifier_that_fails_ends_the_run_and_keeps_what_is_written(tmp_path):
+@pytest.mark.parametrize(
+    "raised, told",
+    [(RuntimeError("no sandbox"), "no sandbox"), (ValueError("7"), "the reward function failed on made-up-2")],
+)
+def test_a_verifier_that_fails_ends_the_run_and_keeps_what_is_written(raised, told, tmp_path):
     calls = []
 
     def fails(**given):
         calls.append(given)
         if len(calls) == 6:
-            raise RuntimeError("no sandbox")
+            raise raised
         return 1.0
 
-    with pytest.raises(RuntimeError, match="no sandbox"):
+    with pytest.raises(RuntimeError, match=told):
         generate(tmp_path, ScriptedEngine(right_then_wrong), verifier=Verifier(fails, threads=1))
     assert len(rows(tmp_path / "made_up" / "7.jsonl")) == 4
 
