@@ -97,12 +97,9 @@ def same_settings(file: Path, settings: Mapping[str, Any], before: Mapping[str, 
         EvaluationError: they differ.
     """
     now = json.loads(json.dumps(settings, default=str))
-    if before is not None and before != now:
-        changes = "; ".join(
-            f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
-            for name in sorted(now | before)
-            if now.get(name) != before.get(name)
-        )
+    changed = [] if before is None else sorted(name for name in now | before if now.get(name) != before.get(name))
+    if changed:
+        changes = "; ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in changed)
         raise EvaluationError(f"{file} was made with other settings ({changes}): take another --output")
     return now
 

@@ -128,12 +128,6 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(more, told, data, engine
     assert not hasattr(engine, "made_with")
 
 
-def test_all_missing_data_is_named_at_once(tmp_path, capsys):
-    given = ["--suite", "all", "--data-dir", str(tmp_path), "--checkpoint", "m", "--output", str(tmp_path / "out")]
-    assert evaluate.main(given) == 1
-    assert capsys.readouterr().err.count("is missing; make it with\n    python data_prep/") == 12
-
-
 def test_neither_verl_nor_vllm_is_imported_before_a_model_is_wanted():
     code = (
         "import sys; import verl_cipo.evaluate; names = 'verl', 'vllm', 'ray', 'transformers', 'sympy', 'torch'; "
