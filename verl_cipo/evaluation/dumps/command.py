@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dumps", type=Path, nargs="+", metavar="PATH", required=True, help="JSONL files, or folders of {step}.jsonl"
     )
-    parser.add_argument("--csv", action="store_true", help="write FILE.csv beside it")
-    parser.add_argument("--markdown", action="store_true", help="write FILE.md beside it")
+    parser.add_argument("--csv", action="store_true", help="write FILE.csv beside FILE.json")
+    parser.add_argument("--markdown", action="store_true", help="write FILE.md beside FILE.json")
     parser.add_argument(
         "--compare", type=Path, nargs="+", metavar="PATH", help="dumps of a baseline on the same problems"
     )
