@@ -12,8 +12,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,15 +138,12 @@ def _validate(backend: str, allow_unsafe: bool, url: str | None) -> None:
         )
 
 
-@contextmanager
 def _worker(
     backend: str, workers: int, memory_mb: int, url: str | None, semaphore: Any
-) -> Iterator["pool.Worker | FusionWorker"]:
+) -> AbstractContextManager["pool.Worker | FusionWorker"]:
     if url:
-        yield FusionWorker(url, memory_mb, semaphore)
-    else:
-        with pool.get_pool(backend, workers=workers, memory_mb=memory_mb).worker() as worker:
-            yield worker
+        return nullcontext(FusionWorker(url, memory_mb, semaphore))
+    return pool.get_pool(backend, workers=workers, memory_mb=memory_mb).worker()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from verl_cipo.rewards.sandbox import inside, seccomp
+from verl_cipo.rewards.sandbox.warm_sandbox import Channels
 
 # In the order of their imports.
 _MODULES = ("values", "interpreter", "runs", "supervisor")
@@ -63,7 +64,7 @@ def program(end: str) -> str:
     )
 
 
-def supervisor_command(*, job_fd: int, result_fd: int, status_fd: int, packages: str, numpy: bool) -> list[str]:
+def supervisor_command(channels: Channels, *, packages: str, numpy: bool) -> list[str]:
     """The supervisor's command line.
 
     packages: a folder that programs may import from, or empty; numpy: whether it is imported before the first run.
@@ -71,7 +72,7 @@ def supervisor_command(*, job_fd: int, result_fd: int, status_fd: int, packages:
     return [
         os.fspath(interpreter().executable),
         *("-s", "-S", "-X", "utf8", "-c", _WITHOUT_FOLDER + program(_SUPERVISE)),
-        *map(str, (job_fd, result_fd, status_fd)),
+        *map(str, (channels.job, channels.result, channels.status)),
         packages,
         "numpy" if numpy and interpreter().numpy else "",
         *(base64.b64encode(code).decode("ascii") for code in (seccomp.supervisor_filter(), seccomp.run_filter())),

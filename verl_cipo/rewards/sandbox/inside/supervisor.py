@@ -36,7 +36,7 @@ from verl_cipo.rewards.sandbox.inside.interpreter import (
     warm_up,
 )
 from verl_cipo.rewards.sandbox.inside.runs import run_call, run_check, run_program
-from verl_cipo.rewards.sandbox.inside.values import IN_JAIL, READY, read_frame, write_frame
+from verl_cipo.rewards.sandbox.inside.values import IN_JAIL, READY, read_frame, write_all, write_frame
 
 FIRST_CHANNEL, BEYOND_CHANNELS = 3, 10
 MAX_OPEN_FILES = 32
@@ -55,9 +55,7 @@ class SockFprog(ctypes.Structure):
 def enter_jail(job, null, load_run_filter):
     """Sets the run's standard streams and limits, and takes from this process what the supervisor alone needs."""
     stdin = os.memfd_create("stdin")
-    left = memoryview(job.get("stdin", "").encode("utf-8", "surrogatepass"))
-    while left:
-        left = left[os.write(stdin, left) :]
+    write_all(stdin, job.get("stdin", "").encode("utf-8", "surrogatepass"))
     os.lseek(stdin, 0, os.SEEK_SET)
     os.dup2(stdin, 0)
     os.dup2(null, 2)
@@ -74,14 +72,12 @@ def enter_jail(job, null, load_run_filter):
         ("RLIMIT_CORE", 0),
         ("RLIMIT_MSGQUEUE", 0),
         ("RLIMIT_MEMLOCK", 0),
+        ("RLIMIT_STACK", STACK_BYTES),
     ):
         number = getattr(resource, name)
         hard = resource.getrlimit(number)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         SETRLIMIT(number, (value, value))
-    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
-    stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
-    SETRLIMIT(resource.RLIMIT_STACK, (stack, stack))
     load_run_filter()
 
 

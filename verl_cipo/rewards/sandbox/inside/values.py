@@ -112,10 +112,7 @@ def _cut(items):
 
 
 MAKERS = {
-    "tuple": tuple,
-    "set": set,
-    "frozenset": frozenset,
-    "deque": collections.deque,
+    **SEQUENCES,
     "keys": lambda items: dict.fromkeys(items).keys(),
     "values": lambda items: dict(enumerate(items)).values(),
     "items": lambda items: dict(items).items(),
@@ -173,7 +170,12 @@ def read_frame(fd):
 
 def write_frame(fd, data):
     """Writes `data` as one frame."""
-    left = memoryview(frame(data))
+    write_all(fd, frame(data))
+
+
+def write_all(fd, data):
+    """Writes all of `data`, in as many pieces as it takes."""
+    left = memoryview(data)
     while left:
         left = left[os.write(fd, left) :]
 
