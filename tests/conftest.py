@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.tiny import launch
+from verl_cipo.integration.cpu import launch
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from examples.tiny import launch
+from examples.tiny.task import Task, overrides
 from tests.conftest import ROOT
+from verl_cipo.integration.cpu import launch
 
 TASK = {"train_batch_size": 4, "n": 4, "val_n": 1}
 STEPS = 2
@@ -20,7 +21,7 @@ class Run:
     """A finished run."""
 
     folder: Path
-    task: launch.Task
+    task: Task
     metrics: list[dict]
 
     def rollouts(self, step: int) -> list[dict]:
@@ -35,11 +36,11 @@ class Run:
 
 def run(task_folder: Path, folder: Path, *options: str, config_args=None, env=None) -> Run:
     """Two steps of verl."""
-    task = launch.Task(folder=task_folder, **TASK)
+    task = Task(folder=task_folder, **TASK)
     extra = {} if config_args is None else {"config_args": config_args}
     launch.train(
         [
-            *launch.overrides(task),
+            *overrides(task),
             f"actor_rollout_ref.actor.optim.lr={LEARNING_RATE}",
             f"trainer.total_training_steps={STEPS}",
             "data.val_max_samples=16",

@@ -95,7 +95,7 @@ BATCHES = {
             {"utils/tracking.py": (r'\{"step": step, "data": data\}', '{"step": step, "metrics": data}')},
             ("dumps::a_line_of_the_file_logger",),
             "FileLogger",
-            "examples/tiny/launch.py",
+            "verl_cipo/integration/cpu/launch.py",
         ),
         Break(
             {

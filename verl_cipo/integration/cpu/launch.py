@@ -1,6 +1,6 @@
-"""Starts verl's own entry point on the CPU and watches it: environment, overrides, progress, memory.
+"""Starts verl's own entry point on the CPU and watches it: environment, progress, memory.
 
-Used by run.py and by the end-to-end tests; nothing here is needed to train on GPUs.
+Used by the demo, the benchmarks and the tests; nothing here is needed to train on GPUs.
 """
 
 import json
@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -34,46 +33,6 @@ CPU_ENV = {
 MEMORY_SECONDS = 5.0
 HOST_LOCK = Path(f"/tmp/verl_cipo-{os.getuid()}.lock")
 """Beside the sockets of verl's weight sync, so that runs with a /tmp of their own do not exclude each other."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A prepared folder (prepare.py) and the shapes that fit it. Lengths are in tokens."""
-
-    folder: Path
-    prompt_length: int = 64
-    correction_prompt_length: int = 160
-    response_length: int = 64
-    train_batch_size: int = 16
-    n: int = 8
-    val_n: int = 4
-
-
-def overrides(task: Task) -> list[str]:
-    """verl options for ``task`` on one CPU, on top of the config ``cpu``."""
-    return [
-        f"data.train_files={task.folder / 'data' / 'train.parquet'}",
-        f"data.val_files={task.folder / 'data' / 'val.parquet'}",
-        f"data.train_batch_size={task.train_batch_size}",
-        f"data.max_prompt_length={task.prompt_length}",
-        f"data.max_response_length={task.response_length}",
-        "data.seed=1",
-        f"actor_rollout_ref.model.path={task.folder / 'model'}",
-        f"actor_rollout_ref.actor.ppo_mini_batch_size={task.train_batch_size}",
-        "actor_rollout_ref.actor.use_dynamic_bsz=true",
-        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=8192",
-        f"actor_rollout_ref.rollout.n={task.n}",
-        f"actor_rollout_ref.rollout.prompt_length={task.correction_prompt_length}",
-        f"actor_rollout_ref.rollout.max_model_len={task.correction_prompt_length + task.response_length}",
-        "actor_rollout_ref.rollout.max_num_seqs=256",
-        # For training/rollout_probs_diff_*: shows after every weight sync that vLLM serves the new weights.
-        "actor_rollout_ref.rollout.calculate_log_probs=true",
-        f"actor_rollout_ref.rollout.val_kwargs.n={task.val_n}",
-        "actor_rollout_ref.rollout.val_kwargs.temperature=1.0",
-        "actor_rollout_ref.rollout.val_kwargs.do_sample=true",
-        "trainer.logger=[console,file]",
-        "trainer.resume_mode=disable",
-    ]
 
 
 class TrainingFailed(RuntimeError):
