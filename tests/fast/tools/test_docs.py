@@ -1,35 +1,41 @@
-"""docs/knobs.md and docs/metrics.md say what the code says."""
-
-import re
+"""tools/check_docs.py finds what is wrong with a page; tools/write_pages.py writes its tables and keeps the rest."""
 
 import pytest
 
-from tools import write_pages
-from verl_cipo.core.config import describe
+from tools import check_docs, write_pages
 from verl_cipo.core.metrics import METRICS
 
-AGAIN = "run `python tools/write_pages.py` and commit what it writes"
+
+def test_what_leads_nowhere_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "[here](page.md) [there](gone.md#part) [far](https://example.org) `tools/check_docs.py` `tools/gone.py`\n"
+        "`core/gone.py` `core/config.py`\n"
+    )
+    assert [problem.split()[0] for problem in check_docs.lost_files(page)] == [
+        "gone.md",
+        "tools/gone.py",
+        "core/gone.py",
+    ]
 
 
-@pytest.mark.parametrize("page", write_pages.PAGES.values(), ids=lambda page: page.name)
-def test_the_page_is_current(page):
-    text = page.read_text()
-    assert write_pages.filled(text) == text, AGAIN
+def test_a_cited_test_that_does_not_exist_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "`tests/fast/tools/test_docs.py::test_rows_by_hand`, `::test_gone`, `fast/test_gone.py`, `::test_rows_by_hand`"
+    )
+    assert list(check_docs.lost_tests(page)) == [
+        "the test ::test_gone does not exist",
+        "the test fast/test_gone.py does not exist",
+        "the test ::test_rows_by_hand does not exist",
+    ]
 
 
-def test_every_table_is_on_its_page():
-    assert write_pages.missing() == [], "add the lines of these tables to their page, then " + AGAIN
-
-
-def test_every_knob_has_a_row():
-    rows = re.findall(r"^\| `([\w.]+)` \| `", write_pages.PAGES["knobs"].read_text(), re.MULTILINE)
-    sections = {"prompt", "aux"}
-    assert sorted(rows) == sorted(set(describe()) - sections), AGAIN
-
-
-def test_every_metric_has_a_row():
-    rows = re.findall(r"^\| `(cipo/\S+)` \|", write_pages.PAGES["metrics"].read_text(), re.MULTILINE)
-    assert sorted(rows) == sorted(METRICS), AGAIN
+def test_a_readme_that_is_unfinished_or_names_no_knob_is_found(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("TODO\n| `replay_fraction`, `replay_fractions` | x |\n" + "\n" * check_docs.README_LINES)
+    lines, unfinished, knob = check_docs.readme_problems(page)
+    assert lines.startswith("122 lines") and unfinished == "unfinished: TODO" and knob.startswith("replay_fractions ")
 
 
 def test_rows_by_hand():
@@ -60,17 +66,3 @@ def test_what_is_written_by_hand_is_kept():
 def test_a_table_that_does_not_exist_is_named():
     with pytest.raises(KeyError, match="knobs/prompts"):
         write_pages.filled("<!-- table knobs/prompts, written by tools/write_pages.py -->\n<!-- end of table -->")
-
-
-CITED = re.compile(r"`(?:tests/)?((?:\w+/)+test_\w+\.py)?(?:::(test_\w+))?`")
-"""`folder/test_x.py`, `folder/test_x.py::test_y`, and `::test_z` of the file that was named last."""
-
-
-@pytest.mark.parametrize("page", sorted(write_pages.DOCS.glob("*.md")), ids=lambda page: page.name)
-def test_every_test_that_a_page_cites_exists(page):
-    tests, file, lost = write_pages.DOCS.parent / "tests", None, []
-    for name, test in CITED.findall(page.read_text()):
-        file = tests / name if name else file
-        if (name or test) and not (file and file.exists() and (not test or f"def {test}(" in file.read_text())):
-            lost.append(f"{name}::{test}")
-    assert not lost, f"cited tests that do not exist: {lost}"
