@@ -4,10 +4,10 @@ A start takes about a minute, so a run has as many features as go together. What
 
 | run | what it has |
 |---|---|
-| `whole`, killed and resumed | the demo: replay, both sources, the contrastive loss, two mini-batches a step |
+| `whole`, killed and resumed | the demo: replay, both sources, the auxiliary loss, two mini-batches a step |
 | `loops_run` | streaming, verl's own config, tools, custom loops, KL, entropy, rollout correction, a flaky verifier |
 | `async_run` | verl's colocated asynchronous trainer, the math verifier |
-| `v0_run` | verl's V0 trainer |
+| `v0_run` | verl's V0 trainer, the contrastive loss |
 | `grpo_run`, `stock_run` | GRPO with the plugin and without it |
 """
 

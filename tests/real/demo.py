@@ -26,7 +26,6 @@ OPTIONS = [
     "+algorithm.cipo.schedule=replay",
     "+algorithm.cipo.source=both",
     "+algorithm.cipo.aux.coef=0.5",
-    "+algorithm.cipo.aux.kind=contrastive",
 ]
 
 

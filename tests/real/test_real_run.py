@@ -69,25 +69,6 @@ def test_metrics_agree_with_the_dump(whole):
         assert {name for name in metrics if name.startswith("cipo/")} <= set(METRICS)
 
 
-def test_both_sides_of_a_pair_answer_one_prompt(whole):
-    seen = 0
-    for step in range(1, STEPS + 1):
-        base, _, made = streams(whole.rollouts(step))
-        for group, pair in made.items():
-            if "_p" not in group:
-                continue
-            uid, session = group.split("_p")
-            failed = next(row for row in base[uid] if row["uid"] == f"{uid}_{session}_0")
-            right = {row["output"] for row in base[uid] if row["score"] == 1.0}
-            assert failed["score"] == 0.0 and len(pair) == 2
-            assert pair[0]["input"] == pair[1]["input"]
-            assert f"<attempt>\n{failed['output'].strip()}\n</attempt>" in pair[0]["input"]
-            outputs = {row["output"] for row in pair}
-            assert failed["output"] in outputs and outputs & right
-            seen += 1
-    assert seen > 0
-
-
 def test_the_auxiliary_loss_is_logged_and_takes_no_optimizer_step(whole):
     assert sum(metrics["cipo/aux/rows"] for metrics in whole.steps) > 0
     for metrics in whole.steps:

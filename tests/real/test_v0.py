@@ -19,6 +19,9 @@ SHARED = (
     "actor_rollout_ref.rollout.full_determinism=true",
     "actor_rollout_ref.rollout.val_kwargs.n=2",
     "data.val_max_samples=8",
+    "+algorithm.cipo.source=both",
+    "+algorithm.cipo.aux.coef=0.5",
+    "+algorithm.cipo.aux.kind=contrastive",
 )
 
 
@@ -35,7 +38,7 @@ def v1_run(task_folder, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def v0_resumed_run(task_folder, tmp_path_factory, v0_run):
-    """Goes on from v0_run's checkpoint: both sources, contrastive, two workers and mini-batches, a flaky verifier."""
+    """Goes on from v0_run's checkpoint: two workers and mini-batches, a flaky verifier."""
     return run(
         task_folder,
         tmp_path_factory.mktemp("v0_resumed"),
@@ -48,9 +51,6 @@ def v0_resumed_run(task_folder, tmp_path_factory, v0_run):
         "trainer.save_freq=4",
         "actor_rollout_ref.rollout.agent.num_workers=2",
         "actor_rollout_ref.actor.ppo_mini_batch_size=2",
-        "+algorithm.cipo.source=both",
-        "+algorithm.cipo.aux.coef=0.5",
-        "+algorithm.cipo.aux.kind=contrastive",
         f"reward.custom_reward_function.path={Path(__file__).with_name('flaky_reward.py')}",
     )
 
@@ -88,10 +88,12 @@ def test_corrections_are_groups_of_n_with_their_attempt_in_the_prompt(v0_run, st
 
 
 def content(run, step):
-    """The rows of a step, without what is random in a uid."""
+    """Attempts and corrections of a step, without what is random in a uid."""
+    base, corrections, _ = streams(run.rollouts(step))
     return sorted(
         (row["uid"].split("_", 1)[1], row["input"], row["output"], row["gts"], row["score"])
-        for row in run.rollouts(step)
+        for rows in (*base.values(), *corrections.values())
+        for row in rows
     )
 
 
@@ -107,6 +109,26 @@ def test_v0_and_v1_roll_out_correct_and_train_the_same_rows(v0_run, v1_run, step
         assert ours[name] == pytest.approx(v1[name], rel=1e-5), name
     for name in ("actor/entropy", "actor/grad_norm"):
         assert ours[name] == pytest.approx(v1[name], rel=1e-3), name
+
+
+@pytest.mark.nightly
+def test_both_sides_of_a_pair_answer_one_prompt(v1_run):
+    seen = 0
+    for step in range(1, STEPS + 1):
+        base, _, made = streams(v1_run.rollouts(step))
+        for group, pair in made.items():
+            if "_p" not in group:
+                continue
+            uid, session = group.split("_p")
+            failed = next(row for row in base[uid] if row["uid"] == f"{uid}_{session}_0")
+            right = {row["output"] for row in base[uid] if row["score"] == 1.0}
+            assert failed["score"] == 0.0 and len(pair) == 2
+            assert pair[0]["input"] == pair[1]["input"]
+            assert f"<attempt>\n{failed['output'].strip()}\n</attempt>" in pair[0]["input"]
+            outputs = {row["output"] for row in pair}
+            assert failed["output"] in outputs and outputs & right
+            seen += 1
+    assert seen > 0
 
 
 @pytest.mark.nightly
@@ -155,14 +177,13 @@ def test_rho_moves_and_a_resumed_run_goes_on_with_it(v0_run, v0_resumed_run):
     assert v0_resumed_run.optimizer_steps(4) == {2.0 + 4.0}, "two a step, with mini-batches of 2 of 4 prompts"
 
 
-@pytest.mark.nightly
-def test_pairs_and_preferences_are_trained_on_v0(v0_resumed_run):
-    assert sum(metrics["cipo/aux/rows"] for metrics in v0_resumed_run.steps) > 0
-    for step, metrics in zip((3, 4), v0_resumed_run.steps, strict=True):
+def test_pairs_and_preferences_are_trained_on_v0(v0_run):
+    assert sum(metrics["cipo/aux/rows"] for metrics in v0_run.steps) > 0
+    for step, metrics in enumerate(v0_run.steps, start=1):
         # Rejected sides, and both sides of pairs.
         assert metrics["cipo/rows/aux"] == metrics["cipo/aux/rows"] + metrics["cipo/aux/pairs"]
         assert (metrics["cipo/aux/rows"] > 0) == (metrics["cipo/aux/loss"] != 0)
-        assert len(v0_resumed_run.rollouts(step)) == 32, "aux rows or padding got into the dump"
+        assert len(v0_run.rollouts(step)) == 32, "aux rows or padding got into the dump"
 
 
 @pytest.mark.nightly

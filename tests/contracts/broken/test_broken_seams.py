@@ -17,6 +17,8 @@ import pytest
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.nightly
+
 CONTRACTS = ROOT / "tests" / "contracts"
 V1 = "trainer/ppo/v1"
 # They start an interpreter of their own each.
