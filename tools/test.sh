@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests, tier by tier: fast in two processes, then real in one, which needs the machine to itself.
+# The tests, tier by tier, in two processes each: fast, then real.
 #   tools/test.sh [--nightly] [further arguments of pytest]
 # A tier that fails does not keep the next one from running; the exit status is that of the first one that failed.
 set -uo pipefail
@@ -17,5 +17,5 @@ tier() { # tier FOLDERS-AND-OPTIONS...
 }
 
 tier tests/fast tests/contracts -n 2 --dist worksteal "$@"
-tier tests/real "$@"
+tier tests/real -n 2 --dist loadgroup "$@"
 exit "$status"

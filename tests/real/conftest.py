@@ -1,6 +1,8 @@
 """Real runs of verl with vLLM on the CPU, each made once and looked at by several tests.
 
-A start takes about a minute, so a run has as many features as go together. What differs from run to run:
+A start takes more than a minute, so a run has as many features as go together. Two runs go on at a time where pytest
+has two processes: of the group `demo`, each of which starts Ray itself, and of the group `cluster`, which share one Ray
+cluster. What differs from run to run:
 
 | run | what it has |
 |---|---|
@@ -13,7 +15,9 @@ A start takes about a minute, so a run has as many features as go together. What
 
 import json
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -89,9 +93,26 @@ def question(row: dict) -> str:
     return row["input"].split("user\n", 1)[1].rsplit("assistant", 1)[0].strip()
 
 
-def run(task_folder: Path, folder: Path, *options: str, config_args=None, env=None) -> Run:
-    """Two steps of verl."""
-    extra = {} if config_args is None else {"config_args": config_args}
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("cluster")
+    with launch.ray_cluster(folder / "ray.log", {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def run(task_folder, cluster) -> Callable[..., Run]:
+    """run(folder, *options) takes two steps of verl in the session's Ray cluster."""
+    return partial(train, task_folder, cluster=cluster)
+
+
+@pytest.fixture(scope="session")
+def run_alone(task_folder) -> Callable[..., Run]:
+    """The same in a cluster that the run starts itself, as the demo does."""
+    return partial(train, task_folder)
+
+
+def train(task_folder: Path, folder: Path, *options: str, **more) -> Run:
     launch.train(
         [
             *overrides(Task(folder=task_folder, train_batch_size=PROMPTS, n=N, val_n=1)),
@@ -105,9 +126,8 @@ def run(task_folder: Path, folder: Path, *options: str, config_args=None, env=No
             *options,
         ],
         output=folder,
-        env={"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", **(env or {})},
         timeout=600,
-        **extra,
+        **more,
     )
     return Run.of(folder)
 

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from tests.real.conftest import PROMPTS, N, cpu_options, run
+from tests.real.conftest import PROMPTS, N, cpu_options
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.xdist_group("cluster")]
 
 HERE = Path(__file__).parent
 ROWS = 16
@@ -42,7 +42,7 @@ TOOL = {
 
 
 @pytest.fixture(scope="session")
-def loops_run(task_folder, tmp_path_factory):
+def loops_run(run, task_folder, tmp_path_factory):
     """verl's own entry point and verl's own config; algorithm.adv_estimator=cipo is all that asks for CIPO."""
     folder = tmp_path_factory.mktemp("loops")
     (folder / "tools.yaml").write_text(yaml.safe_dump({"tools": [TOOL]}))
@@ -56,7 +56,6 @@ def loops_run(task_folder, tmp_path_factory):
     rows.to_parquet(folder / "rows.parquet")
     rollout = "actor_rollout_ref.rollout"
     return run(
-        task_folder,
         folder,
         *cpu_options(),
         "algorithm.adv_estimator=cipo",

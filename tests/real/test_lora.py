@@ -4,17 +4,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.real.conftest import run, weight
+from tests.real.conftest import weight
 
-pytestmark = [pytest.mark.real, pytest.mark.nightly]
+pytestmark = [pytest.mark.real, pytest.mark.nightly, pytest.mark.xdist_group("cluster")]
 
 
 @pytest.fixture(scope="session")
-def lora_run(task_folder, tmp_path_factory):
+def lora_run(run, tmp_path_factory):
     """LoRA adapters on the actor; the reference policy of the KL term is the actor without them."""
     folder = tmp_path_factory.mktemp("lora")
     return run(
-        task_folder,
         folder,
         "algorithm.adv_estimator=cipo",
         "+algorithm.cipo.aux.coef=0.5",

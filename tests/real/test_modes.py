@@ -1,13 +1,15 @@
 """Trainer modes and schedules in real runs of verl and vLLM."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from tests.real.conftest import PROMPTS, N, cpu_options, run, streams
+from tests.conftest import ROOT
+from tests.real.conftest import PROMPTS, N, cpu_options, streams
 from tests.real.demo import STEPS
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.xdist_group("demo")]
 
 COLOCATED = [
     "algorithm.adv_estimator=cipo",
@@ -22,10 +24,9 @@ COLOCATED = [
 
 
 @pytest.fixture(scope="session")
-def async_run(task_folder, tmp_path_factory):
+def async_run(run_alone, tmp_path_factory):
     """verl's colocated asynchronous trainer, replayed anchors, pairs, importance weights, our math verifier."""
-    return run(
-        task_folder,
+    return run_alone(
         tmp_path_factory.mktemp("async"),
         *COLOCATED,
         "reward.custom_reward_function.path=pkg://verl_cipo.rewards.math",
@@ -38,10 +39,9 @@ def async_run(task_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def async_resumed_run(task_folder, tmp_path_factory, async_run):
+def async_resumed_run(run_alone, tmp_path_factory, async_run):
     """Goes on from async_run's checkpoint of step 3, with prompts in flight."""
-    return run(
-        task_folder,
+    return run_alone(
         tmp_path_factory.mktemp("async_resumed"),
         *COLOCATED,
         "trainer.resume_mode=resume_path",
@@ -52,10 +52,9 @@ def async_resumed_run(task_folder, tmp_path_factory, async_run):
 
 
 @pytest.fixture(scope="session")
-def separate_run(task_folder, tmp_path_factory):
+def separate_run(run_alone, tmp_path_factory):
     """verl's asynchronous trainer with vLLM servers of its own: two updates a step, weights handed over in a file."""
-    return run(
-        task_folder,
+    return run_alone(
         tmp_path_factory.mktemp("separate"),
         "algorithm.adv_estimator=cipo",
         "+algorithm.cipo.schedule=replay",
@@ -70,6 +69,7 @@ def separate_run(task_folder, tmp_path_factory):
         "trainer.total_training_steps=3",
         "trainer.test_freq=-1",
         "trainer.val_before_train=false",
+        env={"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"},
     )
 
 
@@ -123,10 +123,9 @@ def test_separate_asynchronous_training(separate_run):
 
 
 @pytest.fixture(scope="session")
-def barrier_run(task_folder, tmp_path_factory, whole):
+def barrier_run(run_alone, tmp_path_factory, whole):
     """Goes on from the demo's checkpoint with cipo_trainer.yaml, two rollout workers, a barrier, and lambda_corr=0."""
-    return run(
-        task_folder,
+    return run_alone(
         tmp_path_factory.mktemp("barrier"),
         *cpu_options(),
         "trainer.resume_mode=resume_path",

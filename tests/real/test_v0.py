@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.conftest import GREEDY, PROMPTS, STEPS, STOCK, N, question, run, streams
+from tests.real.conftest import GREEDY, PROMPTS, STEPS, STOCK, N, question, streams
 from verl_cipo.core.metrics import METRICS
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.xdist_group("cluster")]
 
 V0 = "trainer.use_v1=False"
 SHARED = (
@@ -26,21 +26,20 @@ SHARED = (
 
 
 @pytest.fixture(scope="session")
-def v0_run(task_folder, tmp_path_factory):
+def v0_run(run, tmp_path_factory):
     streaming = "+algorithm.cipo.schedule=streaming"
-    return run(task_folder, tmp_path_factory.mktemp("v0"), *SHARED, V0, streaming, "trainer.save_freq=2")
+    return run(tmp_path_factory.mktemp("v0"), *SHARED, V0, streaming, "trainer.save_freq=2")
 
 
 @pytest.fixture(scope="session")
-def v1_run(task_folder, tmp_path_factory):
-    return run(task_folder, tmp_path_factory.mktemp("v1"), *SHARED, "+algorithm.cipo.schedule=barrier")
+def v1_run(run, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("v1"), *SHARED, "+algorithm.cipo.schedule=barrier")
 
 
 @pytest.fixture(scope="session")
-def v0_resumed_run(task_folder, tmp_path_factory, v0_run):
+def v0_resumed_run(run, tmp_path_factory, v0_run):
     """Goes on from v0_run's checkpoint: two workers and mini-batches, a flaky verifier."""
     return run(
-        task_folder,
         tmp_path_factory.mktemp("v0_resumed"),
         *SHARED,
         V0,
@@ -56,15 +55,15 @@ def v0_resumed_run(task_folder, tmp_path_factory, v0_run):
 
 
 @pytest.fixture(scope="session")
-def v0_grpo_run(task_folder, tmp_path_factory):
+def v0_grpo_run(run, tmp_path_factory):
     """GRPO on the V0 trainer with the plugin installed."""
-    return run(task_folder, tmp_path_factory.mktemp("v0_grpo"), *GREEDY, V0)
+    return run(tmp_path_factory.mktemp("v0_grpo"), *GREEDY, V0)
 
 
 @pytest.fixture(scope="session")
-def v0_stock_run(task_folder, tmp_path_factory):
+def v0_stock_run(run, tmp_path_factory):
     """GRPO on the V0 trainer without the plugin."""
-    return run(task_folder, tmp_path_factory.mktemp("v0_stock"), *GREEDY, V0, env=STOCK)
+    return run(tmp_path_factory.mktemp("v0_stock"), *GREEDY, V0, env=STOCK)
 
 
 def test_the_trainer_is_cipos_on_v0(v0_run):

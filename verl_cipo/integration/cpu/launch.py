@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import psutil
@@ -99,7 +99,53 @@ def only_run() -> Iterator[None]:
         yield
 
 
-@only_run()
+_KEEP_CLUSTER = """
+import ray, sys
+started = ray.init(num_cpus=16, num_gpus=2, include_dashboard=False, log_to_driver=False)
+print(started.address_info["address"], flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def ray_cluster(log: Path, env: dict[str, str]) -> Iterator[str]:
+    """A Ray cluster for several runs, one after another; yields its address.
+
+    Its first job is none of them, so they share no socket with a run that starts a cluster itself.
+
+    Args:
+        log: gets what the cluster says.
+        env: added to :data:`CPU_ENV`, for all processes of the cluster.
+    """
+    # Engines are no processes of Ray: they must go with the actor that started them.
+    reap = {"RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true"}
+    with FileLock(f"{HOST_LOCK}.cluster"), open(log, "w") as log_file:
+        keeper = subprocess.Popen(
+            [sys.executable, "-c", _KEEP_CLUSTER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log_file,
+            env={**os.environ, **CPU_ENV, **reap, **env},
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            address = next((line.strip() for line in keeper.stdout), None)
+            if address is None:
+                raise TrainingFailed(f"no Ray cluster started: {log.read_text(errors='replace')[-2000:]}")
+            yield address
+        finally:
+            _end(keeper)
+
+
+def _in_cluster(address: str, env: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Options and environment of a run in the cluster at ``address``, whose processes are to have ``env``."""
+    options = ["ray_kwargs.ray_init.num_cpus=null", "++ray_kwargs.ray_init.num_gpus=null"]
+    options += [f"++ray_kwargs.ray_init.runtime_env.env_vars.{name}='{value}'" for name, value in env.items()]
+    # A cluster asks for a token, which its start left in the user's home; who joins it must be told.
+    return options, {**env, "RAY_ADDRESS": address, "RAY_AUTH_MODE": "token"}
+
+
 def train(
     options: list[str],
     *,
@@ -109,6 +155,7 @@ def train(
     config_args: tuple[str, ...] = ("--config-path", "pkg://verl_cipo.config", "--config-name", "cpu"),
     env: dict[str, str] | None = None,
     timeout: float | None = None,
+    cluster: str | None = None,
 ) -> int:
     """Run ``python -m verl.trainer.main_ppo`` with ``options`` and wait for it.
 
@@ -121,6 +168,7 @@ def train(
         config_args: which config; empty for verl's own.
         env: added to :data:`CPU_ENV`.
         timeout: seconds after which the run is ended.
+        cluster: address of a :func:`ray_cluster`; without one the run starts its own, and is the only such run.
 
     Returns:
         Peak memory of all its processes in MiB, as the sum of proportional set sizes, so that pages which processes
@@ -129,7 +177,11 @@ def train(
     Raises:
         TrainingFailed: non-zero exit, time-out, or another run on this machine.
     """
-    output = output.resolve()
+    with only_run() if cluster is None else nullcontext():
+        return _train(options, output.resolve(), resume, on_line, config_args, env or {}, timeout, cluster)
+
+
+def _train(options, output, resume, on_line, config_args, env, timeout, cluster) -> int:
     output.mkdir(parents=True, exist_ok=True)
     kept, metrics, log = output / "metrics.jsonl", output / "metrics.part.jsonl", output / "train.log"
     if resume is not None:
@@ -146,14 +198,17 @@ def train(
             f"trainer.resume_from_path={checkpoint}",
             "trainer.val_before_train=false",
         ]
-    environment = {**os.environ, **CPU_ENV, "VERL_FILE_LOGGER_PATH": str(metrics), **(env or {})}
+    env = {"VERL_FILE_LOGGER_PATH": str(metrics), **env}
+    if cluster is not None:
+        more, env = _in_cluster(cluster, env)
+        options = [*options, *more]
     with open(log, "w") as log_file:
         process = subprocess.Popen(
             [sys.executable, "-m", "verl.trainer.main_ppo", *config_args, *options],
             stdout=log_file,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=environment,
+            env={**os.environ, **CPU_ENV, **env},
             cwd=output,  # Hydra leaves a log where it runs
             start_new_session=True,
         )
