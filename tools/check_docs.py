@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools import write_pages
-from verl_cipo.core.config import describe
+from verl_cipo.core.config import CIPOConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"\]\(([^)#\s]+)")
@@ -47,7 +47,9 @@ def readme_problems(page: Path) -> Iterator[str]:
         yield f"{len(lines)} lines, allowed are fewer than {README_LINES}"
     yield from (f"unfinished: {line}" for line in lines if re.search(r"\b(TODO|TBD)\b", line))
     named = [name for line in lines if line.startswith("| `") for name in re.findall(r"`([\w.]+)`", line.split("|")[1])]
-    yield from (f"{name} is no knob" for name in named if name not in describe())
+    knobs = CIPOConfig().to_mapping()
+    knobs |= {f"{section}.{name}": value for section in ("prompt", "aux") for name, value in knobs[section].items()}
+    yield from (f"{name} is no knob" for name in named if name not in knobs)
 
 
 def problems() -> list[str]:
