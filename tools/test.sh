@@ -17,5 +17,5 @@ tier() { # tier FOLDERS-AND-OPTIONS...
 }
 
 tier tests/fast tests/contracts -n 2 --dist worksteal "$@"
-tier tests/real -n 2 --dist loadgroup "$@"
+tier tests/real -n 2 "$@"
 exit "$status"

@@ -1,8 +1,8 @@
 """Real runs of verl with vLLM on the CPU, each made once and looked at by several tests.
 
-A start takes more than a minute, so a run has as many features as go together. Two runs go on at a time where pytest
-has two processes: of the group `demo`, each of which starts Ray itself, and of the group `cluster`, which share one Ray
-cluster. What differs from run to run:
+A start takes more than a minute, so a run has as many features as go together. With `-n 2` two go on at a time: one that
+starts Ray itself, as the files of :data:`ALONE` do, and one in the Ray cluster that all others share. What differs from
+run to run:
 
 | run | what it has |
 |---|---|
@@ -23,14 +23,27 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from xdist.scheduler import LoadScopeScheduling
 
 from examples.tiny.task import Task, overrides
 from tests.conftest import ROOT
 from tests.real import demo
 from verl_cipo.integration.cpu import launch
 
+ALONE = ("test_kill_resume", "test_real_run", "test_modes", "test_evaluate_suite", "test_learning")
 PROMPTS, N, STEPS = 4, 4, 2
 LEARNING_RATE = 1e-4
+
+
+class TwoAtATime(LoadScopeScheduling):
+    """One process has all files of ALONE, the other the rest: each run is made once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return str(Path(nodeid.partition("::")[0]).stem in ALONE)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log) -> TwoAtATime:
+    return TwoAtATime(config, log)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 from verl_cipo.evaluation.suite.engine import KV_CACHE_VARIABLE
 from verl_cipo.rewards.math import compute_score
 
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.real
 
 SUITE = """
 benchmarks:

@@ -4,7 +4,7 @@ import pytest
 
 from tests.real.conftest import GREEDY, STOCK, Run
 
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.real
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from tests.real import demo
 from tests.real.conftest import Run
 from tests.real.demo import STEPS
 
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.real
 
 NOT_REPEATED = ("timing", "perf/", "seconds", "rollout_corr/", "training/rollout_")
 

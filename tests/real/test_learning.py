@@ -9,7 +9,7 @@ from benchmarks import learning
 from benchmarks.experiment import runs
 from benchmarks.experiment.arms import CONTROL
 
-pytestmark = [pytest.mark.real, pytest.mark.nightly, pytest.mark.xdist_group("demo")]
+pytestmark = [pytest.mark.real, pytest.mark.nightly]
 
 
 def test_the_small_setting_runs_is_kept_and_is_written(tmp_path, monkeypatch, capsys):

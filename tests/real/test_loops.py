@@ -14,7 +14,7 @@ import yaml
 
 from tests.real.conftest import PROMPTS, N, cpu_options
 
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.real
 
 HERE = Path(__file__).parent
 ROWS = 16

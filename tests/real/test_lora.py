@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from tests.real.conftest import weight
 
-pytestmark = [pytest.mark.real, pytest.mark.nightly, pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.real, pytest.mark.nightly]
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 from tests.real.conftest import PROMPTS, N, cpu_options, streams
 from tests.real.demo import STEPS
 
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.real
 
 COLOCATED = [
     "algorithm.adv_estimator=cipo",

@@ -9,7 +9,7 @@ from tests.real.conftest import LEARNING_RATE, PROMPTS, N, question, streams, we
 from tests.real.demo import STEPS
 from verl_cipo.core.metrics import METRICS
 
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.real
 
 
 def test_the_demo_says_what_it_trained_with(whole):

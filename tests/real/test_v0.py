@@ -10,7 +10,7 @@ import pytest
 from tests.real.conftest import GREEDY, PROMPTS, STEPS, STOCK, N, question, streams
 from verl_cipo.core.metrics import METRICS
 
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.real
 
 V0 = "trainer.use_v1=False"
 SHARED = (
