@@ -1,8 +1,8 @@
 """Real runs of verl with vLLM on the CPU, each made once and looked at by several tests.
 
-A start takes more than a minute, so a run has as many features as go together. With `-n 2` two go on at a time: one that
-starts Ray itself, as the files of :data:`ALONE` do, and one in the Ray cluster that all others share. What differs from
-run to run:
+A start takes more than a minute, so a run has as many features as go together. With `-n 2` two go on at a time: one
+that starts Ray itself, as the files of :data:`ALONE` do, and one in the Ray cluster that all others share. What differs
+from run to run:
 
 | run | what it has |
 |---|---|
