@@ -108,8 +108,7 @@ def question(row: dict) -> str:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("cluster")
-    with launch.ray_cluster(folder / "ray.log", {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}) as address:
+    with launch.ray_cluster(tmp_path_factory.mktemp("cluster") / "ray.log") as address:
         yield address
 
 
@@ -125,7 +124,7 @@ def run_alone(task_folder) -> Callable[..., Run]:
     return partial(train, task_folder)
 
 
-def train(task_folder: Path, folder: Path, *options: str, **more) -> Run:
+def train(task_folder: Path, folder: Path, *options: str, env: dict[str, str] | None = None, **more) -> Run:
     launch.train(
         [
             *overrides(Task(folder=task_folder, train_batch_size=PROMPTS, n=N, val_n=1)),
@@ -140,6 +139,8 @@ def train(task_folder: Path, folder: Path, *options: str, **more) -> Run:
         ],
         output=folder,
         timeout=600,
+        # For loops.py and what else of this folder a run loads.
+        env={"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", **(env or {})},
         **more,
     )
     return Run.of(folder)

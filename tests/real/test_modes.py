@@ -1,11 +1,9 @@
 """Trainer modes and schedules in real runs of verl and vLLM."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.real.conftest import PROMPTS, N, cpu_options, streams
 from tests.real.demo import STEPS
 
@@ -69,7 +67,6 @@ def separate_run(run_alone, tmp_path_factory):
         "trainer.total_training_steps=3",
         "trainer.test_freq=-1",
         "trainer.val_before_train=false",
-        env={"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"},
     )
 
 

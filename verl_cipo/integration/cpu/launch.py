@@ -101,21 +101,19 @@ def only_run() -> Iterator[None]:
 
 _KEEP_CLUSTER = """
 import ray, sys
-started = ray.init(num_cpus=16, num_gpus=2, include_dashboard=False, log_to_driver=False)
+started = ray.init(num_cpus=16, num_gpus=1, include_dashboard=False, log_to_driver=False)
 print(started.address_info["address"], flush=True)
 sys.stdin.read()
 """
 
 
 @contextmanager
-def ray_cluster(log: Path, env: dict[str, str]) -> Iterator[str]:
+def ray_cluster(log: Path) -> Iterator[str]:
     """A Ray cluster for several runs, one after another; yields its address.
 
     Its first job is none of them, so they share no socket with a run that starts a cluster itself.
 
-    Args:
-        log: gets what the cluster says.
-        env: added to :data:`CPU_ENV`, for all processes of the cluster.
+    ``log`` gets what it says.
     """
     # Engines are no processes of Ray: they must go with the actor that started them.
     reap = {"RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true"}
@@ -125,7 +123,7 @@ def ray_cluster(log: Path, env: dict[str, str]) -> Iterator[str]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log_file,
-            env={**os.environ, **CPU_ENV, **reap, **env},
+            env={**os.environ, **CPU_ENV, **reap},
             text=True,
             start_new_session=True,
         )
