@@ -30,7 +30,7 @@ from benchmarks.json_file import write_json
 from examples.tiny import prepare
 from examples.tiny.problems import Level
 from examples.tiny.warmup import Warmup
-from verl_cipo.evaluation.suite.results import plain
+from verl_cipo.evaluation.output import plain
 from verl_cipo.integration.cpu import launch
 
 FULL = Setting(
