@@ -353,6 +353,7 @@ def test_dry_run_prints_the_config_and_the_plan():
     assert "data files" in unchecked
 
 
+@pytest.mark.nightly
 def test_dry_run_fails_where_the_run_would():
     result = start(MATH, DRY_RUN="1", MAX_TOKENS_PER_GPU="9471")
     assert result.returncode == 1
