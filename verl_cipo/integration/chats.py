@@ -83,13 +83,11 @@ def correction_prompt(
 
 @dataclass(frozen=True, kw_only=True)
 class Chats:
-    """Making prompts and reading attempts in the driver, where no agent loop renders the chat (tools are left out)."""
+    """Making prompts in the driver, where no agent loop renders the chat (tools are left out)."""
 
     prompt: CorrectionPrompt
     encode: Callable[[list[dict]], list[int]]
     """Tokens of a chat, with the generation prompt."""
-    decode: Callable[[list[int]], str]
-    """Text of an attempt's tokens, see :func:`attempt_decoder`."""
 
     @classmethod
     def of(cls, config: DictConfig, cipo: CIPOConfig, tokenizer: Any) -> "Chats":
@@ -108,4 +106,4 @@ class Chats:
             prompt_length=config.actor_rollout_ref.rollout.prompt_length,
             count_tokens=lambda messages: len(encode(messages)),
         )
-        return cls(prompt=prompt, encode=encode, decode=prompt.decode)
+        return cls(prompt=prompt, encode=encode)

@@ -22,30 +22,32 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 from verl import DataProto
 from verl.experimental.agent_loop import AgentLoopManager, AgentLoopOutput, AgentLoopWorker
 
 from verl_cipo.core.anchors import Attempt, Group, anchor_budget, medium, select_anchors
 from verl_cipo.core.draws import origin
 from verl_cipo.core.prompts import Request
+from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, correction_group
 from verl_cipo.core.second_turn import attempt_record
 from verl_cipo.core.verdict import verdict
 from verl_cipo.integration.rollout.cancelling import EndsRequests
 from verl_cipo.integration.rollout.coordinator import COUNTED, count_anchor
-from verl_cipo.integration.rollout.groups import (
-    EXTRA,
-    anchor_of,
-    asked_again,
-    correction_uid,
-    lost_alone,
-    read_attempts,
-)
+from verl_cipo.integration.rollout.groups import asked_again, lost_alone, read_attempts
 from verl_cipo.integration.rollout.seeds import seeded
 from verl_cipo.integration.rollout.verify import verify
 from verl_cipo.integration.rollout.worker import agent_loop_prompt
 from verl_cipo.integration.settings import cipo_config
-from verl_cipo.integration.v0.rows import SESSION, objects, response_ids, row_table, unpadded
+from verl_cipo.integration.v0.rows import (
+    SESSION,
+    marks,
+    objects,
+    prompt_ids,
+    response_ids,
+    row_table,
+    unpadded,
+    unpadded_prompt,
+)
 
 logger = logging.getLogger("verl_cipo")
 
@@ -86,7 +88,7 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
             trajectory,
             self.config.actor_rollout_ref.rollout,
             index=kwargs["index"],
-            anchor=anchor_of(uid)[1],
+            anchor=GroupName.parse(uid).anchor,
             session=session,
         )
         run = super()._run_agent_loop(sampling_params, trajectory, **kwargs)
@@ -97,42 +99,43 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
         else:
             mark = None
             timeout_s = self._cipo.correction_timeout
-            with lost_alone(f"{uid}_{session}", timeout_s=timeout_s, counts=self._counts):
+            with lost_alone(RowKey(uid, session).rollout, timeout_s=timeout_s, counts=self._counts):
                 output = await asyncio.wait_for(run, timeout_s)
                 mark = await asyncio.to_thread(self._mark_of_correction, output, uid, anchor, validate=validate)
             if mark is None:
                 return None
-        output.extra_fields |= {"uid": uid, SESSION: session, "index": kwargs["index"], EXTRA: mark}
+        output.extra_fields |= {"uid": uid, SESSION: session, "index": kwargs["index"], MARK: mark.to_mapping()}
         return output
 
     def _verdict(self, output: Any) -> bool:
         extra = output.extra_fields.get("reward_extra_info")
         return verdict(output.reward_score, extra, self._cipo.correct_threshold)
 
-    def _mark_of_attempt(self, output: Any, prompt: dict[str, Any], *, validate: bool) -> dict[str, Any]:
+    def _mark_of_attempt(self, output: Any, prompt: dict[str, Any], *, validate: bool) -> Mark:
         """What the row is, and why no correction prompt can be made of it, where none can; ``output`` is padded."""
-        mark = {"correct": self._verdict(output), "origin": origin(prompt.get("data_source"), prompt["raw_prompt"])}
+        mark = Mark(correct=self._verdict(output), origin=origin(prompt.get("data_source"), prompt["raw_prompt"]))
         if self._cipo.val_corrections > 0 if validate else self._cipo.rolls_out:
             response = unpadded(output.response_ids[0], output.attention_mask[0])
             (text,), (refusal,) = read_attempts(self._prompt, prompt["raw_prompt"], [response])
-            mark["refusal"] = refusal
+            mark = replace(mark, refusal=refusal)
             if validate:
-                mark |= {"text": text, "score": float(output.reward_score)}
+                mark = replace(mark, text=text, score=float(output.reward_score))
         return mark
 
-    def _mark_of_correction(self, output: Any, uid: str, anchor: dict[str, Any], *, validate: bool) -> dict[str, Any]:
+    def _mark_of_correction(self, output: Any, uid: str, anchor: dict[str, Any], *, validate: bool) -> Mark:
         """What the row is; ``output`` is padded."""
         text = self._prompt.decode(unpadded(output.response_ids[0], output.attention_mask[0]))
-        if asked_again(_prompt_ids(output.prompt_ids[0], output.attention_mask[0]), anchor["prompt_ids"]):
+        if asked_again(unpadded_prompt(output.prompt_ids[0], output.attention_mask[0]), anchor["prompt_ids"]):
             self._counts["corrections/not_asked"] += 1
             logger.error("a correction asked the plain prompt again: its agent loop does not heed raw_prompt")
-        mark = {
-            "correct": self._verdict(output),
-            "anchor": anchor_of(uid)[1],
-            "anchor_correct": anchor["correct"],
-            "copied": self._prompt.repeats(anchor["shown"], text),
-        }
-        return mark | {"text": text, "score": float(output.reward_score)} if validate else mark
+        return Mark(
+            correct=self._verdict(output),
+            anchor=GroupName.parse(uid).anchor,
+            anchor_correct=anchor["correct"],
+            copied=self._prompt.repeats(anchor["shown"], text),
+            text=text if validate else None,
+            score=float(output.reward_score) if validate else None,
+        )
 
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
         def count(name: str) -> None:
@@ -223,7 +226,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
 
     def _offered(self, output: DataProto) -> tuple[list[Group], dict[Attempt, int]]:
         """The attempts by prompt, those marked that cannot be corrected, which are counted; and the row of each."""
-        table = row_table(output)
+        table, noted = row_table(output), marks(output)
         found, key_of = table.attempts()
         place = {key: row for row, key in enumerate(table.keys)}
         groups, row_of = [], {}
@@ -231,18 +234,17 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             attempts = []
             for attempt in group.attempts:
                 row = place[key_of[attempt]]
-                attempts.append(replace(attempt, correctable=self._can_be_corrected(output, row, self._stats)))
+                attempts.append(replace(attempt, correctable=self._can_be_corrected(noted[row], self._stats)))
                 row_of[attempts[-1]] = row
             groups.append(Group(group.uid, tuple(attempts)))
         return groups, row_of
 
     @staticmethod
-    def _can_be_corrected(output: DataProto, row: int, counts: Counter) -> bool:
+    def _can_be_corrected(mark: Mark, counts: Counter) -> bool:
         """Whether a worker found that a correction prompt can be made of an attempt; else its reason is counted."""
-        refusal = output.non_tensor_batch[EXTRA][row].get("refusal")
-        if refusal is not None:
-            counts[f"anchors/skipped/{refusal}"] += 1
-        return refusal is None
+        if mark.refusal is not None:
+            counts[f"anchors/skipped/{mark.refusal}"] += 1
+        return mark.refusal is None
 
     def _correct_if_it_can(
         self, prompts: DataProto, output: DataProto, anchors: list[int], n: int, counts: Counter
@@ -261,18 +263,17 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         self, prompts: DataProto, output: DataProto, anchors: list[int], n: int, counts: Counter
     ) -> DataProto | None:
         """Roll out ``n`` corrections of each of the rows ``anchors``; what fails or fits no prompt is counted."""
-        fields = prompts.non_tensor_batch
+        fields, noted = prompts.non_tensor_batch, marks(output)
         shown = [(list(fields["raw_prompt"][row]), response_ids(output, row)) for row in anchors]
         source, chats, columns = [], [], []
         for row, (built, skipped) in zip(anchors, self._build_prompts(shown), strict=True):
             if built is None:
                 counts[f"anchors/skipped/{skipped}"] += 1
                 continue
-            asked = _prompt_ids(output.batch["prompts"][row], output.batch["attention_mask"][row])
             anchor = {
-                "correct": output.non_tensor_batch[EXTRA][row]["correct"],
+                "correct": noted[row].correct,
                 "shown": built.shown,
-                "prompt_ids": asked,
+                "prompt_ids": prompt_ids(output, row),
             }
             source += [row] * n
             chats += [built.messages] * n
@@ -282,7 +283,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         request = prompts.select_idxs(np.array(source))
         uids = zip(request.non_tensor_batch["uid"], request.non_tensor_batch[SESSION], strict=True)
         request.non_tensor_batch |= {
-            "uid": objects([correction_uid(uid, session) for uid, session in uids]),
+            "uid": objects([correction_group(uid, session) for uid, session in uids]),
             SESSION: np.arange(len(source)) % n,
             "raw_prompt": objects(chats),
             ANCHOR: objects(columns),
@@ -319,33 +320,33 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             sessions = prompts.non_tensor_batch[SESSION]
             # verl repeats rows to fill the last dispatch up: they look like further sessions of their prompt.
             attempts = np.flatnonzero(sessions < self.config.actor_rollout_ref.rollout.val_kwargs.n).tolist()
-            counts = self._validation_counts
-            correctable = [row for row in attempts if self._can_be_corrected(output, row, counts)]
+            counts, noted = self._validation_counts, marks(output)
+            correctable = [row for row in attempts if self._can_be_corrected(noted[row], counts)]
             turns = self._correct_if_it_can(prompts, output, correctable, n, counts)
             corrections: dict[str, list[dict[str, Any]]] = {}
             if turns is not None:
-                for uid, mark in zip(turns.non_tensor_batch["uid"], turns.non_tensor_batch[EXTRA], strict=True):
-                    turn = {"correction": mark["text"], **{key: mark[key] for key in ("correct", "score", "copied")}}
+                for uid, mark in zip(turns.non_tensor_batch["uid"], marks(turns), strict=True):
+                    turn = {
+                        "correction": mark.text,
+                        "correct": mark.correct,
+                        "score": mark.score,
+                        "copied": mark.copied,
+                    }
                     corrections.setdefault(uid, []).append(turn)
             for row in attempts:
                 prompt = {key: values[row] for key, values in prompts.non_tensor_batch.items()}
-                mark, session = output.non_tensor_batch[EXTRA][row], int(sessions[row])
+                mark, session = noted[row], int(sessions[row])
                 self._validation.append(
                     attempt_record(
                         prompt,
                         session=session,
-                        text=mark["text"],
-                        correct=mark["correct"],
-                        corrections=corrections.get(correction_uid(prompt["uid"], session), []),
+                        text=mark.text,
+                        correct=mark.correct,
+                        corrections=corrections.get(correction_group(prompt["uid"], session), []),
                     )
                 )
         # Without a second turn nobody asks for the validation's counts.
         (self._validation_counts if n > 0 else self._stats).update(self._faults())
-
-
-def _prompt_ids(prompt: torch.Tensor, attention_mask: torch.Tensor) -> list[int]:
-    """A prompt (P,) without its padding, by the mask (P + R,) of its row."""
-    return prompt[attention_mask[: len(prompt)] != 0].tolist()
 
 
 def _places(uids: Sequence[str]) -> np.ndarray:

@@ -258,14 +258,14 @@ def test_a_row_is_marked_and_the_agent_loop_is_shown_nothing_of_it(monkeypatch):
 
     made = worker(monkeypatch, run)
     attempt = session(made, "u", 2)
-    assert attempt.extra_fields["cipo"] == {"correct": True, "origin": origin(None, CHAT), "refusal": None}
+    assert attempt.extra_fields["cipo"] == {"correct": True, "origin": origin(None, CHAT), "copied": False}
     assert {key: attempt.extra_fields[key] for key in ("uid", "session_id", "index")} == {
         "uid": "u",
         "session_id": 2,
         "index": 8,
     }
     correction = session(made, "u_c2", 1, ANCHORED)
-    mark = {"correct": True, "anchor": 2, "anchor_correct": True, "copied": True}
+    mark = {"correct": True, "origin": "", "anchor": 2, "anchor_correct": True, "copied": True}
     assert correction.extra_fields["cipo"] == mark
     assert session(made, "u_c2", 1, ANCHORED, validate=True).extra_fields["cipo"] == {
         **mark,
