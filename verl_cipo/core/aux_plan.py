@@ -124,7 +124,7 @@ def plan_aux(
     correction has not rejected any yet.
     """
     usable = set(table.keys if trained is None else np.array(table.keys, dtype=object)[trained])
-    contrastive = config.aux.kind == "contrastive"
+    contrastive = config.aux.contrastive
     plan = AuxPlan()
     corrections: Mapping[str, str | None] = {}
     plain: Mapping[str, str] = {}
@@ -241,7 +241,7 @@ def draw_pairs(groups: Sequence[Group], counts: Counter, *, config: CIPOConfig, 
         step=step,
     )
     pairs = pair_up(groups, anchors, seed=config.seed, step=step)
-    useful = [pair for pair in pairs if pair.same_prompt or config.aux.kind != "contrastive"]
+    useful = [pair for pair in pairs if pair.same_prompt or not config.aux.contrastive]
     counts[f"{_SKIPPED}no_donor"] += sum(not anchor.correct for anchor in anchors) - len(pairs)
     counts[f"{_SKIPPED}other_question"] += len(pairs) - len(useful)
     return useful

@@ -86,8 +86,10 @@ class Mark:
     """What a rollout worker notes on each row of a session.
 
     correct: the verdict; score: the verifier's; None where only the row's rewards tell it;
-    origin: of its prompt, see `draws.origin`, empty for a correction; refusal: why no correction prompt can be made of
-    an attempt, where that was asked and none can; text: the response's, noted in a validation with a second turn;
+    origin: of its prompt, see `draws.origin`, empty for a correction;
+    lost: whether the row stands in the place of an attempt that failed;
+    refusal: why no correction prompt can be made of an attempt, where that was asked and none can;
+    text: the response's, noted in a validation with a second turn;
     anchor: a correction's, by number; anchor_correct: the verdict on it, None for an attempt;
     copied: whether a correction repeats what was shown of its anchor.
     """
@@ -95,6 +97,7 @@ class Mark:
     correct: bool
     score: float | None = None
     origin: str = ""
+    lost: bool = False
     refusal: str | None = None
     text: str | None = None
     anchor: int | None = None
@@ -107,8 +110,8 @@ class Mark:
         return cls(**values)
 
     def to_mapping(self) -> dict[str, Any]:
-        """The plain dict that travels with the row, without what is None."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        """The plain dict that travels with the row, without what is as by default."""
+        return {item.name: value for item in fields(self) if (value := getattr(self, item.name)) != item.default}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The rows of a TransferQueue batch: what they are, and their sums."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
 import transfer_queue as tq
@@ -30,11 +30,14 @@ def cleared(batch: KVBatchMeta, keys: Collection[str]) -> KVBatchMeta:
     return batch.select_keys([key for key in batch.keys if key not in gone])
 
 
-def fetch_table(batch: KVBatchMeta, *, correct_threshold: float) -> RowTable:
+def fetch_table(batch: KVBatchMeta, *, threshold: Callable[[str | None], float]) -> RowTable:
     """Read the fields of ``batch`` that say what its rows are.
 
     A row that no worker of CIPO has marked is an attempt: the asynchronous trainers resume a run of another estimator
     with trajectories that were finished before the switch. Those of older checkpoints have no score.
+
+    Args:
+        threshold: ``CIPOConfig.threshold``.
     """
     where = {"partition_id": batch.partition_id}
     data = tq.kv_batch_get(keys=batch.keys, select_fields=["index", "extra_fields"], **where)
@@ -43,10 +46,12 @@ def fetch_table(batch: KVBatchMeta, *, correct_threshold: float) -> RowTable:
     if unknown := [i for i, mark in enumerate(noted) if "score" not in mark]:
         # A reward a token is fetched for these rows alone.
         keys = [batch.keys[i] for i in unknown]
-        scores[unknown] = row_sums(tq.kv_batch_get(keys=keys, select_fields=["rm_scores"], **where)["rm_scores"])
-    for i in [i for i, mark in enumerate(noted) if not mark]:
-        info = data["extra_fields"][i].get("reward_extra_info")
-        noted[i] = {"correct": verdict(float(scores[i]), info, correct_threshold)}
+        fetched = tq.kv_batch_get(keys=keys, select_fields=["rm_scores", "data_source"], **where)
+        scores[unknown] = row_sums(fetched["rm_scores"])
+        for i, source in zip(unknown, fetched["data_source"], strict=True):
+            if not noted[i]:
+                info = data["extra_fields"][i].get("reward_extra_info")
+                noted[i] = {"correct": verdict(float(scores[i]), info, threshold(source))}
     return RowTable.of_marks(
         list(batch.keys),
         [Mark.from_mapping(mark) for mark in noted],

@@ -38,6 +38,12 @@ def row_keys(batch: DataProto) -> list[str]:
     return [str(RowKey(uid, session)) for uid, session in zip(columns["uid"], columns[SESSION], strict=True)]
 
 
+def without_lost(batch: DataProto) -> DataProto:
+    """The rows of ``batch`` that were rolled out."""
+    kept = [row for row, mark in enumerate(marks(batch)) if not mark.lost]
+    return batch if len(kept) == len(batch) else batch.select_idxs(kept)
+
+
 def row_table(batch: DataProto) -> RowTable:
     """What the rows of a rolled-out and verified batch are.
 

@@ -54,6 +54,7 @@ def store(monkeypatch):
             old_log_probs=torch.full((len(response),), -2.0),
             uid=key.rsplit("_", 2)[0],
             index="ab".index(key[0]),
+            data_source="toy",
             raw_prompt=[{"role": "user", "content": asked}],
             extra_fields={"cipo": mark},
             multi_modal_inputs={},
@@ -64,7 +65,7 @@ def store(monkeypatch):
 def grown(store, *, in_stream=True, **options):
     config = CIPOConfig.from_mapping({"aux": {"coef": 1.0, **options.pop("aux", {})}, **options})
     batch = store.meta(*ROWS)
-    table = fetch_table(batch, correct_threshold=0.5)
+    table = fetch_table(batch, threshold=lambda _: 0.5)
     return add_aux_rows(batch, table, config=config, chats=chats_of(config), step=1, in_stream=in_stream)
 
 
