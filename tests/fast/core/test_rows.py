@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cipo.core.metrics import batch_metrics
 from verl_cipo.core.rows import APPENDED, BASE, CORRECTION, PADDING, GroupName, Mark, RowKey, RowTable, correction_group
 
 
@@ -100,12 +99,6 @@ def test_rows_of_a_foreign_batch_are_an_error():
 def test_lengths_must_agree():
     with pytest.raises(ValueError, match=r"lengths .*'tokens': 3.*: allowed is one"):
         RowTable.of_marks(["a_0_0"], [Mark(correct=True)], index=[0], scores=np.zeros(1), tokens=np.zeros(3))
-
-
-def test_metrics_follow_from_the_rows():
-    metrics = batch_metrics(FOUR)
-    assert metrics["cipo/transitions/c2c"] == 0.5 and metrics["cipo/accuracy/base"] == 0.5
-    assert "cipo/transitions/w2c" not in metrics
 
 
 def test_the_attempts_of_each_prompt_and_their_last_rows():
