@@ -224,6 +224,7 @@ def test_what_could_not_be_paired_is_counted():
 
 def test_a_rejected_attempt_is_not_paired():
     assert sorted(appended(paired(rejected=["a_1_0", "b_0_0", "b_1_0"]))) == ["a_p2_0_0"]
+    assert len(paired(rejected=["b_0_0", "b_1_0"], replay_fraction=1.0).rows) == 1, "one prompt is left"
 
 
 def test_the_draw_depends_on_the_step():

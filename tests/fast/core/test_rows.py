@@ -89,6 +89,7 @@ def test_rows_follow_the_order_of_the_batch_and_mark_padding():
     assert rows.group.tolist() == ["padding", "a_c0", "a", "padding", "a", "a_c0"]
     assert rows.correct.tolist() == [False, False, False, False, True, True]
     assert rows.anchor_correct.tolist() == [False, True, False, False, False, True]
+    assert rows.final.all() and len(set(rows.session)) == 6
 
 
 def test_rows_of_a_foreign_batch_are_an_error():
@@ -118,13 +119,14 @@ def test_a_right_correction_is_preferred_over_its_own_failed_attempt():
         "a_2_0": (False, None),
         "a_c1_10_0": (True, False),
         "a_c1_9_0": (True, False),
+        "a_c1_9_1": (True, False),
         "a_c1_8_0": (False, False),
         "a_c0_0_0": (True, True),
         # The row of attempt 3 could not be stored.
         "a_c3_0_0": (True, False),
     }
-    assert table(rows).right_corrections() == ["a_c1_10_0", "a_c1_9_0", "a_c3_0_0"]
-    assert table(rows).preferences() == {"a_c1_9_0": "a_1_0"}, "the first by its number"
+    assert table(rows).right_corrections() == ["a_c1_10_0", "a_c1_9_1", "a_c3_0_0"]
+    assert table(rows).preferences() == {"a_c1_9_1": "a_1_0"}, "the first by its number"
 
 
 def test_the_plain_prompt_is_the_first_output_of_any_attempt():
@@ -156,10 +158,10 @@ def test_the_order_of_prompts_that_share_an_index_does_not_depend_on_uids():
 
 
 def test_appended_rows_keep_their_place_in_the_stable_order():
-    rows = {"a_0_0": (True, None), "b_0_0": (False, None), "b_c0_0_0": (True, False), "a_c0_0_0": (True, True)}
-    whole = table(rows, index=[0, 1, 1, 0])
+    rows = {"a_0_0": (True, None), "a_1_0": (False, None), "b_0_0": (False, None), "b_c0_0_0": (True, False)}
+    whole = table(rows, index=[0, 0, 1, 1])
     keys = [*rows, "b_p0_0_0", "a_p0_0_0", "b_c0q_0_0"]
     ordered = [keys[i] for i in whole.stable_order(keys, seed=1, step=1)]
     assert ordered == [keys[::-1][i] for i in whole.stable_order(keys[::-1], seed=1, step=1)]
     assert [key[0] for key in ordered] in (list("aaabbbb"), list("bbbbaaa"))
-    assert whole.streams(keys).tolist() == [BASE, BASE, CORRECTION, CORRECTION, APPENDED, APPENDED, APPENDED]
+    assert whole.streams(keys).tolist() == [BASE, BASE, BASE, CORRECTION, APPENDED, APPENDED, APPENDED]
