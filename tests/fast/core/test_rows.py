@@ -89,7 +89,10 @@ def test_rows_follow_the_order_of_the_batch_and_mark_padding():
     assert rows.group.tolist() == ["padding", "a_c0", "a", "padding", "a", "a_c0"]
     assert rows.correct.tolist() == [False, False, False, False, True, True]
     assert rows.anchor_correct.tolist() == [False, True, False, False, False, True]
-    assert rows.final.all() and len(set(rows.session)) == 6
+    two = table(dict.fromkeys(["a_0_0", "a_0_1"], (True, None))).in_order(
+        ["pad", "a_0_1"], padding=np.array([1, 0]) > 0
+    )
+    assert two.final.all() and two.session.tolist() == ["pad", "a_0"]
 
 
 def test_rows_of_a_foreign_batch_are_an_error():

@@ -33,7 +33,7 @@ from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import origin
 from verl_cipo.core.prompts import CorrectionPrompt
 from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, correction_group
-from verl_cipo.core.second_turn import attempt_record
+from verl_cipo.core.transitions import attempt_record
 from verl_cipo.core.verdict import verdict
 from verl_cipo.integration.chats import correction_prompt
 from verl_cipo.integration.rollout import payloads

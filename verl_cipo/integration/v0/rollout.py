@@ -32,7 +32,7 @@ from verl_cipo.core.anchors import Attempt, Group, anchor_budget, medium, select
 from verl_cipo.core.draws import origin
 from verl_cipo.core.prompts import Request
 from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, correction_group
-from verl_cipo.core.second_turn import attempt_record
+from verl_cipo.core.transitions import attempt_record
 from verl_cipo.core.verdict import verdict
 from verl_cipo.integration.rollout.cancelling import EndsRequests
 from verl_cipo.integration.rollout.groups import asked_again, lost_alone, read_attempts
