@@ -53,9 +53,8 @@ from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import lot
 from verl_cipo.core.metrics import batch_metrics
-from verl_cipo.core.prompts import TEMPLATES
+from verl_cipo.core.prompts import TEMPLATES, correction_prompt
 from verl_cipo.core.rows import Mark, RowKey, RowTable, correction_group
-from verl_cipo.integration.chats import correction_prompt
 from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
 from verl_cipo.integration.rollout.payloads import keep
 from verl_cipo.integration.train.controller import Controller

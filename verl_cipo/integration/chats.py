@@ -1,15 +1,15 @@
-"""Correction prompts over a Hugging Face tokenizer."""
+"""Chats in the driver: correction prompts and attempts as a run's tokenizer renders and reads them."""
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_cipo.core.config import CIPOConfig, PromptConfig
-from verl_cipo.core.prompts import CorrectionPrompt
+from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt
 
 logger = logging.getLogger("verl_cipo")
 
@@ -30,23 +30,6 @@ THINKING_TOKENS = (
 """Tokens that begin a thought in models that are known for it; gpt-oss's is <|channel|>analysis<|message|>."""
 
 
-def special_tokens(tokenizer: Any) -> dict[int, str]:
-    """Id -> text of the tokens that a tokenizer leaves out with ``skip_special_tokens`` and finds in a text."""
-    # A tokenizer that is none of transformers' own need not tell.
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    return {number: token.content for number, token in added.items() if token.special}
-
-
-def attempt_decoder(tokenizer: Any, prompt: PromptConfig) -> Callable[[Sequence[int]], str]:
-    """Text of an attempt's tokens without special tokens, but for those that mark thinking."""
-    markers = (prompt.thinking_open, prompt.thinking_close)
-    special = special_tokens(tokenizer)
-    hidden = {number for number, text in special.items() if not any(text in marker for marker in markers)}
-    if len(hidden) == len(special):
-        return lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
-    return lambda ids: tokenizer.decode([i for i in ids if i not in hidden], skip_special_tokens=False)
-
-
 def warn_of_thinking(tokenizer: Any, prompt: PromptConfig) -> None:
     """Say once that the vocabulary knows thinking by another marker than attempts are stripped of."""
     if prompt.attempt_view == "no_thinking":
@@ -65,20 +48,6 @@ def _warn_of_thinking(others: tuple[str, ...], prompt: PromptConfig) -> None:
             prompt.thinking_open,
             prompt.thinking_close,
         )
-
-
-def correction_prompt(
-    cipo: CIPOConfig, tokenizer: Any, *, prompt_length: int, count_tokens: Callable[[list[dict]], int]
-) -> CorrectionPrompt:
-    """The correction prompt; ``count_tokens`` knows the chat as it will be rendered."""
-    return CorrectionPrompt(
-        cipo.prompt,
-        prompt_length=prompt_length,
-        count_tokens=count_tokens,
-        encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
-        decode=attempt_decoder(tokenizer, cipo.prompt),
-        control=special_tokens(tokenizer).values(),
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,15 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.fast.evaluation.suite.scripted import ScriptedEngine, benchmark, generation, problems
 from verl_cipo.core.prompts import TEMPLATES, render
-from verl_cipo.evaluation.append_log import AppendLog
-from verl_cipo.evaluation.dumps.rows import read_run
-from verl_cipo.evaluation.suite.engine import KV_CACHE_VARIABLE, model_folder
+from verl_cipo.evaluation.dumps.rows import read_dumps
+from verl_cipo.evaluation.jsonl import AppendLog, EvaluationError
+from verl_cipo.evaluation.suite.engine import model_folder
 from verl_cipo.evaluation.suite.generate import run_benchmark, step_of
-from verl_cipo.evaluation.suite.problems import EvaluationError
-from verl_cipo.evaluation.suite.verdicts import Verifier, load_function
+from verl_cipo.evaluation.suite.verifier import Verifier, load_function
 from verl_cipo.rewards.math import compute_score
 
 
@@ -51,7 +49,7 @@ def test_attempts_are_written_as_verl_writes_them(tmp_path):
         assert (row["score"], row["acc"], row["outcome"]) == (float(right), right, "right" if right else "wrong")
         assert (row["step"], row["data_source"], row["truncated"]) == (7, "made/up", False)
         assert row["response_tokens"] == len(row["output"])
-    found = read_run([attempts])
+    found = read_dumps([attempts])
     assert [len(problem.samples) for problem in found.problems] == [2] * 5
     assert found.problems[0].benchmark == "made/up"
 
@@ -230,16 +228,20 @@ def test_a_users_reward_function_decides(tmp_path):
         assert row["score"] == len(row["output"]) % 2 + 0.25 and row["acc"] is (len(row["output"]) % 2 == 1)
 
 
-def test_a_verifier_that_fails_ends_the_run_and_keeps_what_is_written(tmp_path):
+@pytest.mark.parametrize(
+    "raised, told",
+    [(RuntimeError("no sandbox"), "no sandbox"), (ValueError("7"), "the reward function failed on made-up-2")],
+)
+def test_a_verifier_that_fails_ends_the_run_and_keeps_what_is_written(raised, told, tmp_path):
     calls = []
 
     def fails(**given):
         calls.append(given)
         if len(calls) == 6:
-            raise RuntimeError("no sandbox")
+            raise raised
         return 1.0
 
-    with pytest.raises(RuntimeError, match="no sandbox"):
+    with pytest.raises(RuntimeError, match=told):
         generate(tmp_path, ScriptedEngine(right_then_wrong), verifier=Verifier(fails, threads=1))
     assert len(rows(tmp_path / "made_up" / "7.jsonl")) == 4
 
@@ -281,49 +283,3 @@ def test_a_checkpoint_of_verl_is_refused_with_the_merge_command(tmp_path):
     (shards / "huggingface" / "model.safetensors").write_bytes(b"")
     assert model_folder(str(shards / "huggingface")) == str(shards / "huggingface")
     assert model_folder("Qwen/Qwen3-4B") == "Qwen/Qwen3-4B"
-
-
-SUITE = """
-benchmarks:
-  tiny: {file: data/val.parquet, converter: python examples/tiny/prepare.py --quick, verifier: math}
-suites:
-  tiny:
-    sampling: {n: 4, temperature: 1.0, top_p: 1.0, max_tokens: 64}
-    corrections: 1
-    benchmarks: {tiny: {}}
-"""
-
-
-@pytest.mark.vllm
-def test_the_command_with_real_vllm(task_folder, tmp_path):
-    (tmp_path / "suites.yaml").write_text(SUITE)
-    output = tmp_path / "out"
-    environment = dict(os.environ)
-    # How much memory the KV cache takes is left to the command.
-    environment.pop(KV_CACHE_VARIABLE, None)
-    options = ["--suite", "tiny", "--suites", tmp_path / "suites.yaml", "--data-dir", task_folder]
-    options += ["--checkpoint", task_folder / "model", "--output", output, "--limit", "8", "--batch", "12"]
-    options += ["--engine", "dtype=float32", "enforce_eager=true", "max_model_len=256", "max_num_seqs=64"]
-    # Less than the prompts of a batch take: were they computed in parts, seeded requests would end vLLM on a CPU.
-    options += ["max_num_batched_tokens=256"]
-    done = subprocess.run(
-        [sys.executable, "-m", "verl_cipo.evaluate", *map(str, options)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    attempts, records = rows(output / "tiny" / "0.jsonl"), rows(output / "tiny" / "corrections" / "0.jsonl")
-    assert len(attempts) == len(records) == 32
-    assert any(row["output"] for row in attempts)
-    assert len({row["output"] for row in attempts if row["uid"].startswith("tiny-0_")}) > 1, "the seeds are one"
-    for row in attempts:
-        assert row["acc"] == (compute_score("", row["output"], row["gts"])["score"] == 1.0)
-        assert 0 < row["response_tokens"] <= 64
-    told = json.loads((output / "results.json").read_text())["benchmarks"]["tiny"]
-    share = sum(row["acc"] for row in attempts) / 32
-    assert told["turn1"]["pass@1"]["estimate"] == pytest.approx(share)
-    assert told["corrections"]["accuracy_turn1"]["estimate"] == pytest.approx(share)
-    assert "| tiny | 8 | 4 |" in done.stdout

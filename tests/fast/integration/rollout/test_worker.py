@@ -15,9 +15,8 @@ from verl.trainer.ppo.v1 import agent_loop_tq
 from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import origin
-from verl_cipo.core.prompts import CorrectionPrompt
+from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt
 from verl_cipo.core.transitions import second_turn_metrics
-from verl_cipo.integration.chats import correction_prompt
 from verl_cipo.integration.rollout import payloads
 from verl_cipo.integration.rollout import verify as verifying
 from verl_cipo.integration.rollout import worker as rollouts
@@ -176,7 +175,7 @@ def roll(
         assert worker._groups == {}, "a finished prompt is still held"
         return await getattr(actor, popped or ("pop_validation" if validate else "pop_statistics"))()
 
-    return asyncio.run(asyncio.wait_for(run(), 10))
+    return asyncio.run(asyncio.wait_for(run(), 120))
 
 
 def rows(log) -> list[str]:
