@@ -52,13 +52,15 @@ from examples.tiny.prepare import make_tokenizer
 from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import lot
+from verl_cipo.core.metrics import batch_metrics
 from verl_cipo.core.prompts import TEMPLATES, correction_prompt
+from verl_cipo.core.rows import Mark, RowKey, RowTable, correction_group
 from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
 from verl_cipo.integration.rollout.payloads import keep
 from verl_cipo.integration.train.controller import Controller
 from verl_cipo.integration.train.estimator import NAME, BatchRows, register, rows_of_batch
 from verl_cipo.integration.train.joint_update import interleaved
-from verl_cipo.integration.train.rows import RowTable, row_sums
+from verl_cipo.integration.train.rows import row_sums, rows_in_order
 
 PROMPTS, ROLLOUTS, TOKENS = 512, 16, 8192
 MEMORY_PROMPTS, MEMORY_ROLLOUTS, MEMORY_TOKENS = 32, 8, 128
@@ -93,26 +95,25 @@ class Step:
             ]
             self.groups.append(Group(uid, tuple(attempts)))
         self.anchors = self.select()
-        self.keys, self.marks, self.uid, self.index = [], [], [], []
+        self.keys, self.marks, self.index = [], [], []
         for group in self.groups:
             for attempt in group.attempts:
-                self._row(group.uid, attempt.index, attempt.session, {"correct": attempt.correct})
+                self._row(group.uid, attempt.index, attempt.session, Mark(correct=attempt.correct))
         for group in self.groups:
             for number in self.anchors[group.uid]:
                 anchor = group.attempts[number]
                 for session, right in enumerate((rng.random(rollouts) < 0.5).tolist()):
-                    mark = {"correct": right, "anchor": number, "anchor_correct": anchor.correct, "copied": False}
-                    self._row(f"{group.uid}_c{number}", anchor.index, session, mark)
-        self.scores = np.array([float(mark["correct"]) for mark in self.marks], dtype=np.float32)
+                    mark = Mark(correct=right, anchor=number, anchor_correct=anchor.correct)
+                    self._row(correction_group(group.uid, number), anchor.index, session, mark)
+        self.scores = np.array([float(mark.correct) for mark in self.marks], dtype=np.float32)
         self.lengths = lengths_of(len(self.keys), tokens, rng)
         ends = torch.from_numpy(np.concatenate([[0], np.cumsum(self.lengths)]))
         rewards = torch.zeros(int(ends[-1]))
         rewards[ends[1:] - 1] = torch.from_numpy(self.scores)
         self.rewards = torch.nested.nested_tensor_from_jagged(rewards, ends)
 
-    def _row(self, group: str, index: int, session: int, mark: dict[str, Any]) -> None:
-        self.keys.append(f"{group}_{session}_0")
-        self.uid.append(group)
+    def _row(self, group: str, index: int, session: int, mark: Mark) -> None:
+        self.keys.append(str(RowKey(group, session)))
         self.index.append(index)
         self.marks.append(mark)
 
@@ -139,7 +140,6 @@ class Step:
         self.table = RowTable.of_marks(
             list(self.keys),
             self.marks,
-            group=self.uid,
             index=self.index,
             scores=row_sums(self.rewards),
             tokens=self.lengths,
@@ -148,7 +148,7 @@ class Step:
         batch = KVBatchMeta(partition_id="train", keys=list(self.keys), tags=tags)
         batch.reorder(self.table.stable_order(batch.keys, seed=self.cipo.seed, step=self.global_steps))
         batch.reorder(interleaved(self.table.streams(batch.keys)))
-        self.rows = self.table.rows_in_order(batch)
+        self.rows = rows_in_order(self.table, batch)
         self.place = batch.keys
 
     def advantages(self, fields: dict[str, torch.Tensor], adv_estimator: str) -> torch.Tensor:
@@ -166,7 +166,7 @@ class Step:
 
     def measure(self) -> dict[str, float]:
         """Metrics of the step; moves rho and the guard."""
-        own = self.table.metrics() | {f"cipo/{name}": value for name, value in self.statistics.items()}
+        own = batch_metrics(self.table) | {f"cipo/{name}": value for name, value in self.statistics.items()}
         return own | self.controller.observe({**own, "actor/entropy": 1.0}, step=self.global_steps)
 
 

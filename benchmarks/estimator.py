@@ -30,8 +30,8 @@ from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
 from benchmarks.common import batch_of, lengths_of, milliseconds, parser, token_fields
 from benchmarks.json_file import write_json
-from verl_cipo.core.advantage import Rows
 from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.rows import Mark, RowKey, RowTable
 from verl_cipo.integration.train.estimator import NAME, BatchRows, compute_cipo_advantage, register, rows_of_batch
 
 SIZES, TOKENS, GROUP = (1024, 4096, 16384), 4096, 8
@@ -51,16 +51,9 @@ def measure(n: int, tokens: int, *, rounds: int) -> dict:
     held = fields | {"rm_scores": rewards, "token_level_scores": rewards}
     held |= {name: torch.zeros(rewards.shape) for name in ("rollout_log_probs", "old_log_probs")}
     uid = np.array([f"{i // GROUP:032x}" for i in range(n)], dtype=object)
-    keys = [f"{name}_{i % GROUP}_0" for i, name in enumerate(uid)]
-    none = np.zeros(n, dtype=bool)
-    rows = Rows(
-        stream=np.zeros(n, dtype=np.int8),
-        group=uid,
-        session=np.array([key.rsplit("_", 1)[0] for key in keys], dtype=object),
-        final=~none,
-        correct=none,
-        anchor_correct=none,
-    )
+    keys = [str(RowKey(name, i % GROUP)) for i, name in enumerate(uid)]
+    nothing = np.zeros(n)
+    table = RowTable.of_marks(keys, [Mark(correct=False)] * n, index=[0] * n, scores=nothing, tokens=nothing)
 
     def in_trainer(adv_estimator: str) -> torch.Tensor:
         data = compute_advantage_for_multi_trajectories(
@@ -77,7 +70,7 @@ def measure(n: int, tokens: int, *, rounds: int) -> dict:
         result.fill(1)
         return result
 
-    with rows_of_batch(BatchRows(rows=rows, config=CIPOConfig(), loss_agg_mode="token-mean")):
+    with rows_of_batch(BatchRows(rows=table.rows, config=CIPOConfig(), loss_agg_mode="token-mean")):
         apart = float((verl()[0] - cipo()[0]).abs().max())
         apart = max(apart, float((in_trainer("grpo") - in_trainer(NAME)).abs().max()))
         if apart > 1e-6:

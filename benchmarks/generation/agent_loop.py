@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
 from benchmarks.generation.draws import quantile, uniform
-from verl_cipo.integration.rollout.worker import anchor_of
+from verl_cipo.core.rows import GroupName
 
 NAME = "drawn_length_agent"
 
@@ -37,7 +37,7 @@ class DrawnLengthAgentLoop(SingleTurnAgentLoop):
 
     def tokens(self, *, uid: str, session: int, step: int) -> int:
         """The length of a session."""
-        second = anchor_of(uid)[1] is not None or session >= self._attempts
+        second = GroupName.parse(uid).anchor is not None or session >= self._attempts
         groups = self.started.setdefault((step, second), {})
         place = groups.setdefault(uid, len(groups))
         u = uniform(self._seed, step // self._phases, second, place, session % self._attempts)

@@ -201,7 +201,7 @@ def test_a_row_holds_the_fields_that_cipo_reads(store):
     assert "multi_modal_inputs" in row and "raw_prompt" in row
 
 
-@seam("AgentLoopWorkerTQ._agent_loop_postprocess, tags of a row", ROLLOUTS, "verl_cipo/integration/train/aux_rows.py")
+@seam("AgentLoopWorkerTQ._agent_loop_postprocess, tags of a row", ROLLOUTS, "verl_cipo/integration/train/aux.py")
 def test_a_rows_tags_are_its_lengths_and_its_staleness(store):
     stored(store)
     assert store.tags["a_c2_1_0"] == {

@@ -11,7 +11,7 @@ from tensordict import NonTensorData, TensorDict
 from tests.contracts.seams import check_accepts, check_parameters, load, parameters, seam
 
 BUFFER = "verl.trainer.ppo.v1.replay_buffer"
-ROWS, AUX = "verl_cipo/integration/train/rows.py", "verl_cipo/integration/train/aux_batch.py"
+ROWS, AUX = "verl_cipo/integration/train/rows.py", "verl_cipo/integration/train/aux.py"
 
 
 @seam("transfer_queue, the functions on keys", ROWS, AUX, "verl_cipo/integration/train/trainer.py")
@@ -111,7 +111,7 @@ def test_rows_of_different_lengths_become_one_batch():
     assert len(data) == 2 and data["ids"].is_nested
     assert [row.tolist() for row in data["ids"].unbind()] == [[1], [2, 3]]
     assert list(data["uid"]) == ["a", "b"]
-    # As aux_batch.py reads a row back.
+    # As aux.py reads a row back.
     assert data[1]["ids"].tolist() == [2, 3] and data[1]["uid"] == "b"
 
 

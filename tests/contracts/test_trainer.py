@@ -61,7 +61,7 @@ class Recorder:
         return batch
 
 
-@seam("PPOTrainer._step_once", TRAINER, "verl_cipo/integration/train/aux_batch.py")
+@seam("PPOTrainer._step_once", TRAINER, "verl_cipo/integration/train/aux.py")
 def test_an_update_balances_then_scores_then_computes_advantages_then_trains(config):
     """Rows may be appended in _balance_batch because all log-probabilities come after it, and weights after those."""
     names = (

@@ -153,7 +153,7 @@ def test_compute_advantage_takes_what_it_did():
     )
 
 
-@seam("PPOTrainer._compute_metrics", "verl_cipo/integration/train/aux_rows.py")
+@seam("PPOTrainer._compute_metrics", "verl_cipo/integration/train/aux.py")
 def test_rows_tagged_as_padding_stay_out_of_verls_metrics(store, trainer, monkeypatch):
     zeros = torch.zeros(2)
     for key, reward in (("a_0_0", 1.0), ("pad_0_0", 5.0)):
@@ -174,7 +174,7 @@ def test_rows_tagged_as_padding_stay_out_of_verls_metrics(store, trainer, monkey
     assert seen == [1.0], "rows of the auxiliary loss alone would count in verl's metrics"
 
 
-@seam("PPOTrainer._compute_old_log_prob", "verl_cipo/integration/train/aux_batch.py")
+@seam("PPOTrainer._compute_old_log_prob", "verl_cipo/integration/train/aux.py")
 def test_old_log_probs_and_entropy_are_written_for_the_rows_responses(store, trainer):
     put_row(store, "a_0_0", prompt=2, response=2)
     put_row(store, "a_c0_0_0", prompt=3, response=1)

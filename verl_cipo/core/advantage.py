@@ -7,59 +7,18 @@ terms that do not scale).
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
-BASE, CORRECTION, PADDING = 0, 1, 2
+from verl_cipo.core.rows import BASE, CORRECTION, PADDING, Rows
 
 SEQ_MEAN_MODES = ("seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean")
 LOSS_AGG_MODES = ("token-mean", "token-sum", *SEQ_MEAN_MODES)
 
 # Elements that are multiplied at once: 4 MiB of float32.
 _BLOCK = 1 << 20
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What the algorithm knows of each row of a batch; numpy arrays of shape (N,), in batch order.
-
-    stream: int8, BASE, CORRECTION or PADDING; group: str, equal within a prompt's attempts, or an anchor's corrections;
-    session: str, equal for the outputs of one agent-loop session; final: bool, the last output of its session;
-    correct: bool, the verdict on the row; anchor_correct: bool, that on the anchor (False for a base row).
-    """
-
-    stream: np.ndarray
-    group: np.ndarray
-    session: np.ndarray
-    final: np.ndarray
-    correct: np.ndarray
-    anchor_correct: np.ndarray
-
-    def __post_init__(self) -> None:
-        shapes = {item.name: np.shape(getattr(self, item.name)) for item in fields(self)}
-        if len(set(shapes.values())) != 1 or len(shapes["stream"]) != 1:
-            raise ValueError(f"shapes {shapes}: allowed is one shape (N,)")
-        if not np.isin(self.stream, (BASE, CORRECTION, PADDING)).all():
-            raise ValueError(f"stream holds {np.unique(self.stream)}: allowed are {BASE}, {CORRECTION}, {PADDING}")
-        for name in ("final", "correct", "anchor_correct"):
-            if (dtype := getattr(self, name).dtype).kind != "b":
-                raise TypeError(f"{name} is {dtype}: allowed is bool")
-
-    def __len__(self) -> int:
-        return len(self.stream)
-
-    @classmethod
-    def joined(cls, parts: Sequence["Rows"]) -> "Rows":
-        """The rows of all `parts` after one another."""
-        return cls(**{item.name: np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(cls)})
-
-    def take(self, idx: np.ndarray | Sequence[int]) -> "Rows":
-        """The rows at `idx` (positions or a bool mask), in that order."""
-        idx = np.asarray(idx) if len(idx) else np.empty(0, dtype=np.int64)
-        return Rows(**{item.name: getattr(self, item.name)[idx] for item in fields(self)})
 
 
 def group_relative(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHOSEN, REJECTED, UNTRAINED = 1.0, -1.0, 0.0
+from verl_cipo.core.rows import CHOSEN, REJECTED, UNTRAINED
 
 # What each row carries to the workers: (N, T), (N,) and (N,), float32.
 WEIGHTS, SIGN, PARTNER = "cipo_aux_weights", "cipo_aux_sign", "cipo_aux_partner"

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from verl_cipo.core.advantage import BASE, CORRECTION, PADDING, Rows
+from verl_cipo.core.rows import BASE, CORRECTION, PADDING, RowTable
 from verl_cipo.core.transitions import Transitions
 
 PREFIX = "cipo/"
@@ -107,16 +107,12 @@ def _declared(name: str) -> str:
     return VALIDATION + name.rpartition("/")[2] if name.startswith(VALIDATION) else name
 
 
-def batch_metrics(*, rows: Rows, scores: np.ndarray, tokens: np.ndarray, copied: np.ndarray) -> dict[str, float]:
+def batch_metrics(table: RowTable) -> dict[str, float]:
     """All metrics that follow from the rows of a batch.
 
-    scores: (N,) float, raw verifier score of each row; tokens: (N,) int, response tokens; copied: (N,) bool, whether
-    a correction repeats its attempt. Outcomes count final rows only, sizes all rows, and padding nothing but itself.
-    A mean over nothing is left out. Raises: ValueError when a length differs from that of `rows`.
+    Outcomes count final rows only, sizes all rows, and padding nothing but itself. A mean over nothing is left out.
     """
-    for name, values in (("scores", scores), ("tokens", tokens), ("copied", copied)):
-        if np.shape(values) != (len(rows),):
-            raise ValueError(f"{name} has the shape {np.shape(values)}: allowed is ({len(rows)},)")
+    rows, scores, tokens, copied = table.rows, table.scores, table.tokens, table.copied
     metrics = {"rows/padding": float((rows.stream == PADDING).sum())}
     for stream, code in _STREAMS.items():
         member = rows.stream == code

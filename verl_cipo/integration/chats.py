@@ -52,13 +52,11 @@ def _warn_of_thinking(others: tuple[str, ...], prompt: PromptConfig) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Chats:
-    """Making prompts and reading attempts in the driver, where no agent loop renders the chat (tools are left out)."""
+    """Making prompts in the driver, where no agent loop renders the chat (tools are left out)."""
 
     prompt: CorrectionPrompt
     encode: Callable[[list[dict]], list[int]]
     """Tokens of a chat, with the generation prompt."""
-    decode: Callable[[list[int]], str]
-    """Text of an attempt's tokens, see :func:`verl_cipo.core.prompts.attempt_decoder`."""
 
     @classmethod
     def of(cls, config: DictConfig, cipo: CIPOConfig, tokenizer: Any) -> "Chats":
@@ -77,4 +75,4 @@ class Chats:
             prompt_length=config.actor_rollout_ref.rollout.prompt_length,
             count_tokens=lambda messages: len(encode(messages)),
         )
-        return cls(prompt=prompt, encode=encode, decode=prompt.decode)
+        return cls(prompt=prompt, encode=encode)

@@ -1,16 +1,15 @@
 """Every draw of a run comes from these lots: the values may not change, or a run could not be repeated."""
 
 import hashlib
+from collections import Counter
 
 import numpy as np
 
-from verl_cipo.core.advantage import BASE, Rows
 from verl_cipo.core.anchors import Attempt, Group, ranks
+from verl_cipo.core.aux_plan import draw_pairs, pair_up
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import lot, origin, session_seed
-from verl_cipo.core.pairing import pair_up
-from verl_cipo.integration.train.aux_rows import draw_pairs
-from verl_cipo.integration.train.rows import RowTable
+from verl_cipo.core.rows import Mark, RowTable
 
 
 def hashed(names: str) -> bytes:
@@ -46,7 +45,7 @@ def test_pairs_are_drawn_by_the_configured_seed():
 
     def drawn(verdict, seed):
         attempts = tuple(Attempt("u", 7, session, (session == 16) != verdict, 0.0) for session in range(17))
-        ((pair,), _) = draw_pairs([Group("u", attempts)], config=CIPOConfig(seed=seed), step=3)
+        (pair,) = draw_pairs([Group("u", attempts)], Counter(), config=CIPOConfig(seed=seed), step=3)
         return pair.donor.session if verdict else pair.anchor.session
 
     for verdict in (True, False):
@@ -55,17 +54,9 @@ def test_pairs_are_drawn_by_the_configured_seed():
 
 def test_prompts_are_ordered_by_seed_step_and_index():
     keys = [f"{uid}_0_0" for uid in "abcdefgh"]
-    rows = Rows(
-        stream=np.full(8, BASE, dtype=np.int8),
-        group=np.array(list("abcdefgh"), dtype=object),
-        session=np.array([key[:-2] for key in keys], dtype=object),
-        final=np.ones(8, dtype=bool),
-        correct=np.zeros(8, dtype=bool),
-        anchor_correct=np.zeros(8, dtype=bool),
-    )
     index = [10, 11, "x/1", 13, 14, 15, 16, "x/2"]
     nothing = np.zeros(8)
-    table = RowTable(keys=keys, rows=rows, index=index, scores=nothing, tokens=nothing, copied=nothing)
+    table = RowTable.of_marks(keys, [Mark(correct=False)] * 8, index=index, scores=nothing, tokens=nothing)
     assert table.stable_order(keys, seed=2, step=5) == sorted(range(8), key=lambda i: hashed(f"2/5/{index[i]}"))
 
 

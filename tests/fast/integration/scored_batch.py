@@ -6,10 +6,10 @@ from tensordict import TensorDict
 from verl import DataProto
 from verl.utils.model import compute_position_id_with_mask
 
-from verl_cipo.core.config import AuxConfig, CIPOConfig, PromptConfig
+from verl_cipo.core.config import AuxConfig, CIPOConfig
 from verl_cipo.core.prompts import CorrectionPrompt
 from verl_cipo.integration.chats import Chats
-from verl_cipo.integration.v0.aux_rows import append_rows, plan_aux
+from verl_cipo.integration.v0.aux import append_rows, plan_of_batch
 from verl_cipo.integration.v0.rows import objects, row_table
 
 PAD = 0
@@ -77,18 +77,24 @@ def scored(outcomes, *, width=3, channels=None, seed=0, extra=True):
     return DataProto(batch=TensorDict(tensors, batch_size=[n]), non_tensor_batch=other, meta_info=meta)
 
 
-def appended(batch, *, kind="nll", step=1, optimizer_steps=1, prompt_length=1000, **knobs):
-    knobs = {"source": "paired", "replay_fraction": 4.0, "aux": AuxConfig(kind=kind, coef=0.1)} | knobs
+def chats_of(config, *, prompt_length=10_000):
+    """Chats over characters for tokens."""
     prompt = CorrectionPrompt(
-        PromptConfig(),
+        config.prompt,
         prompt_length=prompt_length,
         count_tokens=lambda messages: len(encode_chat(messages)),
         encode=encode,
         decode=decode,
     )
-    chats = Chats(prompt=prompt, encode=encode_chat, decode=decode)
-    plan = plan_aux(batch, row_table(batch), config=CIPOConfig(**knobs), chats=chats, step=step)
-    return append_rows(batch, plan, pad_token_id=PAD, optimizer_steps=optimizer_steps), plan.counts
+    return Chats(prompt=prompt, encode=encode_chat)
+
+
+def appended(batch, *, kind="nll", step=1, optimizer_steps=1, **knobs):
+    """The batch with the auxiliary loss's rows and fields, and the counts of its plan."""
+    config = CIPOConfig(**{"source": "paired", "replay_fraction": 4.0, "aux": AuxConfig(kind=kind, coef=0.1)} | knobs)
+    plan = plan_of_batch(batch, row_table(batch), config=config, chats=chats_of(config), step=step)
+    grown = append_rows(batch, plan, pad_token_id=PAD, optimizer_steps=optimizer_steps)
+    return grown, plan.counts
 
 
 def text_of(batch, row, part):

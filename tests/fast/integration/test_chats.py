@@ -104,4 +104,8 @@ def test_what_is_read_in_the_driver_is_what_the_worker_reads():
     made = tokenizer("[THINK]", "[/THINK]")
     knobs = {"thinking_open": "[THINK]", "thinking_close": "[/THINK]"}
     ids = made.encode("[THINK]a[/THINK]b<|im_end|>", add_special_tokens=False)
-    assert made_in_the_driver(made, **knobs).decode(ids) == "[THINK]a[/THINK]b" == prompt_of(made, **knobs).decode(ids)
+    assert (
+        made_in_the_driver(made, **knobs).prompt.decode(ids)
+        == "[THINK]a[/THINK]b"
+        == prompt_of(made, **knobs).decode(ids)
+    )

@@ -1,12 +1,9 @@
 """The samples of problems, read from the JSONL that verl dumps (`validation_data_dir`, `rollout_data_dir`).
 
 A line is a row of a batch: input, output, gts, score, step, with verl's V1 trainers uid, and whatever the verifier
-returned (acc, pred). Dumps of `--suite` are alike, with response_tokens and truncated. The uid is the row's key,
-`{prompt}_{session}_{index}`; CIPO's own rows are recognized by it:
-
-- `{prompt}_c{i}_{session}_{index}` is a correction; `{prompt}_c{i}r_...`, `{prompt}_c{i}a_...`,
-  `{prompt}_c{i}q_...` and `{prompt}_p{i}_...` are rows that only the auxiliary loss trains, `pad...` is padding;
-- of several rows of a session, the one of the highest index is its answer.
+returned (acc, pred). Dumps of `--suite` are alike, with response_tokens and truncated. The uid is the row's key
+(core/rows.py), which tells CIPO's own rows, `pad...` is padding. Of several outputs of a session, the last is its
+answer.
 
 Prompts of a file with equal input and ground truth are one problem, whatever their uids (core.transitions.problem_of).
 Dumps of the V0 trainer have no uid: there these alone tell problems apart.
@@ -22,14 +19,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from verl_cipo.core.rows import GroupName, RowKey
 from verl_cipo.core.transitions import problem_of
 from verl_cipo.core.verdict import fault, verdict
 from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, EvaluationError, by_step, read_objects
 
 CORRECT_THRESHOLD = 0.5
-_ROW_KEY = re.compile(r"(?P<prompt>.+?)(?:_(?P<tag>[cp]\d+[arq]?))?_(?P<session>\d+)_(?P<index>\d+)")
 _PADDING = re.compile(r"pad[0-9a-f]+(?:_.*)?")
-_CORRECTION = re.compile(r"c\d+")
 _OF_VERL = {"input", "output", "gts", "score", "step", "reward", "uid", "request_id"}
 _OF_REWARD_MANAGERS = {"acc", "overlong_reward", "overlong", "timeout", "error"}
 """What verl's reward managers themselves put beside a reward."""
@@ -162,12 +158,21 @@ def row_kind(uid: str | None) -> tuple[str, str | None]:
         return "attempts", None
     if _PADDING.fullmatch(uid):
         return "padding", None
-    key = _ROW_KEY.fullmatch(uid)
+    key = _key(uid)
     if key is None:
         return "attempts", uid
-    if key["tag"] is None:
-        return "attempts", key["prompt"]
-    return ("corrections" if _CORRECTION.fullmatch(key["tag"]) else "auxiliary"), key["prompt"]
+    group = GroupName.parse(key.group)
+    if not group.kind:
+        return "attempts", group.prompt
+    return ("auxiliary" if group.anchor is None else "corrections"), group.prompt
+
+
+def _key(uid: str | None) -> RowKey | None:
+    """The uid in its parts; None where it is none of ours."""
+    try:
+        return None if uid is None else RowKey.parse(uid)
+    except ValueError:
+        return None
 
 
 class _Reader:
@@ -206,11 +211,11 @@ class _Reader:
         if fault(*reward_and_info(row)) is not None:
             self.rows["without a verdict"] += 1
             return
-        key = _ROW_KEY.fullmatch(uid) if uid is not None else None
+        key = _key(uid)
         benchmark = str(row.get("data_source") or benchmarks.get(prompt) or default)
         text = problem_of(row)
         problem, sessions = self.problems.setdefault((path, benchmark, prompt or text), (Sampled(benchmark, text), {}))
-        session, index = (key["session"], int(key["index"])) if key else (len(sessions), 0)
+        session, index = (key.session, key.output) if key else (len(sessions), 0)
         last = sessions.get(session, (-1, None))[0]
         if index == last:
             raise ValueError(f"the uid {uid} was there before")

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from verl_cipo.core.config import CIPOConfig, PromptConfig
 from verl_cipo.core.draws import session_seed
 from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt, strip_thinking
+from verl_cipo.core.rows import RowKey
 from verl_cipo.core.transitions import attempt_record, is_copy
 from verl_cipo.evaluation.jsonl import AppendLog, EvaluationError, same_settings
 from verl_cipo.evaluation.output import write_json
@@ -123,7 +124,7 @@ class _Protocol:
                 "step": self.how.step,
                 **found.extra,
                 "acc": found.correct,
-                "uid": f"{problem.key}_{session}_0",
+                "uid": str(RowKey(problem.key, session)),
                 "data_source": problem.data_source,
                 "response_tokens": answer.tokens,
                 "truncated": answer.truncated,

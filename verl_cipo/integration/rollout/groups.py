@@ -1,4 +1,4 @@
-"""What a rollout worker remembers of a prompt while its attempts and corrections are rolled out, and their names."""
+"""What a rollout worker remembers of a prompt while its attempts and corrections are rolled out."""
 
 import asyncio
 import logging
@@ -12,9 +12,6 @@ from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.prompts import CorrectionPrompt, Excerpt
 
 logger = logging.getLogger("verl_cipo")
-
-EXTRA = "cipo"
-"""Field of ``AgentLoopOutput.extra_fields``: what a row is, read back by the trainer."""
 
 
 @dataclass
@@ -109,23 +106,6 @@ def read_attempts(
     except Exception:
         logger.exception("no correction prompt can be made of a prompt, whose attempts are not corrected")
         return [""] * len(responses), ["prompt_failed"] * len(responses)
-
-
-def correction_uid(uid: str, number: int) -> str:
-    """The group id of the corrections of anchor ``number`` of prompt ``uid``."""
-    return f"{uid}_c{number}"
-
-
-def anchor_of(uid: str) -> tuple[str, int | None]:
-    """Split a row's uid into the prompt's uid and the anchor's number, None for an attempt."""
-    root, mark, number = uid.partition("_c")
-    return root, int(number) if mark else None
-
-
-def split_key(key: str) -> tuple[str, int, int]:
-    """A row's key, ``{group}_{session}_{output}``, in its parts; the group is the row's uid."""
-    group, session, output = key.rsplit("_", 2)
-    return group, int(session), int(output)
 
 
 @contextmanager

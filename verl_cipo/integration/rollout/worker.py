@@ -32,19 +32,17 @@ from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import origin
 from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt
+from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, correction_group
 from verl_cipo.core.transitions import attempt_record
 from verl_cipo.core.verdict import verdict
 from verl_cipo.integration.rollout import payloads
 from verl_cipo.integration.rollout.awake import within
 from verl_cipo.integration.rollout.cancelling import EndsRequests
 from verl_cipo.integration.rollout.groups import (
-    EXTRA,
     Anchor,
     PromptGroup,
     Session,
-    anchor_of,
     asked_again,
-    correction_uid,
     lost_alone,
     read_attempts,
 )
@@ -130,7 +128,8 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
             await self._run_session(sampling_params, trajectory, **kwargs)
         except Exception:
             group.counts["attempts/failed_sessions"] += 1
-            logger.exception("attempt %s_%s failed, its row is missing", group.uid, kwargs["session_id"])
+            name = RowKey(group.uid, kwargs["session_id"]).rollout
+            logger.exception("attempt %s failed, its row is missing", name)
         finally:
             group.pending -= 1
             if group.pending == 0:
@@ -140,20 +139,20 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
 
     async def _run_session(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> None:
         """verl's session; attempts and corrections come through here."""
-        root, number = anchor_of(kwargs["uid"])
+        name = GroupName.parse(kwargs["uid"])
         sampling_params = seeded(
             sampling_params,
             trajectory,
             self.config.actor_rollout_ref.rollout,
             index=kwargs["index"],
-            anchor=None if number is None else self._groups[root].anchors[number].session,
+            anchor=None if name.anchor is None else self._groups[name.prompt].anchors[name.anchor].session,
             session=kwargs["session_id"],
         )
         await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
 
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
-        root, number = anchor_of(kwargs["uid"])
-        group = self._groups[root]
+        name = GroupName.parse(kwargs["uid"])
+        group, number = self._groups[name.prompt], name.anchor
         final = outputs[-1]
 
         def count(name: str) -> None:
@@ -164,7 +163,7 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
             final,
             retries=self._cipo.verifier_retries,
             count=count,
-            session=f"{kwargs['uid']}_{kwargs['session_id']}",
+            session=RowKey(kwargs["uid"], kwargs["session_id"]).rollout,
         )
         outcome = Session(
             prompt_ids=outputs[0].prompt_ids,
@@ -178,7 +177,7 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
         )
         if number is None:
             group.attempts[kwargs["session_id"]] = outcome
-            mark = {"origin": group.origin}
+            mark = Mark(correct=outcome.correct, score=outcome.score, origin=group.origin)
         else:
             anchor = group.anchors[number]
             if asked_again(outcome.prompt_ids, anchor.prompt_ids):
@@ -187,20 +186,25 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
             outcome.text = await self._off_the_loop(self._prompt.decode, final.response_ids)
             outcome.copied = await self._off_the_loop(self._prompt.repeats, anchor.shown, outcome.text)
             group.corrections[number, kwargs["session_id"]] = outcome
-            mark = {"anchor": number, "anchor_correct": anchor.correct, "copied": outcome.copied}
-        mark |= {"correct": outcome.correct, "score": outcome.score}
+            mark = Mark(
+                correct=outcome.correct,
+                score=outcome.score,
+                anchor=number,
+                anchor_correct=anchor.correct,
+                copied=outcome.copied,
+            )
         for output in outputs:
-            output.extra_fields[EXTRA] = mark
+            output.extra_fields[MARK] = mark.to_mapping()
 
     async def _agent_loop_postprocess(self, output: Any, validate: bool, **kwargs: Any) -> Any:
-        root, anchor = anchor_of(kwargs["uid"])
+        name = GroupName.parse(kwargs["uid"])
         outputs = output if isinstance(output, list) else [output]
-        if validate and anchor is not None:
+        if validate and name.anchor is not None:
             if outputs:
                 await self._compute_score(outputs, kwargs=kwargs)
             return None
         stored = await super()._agent_loop_postprocess(output, validate, **kwargs)
-        self._groups[root].rows += bool(outputs)
+        self._groups[name.prompt].rows += bool(outputs)
         return stored
 
     @staticmethod
@@ -333,7 +337,7 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
                     group,
                     sampling_params,
                     trajectory,
-                    uid=correction_uid(group.uid, number),
+                    uid=correction_group(group.uid, number),
                     session_id=i,
                     raw_prompt=request.messages,
                     trace=False,
@@ -349,11 +353,11 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
         """One correction session; a failure is logged and leaves no outcome."""
         uid, session = kwargs["uid"], kwargs["session_id"]
         timeout_s = self._cipo.correction_timeout
-        with lost_alone(f"{uid}_{session}", timeout_s=timeout_s, counts=group.counts):
+        with lost_alone(RowKey(uid, session).rollout, timeout_s=timeout_s, counts=group.counts):
             run = self._run_session(sampling_params, trajectory, **kwargs)
             await within(run, timeout_s, slept=group.ticket["coordinator"].slept.remote)
             return
-        group.corrections.pop((anchor_of(uid)[1], session), None)
+        group.corrections.pop((GroupName.parse(uid).anchor, session), None)
 
     @staticmethod
     async def _settle(group: PromptGroup) -> None:

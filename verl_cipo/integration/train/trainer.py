@@ -25,17 +25,20 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, PPOTrainerSync, register_trainer
 
 from verl_cipo.core.advantage import SEQ_MEAN_MODES, term_scale
+from verl_cipo.core.aux_plan import aux_metrics
 from verl_cipo.core.config import CIPOConfigError
+from verl_cipo.core.metrics import batch_metrics
+from verl_cipo.core.rows import RowTable
 from verl_cipo.integration.chats import Chats
 from verl_cipo.integration.checks import check_prompt_length, check_questions
 from verl_cipo.integration.settings import MANAGER_CLASS, TRAINER_OF_MODE, settle
-from verl_cipo.integration.train.aux_batch import AuxRows, add_aux_rows, aux_metrics
+from verl_cipo.integration.train.aux import AuxRows, add_aux_rows
 from verl_cipo.integration.train.controller import Controller, report_second_turns
 from verl_cipo.integration.train.estimator import NAME, BatchRows, rows_of_batch
 from verl_cipo.integration.train.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
 from verl_cipo.integration.train.loss import METRIC as AUX_METRIC
 from verl_cipo.integration.train.loss import install_loss, scales_terms
-from verl_cipo.integration.train.rows import RowTable, cleared, row_sums, without_torn_rows
+from verl_cipo.integration.train.rows import cleared, fetch_table, row_sums, rows_in_order, without_torn_rows
 
 logger = logging.getLogger("verl_cipo")
 
@@ -104,10 +107,10 @@ class CIPOTrainerMixin:
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         self._tables, self._aux, self._advantage_seconds = [], [], 0.0
         batch = super().step(metrics, timing_raw)
-        own = RowTable.joined(self._tables).metrics()
+        own = batch_metrics(RowTable.joined(self._tables))
         own["cipo/rows/padding"] = float(sum(tag.get("is_padding", False) for tag in batch.tags))
         if self.cipo.aux.coef > 0:
-            own |= aux_metrics(self._aux)
+            own |= aux_metrics([aux.plan for aux in self._aux])
             own["cipo/rows/padding"] -= own["cipo/rows/aux"]
             # verl leaves the update out until trainer.critic_warmup.
             if (loss := metrics.pop(f"actor/{AUX_METRIC}", None)) is not None:
@@ -121,7 +124,7 @@ class CIPOTrainerMixin:
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
         batch = without_torn_rows(batch)
-        table = RowTable.fetch(batch, threshold=self.cipo.threshold)
+        table = fetch_table(batch, threshold=self.cipo.threshold)
         self._tables.append(table)
         if self.cipo.aux.coef > 0:
             batch, aux = add_aux_rows(
@@ -160,7 +163,7 @@ class CIPOTrainerMixin:
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         started = time.monotonic()
-        rows, loss_tokens = self._tables[-1].rows_in_order(batch), self._loss_tokens(batch)
+        rows, loss_tokens = rows_in_order(self._tables[-1], batch), self._loss_tokens(batch)
         if scales_terms(self.config, self.cipo):
             self._scale_of_terms = term_scale(rows, loss_tokens, loss_agg_mode=self._loss_agg_mode)
         laid_out = BatchRows(

@@ -31,23 +31,26 @@ from verl.experimental.agent_loop import AgentLoopManager, AgentLoopOutput, Agen
 from verl_cipo.core.anchors import Attempt, Group, anchor_budget, medium, select_anchors
 from verl_cipo.core.draws import origin
 from verl_cipo.core.prompts import Request
+from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, correction_group
 from verl_cipo.core.transitions import attempt_record
 from verl_cipo.core.verdict import verdict
 from verl_cipo.integration.rollout.cancelling import EndsRequests
-from verl_cipo.integration.rollout.groups import (
-    EXTRA,
-    anchor_of,
-    asked_again,
-    correction_uid,
-    lost_alone,
-    read_attempts,
-)
+from verl_cipo.integration.rollout.groups import asked_again, lost_alone, read_attempts
 from verl_cipo.integration.rollout.reports import Reports
 from verl_cipo.integration.rollout.seeds import seeded
 from verl_cipo.integration.rollout.verify import verify
 from verl_cipo.integration.rollout.worker import NoRowsError, agent_loop_prompt
 from verl_cipo.integration.settings import cipo_config
-from verl_cipo.integration.v0.rows import SESSION, is_lost, objects, response_ids, row_table, unpadded
+from verl_cipo.integration.v0.rows import (
+    SESSION,
+    marks,
+    objects,
+    prompt_ids,
+    response_ids,
+    row_table,
+    unpadded,
+    unpadded_prompt,
+)
 
 logger = logging.getLogger("verl_cipo")
 
@@ -74,14 +77,19 @@ class LostAttempt:
         attention[:, like.prompt_ids.shape[-1] :] = 0
         info = like.extra_fields.get("reward_extra_info", {})
         blank = {key: type(value)() if isinstance(value, Number | str) else None for key, value in info.items()}
-        mark = {"lost": True, "correct": False, "text": "", "score": 0.0}
+        mark = Mark(correct=False, lost=True, text="", score=0.0)
         return like.model_copy(
             update={
                 "response_ids": torch.full_like(like.response_ids, pad_token_id),
                 "response_mask": torch.zeros_like(like.response_mask),
                 "attention_mask": attention,
                 "reward_score": 0.0,
-                "extra_fields": {**like.extra_fields, **self.columns, "reward_extra_info": blank, EXTRA: mark},
+                "extra_fields": {
+                    **like.extra_fields,
+                    **self.columns,
+                    "reward_extra_info": blank,
+                    MARK: mark.to_mapping(),
+                },
             }
         )
 
@@ -118,64 +126,65 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
             trajectory,
             self.config.actor_rollout_ref.rollout,
             index=kwargs["index"],
-            anchor=anchor_of(uid)[1],
+            anchor=GroupName.parse(uid).anchor,
             session=session,
         )
         run = super()._run_agent_loop(sampling_params, trajectory, **kwargs)
         validate = trajectory["validate"]
         columns = {"uid": uid, SESSION: session, "index": kwargs["index"]}
+        name = RowKey(uid, session).rollout
         if anchor is None:
             try:
                 output = await run
                 mark = await asyncio.to_thread(self._mark_of_attempt, output, kwargs, validate=validate)
             except Exception:
                 self._counts["attempts/failed_sessions"] += 1
-                logger.exception("attempt %s_%s failed, its row is missing", uid, session)
+                logger.exception("attempt %s failed, its row is missing", name)
                 return LostAttempt({**columns, "raw_prompt": kwargs["raw_prompt"]})
         else:
             mark = None
             timeout_s = self._cipo.correction_timeout
-            with lost_alone(f"{uid}_{session}", timeout_s=timeout_s, counts=self._counts):
+            with lost_alone(name, timeout_s=timeout_s, counts=self._counts):
                 output = await asyncio.wait_for(run, timeout_s)
                 mark = await asyncio.to_thread(self._mark_of_correction, output, kwargs, anchor, validate=validate)
             if mark is None:
                 return None
-        output.extra_fields |= columns | {EXTRA: mark}
+        output.extra_fields |= columns | {MARK: mark.to_mapping()}
         return output
 
     def _verdict(self, output: Any, prompt: Mapping[str, Any]) -> bool:
         extra = output.extra_fields.get("reward_extra_info")
         return verdict(output.reward_score, extra, self._cipo.threshold(prompt.get("data_source")))
 
-    def _mark_of_attempt(self, output: Any, prompt: dict[str, Any], *, validate: bool) -> dict[str, Any]:
+    def _mark_of_attempt(self, output: Any, prompt: dict[str, Any], *, validate: bool) -> Mark:
         """What the row is, and why no correction prompt can be made of it, where none can; ``output`` is padded."""
-        mark = {
-            "correct": self._verdict(output, prompt),
-            "origin": origin(prompt.get("data_source"), prompt["raw_prompt"]),
-        }
+        mark = Mark(
+            correct=self._verdict(output, prompt), origin=origin(prompt.get("data_source"), prompt["raw_prompt"])
+        )
         if self._cipo.val_corrections > 0 if validate else self._cipo.rolls_out:
             response = unpadded(output.response_ids[0], output.attention_mask[0])
             (text,), (refusal,) = read_attempts(self._prompt, prompt["raw_prompt"], [response])
-            mark["refusal"] = refusal
+            mark = replace(mark, refusal=refusal)
             if validate:
-                mark |= {"text": text, "score": float(output.reward_score)}
+                mark = replace(mark, text=text, score=float(output.reward_score))
         return mark
 
     def _mark_of_correction(
         self, output: Any, prompt: dict[str, Any], anchor: dict[str, Any], *, validate: bool
-    ) -> dict[str, Any]:
+    ) -> Mark:
         """What the row is; ``output`` is padded."""
         text = self._prompt.decode(unpadded(output.response_ids[0], output.attention_mask[0]))
-        if asked_again(_prompt_ids(output.prompt_ids[0], output.attention_mask[0]), anchor["prompt_ids"]):
+        if asked_again(unpadded_prompt(output.prompt_ids[0], output.attention_mask[0]), anchor["prompt_ids"]):
             self._counts["corrections/not_asked"] += 1
             logger.error("a correction asked the plain prompt again: its agent loop does not heed raw_prompt")
-        mark = {
-            "correct": self._verdict(output, prompt),
-            "anchor": anchor_of(prompt["uid"])[1],
-            "anchor_correct": anchor["correct"],
-            "copied": self._prompt.repeats(anchor["shown"], text),
-        }
-        return mark | {"text": text, "score": float(output.reward_score)} if validate else mark
+        return Mark(
+            correct=self._verdict(output, prompt),
+            anchor=GroupName.parse(prompt["uid"]).anchor,
+            anchor_correct=anchor["correct"],
+            copied=self._prompt.repeats(anchor["shown"], text),
+            text=text if validate else None,
+            score=float(output.reward_score) if validate else None,
+        )
 
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
         def count(name: str) -> None:
@@ -272,7 +281,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
 
     def _offered(self, output: DataProto) -> tuple[list[Group], dict[Attempt, int]]:
         """The attempts by prompt, those marked that cannot be corrected, which are counted; and the row of each."""
-        table = row_table(output)
+        table, noted = row_table(output), marks(output)
         found, key_of = table.attempts()
         place = {key: row for row, key in enumerate(table.keys)}
         groups, row_of = [], {}
@@ -280,20 +289,19 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             attempts = []
             for attempt in group.attempts:
                 row = place[key_of[attempt]]
-                if is_lost(output, row):
+                if noted[row].lost:
                     continue
-                attempts.append(replace(attempt, correctable=self._can_be_corrected(output, row, self._reports.step)))
+                attempts.append(replace(attempt, correctable=self._can_be_corrected(noted[row], self._reports.step)))
                 row_of[attempts[-1]] = row
             groups.append(Group(group.uid, tuple(attempts)))
         return groups, row_of
 
     @staticmethod
-    def _can_be_corrected(output: DataProto, row: int, counts: Counter) -> bool:
+    def _can_be_corrected(mark: Mark, counts: Counter) -> bool:
         """Whether a worker found that a correction prompt can be made of an attempt; else its reason is counted."""
-        refusal = output.non_tensor_batch[EXTRA][row].get("refusal")
-        if refusal is not None:
-            counts[f"anchors/skipped/{refusal}"] += 1
-        return refusal is None
+        if mark.refusal is not None:
+            counts[f"anchors/skipped/{mark.refusal}"] += 1
+        return mark.refusal is None
 
     def _correct_if_it_can(
         self, prompts: DataProto, output: DataProto, anchors: list[int], n: int, counts: Counter
@@ -312,19 +320,14 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         self, prompts: DataProto, output: DataProto, anchors: list[int], n: int, counts: Counter
     ) -> DataProto | None:
         """Roll out ``n`` corrections of each of the rows ``anchors``; what fails or fits no prompt is counted."""
-        fields = prompts.non_tensor_batch
+        fields, noted = prompts.non_tensor_batch, marks(output)
         shown = [(list(fields["raw_prompt"][row]), response_ids(output, row)) for row in anchors]
         source, chats, columns = [], [], []
         for row, (built, skipped) in zip(anchors, self._build_prompts(shown), strict=True):
             if built is None:
                 counts[f"anchors/skipped/{skipped}"] += 1
                 continue
-            asked = _prompt_ids(output.batch["prompts"][row], output.batch["attention_mask"][row])
-            anchor = {
-                "correct": output.non_tensor_batch[EXTRA][row]["correct"],
-                "shown": built.shown,
-                "prompt_ids": asked,
-            }
+            anchor = {"correct": noted[row].correct, "shown": built.shown, "prompt_ids": prompt_ids(output, row)}
             source += [row] * n
             chats += [built.messages] * n
             columns += [anchor] * n
@@ -333,7 +336,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         request = prompts.select_idxs(np.array(source))
         uids = zip(request.non_tensor_batch["uid"], request.non_tensor_batch[SESSION], strict=True)
         request.non_tensor_batch |= {
-            "uid": objects([correction_uid(uid, session) for uid, session in uids]),
+            "uid": objects([correction_group(uid, session) for uid, session in uids]),
             SESSION: np.arange(len(source)) % n,
             "raw_prompt": objects(chats),
             ANCHOR: objects(columns),
@@ -373,29 +376,25 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         sessions = prompts.non_tensor_batch[SESSION]
         # verl repeats rows to fill the last dispatch up: they look like further sessions of their prompt.
         rolled = np.flatnonzero(sessions < self.config.actor_rollout_ref.rollout.val_kwargs.n).tolist()
-        attempts = [row for row in rolled if not is_lost(output, row)]
+        noted = marks(output)
+        attempts = [row for row in rolled if not noted[row].lost]
         counts: Counter = Counter()
-        correctable = [row for row in attempts if self._can_be_corrected(output, row, counts)]
+        correctable = [row for row in attempts if self._can_be_corrected(noted[row], counts)]
         turns = self._correct_if_it_can(prompts, output, correctable, n, counts)
         corrections: dict[str, list[dict[str, Any]]] = {}
         if turns is not None:
-            for uid, mark in zip(turns.non_tensor_batch["uid"], turns.non_tensor_batch[EXTRA], strict=True):
-                turn = {"correction": mark["text"], **{key: mark[key] for key in ("correct", "score", "copied")}}
+            for uid, mark in zip(turns.non_tensor_batch["uid"], marks(turns), strict=True):
+                turn = {"correction": mark.text, "correct": mark.correct, "score": mark.score, "copied": mark.copied}
                 corrections.setdefault(uid, []).append(turn)
         records = []
         for row in attempts:
             prompt = {key: values[row] for key, values in prompts.non_tensor_batch.items()}
-            mark, session = output.non_tensor_batch[EXTRA][row], int(sessions[row])
-            own = corrections.get(correction_uid(prompt["uid"], session), [])
+            mark, session = noted[row], int(sessions[row])
+            own = corrections.get(correction_group(prompt["uid"], session), [])
             records.append(
-                attempt_record(prompt, session=session, text=mark["text"], correct=mark["correct"], corrections=own)
+                attempt_record(prompt, session=session, text=mark.text, correct=mark.correct, corrections=own)
             )
         self._reports.add_validation(records, counts + self._faults())
-
-
-def _prompt_ids(prompt: torch.Tensor, attention_mask: torch.Tensor) -> list[int]:
-    """A prompt (P,) without its padding, by the mask (P + R,) of its row."""
-    return prompt[attention_mask[: len(prompt)] != 0].tolist()
 
 
 def _places(uids: Sequence[str]) -> np.ndarray:

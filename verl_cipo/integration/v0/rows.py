@@ -10,9 +10,8 @@ from tensordict import TensorDict
 from verl import DataProto
 
 from verl_cipo.core.losses import PARTNER, SIGN, WEIGHTS
-from verl_cipo.integration.rollout.groups import EXTRA, anchor_of
-from verl_cipo.integration.train.aux_rows import ZERO
-from verl_cipo.integration.train.rows import RowTable
+from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, RowTable
+from verl_cipo.integration.train.aux import ZERO
 
 SESSION = "session_id"
 """Column of a rollout: the row's number among those of its uid."""
@@ -28,31 +27,34 @@ def objects(values: Sequence[Any]) -> np.ndarray:
     return column
 
 
-def is_lost(batch: DataProto, row: int) -> bool:
-    """Whether a row stands in the place of an attempt that failed."""
-    return batch.non_tensor_batch[EXTRA][row].get("lost", False)
+def marks(batch: DataProto) -> list[Mark]:
+    """What the workers noted on each row."""
+    return [Mark.from_mapping(mark) for mark in batch.non_tensor_batch[MARK]]
+
+
+def row_keys(batch: DataProto) -> list[str]:
+    """The key of each row, as the V1 trainers have it."""
+    columns = batch.non_tensor_batch
+    return [str(RowKey(uid, session)) for uid, session in zip(columns["uid"], columns[SESSION], strict=True)]
 
 
 def without_lost(batch: DataProto) -> DataProto:
     """The rows of ``batch`` that were rolled out."""
-    kept = [row for row in range(len(batch)) if not is_lost(batch, row)]
+    kept = [row for row, mark in enumerate(marks(batch)) if not mark.lost]
     return batch if len(kept) == len(batch) else batch.select_idxs(kept)
 
 
 def row_table(batch: DataProto) -> RowTable:
-    """What the rows of a rolled-out and verified batch are; keys are as the V1 trainers have them.
+    """What the rows of a rolled-out and verified batch are.
 
     Args:
-        batch: with ``rm_scores`` and the columns that the workers of ``legacy_rollouts`` add.
+        batch: with ``rm_scores`` and the columns that the workers of ``v0.rollout`` add.
     """
-    fields = batch.non_tensor_batch
-    keys = [f"{uid}_{session}_0" for uid, session in zip(fields["uid"], fields[SESSION], strict=True)]
     written = batch.batch["attention_mask"][:, -batch.batch["responses"].shape[1] :]
     return RowTable.of_marks(
-        keys,
-        list(fields[EXTRA]),
-        group=list(fields["uid"]),
-        index=list(fields["index"]),
+        row_keys(batch),
+        marks(batch),
+        index=list(batch.non_tensor_batch["index"]),
         scores=batch.batch["rm_scores"].sum(dim=-1).numpy(),
         tokens=written.sum(dim=-1).numpy(),
     )
@@ -65,9 +67,9 @@ def joined(batch: DataProto, corrections: DataProto) -> DataProto:
         batch: attempts, with the columns of the data set and those of their rollout.
         corrections: with the columns of a rollout.
     """
-    row_of = {key: row for row, key in enumerate(row_table(batch).keys)}
-    anchors = [anchor_of(uid) for uid in corrections.non_tensor_batch["uid"]]
-    source = np.array([row_of[f"{uid}_{session}_0"] for uid, session in anchors])
+    row_of = {key: row for row, key in enumerate(row_keys(batch))}
+    groups = [GroupName.parse(uid) for uid in corrections.non_tensor_batch["uid"]]
+    source = np.array([row_of[str(RowKey(group.prompt, group.anchor))] for group in groups])
     tensors = {}
     for key, own in batch.batch.items():
         new = corrections.batch[key] if key in corrections.batch else own[torch.from_numpy(source)]
@@ -111,6 +113,11 @@ class Padding:
         return batch if self.real.all() else batch.select_idxs(np.flatnonzero(self.real))
 
 
+def prompt_ids(batch: DataProto, row: int) -> list[int]:
+    """The prompt of a row without its padding."""
+    return unpadded_prompt(batch.batch["prompts"][row], batch.batch["attention_mask"][row])
+
+
 def response_ids(batch: DataProto, row: int) -> list[int]:
     """The response of a row without its padding."""
     return unpadded(batch.batch["responses"][row], batch.batch["attention_mask"][row])
@@ -119,3 +126,8 @@ def response_ids(batch: DataProto, row: int) -> list[int]:
 def unpadded(response: torch.Tensor, attention_mask: torch.Tensor) -> list[int]:
     """A response, (T,), without its padding; the mask is that of prompt and response, (P + T,)."""
     return response[attention_mask[-len(response) :] != 0].tolist()
+
+
+def unpadded_prompt(prompt: torch.Tensor, attention_mask: torch.Tensor) -> list[int]:
+    """A prompt, (P,), without its padding; the mask is that of prompt and response, (P + R,)."""
+    return prompt[attention_mask[: len(prompt)] != 0].tolist()

@@ -14,7 +14,6 @@ verl's TaskRunner builds ``RayPPOTrainer`` by that name, no option reaches it: :
 """
 
 import inspect
-from collections import Counter
 from contextlib import ExitStack
 from typing import Any
 
@@ -26,21 +25,20 @@ from verl.trainer import main_ppo_v0
 from verl.trainer.ppo import ray_trainer
 
 from verl_cipo.core.advantage import term_scale
+from verl_cipo.core.aux_plan import aux_metrics
 from verl_cipo.core.config import CIPOConfigError
-from verl_cipo.core.losses import CHOSEN, SIGN
+from verl_cipo.core.metrics import batch_metrics
+from verl_cipo.core.rows import APPENDED, RowTable
 from verl_cipo.integration import ChangedSeamError
 from verl_cipo.integration.chats import Chats
 from verl_cipo.integration.checks import check_prompt_length, check_questions
 from verl_cipo.integration.settings import MANAGER_CLASS_V0, settle
-from verl_cipo.integration.train.aux_batch import COUNTED as AUX_COUNTED
-from verl_cipo.integration.train.aux_rows import logged_counts
 from verl_cipo.integration.train.controller import Controller, report_second_turns
 from verl_cipo.integration.train.estimator import NAME, BatchRows, rows_of_batch
 from verl_cipo.integration.train.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
 from verl_cipo.integration.train.loss import METRIC as AUX_METRIC
 from verl_cipo.integration.train.loss import install_loss
-from verl_cipo.integration.train.rows import APPENDED, RowTable
-from verl_cipo.integration.v0.aux_rows import append_rows, fill_partners, plan_aux
+from verl_cipo.integration.v0.aux import append_rows, fill_partners, plan_of_batch
 from verl_cipo.integration.v0.rows import Padding, joined, row_table, without_lost
 
 TRAINER_NAME = "RayPPOTrainer"
@@ -183,13 +181,9 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
 
     def _with_aux_rows(self, batch: DataProto, own: dict[str, float]) -> tuple[DataProto, Padding]:
         """``batch`` with the fields of the auxiliary loss and the rows that it needs, arranged anew."""
-        plan = plan_aux(batch, self._rows, config=self.cipo, chats=self._chats, step=self.global_steps)
+        plan = plan_of_batch(batch, self._rows, config=self.cipo, chats=self._chats, step=self.global_steps)
         grown = append_rows(batch, plan, pad_token_id=self.tokenizer.pad_token_id, optimizer_steps=self._steps)
-        counts = Counter(AUX_COUNTED)
-        counts.update(logged_counts(plan.counts))
-        counts["aux/rows"] += int((grown.batch[SIGN] == CHOSEN).sum())
-        counts["rows/aux"] += len(plan.rows)
-        own |= {f"cipo/{name}": float(count) for name, count in counts.items()}
+        own |= aux_metrics([plan])
         streams = np.concatenate([self._rows.rows.stream, np.full(len(plan.rows), APPENDED, dtype=np.int8)])
         arranged, padding = self._arranged(grown, np.array(interleaved(streams)), {})
         if self.cipo.aux.contrastive:
@@ -199,7 +193,7 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
 
     def _end_step(self, own: dict[str, float]) -> None:
         manager = self.async_rollout_manager
-        own = self._sampled.metrics() | own
+        own = batch_metrics(self._sampled) | own
         own |= {f"cipo/{name}": value for name, value in manager.pop_statistics().items()}
         self._metrics.update(own)
         self._metrics.update(self._controller.observe(self._metrics, step=self.global_steps))

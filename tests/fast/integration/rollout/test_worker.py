@@ -209,7 +209,7 @@ def test_row_marks_say_anchor_outcome_and_copy(world):
     assert len(marks) == 4 * N
     for mark in marks:
         assert mark["anchor_correct"] is (mark["anchor"] % 2 == 0)
-        assert mark["copied"] is (mark["correct"] == mark["anchor_correct"])
+        assert mark.get("copied", False) is (mark["correct"] == mark["anchor_correct"])
 
 
 def test_n_corrections_and_replay_fraction_set_the_number_of_rows(world):
@@ -743,7 +743,9 @@ def test_a_copy_is_told_by_what_was_shown(world):
     texts |= {f"p0_c{i}_{j}": f"<think>no, {j}</think>so {7 + j}" for i in range(N) for j in range(N)}
     roll(world, texts=texts)
     marks = {entry[1]: entry[3]["cipo"] for entry in world if entry[0] == "row" and "_c" in entry[1]}
-    assert {name: mark["copied"] for name, mark in marks.items()} == {name: name.endswith("_0") for name in marks}
+    assert {name: mark.get("copied", False) for name, mark in marks.items()} == {
+        name: name.endswith("_0") for name in marks
+    }
     assert len(marks) == N
 
 

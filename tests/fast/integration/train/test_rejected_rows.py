@@ -14,7 +14,7 @@ from tests.fast.integration.scored_batch import scored
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.integration.train.controller import Controller
 from verl_cipo.integration.train.estimator import BatchRows, rows_of_batch
-from verl_cipo.integration.train.rows import RowTable
+from verl_cipo.integration.train.rows import fetch_table
 from verl_cipo.integration.train.trainer import CIPOTrainerSync
 from verl_cipo.integration.v0.rows import objects, row_table
 
@@ -91,7 +91,7 @@ def test_v1_attempts_are_trained_as_without_corrections(monkeypatch, rejected):
     def weights(keys):
         made = trainer()
         batch = store.meta(*keys)
-        made._tables = [RowTable.fetch(batch, threshold=lambda _: 0.5)]
+        made._tables = [fetch_table(batch, threshold=lambda _: 0.5)]
         return gradient_weights(store, made._compute_advantage(batch, {}))
 
     # Without corrections it is GRPO: 9 tokens.
@@ -147,8 +147,8 @@ def test_a_row_that_was_finished_before_the_switch_is_an_attempt(monkeypatch):
     put(store, "b_0_0", length=2, reward=0.25, rejected=False, mark={"correct": True})
 
     batch = store.meta(*store.rows)
-    assert RowTable.fetch(batch, threshold=lambda _: 0.5).rows.correct.tolist() == [True, True, False, False, True]
-    table = RowTable.fetch(batch, threshold={"toy": 0.2}.__getitem__)
+    assert fetch_table(batch, threshold=lambda _: 0.5).rows.correct.tolist() == [True, True, False, False, True]
+    table = fetch_table(batch, threshold={"toy": 0.2}.__getitem__)
     assert table.rows.correct.tolist() == [True, True, False, True, True]
     assert not table.rows.anchor_correct.any() and (table.rows.stream == 0).all()
     assert table.attempts()[0][0].pass_rate == 0.75

@@ -13,31 +13,27 @@ import transfer_queue as tq
 from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
 
-from verl_cipo.core.advantage import BASE, CORRECTION, Rows
 from verl_cipo.core.config import AuxConfig, CIPOConfig
 from verl_cipo.core.guard import ALARMS
+from verl_cipo.core.rows import Mark, RowTable
 from verl_cipo.integration.train import estimator, loss
 from verl_cipo.integration.train import trainer as trainer_module
 from verl_cipo.integration.train.checkpoint import TrainerState
 from verl_cipo.integration.train.controller import Controller
-from verl_cipo.integration.train.rows import RowTable
 from verl_cipo.integration.train.trainer import CIPOTrainerColocateAsync, CIPOTrainerMixin
 
 KEYS = ["a_0_0", "a_1_0", "a_c1_0_0", "a_c1_1_0"]
-TABLE = RowTable(
-    keys=KEYS,
-    rows=Rows(
-        stream=np.array([BASE, BASE, CORRECTION, CORRECTION], dtype=np.int8),
-        group=np.array(["a", "a", "a_c1", "a_c1"], dtype=object),
-        session=np.array([key.rsplit("_", 1)[0] for key in KEYS], dtype=object),
-        final=np.ones(4, dtype=bool),
-        correct=np.array([True, False, True, False]),
-        anchor_correct=np.zeros(4, dtype=bool),
-    ),
+TABLE = RowTable.of_marks(
+    KEYS,
+    [
+        Mark(correct=True),
+        Mark(correct=False),
+        Mark(correct=True, anchor_correct=False),
+        Mark(correct=False, anchor_correct=False, copied=True),
+    ],
     index=[0] * 4,
     scores=np.array([1.0, 0.0, 1.0, 0.0]),
     tokens=np.array([3, 3, 3, 3]),
-    copied=np.array([False, False, False, True]),
 )
 
 
@@ -122,7 +118,7 @@ def balanced(monkeypatch):
             in_stream.append(options["in_stream"])
             return batch, SimpleNamespace()
 
-        monkeypatch.setattr(RowTable, "fetch", lambda batch, threshold: table)
+        monkeypatch.setattr(trainer_module, "fetch_table", lambda batch, threshold: table)
         monkeypatch.setattr(tq, "kv_clear", lambda keys, partition_id: cleared.extend(keys))
         monkeypatch.setattr(trainer_module, "add_aux_rows", add_aux_rows)
         tags = [{"status": "success"} for _ in table.keys]
@@ -148,12 +144,9 @@ def test_rows_for_the_auxiliary_loss_are_added_where_it_is_on(balanced, coef, we
 
 def test_the_order_of_the_prompts_is_drawn_by_the_seed(balanced):
     uids = "abcdefgh"
-    eight = replace(
-        RowTable.joined([TABLE] * 2),
-        keys=[f"{uid}_0_0" for uid in uids],
-        rows=replace(Rows.joined([TABLE.rows] * 2), stream=np.full(8, BASE, dtype=np.int8)),
-        index=list(range(8)),
-    )
+    nothing = np.zeros(8)
+    keys = [f"{uid}_0_0" for uid in uids]
+    eight = RowTable.of_marks(keys, [Mark(correct=True)] * 8, index=range(8), scores=nothing, tokens=nothing)
     orders = {seed: tuple(balanced(Trainer(seed=seed), eight)[0]) for seed in (1, 2, 3)}
     assert len(set(orders.values())) == 3
     assert orders[2] == tuple(balanced(Trainer(seed=2), eight)[0])

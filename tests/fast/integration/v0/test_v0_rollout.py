@@ -277,7 +277,7 @@ def test_a_row_is_marked_and_the_agent_loop_is_shown_nothing_of_it(monkeypatch):
 
     made = worker(monkeypatch, run)
     attempt = session(made, "u", 2)
-    assert attempt.extra_fields["cipo"] == {"correct": True, "origin": origin(None, CHAT), "refusal": None}
+    assert attempt.extra_fields["cipo"] == {"correct": True, "origin": origin(None, CHAT)}
     assert {key: attempt.extra_fields[key] for key in ("uid", "session_id", "index")} == {
         "uid": "u",
         "session_id": 2,
@@ -436,7 +436,10 @@ def test_a_copy_is_told_by_the_view_that_was_shown(monkeypatch):
     monkeypatch.setattr("tests.fast.integration.v0.test_v0_rollout.R", 40)
     answers = iter(["<think>why</think>ab", "<think>why</think>ba"])
     made = worker(monkeypatch, run)
-    assert [session(made, "u_c2", 1, ANCHORED).extra_fields["cipo"]["copied"] for _ in range(2)] == [True, False]
+    assert [session(made, "u_c2", 1, ANCHORED).extra_fields["cipo"].get("copied", False) for _ in range(2)] == [
+        True,
+        False,
+    ]
 
 
 def test_an_agent_loop_that_does_not_heed_raw_prompt_is_noticed(monkeypatch, caplog):

@@ -326,20 +326,20 @@ def test_a_step_keeps_nothing_of_the_one_before():
 
 
 class Chat:
-    """Chats, of which pairs need three."""
+    """Chats, as far as pairs need it."""
 
     class prompt:
         @staticmethod
         def build(messages, attempt):
             return [{"role": "user", "content": f"fix {attempt}"}], None
 
+        @staticmethod
+        def decode(ids):
+            return "".join(map(chr, ids))
+
     @staticmethod
     def encode(messages):
         return encode(messages[0]["content"])
-
-    @staticmethod
-    def decode(ids):
-        return "".join(map(chr, ids))
 
 
 @pytest.mark.parametrize("kind", ["nll", "contrastive"])

@@ -1,4 +1,4 @@
-"""What the auxiliary loss trains of a batch of verl's DataProto, and the rows appended for it."""
+"""What the auxiliary loss trains in a batch of verl's DataProto: the rows that are appended for it, and its fields."""
 
 import numpy as np
 import pytest
@@ -13,39 +13,13 @@ from verl.utils.model import compute_position_id_with_mask
 from verl.workers.utils.padding import left_right_2_no_padding
 
 from tests.fast.integration.scored_batch import FIELDS, PAD, R, appended, decode, encode, scored, text_of
+from verl_cipo.core.aux_plan import AuxPlan, NewRow
 from verl_cipo.core.config import AuxConfig
-from verl_cipo.integration.train.aux_rows import pair_uid
-from verl_cipo.integration.v0.aux_rows import AuxPlan, AuxRow, append_rows, fill_partners
+from verl_cipo.core.rows import RowKey
+from verl_cipo.integration.v0.aux import append_rows, fill_partners
 from verl_cipo.integration.v0.rows import objects
 
-# ---- what is paired with what
-
-
-def test_a_pair_of_one_prompt():
-    batch = scored(["-+"])
-    out, counts = appended(batch)
-    assert counts == {"pairs": 1, "adjacent": 0, "no_donor": 0, "other_question": 0}
-    assert len(out) == 3
-    attempt = text_of(batch, 0, "responses")
-    content = out.non_tensor_batch["raw_prompt"][2][0]["content"]
-    assert (
-        content.startswith("Q0\n\nHere is an attempt at this problem")
-        and f"<attempt>\n{attempt}\n</attempt>" in content
-    )
-    assert text_of(out, 2, "prompts") == content + ">"
-    assert torch.equal(out.batch["responses"][2], batch.batch["responses"][1])
-    assert out.non_tensor_batch["uid"].tolist() == ["u0", "u0", "u0_p0"] == [*["u0"] * 2, pair_uid("u0", 0)]
-
-
-def test_an_adjacent_pair_asks_the_question_that_its_response_answers():
-    batch = scored(["-", "+"])
-    out, counts = appended(batch)
-    assert counts == {"pairs": 1, "adjacent": 1, "no_donor": 0, "other_question": 0}
-    content = out.non_tensor_batch["raw_prompt"][2][0]["content"]
-    assert content.startswith("Q1\n\nHere is another problem")
-    assert f"<problem>\nQ0\n</problem>\n<attempt>\n{text_of(batch, 0, 'responses')}\n</attempt>" in content
-    assert torch.equal(out.batch["responses"][2], batch.batch["responses"][1])
-    assert out.non_tensor_batch["index"][2] == 1 and out.non_tensor_batch["uid"][2] == "u0_p0"
+# ---- pairs
 
 
 def test_contrastive_has_the_failed_attempt_under_the_same_prompt():
@@ -61,7 +35,7 @@ def test_contrastive_has_the_failed_attempt_under_the_same_prompt():
 
 def test_partners_are_filled_in_whatever_the_order_of_the_rows():
     out, counts = appended(scored(["-+", "+-+", "-"]), kind="contrastive")
-    assert (counts["pairs"], counts["other_question"]) == (2, 1), "an attempt is no answer to another question"
+    assert counts["aux/pairs"] == 2
     order = torch.randperm(len(out), generator=torch.Generator().manual_seed(4))
     out.reorder(order)
     out.batch["old_log_probs"] = -torch.arange(len(out) * R).reshape(-1, R).float()
@@ -77,37 +51,6 @@ def test_partners_are_filled_in_whatever_the_order_of_the_rows():
         torch.testing.assert_close(out.batch["cipo_aux_partner"][i], expected)
 
 
-def test_the_budget_counts_failed_attempts_of_prompts():
-    # 4 prompts, a quarter of them: 1. Medium difficulty comes first.
-    out, counts = appended(scored(["--", "-+", "++", "--"]), replay_fraction=0.25)
-    assert counts["pairs"] == 1 and out.non_tensor_batch["uid"][-1] == "u1_p0"
-    out, counts = appended(scored(["-+"]), replay_fraction=0.0)
-    assert counts["pairs"] == 0 and len(out) == 2
-
-
-def test_what_could_not_be_paired_is_counted():
-    assert appended(scored(["-", "--"]))[1] == {"no_donor": 3, "other_question": 0}
-    assert appended(scored(["++", "+"]))[1] == {"no_donor": 0, "other_question": 0}
-    assert appended(scored(["-+"]), prompt_length=40)[1] == {"no_donor": 0, "other_question": 0, "too_long": 1}
-    batch = scored(["-+", "-+", "-+"])
-    images = np.array([{"pixels": 1}, None, None, {"pixels": 1}, {}, {}], dtype=object)
-    batch.non_tensor_batch["multi_modal_inputs"] = images
-    out, counts = appended(batch)
-    assert counts == {"no_donor": 0, "other_question": 0, "no_text_question": 2, "pairs": 1, "adjacent": 0}
-    assert out.non_tensor_batch["multi_modal_inputs"].tolist() == [*images.tolist(), {}]
-
-
-def test_a_row_without_a_trained_token_is_no_attempt():
-    batch = scored(["-+-"])
-    batch.batch["response_mask"][1] = 0
-    assert appended(batch)[1] == {"no_donor": 2, "other_question": 0}
-    batch = scored(["-+-"])
-    batch.batch["response_mask"][0] = 0
-    out, _ = appended(batch)
-    # Sessions count all rows of the prompt.
-    assert out.non_tensor_batch["uid"][3:].tolist() == ["u0_p2"]
-
-
 def test_only_the_tokens_that_the_policy_wrote_are_trained():
     batch = scored(["-+"], seed=3)
     batch.batch["responses"][1] = torch.tensor(encode("abcd"))
@@ -115,12 +58,6 @@ def test_only_the_tokens_that_the_policy_wrote_are_trained():
     batch.batch["response_mask"][1] = torch.tensor([1, 0, 0, 1])
     out, _ = appended(batch, optimizer_steps=3)
     assert out.batch["cipo_aux_weights"][2].tolist() == pytest.approx([1.5, 0, 0, 1.5])
-
-
-def test_the_draw_depends_on_the_step():
-    batch = scored(["-++++"])
-    sources = {tuple(appended(batch, step=step)[0].batch["row_extra"].tolist()) for step in range(12)}
-    assert len(sources) > 1
 
 
 # ---- the batch that comes back
@@ -144,11 +81,11 @@ def test_base_rows_are_kept_and_new_rows_are_whole(outcomes, kind, channels, wid
     n, new_width = len(batch), out.batch["prompts"].shape[1]
     by = new_width - width
     sides = 2 if kind == "contrastive" else 1
-    assert len(out) == n + sides * counts["pairs"]
+    assert len(out) == n + sides * counts["aux/pairs"]
     marks = "".join(outcomes)
     own = "".join(marks for marks in outcomes if "+" in marks)
-    assert counts["pairs"] + counts["other_question"] == (marks.count("-") if "+" in marks else 0)
-    assert counts["other_question"] == 0 if kind == "nll" else counts["pairs"] == own.count("-")
+    assert counts["aux/pairs"] + counts["aux/skipped/other_question"] == (marks.count("-") if "+" in marks else 0)
+    assert counts["aux/skipped/other_question"] == 0 if kind == "nll" else counts["aux/pairs"] == own.count("-")
     assert out.meta_info == batch.meta_info
 
     # The union of keys, on all rows.
@@ -225,7 +162,7 @@ def test_what_cannot_be_made_for_a_new_row_is_refused(key):
 
 def test_a_batch_that_lacks_a_part_is_an_error():
     batch = scored(["-+"])
-    row = AuxRow(source=1, uid="x", messages=[], prompt_ids=[5], sign=1.0, pair=0)
+    row = NewRow(source="u0_1_0", key=RowKey("x", 0), messages=[], prompt_ids=[5], sign=1.0, pair=0)
     del batch.batch["position_ids"]
     with pytest.raises(ValueError, match="position_ids must be among"):
         append_rows(batch, AuxPlan(rows=[row]), pad_token_id=PAD, optimizer_steps=1)
@@ -234,7 +171,7 @@ def test_a_batch_that_lacks_a_part_is_an_error():
 def test_without_new_rows_a_batch_of_any_kind_is_trained():
     batch = scored(["-+"])
     batch.batch["routed_experts"] = torch.zeros(2, R)
-    out = append_rows(batch, AuxPlan(chosen={1: 0}), pad_token_id=PAD, optimizer_steps=1)
+    out = append_rows(batch, AuxPlan(chosen={"u0_1_0": 0}), pad_token_id=PAD, optimizer_steps=1)
     assert out.batch["cipo_aux_sign"].tolist() == [0, 1] and out.batch["cipo_aux_pair"].tolist() == [-1, 0]
     assert out.batch["cipo_aux_weights"].sum(-1).tolist() == pytest.approx([0, 1])
 
@@ -242,6 +179,15 @@ def test_without_new_rows_a_batch_of_any_kind_is_trained():
 def test_a_second_time_is_an_error():
     with pytest.raises(ValueError, match="rows were appended before"):
         append_rows(appended(scored(["-+"]))[0], AuxPlan(), pad_token_id=PAD, optimizer_steps=1)
+
+
+def test_an_image_of_another_row_is_not_appended():
+    batch = scored(["-+", "-+", "-+"])
+    images = np.array([{"pixels": 1}, None, None, {"pixels": 1}, {}, {}], dtype=object)
+    batch.non_tensor_batch["multi_modal_inputs"] = images
+    out, counts = appended(batch)
+    assert counts["aux/skipped/no_text_question"] == 2
+    assert out.non_tensor_batch["multi_modal_inputs"].tolist() == [*images.tolist(), {}]
 
 
 # ---- corrections that were rolled out
@@ -256,14 +202,9 @@ def corrected():
         if row > 2:
             mark["anchor_correct"] = row == 6
     batch.non_tensor_batch["raw_prompt"][4] = [{"role": "user", "content": "Q0 corrected"}]
+    # What is seen of the corrections' own prompts.
+    batch.batch["prompts"][3:] = ord("c")
     return batch
-
-
-def test_right_corrections_of_failed_attempts_are_trained_where_they_are():
-    out, counts = appended(corrected(), source="resample")
-    assert len(out) == 7 and not counts
-    assert out.batch["cipo_aux_sign"].tolist() == [0, 0, 0, 0, 1, 1, 0]
-    assert out.batch["cipo_aux_weights"].sum(-1).tolist() == pytest.approx([0, 0, 0, 0, 0.5, 0.5, 0])
 
 
 def test_the_first_right_correction_is_preferred_over_its_attempt():
@@ -278,58 +219,15 @@ def test_the_first_right_correction_is_preferred_over_its_attempt():
     fill_partners(out, -torch.ones(8, R))
 
 
-def test_a_correction_that_rollout_correction_rejected_is_not_trained():
+def test_corrections_are_trained_where_they_are_and_on_the_plain_prompt_but_for_rejected_ones():
     batch = corrected()
-    batch.batch["response_mask"][4] = 0
-    assert appended(batch, source="resample")[0].batch["cipo_aux_sign"].tolist() == [0, 0, 0, 0, 0, 1, 0]
-    assert len(appended(batch, kind="contrastive", source="resample")[0]) == 7
-
-
-def distilled(batch, below):
-    return appended(batch, source="resample", aux=AuxConfig(coef=0.1, distill_below=below))
-
-
-def test_right_corrections_of_mostly_failing_prompts_are_trained_on_the_plain_prompt_too():
-    batch = corrected()
-    # What is seen of the corrections' own prompts.
-    batch.batch["prompts"][3:] = ord("c")
-    batch.batch["response_mask"][0] = 0
-    out, counts = distilled(batch, 0.67)
-    assert counts == {"distilled": 2} and len(out) == 9
-    assert out.batch["cipo_aux_sign"].tolist() == [0, 0, 0, 0, 1, 1, 0, 1, 1]
-    assert out.batch["cipo_aux_weights"].sum(-1).tolist() == pytest.approx([0, 0, 0, 0, *[0.25] * 2, 0, *[0.25] * 2])
-    assert torch.equal(out.batch["responses"][7:], batch.batch["responses"][4:6])
-    for row in (7, 8):
-        assert text_of(out, row, "prompts") == "Q0>"
-        assert out.non_tensor_batch["raw_prompt"][row] == [{"role": "user", "content": "Q0"}]
-    assert out.non_tensor_batch["uid"][7:].tolist() == ["u0_c0q"] * 2
-    assert not out.batch["response_mask"][7:].any() and not out.batch["rm_scores"][7:].any()
-
-
-@pytest.mark.parametrize("below", [0.0, 2 / 3])
-def test_corrections_of_other_prompts_are_not_distilled(below):
-    """Two of the three attempts are right."""
-    assert len(distilled(corrected(), below)[0]) == 7
-
-
-def test_a_rejected_correction_and_one_with_an_image_are_not_distilled():
-    batch = corrected()
-    batch.batch["response_mask"][4] = 0
-    out, counts = distilled(batch, 1.0)
-    assert counts == {"distilled": 1} and torch.equal(out.batch["responses"][7:], batch.batch["responses"][5:6])
-    for row, given_up in ((0, 2), (5, 1)):
-        batch = corrected()
-        batch.non_tensor_batch["multi_modal_inputs"] = objects([{"pixels": 1} if i == row else {} for i in range(7)])
-        out, counts = distilled(batch, 1.0)
-        assert counts["no_text_question"] == given_up and counts["distilled"] == len(out) - 7 == 2 - given_up
-
-
-def test_both_sources_pair_attempts_only():
-    out, counts = appended(corrected(), kind="contrastive", source="both")
-    # attempt 0 and its correction; attempt 0 and the right attempt 1 or 2, numbered beyond the rows
-    assert counts["pairs"] == 1 and len(out) == 10
-    assert out.batch["cipo_aux_pair"].tolist() == [-1, -1, -1, -1, 0, -1, -1, 0, 7, 7]
-    assert out.non_tensor_batch["uid"][8:].tolist() == ["u0_p0"] * 2
+    batch.batch["response_mask"][[0, 4]] = 0
+    out, _ = appended(batch, source="resample", aux=AuxConfig(coef=0.1, distill_below=0.67))
+    assert out.batch["cipo_aux_sign"].tolist() == [0, 0, 0, 0, 0, 1, 0, 1]
+    assert out.batch["cipo_aux_weights"].sum(-1).tolist() == pytest.approx([0, 0, 0, 0, 0, 0.5, 0, 0.5])
+    assert torch.equal(out.batch["responses"][7], batch.batch["responses"][5])
+    assert text_of(out, 7, "prompts") == "Q0>" and out.non_tensor_batch["uid"][7] == "u0_c0q"
+    assert out.non_tensor_batch["raw_prompt"][7] == [{"role": "user", "content": "Q0"}]
 
 
 # ---- verl's own statistics
@@ -363,7 +261,7 @@ def test_rollout_correction_does_not_see_the_new_rows(settings_):
     batch = scored(["-+-", "+--+", "-", "++-"])
     n = len(batch)
     out, counts = appended(batch, kind="contrastive")
-    assert counts["pairs"] == 5
+    assert counts["aux/pairs"] == 5
     corrected, metrics = compute_rollout_correction_and_add_to_batch(
         with_old_log_probs(out, n), OmegaConf.create(settings_)
     )
@@ -391,7 +289,7 @@ def test_appended_right_before_the_update_nothing_of_verls_has_seen_the_rows():
     for key in ("ref_log_prob", "values", "advantages", "returns", "token_level_rewards"):
         batch.batch[key] = torch.rand(n, R)
     out, counts = appended(batch)
-    assert counts["pairs"] > 0
+    assert counts["aux/pairs"] > 0
     computed = (
         "response_mask",
         "old_log_probs",

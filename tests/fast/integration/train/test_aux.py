@@ -1,0 +1,201 @@
+"""What the auxiliary loss trains in a TransferQueue batch: the rows that are appended for it, and its fields."""
+
+import numpy as np
+import pytest
+import torch
+import transfer_queue as tq
+from verl.trainer.ppo.padding_utils import construct_minimal_padding_template
+
+from tests.contracts.store import FUNCTIONS, Store
+from tests.fast.integration.scored_batch import FIELDS, R, appended, chats_of, decode, encode, scored
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.losses import PARTNER, SIGN, WEIGHTS
+from verl_cipo.integration.train.aux import add_aux_rows, aux_row, aux_tag
+from verl_cipo.integration.train.rows import fetch_table
+
+# key -> (answer, right, anchor right or None for an attempt)
+ROWS = {
+    "a_0_0": ("yes", True, None),
+    "a_1_0": ("nope", False, None),
+    "a_2_0": ("never", False, None),
+    "b_0_0": ("no", False, None),
+    "b_1_0": ("not so", False, None),
+    "a_c1_0_0": ("wrong", False, False),
+    "a_c1_1_0": ("now yes", True, False),
+    "a_c1_2_0": ("yes!", True, False),
+    "a_c0_0_0": ("yes", True, True),
+}
+
+
+def text(row: dict, name: str) -> str:
+    return decode(row[name].tolist())
+
+
+@pytest.fixture
+def store(monkeypatch):
+    store = Store()
+    for name in FUNCTIONS:
+        monkeypatch.setattr(tq, name, getattr(store, name))
+    for key, (answer, right, anchor) in ROWS.items():
+        asked = f"{key[0]}?" if anchor is None else f"{key[0]}? try: ..."
+        prompt, response = encode(asked), encode(answer)
+        mark = {"correct": right} | ({} if anchor is None else {"anchor_correct": anchor, "copied": False})
+        ones = torch.ones(len(response), dtype=torch.int64)
+        store.put(
+            key,
+            {"prompt_len": len(prompt), "response_len": len(response), "seq_len": len(prompt) + len(response)},
+            prompts=torch.tensor(prompt),
+            responses=torch.tensor(response),
+            input_ids=torch.tensor(prompt + response),
+            position_ids=torch.arange(len(prompt) + len(response)),
+            response_mask=ones,
+            loss_mask=ones,
+            rm_scores=torch.tensor([0.0] * (len(response) - 1) + [float(right)]),
+            old_log_probs=torch.full((len(response),), -2.0),
+            uid=key.rsplit("_", 2)[0],
+            index="ab".index(key[0]),
+            data_source="toy",
+            raw_prompt=[{"role": "user", "content": asked}],
+            extra_fields={"cipo": mark},
+            multi_modal_inputs={},
+        )
+    return store
+
+
+def grown(store, *, in_stream=True, **options):
+    config = CIPOConfig.from_mapping({"aux": {"coef": 1.0, **options.pop("aux", {})}, **options})
+    batch = store.meta(*ROWS)
+    table = fetch_table(batch, threshold=lambda _: 0.5)
+    return add_aux_rows(batch, table, config=config, chats=chats_of(config), step=1, in_stream=in_stream)
+
+
+def written(store, batch, aux, *, optimizer_steps=1, contrastive=False) -> dict[str, dict]:
+    aux.put_fields(batch, optimizer_steps=optimizer_steps, contrastive=contrastive)
+    return {key: store.rows[key] for key in batch.keys}
+
+
+def test_rows_of_the_batch_are_trained_where_they_are(store):
+    batch, aux = grown(store)
+    assert batch.keys == list(ROWS), "nothing is appended"
+    rows = written(store, batch, aux, optimizer_steps=2)
+    # Two chosen rows, two optimizer steps: weight 2 / 2 = 1 a row, spread over 7 and 4 tokens.
+    assert rows["a_c1_1_0"][WEIGHTS].tolist() == pytest.approx([1 / 7] * 7)
+    assert rows["a_c1_2_0"][WEIGHTS].tolist() == pytest.approx([1 / 4] * 4)
+    assert {key for key, row in rows.items() if row[WEIGHTS].any()} == {"a_c1_1_0", "a_c1_2_0"}
+    assert all(len(row[WEIGHTS]) == len(row["responses"]) for row in rows.values())
+
+
+def test_appended_rows_hold_a_response_under_another_prompt_which_this_loss_alone_trains(store):
+    batch, aux = grown(store, in_stream=False, aux={"distill_below": 1.0})
+    sources, new = ["a_c1_1_0", "a_c1_2_0"] * 2, batch.keys[len(ROWS) :]
+    assert new == ["a_c1a_0_0", "a_c1a_1_0", "a_c1q_0_0", "a_c1q_1_0"]
+    rows = written(store, batch, aux)
+    for key, source in zip(new, sources, strict=True):
+        asked = "a?" if "q" in key else "a? try: ..."
+        assert text(rows[key], "prompts") == asked and rows[key]["raw_prompt"] == [{"role": "user", "content": asked}]
+        assert text(rows[key], "input_ids") == asked + text(rows[source], "responses")
+        assert rows[key]["uid"] == key.rsplit("_", 2)[0]
+        assert not rows[key]["response_mask"].any() and not rows[key]["rm_scores"].any()
+        assert batch.tags[batch.keys.index(key)]["is_padding"] is True
+        assert rows[key][WEIGHTS].sum() == pytest.approx(1 / 4) and not rows[source][WEIGHTS].any()
+
+
+def test_each_side_of_a_pair_sees_the_other(store):
+    batch, aux = grown(store, aux={"kind": "contrastive"})
+    (new,) = batch.keys[len(ROWS) :]
+    store.rows[new]["old_log_probs"] = torch.tensor([-1.0, -2.0, -3.0, -6.0])  # mean -3
+    rows = written(store, batch, aux, contrastive=True)
+    assert text(rows[new], "prompts") == text(rows["a_c1_1_0"], "prompts") and text(rows[new], "responses") == "nope"
+    assert {key: row[SIGN].item() for key, row in rows.items() if row[SIGN]} == {"a_c1_1_0": 1.0, new: -1.0}
+    assert rows["a_c1_1_0"][PARTNER] == -3.0 and rows[new][PARTNER] == -2.0
+    assert rows[new][WEIGHTS].tolist() == [0.25] * 4
+
+
+def test_a_pair_that_lost_a_side_is_left_out(store):
+    """Rollout correction may reject every token of a row."""
+    batch, aux = grown(store, aux={"kind": "contrastive"})
+    store.rows["a_c1_1_0"]["response_mask"] = torch.zeros(7, dtype=torch.int64)
+    rows = written(store, batch, aux, contrastive=True)
+    assert not any(row[WEIGHTS].any() or row[SIGN] for row in rows.values())
+
+
+def test_all_pairs_weigh_as_much_together_as_one_loss(store):
+    batch, aux = grown(store, source="both", replay_fraction=2.0, aux={"kind": "contrastive"})
+    rows = written(store, batch, aux, contrastive=True)
+    assert sum(row[SIGN] > 0 for row in rows.values()) == 3
+    assert sum(row[WEIGHTS].sum().item() for row in rows.values()) == pytest.approx(2.0), "1 for each side"
+    assert {text(rows[key], "responses") for key in ("a_p1_0_0", "a_p2_0_0")} == {"yes"}
+    assert "nope" in text(rows["a_p1_0_0"], "prompts") and text(rows["a_p1_1_0"], "responses") == "nope"
+
+
+# ---- one row, the same as in a batch of DataProto
+
+
+def sample(batch, row):
+    """Row of a padded batch as TransferQueue holds it, without padding or batch dimension."""
+    mask = batch.batch["attention_mask"][row].bool()
+    width, length = batch.batch["prompts"].shape[1], int(mask[-R:].sum())
+    out = {key: values[row] for key, values in batch.non_tensor_batch.items()}
+    for key, values in batch.batch.items():
+        value = values[row]
+        if key in ("input_ids", "attention_mask", "sequence_extra"):
+            value = value[mask]
+        elif key == "position_ids":
+            value = value[..., mask]
+        elif key == "prompts":
+            value = value[mask[:width]]
+        elif value.dim() and value.shape[0] == R:
+            value = value[:length]
+        out[key] = value
+    return out
+
+
+@pytest.mark.parametrize("channels", [None, 4])
+@pytest.mark.parametrize("kind", ["nll", "contrastive"])
+def test_it_is_the_row_of_the_batch(channels, kind):
+    batch = scored(["-+", "-"], channels=channels, width=5)
+    del batch.batch["prompt_extra"]
+    batch.batch["loss_mask"] = batch.batch["response_mask"]
+    batch.non_tensor_batch["multi_modal_inputs"] = np.array([None, {}, {}], dtype=object)
+    out, counts = appended(batch, kind=kind)
+    assert counts["aux/pairs"] == (2 if kind == "nll" else 1)
+    for i in range(len(batch), len(out)):
+        expected = sample(out, i)
+        source = sample(batch, int(out.batch["row_extra"][i]))
+        held = {key: value.clone() for key, value in source.items() if isinstance(value, torch.Tensor)}
+        row = aux_row(source, expected["prompts"].tolist(), uid=expected["uid"], messages=expected["raw_prompt"])
+        assert set(row) == set(source) == set(expected) - FIELDS
+        for key, value in row.items():
+            if isinstance(value, torch.Tensor):
+                assert value.dtype == source[key].dtype
+                assert torch.equal(value, expected[key]), key
+                assert torch.equal(source[key], held[key])
+            else:
+                assert value == expected[key]
+
+
+def test_it_is_to_verl_what_its_own_padding_is():
+    """Same zeros under the same keys as verl's padding row, which no loss or statistic of verl sees."""
+    batch = scored(["-+"], extra=False)
+    source = sample(batch, 1)
+    source["loss_mask"] = source["response_mask"]
+    tag = {"status": "success", "prompt_len": 3, "response_len": len(source["responses"]), "seq_len": 9, "x": 1}
+    padding, padding_tag = construct_minimal_padding_template(source, tag, eos_token_id=1)
+    row = aux_row(source, [5, 6], uid="u0_p0", messages=[])
+    for key, value in padding.items():
+        if isinstance(value, torch.Tensor) and value.shape == (1,) and key != "responses":
+            assert not value.any() and not row[key].any()
+            assert row[key].dtype == value.dtype
+    own_tag = aux_tag(tag, row)
+    assert own_tag.keys() == padding_tag.keys()
+    length = len(source["responses"])
+    assert own_tag == tag | {"prompt_len": 2, "response_len": length, "seq_len": 2 + length, "is_padding": True}
+
+
+def test_what_a_batch_is_refused_for():
+    source = sample(scored(["-+"]), 1)
+    with pytest.raises(ValueError, match="has 'routed_experts'"):
+        aux_row(source | {"routed_experts": torch.zeros(5, 1)}, [5], uid="x", messages=[])
+    del source["response_mask"]
+    with pytest.raises(ValueError, match="response_mask must be among"):
+        aux_row(source, [5], uid="x", messages=[])

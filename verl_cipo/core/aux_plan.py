@@ -1,0 +1,288 @@
+"""Which rows the auxiliary loss trains, and which are appended for it: one plan for both data planes.
+
+docs/method.md 13, 14, 15 and 17. Three kinds:
+
+* Corrections of failed attempts that were rolled out and are right; with `aux.kind` contrastive the first of each
+  attempt, and an appended row that has the attempt as its response to the same prompt. A correction that the policy
+  loss does not train is not in the batch and is appended, too.
+* With `aux.distill_below`, the right ones of prompts that mostly fail once more, appended as responses to the plain
+  question: what is right there is rarely sampled without the attempt. Our own option [W], not the paper's.
+* With `source` paired or both, pairs: each failed attempt is given a right rollout of the same step as its correction,
+  of the same prompt, else of the nearest prompt that has one, whose solution is then learnt beside the failed attempt
+  as a worked example. Nothing is generated. Appended is the right rollout under the prompt of the pair, and with
+  contrastive the failed attempt under the same prompt.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from verl_cipo.core.anchors import Attempt, Group, anchor_budget, select_anchors
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.draws import lot
+from verl_cipo.core.prompts import SKIP_REASONS, CorrectionPrompt
+from verl_cipo.core.rows import CHOSEN, REJECTED, UNTRAINED, GroupName, RowKey, RowTable
+
+_SKIPPED = "aux/skipped/"
+_NO_TEXT = f"{_SKIPPED}no_text_question"
+COUNTED = (
+    "aux/rows",
+    "aux/pairs",
+    "aux/adjacent",
+    "aux/distilled",
+    *(f"{_SKIPPED}{reason}" for reason in ("no_donor", "other_question", *SKIP_REASONS)),
+    "rows/aux",
+)
+"""Counts that are logged every step, also where nothing happened."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A failed attempt and the right rollout that corrects it; same_prompt: whether they answer the same question."""
+
+    anchor: Attempt
+    donor: Attempt
+    same_prompt: bool
+
+
+class Shown(NamedTuple):
+    """What the plan looks at in a row of the batch; messages: the chat of its prompt."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    messages: list[dict]
+    images: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewRow:
+    """A row to append: the response of row `source` and all that belongs to it, under another prompt."""
+
+    key: RowKey
+    source: str
+    messages: list[dict]
+    prompt_ids: list[int]
+    sign: float
+    """CHOSEN or REJECTED."""
+    pair: int
+    """Its number; -1 where the row is in none."""
+
+
+@dataclass(frozen=True)
+class AuxPlan:
+    """What the auxiliary loss trains of a batch; rows by key."""
+
+    chosen: dict[str, int] = field(default_factory=dict)
+    """Rows of the batch that are made likelier where they are -> number of the pair."""
+    rows: list[NewRow] = field(default_factory=list)
+    """To append."""
+    counts: Counter = field(default_factory=Counter)
+    """Of COUNTED, but what follows from the rows."""
+
+    def signs(self, keys: Sequence[str], *, without: Collection[str] = ()) -> tuple[list[float], list[int]]:
+        """Sign and pair of each row; without those rows that have lost all their tokens, nor their partners."""
+        trained = {key: (CHOSEN, pair) for key, pair in self.chosen.items()}
+        trained |= {str(row.key): (row.sign, row.pair) for row in self.rows}
+        broken = {trained[key][1] for key in without if key in trained} - {-1}
+        kept = {key: one for key, one in trained.items() if key not in without and one[1] not in broken}
+        found = [kept.get(key, (UNTRAINED, -1)) for key in keys]
+        return [sign for sign, _ in found], [pair for _, pair in found]
+
+
+def aux_metrics(plans: Sequence[AuxPlan]) -> dict[str, float]:
+    """Counts under cipo/ over the updates of a step."""
+    counts = Counter(dict.fromkeys(COUNTED, 0))
+    for plan in plans:
+        counts.update(plan.counts)
+        counts["aux/rows"] += len(plan.chosen) + sum(row.sign == CHOSEN for row in plan.rows)
+        counts["rows/aux"] += len(plan.rows)
+    return {f"cipo/{name}": float(count) for name, count in counts.items()}
+
+
+def plan_aux(
+    table: RowTable,
+    shown: Callable[[Sequence[str]], Mapping[str, Shown]],
+    *,
+    config: CIPOConfig,
+    prompt: CorrectionPrompt,
+    encode: Callable[[list[dict]], list[int]],
+    step: int,
+    in_stream: bool = True,
+    trained: np.ndarray | None = None,
+) -> AuxPlan:
+    """Choose what the auxiliary loss trains.
+
+    table: the rows of the batch; shown: reads rows by key, called at most once, with all
+    whose prompt or response is taken; encode: tokens of a chat with the generation
+    prompt; step: the training step, with `config.seed` it decides the draws;
+    in_stream: whether corrections are trained by the policy loss, too, and so are in the batch;
+    trained: (N,) bool, rows with a token to train, the others are left out; None where all count, since rollout
+    correction has not rejected any yet.
+    """
+    usable = set(table.keys if trained is None else np.array(table.keys, dtype=object)[trained])
+    contrastive = config.aux.contrastive
+    plan = AuxPlan()
+    corrections: Mapping[str, str | None] = {}
+    plain: Mapping[str, str] = {}
+    pairs: list[Pair] = []
+    key_of: dict[Attempt, str] = {}
+    if config.rolls_out:
+        right = table.preferences() if contrastive else dict.fromkeys(table.right_corrections())
+        corrections = {key: failed for key, failed in right.items() if {key, failed} <= usable | {None}}
+        # Of the other row only the prompt counts.
+        plain = {key: asked for key, asked in table.plain_prompts(config.aux.distill_below).items() if key in usable}
+    if config.pairs:
+        groups, key_of = table.attempts()
+        kept = [Group(group.uid, tuple(a for a in group.attempts if key_of[a] in usable)) for group in groups]
+        pairs = draw_pairs([group for group in kept if group.attempts], plan.counts, config=config, step=step)
+
+    read = [key for item in plain.items() for key in item]
+    if contrastive or not in_stream:
+        read += [key for item in corrections.items() for key in item if key is not None]
+    read += [key_of[attempt] for pair in pairs for attempt in (pair.anchor, pair.donor)]
+    rows = shown(list(dict.fromkeys(read))) if read else {}
+
+    if contrastive or not in_stream:
+        _append_corrections(plan, corrections, rows, in_stream=in_stream)
+    else:
+        plan.chosen.update({key: number for number, key in enumerate(corrections)})
+    _append_plain(plan, plain, rows)
+    # Numbered after those of the corrections.
+    for number, pair in enumerate(pairs, len(table.keys)):
+        failed, right = key_of[pair.anchor], key_of[pair.donor]
+        messages, reason = _pair_prompt(prompt, pair, failed=rows[failed], right=rows[right])
+        if messages is None:
+            plan.counts[f"{_SKIPPED}{reason}"] += 1
+            continue
+        plan.counts["aux/pairs"] += 1
+        plan.counts["aux/adjacent"] += not pair.same_prompt
+        group = str(GroupName(pair.anchor.uid, "p", pair.anchor.session))
+        shared = {"messages": messages, "prompt_ids": encode(messages), "pair": number}
+        plan.rows.append(NewRow(key=RowKey(group, 0), source=right, sign=CHOSEN, **shared))
+        if contrastive:
+            plan.rows.append(NewRow(key=RowKey(group, 1), source=failed, sign=REJECTED, **shared))
+    return plan
+
+
+def _append_corrections(
+    plan: AuxPlan, corrections: Mapping[str, str | None], rows: Mapping[str, Shown], *, in_stream: bool
+) -> None:
+    """Right corrections, each with the failed attempt where the loss compares the two."""
+    for number, (key, failed) in enumerate(corrections.items()):
+        asked = rows[key]
+        if asked.images:
+            plan.counts[_NO_TEXT] += 1
+            continue
+        if in_stream:
+            plan.chosen[key] = number
+        else:
+            plan.rows.append(_of_correction(key, "a", number, source=key, asked=asked, sign=CHOSEN, pair=number))
+        if failed is not None:
+            plan.rows.append(_of_correction(key, "r", number, source=failed, asked=asked, sign=REJECTED, pair=number))
+
+
+def _append_plain(plan: AuxPlan, plain: Mapping[str, str], rows: Mapping[str, Shown]) -> None:
+    """Right corrections as responses to the plain question."""
+    for number, (key, asked) in enumerate(plain.items()):
+        if rows[key].images or rows[asked].images:
+            plan.counts[_NO_TEXT] += 1
+            continue
+        plan.counts["aux/distilled"] += 1
+        plan.rows.append(_of_correction(key, "q", number, source=key, asked=rows[asked], sign=CHOSEN, pair=-1))
+
+
+def _of_correction(key: str, use: str, number: int, *, source: str, asked: Shown, sign: float, pair: int) -> NewRow:
+    """The response of `source` to what was asked, named after the correction `key`."""
+    group = GroupName.parse(RowKey.parse(key).group)._replace(use=use)
+    return NewRow(
+        key=RowKey(str(group), number),
+        source=source,
+        messages=asked.messages,
+        prompt_ids=asked.prompt_ids,
+        sign=sign,
+        pair=pair,
+    )
+
+
+def _pair_prompt(
+    prompt: CorrectionPrompt, pair: Pair, *, failed: Shown, right: Shown
+) -> tuple[list[dict] | None, str | None]:
+    """The chat of a pair's rows, or the reason why there is none, as `CorrectionPrompt.build` returns them.
+
+    For a pair of one prompt that is the correction prompt; for one of two prompts the right rollout's question, with
+    the failed attempt at its own as a worked example.
+    """
+    if failed.images or right.images:
+        return None, _NO_TEXT.removeprefix(_SKIPPED)
+    attempt = prompt.decode(failed.response_ids)
+    if pair.same_prompt:
+        return prompt.build(right.messages, attempt)
+    return prompt.build_adjacent(right.messages, attempt, attempted=failed.messages)
+
+
+def draw_pairs(groups: Sequence[Group], counts: Counter, *, config: CIPOConfig, step: int) -> list[Pair]:
+    """Failed attempts, drawn as anchors are, each with a right rollout.
+
+    round(replay_fraction * prompts) failed attempts of `groups` are drawn, prompts of medium difficulty first. Those
+    without a pair are added to `counts`: no_donor, no rollout is right; other_question, the right rollout is of another
+    prompt, which the contrastive loss has no use for: an attempt answers its own question.
+    """
+    anchors = select_anchors(
+        groups,
+        budget=anchor_budget(len(groups), config.replay_fraction),
+        rho=0.0,
+        delta_low=config.delta_low,
+        delta_high=config.delta_high,
+        seed=config.seed,
+        step=step,
+    )
+    pairs = pair_up(groups, anchors, seed=config.seed, step=step)
+    useful = [pair for pair in pairs if pair.same_prompt or not config.aux.contrastive]
+    counts[f"{_SKIPPED}no_donor"] += sum(not anchor.correct for anchor in anchors) - len(pairs)
+    counts[f"{_SKIPPED}other_question"] += len(pairs) - len(useful)
+    return useful
+
+
+def pair_up(groups: Sequence[Group], anchors: Sequence[Attempt], *, seed: int, step: int) -> list[Pair]:
+    """One pair for every failed attempt among `anchors`, in their order; none when no rollout of `groups` is right.
+
+    Prompts stand in the order of their `index` (numbers before strings; those that share one are ordered by origin), as
+    on a ring. The donor's prompt is the nearest one with a right rollout, the own one first; of two equally near ones
+    it is the following. Which of its right rollouts is a hash of (seed, step) and both attempts' index and session, so
+    neither the order of `groups` nor that of `anchors` matters. Right anchors need no correction and are left out.
+    Raises: ValueError on a failed anchor whose uid is not among `groups`.
+    """
+    ring = sorted((group for group in groups if group.attempts), key=_place)
+    position = {group.uid: i for i, group in enumerate(ring)}
+    solved = [i for i, group in enumerate(ring) if any(attempt.correct for attempt in group.attempts)]
+    pairs = []
+    for anchor in anchors:
+        if anchor.correct:
+            continue
+        if anchor.uid not in position:
+            raise ValueError(f"anchor of uid {anchor.uid!r}: allowed are the {len(ring)} prompts of the batch")
+        if not solved:
+            break
+        own = position[anchor.uid]
+        nearest = _nearest(solved, own, len(ring))
+        donors = [attempt for attempt in ring[nearest].attempts if attempt.correct]
+        drawn_for = (seed, step, anchor.index, anchor.session)
+        donor = min(donors, key=lambda attempt: (lot(*drawn_for, attempt.index, attempt.session), attempt.session))
+        pairs.append(Pair(anchor=anchor, donor=donor, same_prompt=nearest == own))
+    return pairs
+
+
+def _place(group: Group) -> tuple[bool, int | str, str]:
+    first = group.attempts[0]
+    return isinstance(first.index, str), first.index, first.prompt
+
+
+def _nearest(places: list[int], own: int, size: int) -> int:
+    """The member of the sorted, non-empty `places` next to `own` on a ring of `size`."""
+    i = bisect_left(places, own)
+    after, before = places[i % len(places)], places[i - 1]
+    return after if (after - own) % size <= (own - before) % size else before

@@ -1,0 +1,322 @@
+"""What each row of a batch is: its key, what its rollout worker noted on it, and tables of rows.
+
+A key is `{group}_{session}_{output}`: verl's, with a group that may be more than a prompt's uid (`GroupName`). verl's
+replay buffer takes what precedes a key's first "_" for the uid of the prompt, which has none.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from verl_cipo.core.anchors import Attempt, Group
+from verl_cipo.core.draws import lot
+
+BASE, CORRECTION, PADDING, APPENDED = 0, 1, 2, 3
+"""Streams: attempts, corrections, rows that fill a batch up, rows that only the auxiliary loss trains."""
+CHOSEN, REJECTED, UNTRAINED = 1.0, -1.0, 0.0
+"""What the auxiliary loss does to a row: make it likelier, less likely, nothing."""
+MARK = "cipo"
+"""Where a row holds its `Mark`: in `extra_fields` of its agent loop's output, a column of V0's batch."""
+
+_GROUP = re.compile(r"(.*?)(?:_([cp])(\d+)([arq]?))?", re.DOTALL)
+
+
+class GroupName(NamedTuple):
+    """Whose rows are compared with one another.
+
+    {prompt}            the attempts of a prompt
+    {prompt}_c{n}       corrections of its anchor n: the attempt's session, with schedule=replay a place in a list
+    {prompt}_c{n}{use}  rows made of these corrections for the auxiliary loss: a, as they are; q, the plain question;
+                        r, the rejected attempt
+    {prompt}_p{n}       rows made of attempt n and a right rollout, its pair, for the auxiliary loss
+    """
+
+    prompt: str
+    kind: str = ""
+    number: int | None = None
+    use: str = ""
+
+    @classmethod
+    def parse(cls, name: str) -> "GroupName":
+        """The parts of a name."""
+        prompt, kind, number, use = _GROUP.fullmatch(name).groups()
+        return cls(prompt) if kind is None else cls(prompt, kind, int(number), use)
+
+    def __str__(self) -> str:
+        return f"{self.prompt}_{self.kind}{self.number}{self.use}" if self.kind else self.prompt
+
+    @property
+    def anchor(self) -> int | None:
+        """The number of the anchor that a correction corrects; None of any other row."""
+        return self.number if self.kind == "c" and not self.use else None
+
+
+def correction_group(prompt: str, anchor: int) -> str:
+    """The name of the group of an anchor's corrections."""
+    return str(GroupName(prompt, "c", anchor))
+
+
+class RowKey(NamedTuple):
+    """The name of a row: group, session of the group, output of the session (an agent loop may give several)."""
+
+    group: str
+    session: int
+    output: int = 0
+
+    @classmethod
+    def parse(cls, key: str) -> "RowKey":
+        """The parts of a key. Raises: ValueError when it is none."""
+        group, session, output = key.rsplit("_", 2)
+        return cls(group, int(session), int(output))
+
+    def __str__(self) -> str:
+        return f"{self.group}_{self.session}_{self.output}"
+
+    @property
+    def rollout(self) -> str:
+        """The name that the outputs of a session have in common."""
+        return f"{self.group}_{self.session}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """What a rollout worker notes on each row of a session.
+
+    correct: the verdict; score: the verifier's; None where only the row's rewards tell it;
+    origin: of its prompt, see `draws.origin`, empty for a correction;
+    lost: whether the row stands in the place of an attempt that failed;
+    refusal: why no correction prompt can be made of an attempt, where that was asked and none can;
+    text: the response's, noted in a validation with a second turn;
+    anchor: a correction's, by number; anchor_correct: the verdict on it, None for an attempt;
+    copied: whether a correction repeats what was shown of its anchor.
+    """
+
+    correct: bool
+    score: float | None = None
+    origin: str = ""
+    lost: bool = False
+    refusal: str | None = None
+    text: str | None = None
+    anchor: int | None = None
+    anchor_correct: bool | None = None
+    copied: bool = False
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "Mark":
+        """What `to_mapping` gave."""
+        return cls(**values)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The plain dict that travels with the row, without what is as by default."""
+        return {item.name: value for item in fields(self) if (value := getattr(self, item.name)) != item.default}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the advantage needs to know of each row of a batch; numpy arrays of shape (N,), in batch order.
+
+    stream: int8, BASE, CORRECTION or PADDING; group: str, equal within a prompt's attempts, or an anchor's corrections;
+    session: str, equal for the outputs of one agent-loop session; final: bool, the last output of its session;
+    correct: bool, the verdict on the row; anchor_correct: bool, that on the anchor (False for a base row).
+    """
+
+    stream: np.ndarray
+    group: np.ndarray
+    session: np.ndarray
+    final: np.ndarray
+    correct: np.ndarray
+    anchor_correct: np.ndarray
+
+    def __post_init__(self) -> None:
+        shapes = {item.name: np.shape(getattr(self, item.name)) for item in fields(self)}
+        if len(set(shapes.values())) != 1 or len(shapes["stream"]) != 1:
+            raise ValueError(f"shapes {shapes}: allowed is one shape (N,)")
+        if not np.isin(self.stream, (BASE, CORRECTION, PADDING)).all():
+            raise ValueError(f"stream holds {np.unique(self.stream)}: allowed are {BASE}, {CORRECTION}, {PADDING}")
+        for name in ("final", "correct", "anchor_correct"):
+            if (dtype := getattr(self, name).dtype).kind != "b":
+                raise TypeError(f"{name} is {dtype}: allowed is bool")
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Rows"]) -> "Rows":
+        """The rows of all `parts` after one another."""
+        return cls(**{item.name: np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(cls)})
+
+    def take(self, idx: np.ndarray | Sequence[int]) -> "Rows":
+        """The rows at `idx` (positions or a bool mask), in that order."""
+        idx = np.asarray(idx) if len(idx) else np.empty(0, dtype=np.int64)
+        return Rows(**{item.name: getattr(self, item.name)[idx] for item in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowTable:
+    """All rows that were rolled out, before padding and reordering.
+
+    index: the id in the data set of each row's prompt, a correction has that of its anchor; scores: (N,) raw verifier
+    scores; tokens: (N,) response tokens; copied: (N,) bool, a correction that repeats its attempt; origin: that of each
+    row's prompt, empty for a correction and where it is not known.
+    """
+
+    keys: list[str]
+    rows: Rows
+    index: list[Any]
+    scores: np.ndarray
+    tokens: np.ndarray
+    copied: np.ndarray
+    origin: list[str]
+
+    def __post_init__(self) -> None:
+        lengths = {item.name: len(getattr(self, item.name)) for item in fields(self)}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"lengths {lengths}: allowed is one")
+
+    @classmethod
+    def of_marks(
+        cls, keys: list[str], marks: Sequence[Mark], *, index: Sequence[Any], scores: np.ndarray, tokens: np.ndarray
+    ) -> "RowTable":
+        """From the keys of the rows and what the workers noted on each."""
+        parsed = [RowKey.parse(key) for key in keys]
+        session = [key.rollout for key in parsed]
+        last: dict[str, int] = {}
+        for name, key in zip(session, parsed, strict=True):
+            last[name] = max(key.output, last.get(name, -1))
+        rows = Rows(
+            stream=np.array([BASE if mark.anchor_correct is None else CORRECTION for mark in marks], dtype=np.int8),
+            group=np.array([key.group for key in parsed], dtype=object),
+            session=np.array(session, dtype=object),
+            final=np.array([key.output == last[name] for name, key in zip(session, parsed, strict=True)], dtype=bool),
+            correct=np.array([mark.correct for mark in marks], dtype=bool),
+            anchor_correct=np.array([bool(mark.anchor_correct) for mark in marks], dtype=bool),
+        )
+        return cls(
+            keys=keys,
+            rows=rows,
+            index=[value.item() if hasattr(value, "item") else value for value in index],
+            scores=scores,
+            tokens=tokens,
+            copied=np.array([mark.copied for mark in marks], dtype=bool),
+            origin=[mark.origin for mark in marks],
+        )
+
+    @classmethod
+    def joined(cls, tables: Sequence["RowTable"]) -> "RowTable":
+        """The rows of several batches after one another."""
+        if len(tables) == 1:
+            return tables[0]
+        return cls(
+            keys=[key for table in tables for key in table.keys],
+            rows=Rows.joined([table.rows for table in tables]),
+            index=[index for table in tables for index in table.index],
+            scores=np.concatenate([table.scores for table in tables]),
+            tokens=np.concatenate([table.tokens for table in tables]),
+            copied=np.concatenate([table.copied for table in tables]),
+            origin=[origin for table in tables for origin in table.origin],
+        )
+
+    def attempts(self) -> tuple[list[Group], dict[Attempt, str]]:
+        """The attempts by prompt, and the key of each one's final row."""
+        rows = self.rows
+        attempts: dict[str, list[Attempt]] = {}
+        key_of = {}
+        for i in np.flatnonzero((rows.stream == BASE) & rows.final):
+            key = self.keys[i]
+            attempt = Attempt(
+                uid=rows.group[i],
+                index=self.index[i],
+                session=RowKey.parse(key).session,
+                correct=bool(rows.correct[i]),
+                score=float(self.scores[i]),
+                origin=self.origin[i],
+            )
+            attempts.setdefault(attempt.uid, []).append(attempt)
+            key_of[attempt] = key
+        return [Group(uid, tuple(own)) for uid, own in attempts.items()], key_of
+
+    def right_corrections(self) -> list[str]:
+        """Keys of right corrections of failed attempts."""
+        rows = self.rows
+        right = (rows.stream == CORRECTION) & rows.final & rows.correct & ~rows.anchor_correct
+        return [self.keys[i] for i in np.flatnonzero(right)]
+
+    def preferences(self) -> dict[str, str]:
+        """The first right correction of each failed attempt -> the attempt, both as keys."""
+        first: dict[str, str] = {}
+        for key in sorted(map(RowKey.parse, self.right_corrections()), key=lambda key: key.session):
+            first.setdefault(key.group, str(key))
+        rows = self.rows
+        of_session = {rows.session[i]: self.keys[i] for i in np.flatnonzero((rows.stream == BASE) & rows.final)}
+        attempts = {}
+        for group, key in first.items():
+            name = GroupName.parse(group)
+            attempt = RowKey(name.prompt, name.number).rollout
+            # An attempt whose row could not be stored still was corrected.
+            if attempt in of_session:
+                attempts[key] = of_session[attempt]
+        return attempts
+
+    def plain_prompts(self, below: float) -> dict[str, str]:
+        """Right corrections of failed attempts of prompts that mostly fail -> a row with the plain prompt; as keys.
+
+        That row is the first output of any attempt of the prompt: the corrected one may be missing.
+        below: what the prompt's pass rate must be under.
+        """
+        hard = {group.uid for group in self.attempts()[0] if group.pass_rate < below}
+        first: dict[str, str] = {}
+        for i in np.flatnonzero(self.rows.stream == BASE):
+            key = RowKey.parse(self.keys[i])
+            if key.group in hard and key.output == 0:
+                first.setdefault(key.group, self.keys[i])
+        prompts = {key: GroupName.parse(RowKey.parse(key).group).prompt for key in self.right_corrections()}
+        return {key: first[prompt] for key, prompt in prompts.items() if prompt in first}
+
+    def correction_keys(self) -> list[str]:
+        """Keys of the correction rows."""
+        return [self.keys[i] for i in np.flatnonzero(self.rows.stream == CORRECTION)]
+
+    def streams(self, keys: list[str]) -> np.ndarray:
+        """(len(keys),) stream of each key, APPENDED for those that are not in the table."""
+        stream = dict(zip(self.keys, self.rows.stream.tolist(), strict=True))
+        return np.array([stream.get(key, APPENDED) for key in keys], dtype=np.int8)
+
+    def stable_order(self, keys: list[str], *, seed: int, step: int) -> list[int]:
+        """Positions of `keys` in an order that depends on neither random uids nor on which session ended first.
+
+        The prompts are shuffled by (seed, step), the rows that belong to a prompt stay together. verl lists rows as
+        they were stored, so that mini-batches would differ between a run and its repetition.
+        """
+        of_prompt: dict[str, tuple[bytes, str, str]] = {}
+        # Attempts first: a correction may be one of another prompt.
+        for i in np.argsort(self.rows.stream, kind="stable").tolist():
+            uid = self.keys[i].partition("_")[0]
+            if uid not in of_prompt:
+                of_prompt[uid] = (lot(seed, step, self.index[i]), self.origin[i], uid)
+
+        def place(key: str) -> tuple[tuple[bytes, str, str], str, int, int]:
+            group, session, output = RowKey.parse(key)
+            uid, _, inner = group.partition("_")
+            return of_prompt[uid], inner, session, output
+
+        return sorted(range(len(keys)), key=lambda i: place(keys[i]))
+
+    def in_order(self, keys: Sequence[str], *, padding: np.ndarray) -> Rows:
+        """The rows `keys`, which may have been added since where `padding`, (len(keys),) bool, says so.
+
+        Raises: KeyError when a row is neither padding nor in the table.
+        """
+        position = {key: i for i, key in enumerate(self.keys)}
+        index = [0 if pad else position[key] for key, pad in zip(keys, padding, strict=True)]
+        rows = self.rows.take(np.array(index, dtype=np.int64))
+        return Rows(
+            stream=np.where(padding, PADDING, rows.stream).astype(np.int8),
+            group=np.where(padding, "padding", rows.group),
+            session=np.where(padding, np.array(keys, dtype=object), rows.session),
+            final=rows.final | padding,
+            correct=rows.correct & ~padding,
+            anchor_correct=rows.anchor_correct & ~padding,
+        )

@@ -1,0 +1,211 @@
+"""The auxiliary loss's rows in TransferQueue: what ``core.aux_plan`` has decided is appended and marked here.
+
+An appended row is a response that was rolled out, under another prompt. Its response mask, rewards, log-probabilities
+and advantages are zero, as those of verl's own padding rows are, so policy loss, KL, entropy, their normalisers,
+rollout-correction weights and group statistics do not see it. It is trained through the fields of ``core.losses``
+alone. What does see it are means over rows: the sequence-level metrics of rollout correction, and the policy loss
+geo_mean, which divides by all rows of a micro-batch; and the policy loss bypass_mode refuses a micro-batch of nothing
+else. Any moment after the reward is right to add such rows. In the V1 trainers it is ``_balance_batch``, so that verl
+pads and spreads them with the others, and the tag ``is_padding`` keeps them out of its data metrics.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transfer_queue as tq
+from tensordict import TensorDict
+from torch import Tensor
+from transfer_queue import KVBatchMeta
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+from verl.workers.utils.padding import response_to_nested
+
+from verl_cipo.core.aux_plan import AuxPlan, Shown, plan_aux
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.losses import PARTNER, SIGN, WEIGHTS, aux_weights, partner_scores
+from verl_cipo.core.rows import RowTable
+from verl_cipo.integration.chats import Chats
+
+ZERO = (
+    "response_mask",
+    "loss_mask",
+    "rm_scores",
+    "token_level_scores",
+    "token_level_rewards",
+    "rollout_log_probs",
+    "old_log_probs",
+    "entropy",
+    "ref_log_prob",
+    "values",
+    "rollout_is_weights",
+    "advantages",
+    "returns",
+)
+"""Fields that are zero in such a row."""
+
+_REFUSED = {
+    "routed_experts": "an appended row was never rolled out, so no routing of it is known: turn router replay off",
+    "teacher_logprobs": "no teacher has seen an appended row: turn distillation off",
+    "teacher_ids": "no teacher has seen an appended row: turn distillation off",
+}
+
+
+@dataclass(frozen=True)
+class AuxRows:
+    """What the auxiliary loss trains of a batch."""
+
+    plan: AuxPlan
+    token_mask: Mapping[str, Tensor]
+    """Tokens that the policy wrote, of appended rows: their own mask is empty."""
+
+    def put_fields(self, batch: KVBatchMeta, *, optimizer_steps: int, contrastive: bool) -> KVBatchMeta:
+        """Write the fields of ``core.losses`` for all rows of ``batch``, padding included.
+
+        Args:
+            batch: in the order of the update, with ``old_log_probs`` where the loss is contrastive.
+
+        Returns:
+            the batch, which now names these fields among those that the workers fetch.
+        """
+        needed = ["response_mask", "old_log_probs"] if contrastive else ["response_mask"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=needed)
+        nested = data["response_mask"]
+        mask = nested.to_padded_tensor(padding=0)
+        for i, key in enumerate(batch.keys):
+            if key in self.token_mask:
+                mask[i, : len(self.token_mask[key])] = self.token_mask[key].to(mask.dtype)
+        # Rollout correction may have rejected all tokens of a row since.
+        empty = {key for key, row in zip(batch.keys, mask, strict=True) if not row.any()}
+        sign, pair = map(torch.tensor, self.plan.signs(batch.keys, without=empty))
+        weights = aux_weights(mask, sign, optimizer_steps=optimizer_steps)
+        partner = torch.zeros(len(batch.keys))
+        if contrastive:
+            partner = partner_scores(data["old_log_probs"].to_padded_tensor(padding=0.0), weights, sign, pair)
+        fields = {WEIGHTS: response_to_nested(weights, nested), SIGN: sign, PARTNER: partner}
+        return tq.kv_batch_put(
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            fields=TensorDict(fields, batch_size=len(batch.keys)),
+        )
+
+
+def add_aux_rows(
+    batch: KVBatchMeta, table: RowTable, *, config: CIPOConfig, chats: Chats, step: int, in_stream: bool
+) -> tuple[KVBatchMeta, AuxRows]:
+    """Plan what the auxiliary loss trains, and append the rows that it needs.
+
+    Args:
+        batch: as sampled.
+        table: its rows.
+        step: the training step; with ``config.seed`` it decides the draw of pairs.
+        in_stream: whether corrections are trained by the policy loss as well; else right ones get rows of their own.
+    """
+    read: dict[str, dict[str, Any]] = {}
+
+    def shown(keys: Sequence[str]) -> dict[str, Shown]:
+        data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id)
+        for i, key in enumerate(keys):
+            read[key] = {name: data[i][name] for name in data.keys()}  # noqa: SIM118, a TensorDict walks its batch
+        return {
+            key: Shown(
+                prompt_ids=row["prompts"].tolist(),
+                response_ids=row["responses"].tolist(),
+                messages=list(row["raw_prompt"]),
+                images=bool(row.get("multi_modal_inputs")),
+            )
+            for key, row in read.items()
+        }
+
+    plan = plan_aux(
+        table, shown, config=config, prompt=chats.prompt, encode=chats.encode, step=step, in_stream=in_stream
+    )
+    aux = AuxRows(plan, {str(new.key): read[new.source]["response_mask"] for new in plan.rows})
+    if not plan.rows:
+        return batch, aux
+    tag_of = dict(zip(batch.keys, batch.tags, strict=True))
+    keys, fields, tags = [], [], []
+    for new in plan.rows:
+        row = aux_row(read[new.source], new.prompt_ids, uid=new.key.group, messages=new.messages)
+        keys.append(str(new.key))
+        fields.append(row)
+        tags.append(aux_tag(tag_of[new.source], row))
+    tq.kv_batch_put(keys=keys, partition_id=batch.partition_id, fields=list_of_dict_to_tensordict(fields), tags=tags)
+    grown = KVBatchMeta(
+        partition_id=batch.partition_id,
+        keys=[*batch.keys, *keys],
+        tags=[*batch.tags, *tags],
+        fields=batch.fields,
+        extra_info=batch.extra_info,
+    )
+    return grown, aux
+
+
+def aux_row(source: Mapping[str, Any], prompt_ids: Sequence[int], *, uid: str, messages: list[dict]) -> dict[str, Any]:
+    """The row of ``v0.aux.append_rows`` from one unpadded sample, such as an element of ``tq.kv_batch_get``.
+
+    Args:
+        source: the sample whose response is taken; tensors without a batch dimension: prompts (P,), responses (R,),
+            input_ids (P + R,), position_ids (..., P + R), response_mask (R,).
+        prompt_ids: the new prompt's tokens.
+        uid: the new row's group, see ``core.rows.GroupName``.
+        messages: the new prompt's chat, stored as ``raw_prompt``.
+
+    Returns:
+        all keys of ``source``. The tokens to train are those of ``source["response_mask"]``: the auxiliary fields are
+        not among the keys, since verl makes its padding rows by copying a row of another length.
+
+    Raises:
+        ValueError: as ``v0.aux.append_rows``.
+    """
+    check_keys(source, needed=("prompts", "responses", "input_ids", "position_ids", "response_mask"))
+    response, sequence = source["responses"], len(source["input_ids"])
+    prompt = torch.tensor(prompt_ids, dtype=response.dtype)
+    made: dict[str, Any] = {
+        "prompts": prompt,
+        "input_ids": torch.cat([prompt, response]),
+        "attention_mask": torch.ones(len(prompt) + len(response), dtype=torch.int64),
+        "position_ids": in_channels(torch.arange(len(prompt) + len(response)), source["position_ids"]),
+        "uid": uid,
+        "raw_prompt": messages,
+        "multi_modal_inputs": {},
+    }
+    row = {}
+    for key, value in source.items():
+        if key in made:
+            row[key] = made[key]
+        elif key in ZERO:
+            row[key] = torch.zeros_like(value)
+        elif isinstance(value, Tensor) and value.dim() > 0 and len(value) == sequence != len(response):
+            kept = value[sequence - len(response) :]
+            row[key] = torch.cat([kept.new_zeros(len(prompt), *kept.shape[1:]), kept])
+        else:
+            row[key] = value.clone() if isinstance(value, Tensor) else value
+    return row
+
+
+def aux_tag(tag: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """The TransferQueue tag of a row of :func:`aux_row`: the source's, with its own lengths.
+
+    ``is_padding`` keeps it out of verl's data metrics, which would count its zero reward.
+    """
+    prompt_len, response_len = len(row["prompts"]), len(row["responses"])
+    lengths = {"prompt_len": prompt_len, "response_len": response_len, "seq_len": prompt_len + response_len}
+    return {**tag, **lengths, "is_padding": True}
+
+
+def check_keys(fields: Iterable[str], *, needed: Sequence[str]) -> None:
+    """Raise ValueError when a needed key is missing, or one is there that cannot be made for a new row."""
+    names = set(fields)
+    if missing := [name for name in needed if name not in names]:
+        raise ValueError(f"the batch has {sorted(names)}: {', '.join(missing)} must be among them")
+    for name, remedy in _REFUSED.items():
+        if name in names:
+            raise ValueError(f"the batch has {name!r}: {remedy}")
+
+
+def in_channels(positions: Tensor, like: Tensor) -> Tensor:
+    """Position ids (..., L) repeated over the channels that those of ``like`` have before their last dimension."""
+    for size in like.shape[positions.dim() - 1 : -1]:
+        positions = positions.unsqueeze(-2).expand(*positions.shape[:-1], size, positions.shape[-1])
+    return positions.to(like.dtype).clone()
