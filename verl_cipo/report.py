@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         if isinstance(error, BadLinesError):
-            print("mend or remove these lines, or leave them out with --skip-bad", file=sys.stderr)
+            print("repair or remove these lines, or leave them out with --skip-bad", file=sys.stderr)
         return 1
     print("\n".join(map(str, written)))
     return 0

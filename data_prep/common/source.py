@@ -43,7 +43,7 @@ def fetch(hub: str, revision: str | None, config: str | None) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise PrepError(
-            f"{hub}: not to be had from the hub ({reason}); give a local copy with --local_dataset_path"
+            f"{hub}: could not be fetched from the hub ({reason}); give a local copy with --local_dataset_path"
         ) from error
 
 

@@ -95,36 +95,36 @@ class PromptConfig:
     template: str = _knob(
         "math",
         _Rule(TEMPLATE_ALLOWED, _read_text),
-        "Text of the correction prompt: math, code, the path of a file holding {question} and {attempt} once each, or "
-        "the text itself.",
+        "Text of the correction prompt: math, code, the path of a file that holds {question} and {attempt} once each, "
+        "or the text itself.",
     )
     attempt_view: str = _knob(
         "no_thinking",
         _choice("whole", "no_thinking", "tail"),
-        "Part of the attempt that is shown: whole, no_thinking (without <think> blocks), or tail (the end of it, "
-        "max_attempt_tokens long or as long as fits).",
+        "Part of the attempt to show: whole; no_thinking, without <think> blocks; or tail, its end, "
+        "max_attempt_tokens long or as long as fits.",
     )
     on_overflow: str = _knob(
         "tail",
         _choice("tail", "skip"),
-        "When that part does not fit: tail shows the end of it, skip gives the anchor up (counted in the metrics).",
+        "When that part does not fit: tail shows its end, skip drops the anchor (counted in the metrics).",
     )
     max_attempt_tokens: int | None = _knob(
         None,
         _number(16, integer=True, null=True),
-        "Cap on the tokens of the attempt that are shown; null = what rollout.prompt_length leaves.",
+        "Most tokens of the attempt to show; null = as many as rollout.prompt_length leaves.",
     )
     thinking_open: str = _knob(
-        "<think>", _TEXT, "What begins a thought, for attempt_view=no_thinking; may hold special tokens of the model."
+        "<think>", _TEXT, "Start of a thought, for attempt_view=no_thinking; may hold special tokens of the model."
     )
-    thinking_close: str = _knob("</think>", _TEXT, "What ends a thought, likewise.")
+    thinking_close: str = _knob("</think>", _TEXT, "End of a thought; likewise.")
     path: InitVar[str] = f"{ROOT}.prompt"
 
     def __post_init__(self, path: str) -> None:
         _validate(self, path)
         if self.thinking_open == self.thinking_close:
             raise CIPOConfigError(
-                f"{path}.thinking_open = {path}.thinking_close = {self.thinking_open!r}: allowed are different texts"
+                f"{path}.thinking_open = {path}.thinking_close = {self.thinking_open!r}: they must differ"
             )
 
 
@@ -135,15 +135,15 @@ class AuxConfig:
     kind: str = _knob(
         "nll",
         _choice("nll", "contrastive"),
-        "nll, log-likelihood of verified corrections; contrastive, those preferred over the failed attempt.",
+        "nll, log-likelihood of right corrections; contrastive, right corrections preferred over the wrong attempt.",
     )
     coef: float = _knob(0.0, _WEIGHT, "Weight of the auxiliary loss; 0 = off. source=paired is trained by it alone.")
     beta: float = _knob(2.0, _WEIGHT, "Scale of the contrastive margin between mean log-probabilities per token.")
     distill_below: float = _knob(
         0.0,
         _SHARE,
-        "Right sampled corrections of failed attempts are, where the prompt's pass rate is below this, trained on the "
-        "plain prompt too (nll only); 0 = off.",
+        "Where a prompt's pass rate is below this, right sampled corrections of its wrong attempts are also trained on "
+        "the plain prompt (nll only); 0 = off.",
     )
     path: InitVar[str] = f"{ROOT}.aux"
 
@@ -151,8 +151,8 @@ class AuxConfig:
         _validate(self, path)
         if self.distill_below > 0 and self.kind != "nll":
             raise CIPOConfigError(
-                f"{path}.distill_below = {self.distill_below!r} with {path}.kind = {self.kind!r}: there is no failed "
-                f"attempt to prefer the correction over, allowed is 0, or {path}.kind = 'nll'"
+                f"{path}.distill_below = {self.distill_below!r} with {path}.kind = {self.kind!r}: there is no wrong "
+                f"attempt to prefer the correction over; use 0, or {path}.kind = 'nll'"
             )
 
 
@@ -169,8 +169,8 @@ class CIPOConfig:
     source: str = _knob(
         "resample",
         _choice("resample", "paired", "both"),
-        "Where corrections come from: resample, sampled from the policy; paired, failed attempts paired with right "
-        "rollouts of the step, no generation; both.",
+        "Where corrections come from: resample, sampled from the policy; paired, wrong attempts paired with right "
+        "rollouts of the step, without generation; or both.",
     )
     n_corrections: int | None = _knob(
         None,
@@ -185,63 +185,62 @@ class CIPOConfig:
         "streaming, and replay in asynchronous trainer modes, so that no prompt waits for another.",
     )
     lambda_corr: float = _knob(
-        1.0, _WEIGHT, "Weight of the correction stream against the base stream, each normalised by its own size."
+        1.0, _WEIGHT, "Weight of the correction stream against the base stream, each normalized by its own size."
     )
     lambda_risk: float = _knob(
         1.0,
         _WEIGHT,
-        "Weight of the penalty on corrections that turn a correct anchor wrong; without "
-        "algorithm.norm_adv_by_std_in_grpo it is taken off their reward.",
+        "Weight of the penalty on corrections that turn a right anchor wrong; without "
+        "algorithm.norm_adv_by_std_in_grpo it is subtracted from their reward.",
     )
     rho_init: float = _knob(
-        0.3, _SHARE, "Share of correct attempts among the anchors at step 1; rho_min <= rho_init <= rho_max."
+        0.3, _SHARE, "Share of right attempts among the anchors at step 1; rho_min <= rho_init <= rho_max."
     )
     rho_min: float = _knob(0.2, _SHARE, "Lower bound of rho.")
     rho_max: float = _knob(0.8, _SHARE, "Upper bound of rho.")
     rho_target: float = _knob(
-        0.8, _SHARE, "Wanted retention: the share of corrections of correct anchors that stay correct."
+        0.8, _SHARE, "Target retention: the share of corrections of right anchors that are right."
     )
     rho_gain: float = _knob(0.8, _WEIGHT, "Growth of rho per unit of retention below the target (w1).")
-    rho_drop_gain: float = _knob(
-        0.3, _WEIGHT, "Growth of rho per unit by which retention fell since the last step (w2)."
-    )
+    rho_drop_gain: float = _knob(0.3, _WEIGHT, "Growth of rho per unit that retention fell since the last step (w2).")
     rho_patience_gain: float = _knob(
         0.05, _WEIGHT, "Growth of rho per consecutive step with retention below the target, at most 3 (w3)."
     )
     rho_adaptive: bool = _knob(True, _FLAG, "Whether rho follows the retention; false keeps it at rho_init.")
     delta_low: float = _knob(
-        0.375, _SHARE, "Least pass rate of a prompt of medium difficulty, inclusive; anchors come from these first."
+        0.375, _SHARE, "Lowest pass rate of a prompt of medium difficulty, inclusive; anchors come from these first."
     )
     delta_high: float = _knob(0.75, _SHARE, "Highest pass rate of a prompt of medium difficulty, inclusive.")
     correct_threshold: float = _knob(
-        0.5, _number(), "An attempt is right when its score is above this, where the verifier gives no `acc`."
+        0.5, _number(), "An attempt is right when its score is above this; used where the verifier gives no `acc`."
     )
     verifier_retries: int = _knob(
         2,
         _number(0, integer=True),
-        "How often a verifier that failed (an error, no verdict) is asked again before its session is given up.",
+        "How often a verifier that gave no verdict is asked again before its session is given up.",
     )
     correction_timeout: float = _knob(
         3600.0,
         _number(0),
-        "Seconds after which a correction session is given up, so that one cannot hold the step; with colocate_async "
-        "the seconds that the engines sleep while verl trains are among them.",
+        "Seconds after which a correction session is given up, so that one cannot hold up the step; with "
+        "colocate_async they include the time that the engines sleep while verl trains.",
     )
     report_timeout: float = _knob(
         3600.0,
         _number(0),
-        "Seconds without news of any prompt of a dispatch after which anchors are drawn without those that are "
-        "missing, so that an attempt that hangs, in a tool say, does not hold the corrections of the others.",
+        "Seconds without news from any prompt of a dispatch after which anchors are drawn without the missing "
+        "prompts, so that an attempt that hangs, in a tool for example, does not hold up the corrections of others.",
     )
     guard: str = _knob(
         "warn",
         _Rule("off, warn or adapt", _read_guard),
-        "Watch for collapse (docs/guard.md): off; warn, in log and metrics; adapt, also lower lambda_corr meanwhile.",
+        "Watch for collapse (docs/guard.md): off; warn, in log and metrics; adapt, which also lowers "
+        "lambda_corr during an alarm.",
     )
     val_corrections: int = _knob(
         1, _number(0, integer=True), "Second-turn corrections per validation attempt; 0 turns them off."
     )
-    seed: int = _knob(1, _number(integer=True), "Seed of the draw of anchors.")
+    seed: int = _knob(1, _number(integer=True), "Seed for drawing anchors.")
     prompt: PromptConfig = field(default_factory=PromptConfig, metadata={"doc": "The correction prompt."})
     aux: AuxConfig = field(default_factory=AuxConfig, metadata={"doc": "The auxiliary correction loss."})
     path: InitVar[str] = ROOT
@@ -257,13 +256,13 @@ class CIPOConfig:
                 raise CIPOConfigError(f"{held}: allowed is {' <= '.join(names)}")
         if self.source == "paired" and self.aux.coef == 0:
             raise CIPOConfigError(
-                f"{path}.source = 'paired' with {path}.aux.coef = 0: pairs are trained by the auxiliary loss alone, "
+                f"{path}.source = 'paired' with {path}.aux.coef = 0: only the auxiliary loss trains pairs; "
                 f"set {path}.aux.coef above 0"
             )
         if self.source == "paired" and self.aux.distill_below > 0:
             raise CIPOConfigError(
                 f"{path}.aux.distill_below = {self.aux.distill_below!r} with {path}.source = 'paired': no corrections "
-                f"are sampled, allowed is 0, or {path}.source = 'resample' or 'both'"
+                f"are sampled; use 0, or {path}.source = 'resample' or 'both'"
             )
 
     def scheduled(self, *, asynchronous: bool) -> "CIPOConfig":

@@ -84,7 +84,7 @@ def nll(log_prob: Tensor, weights: Tensor) -> Tensor:
 def contrastive(log_prob: Tensor, weights: Tensor, sign: Tensor, partner: Tensor, *, beta: float) -> Tensor:
     """Sum over rows of row weight * -logsigmoid(beta * sign * (s - partner)), s the row's mean log-probability.
 
-    The reference-free, length-normalised preference of SimPO (arXiv 2405.14734) without its margin, our choice [W]:
+    The reference-free, length-normalized preference of SimPO (arXiv 2405.14734) without its margin, our choice [W]:
     -logsigmoid(beta * (s_chosen - s_rejected)). The two rows of a pair may lie in different micro-batches or on
     different ranks, hence each sees the other as it was under the old policy. At the old policy the two gradients add
     up to that of the preference; further on each side saturates by itself. Both rows hold the pair's loss, so the sum

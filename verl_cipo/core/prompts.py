@@ -28,7 +28,7 @@ TEMPLATES = {
     "in one fenced code block.",
 }
 
-# What is learnt from it is the solution of the first problem; the attempt is at another one, as a worked example.
+# What is learned from it is the solution of the first problem; the attempt is at another one, as a worked example.
 ADJACENT_TEMPLATE = """{question}
 
 Here is another problem and an attempt at it:

@@ -78,7 +78,7 @@ class AppendLog:
                 key = self._key(json.loads(line))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise EvaluationError(
-                    f"{self.path}:{number}: not a line of this log ({error!r}); mend or remove the file"
+                    f"{self.path}:{number}: not a line of this log ({error!r}); repair or remove the file"
                 ) from error
             if n == 0 and key in done or n and key != current:
                 raise EvaluationError(

@@ -1,4 +1,4 @@
-"""What is checked and told in the driver, before any worker starts: lengths, the model's limits, the data set's rows.
+"""What the driver checks and reports before any worker starts: lengths, the model's limits, the data set's rows.
 
 verl finds out in a worker, at the first sequence that is too long, hours in. Corrections are the longest sequences of a
 run: their prompt holds question and attempt.
@@ -134,7 +134,7 @@ def load_model(config: DictConfig) -> Any | None:
         cause = error if isinstance(error, OSError) else error.__cause__
         if not isinstance(cause, OSError):
             raise
-        logger.warning("the prompt budget is checked later, the driver cannot load the tokenizer: %s", cause)
+        logger.warning("the driver cannot load the tokenizer, so prompt lengths are checked later: %s", cause)
         return None
 
 

@@ -73,7 +73,7 @@ class Steering:
     def _watch(self, own: dict[str, float], entropy: float | None) -> dict[str, float]:
         """Show the guard what the step measured; say aloud which alarms are new."""
         if entropy is not None and not math.isfinite(entropy):
-            logger.error("step %d: actor/entropy is %s, the guard leaves it out", self.global_steps, entropy)
+            logger.error("step %d: actor/entropy is %s; the guard ignores it", self.global_steps, entropy)
             entropy = None
         signals = Signals(
             w2c=own.get("cipo/transitions/w2c"),
@@ -97,7 +97,7 @@ class Steering:
         if self.cipo.val_corrections == 0:
             return {}
         records, counts = manager.pop_validation()
-        # verl's agent loops heed this of val_kwargs, and not do_sample.
+        # verl's agent loops follow this setting of val_kwargs, and not do_sample.
         temperature = self.config.actor_rollout_ref.rollout.val_kwargs.temperature
         own = second_turn_metrics(records, counts, sampled=temperature > 0)
         check_names(own)

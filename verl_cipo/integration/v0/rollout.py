@@ -125,7 +125,7 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
         text = self._prompt.decode(unpadded(output.response_ids[0], output.attention_mask[0]))
         if asked_again(_prompt_ids(output.prompt_ids[0], output.attention_mask[0]), anchor["prompt_ids"]):
             self._counts["corrections/not_asked"] += 1
-            logger.error("a correction asked the plain prompt again: its agent loop does not heed raw_prompt")
+            logger.error("a correction asked the plain prompt again: its agent loop ignores raw_prompt")
         mark = {
             "correct": self._verdict(output),
             "anchor": anchor_of(uid)[1],

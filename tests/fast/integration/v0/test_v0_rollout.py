@@ -389,7 +389,7 @@ def test_an_agent_loop_that_does_not_heed_raw_prompt_is_noticed(monkeypatch, cap
 
     made = worker(monkeypatch, run)
     session(made, "u_c2", 1, ANCHORED)
-    assert made._counts["corrections/not_asked"] == 1 and "does not heed raw_prompt" in caplog.text
+    assert made._counts["corrections/not_asked"] == 1 and "ignores raw_prompt" in caplog.text
 
 
 def test_places_count_the_rows_of_a_uid():
