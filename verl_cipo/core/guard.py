@@ -2,7 +2,7 @@
 
 A policy may learn to repeat the attempt that it is shown, and correction training may cost what the policy could do
 before. A step measures these on few anchors, so a change counts in units of the noise that the signal itself shows from
-step to step. docs/guard.md says what was tried.
+step to step. docs/guard.md says how often the alarms are wrong, and how late.
 """
 
 import math
