@@ -56,8 +56,7 @@ from verl_cipo.core.prompts import TEMPLATES
 from verl_cipo.integration.chats import correction_prompt
 from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
 from verl_cipo.integration.rollout.payloads import keep
-from verl_cipo.integration.train.checkpoint import TrainerState
-from verl_cipo.integration.train.controller import Steering
+from verl_cipo.integration.train.controller import Controller
 from verl_cipo.integration.train.estimator import NAME, BatchRows, register, rows_of_batch
 from verl_cipo.integration.train.joint_update import interleaved
 from verl_cipo.integration.train.rows import RowTable, row_sums
@@ -71,18 +70,13 @@ MEMORY_STEPS = 200
 ALGORITHM = OmegaConf.create({"norm_adv_by_std_in_grpo": True})
 
 
-class Manager:
-    rho = 0.3
-
-
-class Step(Steering):
+class Step:
     """The steps of a run over made-up rollouts; what lives as long as a run lives here, too."""
 
     def __init__(self, prompts: int, rollouts: int, tokens: int):
         self.cipo = CIPOConfig()
-        self._state = TrainerState.initial(self.cipo)
+        self.controller = Controller(self.cipo)
         self.global_steps = 1
-        self.manager = Manager()
         self.coordinator = AnchorCoordinator(self.cipo.to_mapping(), train_batch_size=prompts)
         self.shape = (prompts, rollouts, tokens)
 
@@ -129,7 +123,7 @@ class Step(Steering):
 
     async def _select(self) -> dict[str, list[int]]:
         uids = [group.uid for group in self.groups]
-        await self.coordinator.open(0, uids=uids, rho=self.manager.rho, step=self.global_steps)
+        await self.coordinator.open(0, uids=uids, rho=self.controller.rho, step=self.global_steps)
         for group in self.groups:
             await self.coordinator.add(0, group, {})
         chosen: dict[str, list[int]] = {}
@@ -174,8 +168,7 @@ class Step(Steering):
     def measure(self) -> dict[str, float]:
         """Metrics of the step; moves rho and the guard."""
         own = self.table.metrics() | {f"cipo/{name}": value for name, value in self.statistics.items()}
-        self._steer(own, self.manager, entropy=1.0)
-        return own
+        return own | self.controller.observe({**own, "actor/entropy": 1.0}, step=self.global_steps)
 
 
 def worker_prompt(tokens: int) -> Callable[[], Any]:

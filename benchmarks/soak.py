@@ -1,6 +1,6 @@
 """Some hundred real steps in which everything around CIPO fails at random: what was lost, and did memory grow?
 
-    python benchmarks/soak.py --steps 200 --json outputs/soak.json     # some 25 minutes by the pace of --quick
+    python benchmarks/soak.py --steps 200 --json outputs/soak.json     # 19 minutes on 2 cores
     python benchmarks/soak.py --quick                                  # 24 steps, one kill: 5 minutes on 2 cores
 
 Real verl, Ray, FSDP2 and vLLM on the demo's model, 4 prompts x 4 attempts a step, no validation. Drawn at random

@@ -65,6 +65,14 @@ def _read_guard(value: Any) -> str:
     return _GUARD.read("off" if value is False else value)
 
 
+def _read_threshold(value: Any) -> float | dict[str, float]:
+    if not isinstance(value, Mapping):
+        return _NUMBER.read(value)
+    if not value or not all(isinstance(source, str) for source in value):
+        raise ValueError
+    return {source: _NUMBER.read(threshold) for source, threshold in value.items()}
+
+
 def _read_flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError
@@ -79,6 +87,7 @@ def _read_text(value: Any) -> str:
 
 _GUARD = _choice("off", "warn", "adapt")
 _FLAG = _Rule("true or false", _read_flag)
+_NUMBER = _number()
 _SHARE = _number(0, 1)
 _WEIGHT = _number(0)
 _TEXT = _Rule("a text", _read_text)
@@ -149,11 +158,21 @@ class AuxConfig:
 
     def __post_init__(self, path: str) -> None:
         _validate(self, path)
-        if self.distill_below > 0 and self.kind != "nll":
+        if self.distill_below > 0 and self.contrastive:
             raise CIPOConfigError(
                 f"{path}.distill_below = {self.distill_below!r} with {path}.kind = {self.kind!r}: there is no wrong "
                 f"attempt to prefer the correction over; use 0, or {path}.kind = 'nll'"
             )
+
+    @property
+    def contrastive(self) -> bool:
+        """Whether corrections are preferred over wrong attempts."""
+        return self.kind == "contrastive"
+
+    @property
+    def needs_attempts(self) -> bool:
+        """Whether the wrong attempts of a step's corrections must be in its batch."""
+        return self.contrastive or self.distill_below > 0
 
 
 @dataclass(frozen=True)
@@ -211,8 +230,11 @@ class CIPOConfig:
         0.375, _SHARE, "Lowest pass rate of a prompt of medium difficulty, inclusive; anchors come from these first."
     )
     delta_high: float = _knob(0.75, _SHARE, "Highest pass rate of a prompt of medium difficulty, inclusive.")
-    correct_threshold: float = _knob(
-        0.5, _number(), "An attempt is right when its score is above this; used where the verifier gives no `acc`."
+    correct_threshold: float | Mapping[str, float] = _knob(
+        0.5,
+        _Rule("a finite number, or a mapping of data sources to finite numbers", _read_threshold),
+        "An attempt is right when its score is above this; used where the verifier gives no `acc`. One number, or one per "
+        "data_source, with `default` for those that are not named (0.5 without it).",
     )
     verifier_retries: int = _knob(
         2,
@@ -222,8 +244,8 @@ class CIPOConfig:
     correction_timeout: float = _knob(
         3600.0,
         _number(0),
-        "Seconds after which a correction session is given up, so that one cannot hold up the step; with "
-        "colocate_async they include the time that the engines sleep while verl trains.",
+        "Seconds after which a correction session is given up, so that one cannot hold up the step; the time that the "
+        "engines sleep while verl trains (colocate_async) does not count.",
     )
     report_timeout: float = _knob(
         3600.0,
@@ -272,7 +294,7 @@ class CIPOConfig:
         """
         if self.schedule != "auto":
             return self
-        needs_own = self.aux.coef > 0 and (self.aux.kind == "contrastive" or self.aux.distill_below > 0)
+        needs_own = self.aux.coef > 0 and self.aux.needs_attempts
         return replace(self, schedule="replay" if asynchronous and not needs_own else "streaming")
 
     @classmethod
@@ -289,6 +311,18 @@ class CIPOConfig:
         return cls(**values, path=path)
 
     @property
+    def appends_rows(self) -> bool:
+        """Whether rows are made that the auxiliary loss alone trains."""
+        return self.pairs or self.aux.needs_attempts or self.lambda_corr == 0
+
+    def threshold(self, data_source: str | None) -> float:
+        """`correct_threshold` for the rows of a data source."""
+        if not isinstance(self.correct_threshold, Mapping):
+            return self.correct_threshold
+        of_others = self.correct_threshold.get("default", CIPOConfig.correct_threshold)
+        return self.correct_threshold.get(str(data_source), of_others)
+
+    @property
     def corrects(self) -> bool:
         """Whether correction prompts are made at all, in training or in validation."""
         return self.replay_fraction > 0 or self.val_corrections > 0
@@ -297,6 +331,11 @@ class CIPOConfig:
     def rolls_out(self) -> bool:
         """Whether corrections are sampled from the policy."""
         return self.replay_fraction > 0 and self.source != "paired"
+
+    @property
+    def replays(self) -> bool:
+        """Whether anchors are drawn from the attempts of the step before."""
+        return self.rolls_out and self.schedule == "replay"
 
     @property
     def pairs(self) -> bool:

@@ -146,7 +146,7 @@ def _check_v0(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str],
         )
     if OmegaConf.select(config, "skip.rollout.enable"):
         refuse("skip.rollout.enable", "with trainer.use_v1=false a replayed rollout lacks what CIPO notes on its rows")
-    if cipo.schedule == "replay" and cipo.rolls_out:
+    if cipo.replays:
         refuse(f"{ROOT}.schedule", "trainer.use_v1=false knows no anchors of the step before, use barrier")
     if cipo.lambda_corr == 0 and cipo.rolls_out and cipo.aux.coef > 0:
         refuse(
@@ -189,7 +189,7 @@ def _check_aux(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str]
     """Refuse what the auxiliary loss cannot be trained with."""
     if OmegaConf.select(config, "distillation.enabled"):
         refuse("distillation.enabled", "verl's distillation loss replaces the loss that aux.coef adds to")
-    appends = cipo.pairs or cipo.aux.kind == "contrastive" or cipo.aux.distill_below > 0 or cipo.lambda_corr == 0
+    appends = cipo.appends_rows
     if appends and OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode"):
         refuse(
             "algorithm.rollout_correction.bypass_mode",
@@ -216,10 +216,10 @@ def _check_aux(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str]
                 f"actor_rollout_ref.rollout.multi_turn.{tools}",
                 f"the prompt of a pair is rendered without tools; use {ROOT}.source=resample",
             )
-    if not (cipo.rolls_out and cipo.schedule == "replay"):
+    if not cipo.replays:
         return
     gone = f"with {ROOT}.schedule=replay: the wrong attempts of the previous step are not in the batch"
-    if cipo.aux.kind == "contrastive":
+    if cipo.aux.contrastive:
         raise CIPOConfigError(
             f"{ROOT}.aux.kind=contrastive {gone}; use another schedule, {ROOT}.aux.kind=nll or {ROOT}.source=paired"
         )

@@ -314,3 +314,14 @@ def test_auto_is_replay_where_prompts_are_trained_as_they_come():
     assert auto.scheduled(asynchronous=False).schedule == "streaming"
     assert auto.scheduled(asynchronous=True).schedule == "replay"
     assert CIPOConfig(schedule="barrier").scheduled(asynchronous=True).schedule == "barrier"
+
+
+def test_a_threshold_for_each_data_source():
+    one, several = CIPOConfig(correct_threshold=0.2), CIPOConfig(correct_threshold={"apps": 0.9, "default": -1})
+    assert one.threshold("apps") == one.threshold(None) == 0.2
+    assert [several.threshold(source) for source in ("apps", "gsm8k", None)] == [0.9, -1.0, -1.0]
+    assert CIPOConfig(correct_threshold={"apps": 0.9}).threshold("gsm8k") == 0.5
+    assert CIPOConfig.from_mapping(several.to_mapping()) == several
+    for wrong in ({}, {"apps": "high"}, {1: 0.5}, {"apps": math.nan}):
+        with pytest.raises(CIPOConfigError, match=r"correct_threshold = .*a mapping of data sources to finite numbers"):
+            CIPOConfig(correct_threshold=wrong)

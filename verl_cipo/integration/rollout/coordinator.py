@@ -9,45 +9,17 @@ only who hears of them and when.
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from verl_cipo.core.anchors import AnchorSelector, Attempt, Carry, Group, anchor_budget, carried_quotas, medium, quotas
+from verl_cipo.core.anchors import AnchorSelector, Carry, Group, anchor_budget, carried_quotas, medium, quotas
 from verl_cipo.core.config import CIPOConfig
-from verl_cipo.core.prompts import SKIP_REASONS
 from verl_cipo.core.replay import Candidate, ReplayPool
+from verl_cipo.integration.rollout.awake import AwakeClock
+from verl_cipo.integration.rollout.reports import Reports
 
 logger = logging.getLogger("verl_cipo")
-
-COUNTED = dict.fromkeys(
-    (
-        "anchors/total",
-        "anchors/correct",
-        "anchors/failed",
-        "anchors/medium",
-        "anchors/other",
-        "anchors/unreported",
-        *(f"anchors/skipped/{reason}" for reason in (*SKIP_REASONS, "prompt_failed")),
-        "attempts/failed_sessions",
-        "corrections/failed_sessions",
-        "corrections/timed_out",
-        "corrections/not_asked",
-        "verifier/errors",
-        "verifier/given_up",
-        "verifier/undecided",
-    ),
-    0,
-)
-"""Counts that are logged every step, also where nothing happened."""
-
-
-def count_anchor(stats: Counter, anchor: Attempt, *, in_band: bool) -> None:
-    """Add a drawn anchor to ``stats``; ``in_band``: its prompt is of medium difficulty."""
-    stats["anchors/total"] += 1
-    stats["anchors/correct" if anchor.correct else "anchors/failed"] += 1
-    stats["anchors/medium" if in_band else "anchors/other"] += 1
 
 
 @dataclass
@@ -56,6 +28,8 @@ class _Batch:
 
     opened: float
     uids: list[str]
+    heard_at: float
+    """When a group last reported, by the clock that stands still while the engines sleep."""
     open_groups: int
     """Groups whose corrections have not ended."""
     unreported: int
@@ -69,8 +43,6 @@ class _Batch:
     pass_rates: dict[str, float] = field(default_factory=dict)
     reported_at: float = 0.0
     """When the last group reported; before, 0."""
-    heard_at: float = field(default_factory=time.monotonic)
-    """When a group last reported."""
 
 
 class AnchorCoordinator:
@@ -91,9 +63,8 @@ class AnchorCoordinator:
         # One more than a step's, since dispatches may carry one over.
         self._capacity = anchor_budget(train_batch_size, self.config.replay_fraction) + 1
         self._batches: dict[int, _Batch] = {}
-        self._stats = Counter(COUNTED)
-        self._validation: list[dict[str, Any]] = []
-        self._validation_counts: Counter = Counter()
+        self._reports = Reports()
+        self._clock = AwakeClock()
         self._step = -1
         self._ready = self._filling = self._new_pool(self._step)
 
@@ -104,7 +75,7 @@ class AnchorCoordinator:
         """Announce a batch of prompts before any of them can finish."""
         quota = self._quota(len(uids), rho)
         selector, hosted = None, {}
-        if self.config.schedule == "replay":
+        if self.config.replays:
             hosted = self._replay(uids, quota, step)
         else:
             selector = AnchorSelector(
@@ -119,6 +90,7 @@ class AnchorCoordinator:
             )
         self._batches[batch_id] = _Batch(
             opened=time.monotonic(),
+            heard_at=self._clock.time(),
             uids=uids,
             open_groups=len(uids),
             unreported=len(uids),
@@ -144,11 +116,11 @@ class AnchorCoordinator:
             self._step, self._filling = step, self._new_pool(step)
         started = time.monotonic()
         anchors = self._ready.take(quota)
-        self._stats["seconds/selection"] += time.monotonic() - started
+        self._reports.step["seconds/selection"] += time.monotonic() - started
         hosted: dict[str, list[Candidate]] = {}
         for i, anchor in enumerate(anchors):
             hosted.setdefault(uids[i % len(uids)], []).append(anchor)
-            count_anchor(self._stats, anchor.attempt, in_band=anchor.medium)
+            self._reports.count_anchor(anchor.attempt, in_band=anchor.medium)
         return hosted
 
     async def replayed(self, batch_id: int, uid: str) -> list[Candidate]:
@@ -166,7 +138,7 @@ class AnchorCoordinator:
             self._report(batch, group, payloads)
 
     def _report(self, batch: _Batch, group: Group, payloads: Mapping[int, Any]) -> None:
-        batch.heard_at = time.monotonic()
+        batch.heard_at = self._clock.time()
         batch.unreported -= 1
         if batch.selector is None:
             self._filling.add(group, payloads)
@@ -174,7 +146,7 @@ class AnchorCoordinator:
             self._select(batch, batch.selector, group)
         if batch.unreported == 0:
             batch.reported_at = time.monotonic()
-            self._stats["seconds/rollout"] += batch.reported_at - batch.opened
+            self._reports.step["seconds/rollout"] += batch.reported_at - batch.opened
             for queue in batch.decided.values():
                 queue.put_nowait(None)
 
@@ -183,26 +155,26 @@ class AnchorCoordinator:
         batch.pass_rates[group.uid] = group.pass_rate
         started = time.monotonic()
         anchors = selector.add(group)
-        self._stats["seconds/selection"] += time.monotonic() - started
+        self._reports.step["seconds/selection"] += time.monotonic() - started
         sessions: dict[str, list[int]] = {}
         for anchor in anchors:
             sessions.setdefault(anchor.uid, []).append(anchor.session)
-            count_anchor(self._stats, anchor, in_band=medium(batch.pass_rates[anchor.uid], **self._band))
+            self._reports.count_anchor(anchor, in_band=medium(batch.pass_rates[anchor.uid], **self._band))
         for uid, chosen in sessions.items():
             batch.decided[uid].put_nowait(chosen)
 
     async def next(self, batch_id: int, uid: str) -> list[int] | None:
         """The next sessions of group ``uid`` to correct, or None when there will be no more.
 
-        Groups of which nothing is heard for ``report_timeout`` seconds are taken for empty.
+        Groups of which nothing is heard for ``report_timeout`` seconds, with the engines awake, are taken for empty.
         """
         batch = self._batches[batch_id]
         while batch.unreported:
-            left = batch.heard_at + self.config.report_timeout - time.monotonic()
+            left = batch.heard_at + self.config.report_timeout - self._clock.time()
             try:
                 return await asyncio.wait_for(batch.decided[uid].get(), max(left, 0))
             except asyncio.TimeoutError:  # noqa: UP041, another class than TimeoutError in Python 3.10
-                if time.monotonic() >= batch.heard_at + self.config.report_timeout:
+                if self._clock.time() >= batch.heard_at + self.config.report_timeout:
                     self._give_up(batch)
         return await batch.decided[uid].get()
 
@@ -213,16 +185,16 @@ class AnchorCoordinator:
             "without %s",
             len(missing),
             len(batch.uids),
-            time.monotonic() - batch.heard_at,
+            self._clock.time() - batch.heard_at,
             ", ".join(missing),
         )
-        self._stats["anchors/unreported"] += len(missing)
+        self._reports.step["anchors/unreported"] += len(missing)
         for uid in missing:
             self._report(batch, Group(uid=uid, attempts=()), {})
 
     async def close(self, batch_id: int | None, uid: str, counts: dict[str, float]) -> None:
         """Group ``uid`` and its corrections have ended; ``counts`` are added to the step's statistics."""
-        self._stats.update(counts)
+        self._reports.step.update(counts)
         batch = self._batches.get(batch_id)
         if batch is None:
             # A dispatch of no anchors, or one from before this actor was started anew.
@@ -230,24 +202,32 @@ class AnchorCoordinator:
         batch.hosted.pop(uid, None)
         batch.open_groups -= 1
         if batch.open_groups == 0:
-            self._stats["seconds/correction"] += time.monotonic() - batch.reported_at
+            self._reports.step["seconds/correction"] += time.monotonic() - batch.reported_at
             del self._batches[batch_id]
 
     async def add_validation(self, records: list[dict[str, Any]], counts: dict[str, float]) -> None:
-        """Keep the attempts of one validation prompt, with their corrections, until the trainer asks for them."""
-        self._validation.extend(records)
-        self._validation_counts.update(counts)
+        """``Reports.add_validation``, of one validation prompt."""
+        self._reports.add_validation(records, counts)
+
+    async def engines_sleep(self) -> None:
+        """The rollout engines sleep while verl trains: no timeout runs."""
+        self._clock.sleep()
+
+    async def engines_wake(self) -> None:
+        """The rollout engines go on."""
+        self._clock.wake()
+
+    async def slept(self, last: float) -> float:
+        """How many of the ``last`` seconds the rollout engines slept."""
+        return self._clock.slept(last)
 
     async def pop_statistics(self) -> dict[str, float]:
-        """Counts and seconds since the last call, names without the ``cipo/`` prefix."""
-        stats, self._stats = self._stats, Counter(COUNTED)
-        return {name: float(value) for name, value in stats.items()}
+        """``Reports.pop_step``."""
+        return self._reports.pop_step()
 
     async def pop_validation(self) -> tuple[list[dict[str, Any]], dict[str, float]]:
-        """Validation attempts with their corrections since the last call, and counts of what is missing."""
-        records, self._validation = self._validation, []
-        counts, self._validation_counts = self._validation_counts, Counter()
-        return records, {name: float(value) for name, value in counts.items()}
+        """``Reports.pop_validation``."""
+        return self._reports.pop_validation()
 
     async def pool_state(self) -> dict[str, Any]:
         """The pool of schedule=replay for a checkpoint, and what rounding has left over.

@@ -52,6 +52,14 @@ class CIPOAgentLoopManager(AgentLoopManagerTQ):
         tu.assign_non_tensor_data(prompts, TICKET, ticket)
         super().generate_sequences(prompts)
 
+    def engines_sleep(self) -> None:
+        """The rollout engines sleep while verl trains: no timeout of CIPO's runs until :meth:`engines_wake`."""
+        ray.get(self._coordinator.engines_sleep.remote())
+
+    def engines_wake(self) -> None:
+        """The rollout engines go on."""
+        ray.get(self._coordinator.engines_wake.remote())
+
     def pop_statistics(self) -> dict[str, float]:
         """Selection and fault counts since the last call."""
         return ray.get(self._coordinator.pop_statistics.remote())

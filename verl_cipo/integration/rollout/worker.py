@@ -36,6 +36,7 @@ from verl_cipo.core.second_turn import attempt_record
 from verl_cipo.core.verdict import verdict
 from verl_cipo.integration.chats import correction_prompt
 from verl_cipo.integration.rollout import payloads
+from verl_cipo.integration.rollout.awake import within
 from verl_cipo.integration.rollout.cancelling import EndsRequests
 from verl_cipo.integration.rollout.groups import (
     EXTRA,
@@ -107,7 +108,7 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
         )
         self._groups[group.uid] = group
         context = (sampling_params, trajectory, prompt)
-        if self._cipo.schedule == "replay" and not validate and group.ticket["batch"] is not None:
+        if self._cipo.replays and not validate and group.ticket["batch"] is not None:
             group.replayed = asyncio.create_task(self._correct_replayed(group, *context))
         try:
             try:
@@ -170,7 +171,9 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
             prompt_ids=outputs[0].prompt_ids,
             response_ids=final.response_ids,
             correct=verdict(
-                final.reward_score, final.extra_fields.get("reward_extra_info"), self._cipo.correct_threshold
+                final.reward_score,
+                final.extra_fields.get("reward_extra_info"),
+                self._cipo.threshold(kwargs.get("data_source")),
             ),
             score=float(final.reward_score),
         )
@@ -348,7 +351,8 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
         uid, session = kwargs["uid"], kwargs["session_id"]
         timeout_s = self._cipo.correction_timeout
         with lost_alone(f"{uid}_{session}", timeout_s=timeout_s, counts=group.counts):
-            await asyncio.wait_for(self._run_session(sampling_params, trajectory, **kwargs), timeout_s)
+            run = self._run_session(sampling_params, trajectory, **kwargs)
+            await within(run, timeout_s, slept=group.ticket["coordinator"].slept.remote)
             return
         group.corrections.pop((anchor_of(uid)[1], session), None)
 

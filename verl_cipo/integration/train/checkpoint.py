@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
+from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.guard import GuardState
@@ -34,6 +36,19 @@ class TrainerState:
     def initial(cls, config: CIPOConfig) -> "TrainerState":
         """The state before step 1."""
         return cls(rho=RhoState.initial(config), guard=GuardState.initial())
+
+
+def folder(config: DictConfig, step: int) -> str:
+    """Where verl saves the checkpoint of a step."""
+    return os.path.join(config.trainer.default_local_dir, f"global_step_{step}")
+
+
+def resumed_folder(config: DictConfig) -> str:
+    """The folder of the checkpoint that verl resumes from."""
+    trainer = config.trainer
+    if trainer.resume_mode == "resume_path":
+        return trainer.resume_from_path
+    return find_latest_ckpt_path(os.path.abspath(trainer.default_local_dir))
 
 
 def save(folder: str, state: TrainerState, config: CIPOConfig, pool: dict[str, Any] | None) -> None:

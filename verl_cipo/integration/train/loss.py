@@ -84,6 +84,12 @@ def cipo_loss(
     return loss + aux.coef * dp_size * term, metrics
 
 
+def install_loss(worker_group: Any, config: DictConfig, cipo: CIPOConfig) -> None:
+    """Give the actor's workers CIPO's loss where verl's own does not do."""
+    if cipo.aux.coef > 0 or scales_terms(config, cipo):
+        worker_group.set_loss_fn(build_loss(config.actor_rollout_ref.actor, cipo.aux))
+
+
 def _scaled(config: ActorConfig, scale: float) -> ActorConfig:
     """``config`` with the coefficients of its terms times ``scale``; verl's dataclass is frozen."""
     scaled = copy.copy(config)

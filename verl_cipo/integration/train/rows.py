@@ -1,6 +1,6 @@
 """What each row of a batch is: attempt, correction of which anchor, or padding; and how TransferQueue holds that."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,11 +57,14 @@ class RowTable:
     """``Attempt.origin`` of each row's prompt; empty for all, and for a correction, where it is not known."""
 
     @classmethod
-    def fetch(cls, batch: KVBatchMeta, *, correct_threshold: float) -> "RowTable":
+    def fetch(cls, batch: KVBatchMeta, *, threshold: Callable[[str | None], float]) -> "RowTable":
         """Read the fields of ``batch`` that say what its rows are.
 
         A row that no worker of CIPO has marked is an attempt: the asynchronous trainers resume a run of another
         estimator with trajectories that were finished before the switch. Those of older checkpoints have no score.
+
+        Args:
+            threshold: ``CIPOConfig.threshold``.
         """
         where = {"partition_id": batch.partition_id}
         data = tq.kv_batch_get(keys=batch.keys, select_fields=["index", "extra_fields"], **where)
@@ -70,10 +73,12 @@ class RowTable:
         if unknown := [i for i, mark in enumerate(marks) if "score" not in mark]:
             # A reward a token is fetched for these rows alone.
             keys = [batch.keys[i] for i in unknown]
-            scores[unknown] = row_sums(tq.kv_batch_get(keys=keys, select_fields=["rm_scores"], **where)["rm_scores"])
-        for i in [i for i, mark in enumerate(marks) if not mark]:
-            info = data["extra_fields"][i].get("reward_extra_info")
-            marks[i] = {"correct": verdict(float(scores[i]), info, correct_threshold)}
+            fetched = tq.kv_batch_get(keys=keys, select_fields=["rm_scores", "data_source"], **where)
+            scores[unknown] = row_sums(fetched["rm_scores"])
+            for i, source in zip(unknown, fetched["data_source"], strict=True):
+                if not marks[i]:
+                    info = data["extra_fields"][i].get("reward_extra_info")
+                    marks[i] = {"correct": verdict(float(scores[i]), info, threshold(source))}
         return cls.of_marks(
             list(batch.keys),
             marks,

@@ -1,12 +1,17 @@
 """CIPO's variants of verl's V1 trainers.
 
-Overridden methods, each calling verl's own: ``_init_tokenizer``, ``_init_dataloader`` (prompt budget and questions are
-checked before a worker starts), ``fit`` (rho and the pool go to the rollout manager), ``_balance_batch`` (what each row
-is; a stable order),
-``_get_required_batch_multiple``/``_update_actor`` (one joint update with as many optimizer steps as GRPO),
-``_compute_advantage`` (rows for the estimator; weights of the auxiliary loss), ``step`` (metrics, rho, the guard),
-``on_init_end`` (the loss is installed), ``_validate`` (the second turn),
-``_save_checkpoint``/``_load_checkpoint`` (state.py).
+Overridden methods, each calling verl's own:
+
+* ``_init_tokenizer``, ``_init_dataloader``: lengths and the data set's rows are checked before a worker starts,
+* ``on_init_end``: the loss is installed,
+* ``fit``: rho and the pool go to the rollout manager,
+* ``_balance_batch``: what each row is, rows for the auxiliary loss, a stable order,
+* ``_get_required_batch_multiple``, ``_update_actor``: one joint update with as many optimizer steps as GRPO,
+* ``_compute_advantage``: rows for the estimator, weights of the auxiliary loss,
+* ``step``: metrics, rho, the guard,
+* ``_validate``: the second turn,
+* ``_save_checkpoint``, ``_load_checkpoint``: the controller's state and the pool,
+* ``on_sample_end``, ``on_step_end`` with colocate_async: no timeout runs while the engines sleep.
 """
 
 import logging
@@ -19,24 +24,23 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, PPOTrainerSync, register_trainer
 
-from verl_cipo.core.advantage import SEQ_MEAN_MODES
+from verl_cipo.core.advantage import SEQ_MEAN_MODES, term_scale
 from verl_cipo.core.config import CIPOConfigError
 from verl_cipo.integration.chats import Chats
 from verl_cipo.integration.checks import check_prompt_length, check_questions
 from verl_cipo.integration.settings import MANAGER_CLASS, TRAINER_OF_MODE, settle
-from verl_cipo.integration.train import checkpoint as state
 from verl_cipo.integration.train.aux_batch import AuxRows, add_aux_rows, aux_metrics
-from verl_cipo.integration.train.controller import Steering
-from verl_cipo.integration.train.estimator import NAME, rows_of_batch
+from verl_cipo.integration.train.controller import Controller, report_second_turns
+from verl_cipo.integration.train.estimator import NAME, BatchRows, rows_of_batch
 from verl_cipo.integration.train.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
 from verl_cipo.integration.train.loss import METRIC as AUX_METRIC
-from verl_cipo.integration.train.loss import scales_terms
+from verl_cipo.integration.train.loss import install_loss, scales_terms
 from verl_cipo.integration.train.rows import RowTable, cleared, row_sums, without_torn_rows
 
 logger = logging.getLogger("verl_cipo")
 
 
-class CIPOTrainerMixin(Steering):
+class CIPOTrainerMixin:
     """What CIPO adds to a V1 trainer; ``verl_mode`` is the ``trainer.v1.trainer_mode`` of the trainer it stands on."""
 
     verl_mode: str
@@ -51,7 +55,7 @@ class CIPOTrainerMixin(Steering):
             # Branches of verl test trainer_mode against its own names.
             config.trainer.v1.trainer_mode = self.verl_mode
         self.cipo = settle(config)
-        if self.verl_mode != "sync" and self.cipo.rolls_out and self.cipo.schedule != "replay":
+        if self.verl_mode != "sync" and self.cipo.rolls_out and not self.cipo.replays:
             logger.warning(
                 "algorithm.cipo.schedule=%s with trainer_mode=%s: no prompt of a dispatch can be trained before all "
                 "of them are rolled out, because anchors are drawn among them; schedule=replay does not wait",
@@ -59,7 +63,7 @@ class CIPOTrainerMixin(Steering):
                 self.verl_mode,
             )
         print(f"[verl_cipo] trainer {type(self).__name__}, {self.cipo}")
-        self._state = state.TrainerState.initial(self.cipo)
+        self._controller = Controller(self.cipo)
         self._pool: dict[str, Any] | None = None
         """The pool of a checkpoint, until the rollout manager is there to take it."""
         self._tables: list[RowTable] = []
@@ -82,7 +86,7 @@ class CIPOTrainerMixin(Steering):
 
     def on_init_end(self) -> None:
         super().on_init_end()
-        self._install_loss()
+        install_loss(self.actor_rollout_wg, self.config, self.cipo)
 
     def fit(self, agent_loop_manager: Any) -> None:
         if not hasattr(agent_loop_manager, "pop_statistics"):
@@ -91,7 +95,7 @@ class CIPOTrainerMixin(Steering):
                 f"{self.config.actor_rollout_ref.rollout.agent.get('agent_loop_manager_class')} does not roll "
                 f"corrections out: use {MANAGER_CLASS}"
             )
-        agent_loop_manager.rho = self._state.rho.rho
+        agent_loop_manager.rho = self._controller.rho
         if self._pool is not None:
             agent_loop_manager.restore_pool(self._pool)
             self._pool = None
@@ -110,13 +114,14 @@ class CIPOTrainerMixin(Steering):
                 own["cipo/aux/loss"] = loss
         own |= {f"cipo/{name}": value for name, value in self.agent_loop_manager.pop_statistics().items()}
         own["cipo/seconds/advantage"] = self._advantage_seconds
-        self._steer(own, self.agent_loop_manager, entropy=metrics.get("actor/entropy"))
         metrics.update(own)
+        metrics.update(self._controller.observe(metrics, step=self.global_steps))
+        self.agent_loop_manager.rho = self._controller.rho
         return batch
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
         batch = without_torn_rows(batch)
-        table = RowTable.fetch(batch, correct_threshold=self.cipo.correct_threshold)
+        table = RowTable.fetch(batch, threshold=self.cipo.threshold)
         self._tables.append(table)
         if self.cipo.aux.coef > 0:
             batch, aux = add_aux_rows(
@@ -157,14 +162,22 @@ class CIPOTrainerMixin(Steering):
         started = time.monotonic()
         rows, loss_tokens = self._tables[-1].rows_in_order(batch), self._loss_tokens(batch)
         if scales_terms(self.config, self.cipo):
-            self._scale_of_terms = self._term_scale(rows, loss_tokens)
-        with rows_of_batch(self._for_estimator(rows, loss_tokens=loss_tokens)):
+            self._scale_of_terms = term_scale(rows, loss_tokens, loss_agg_mode=self._loss_agg_mode)
+        laid_out = BatchRows(
+            rows=rows, config=self._controller.config, loss_agg_mode=self._loss_agg_mode, loss_tokens=loss_tokens
+        )
+        with rows_of_batch(laid_out):
             batch = super()._compute_advantage(batch, metrics)
         if self.cipo.aux.coef > 0:
-            contrastive = self.cipo.aux.kind == "contrastive"
-            batch = self._aux[-1].put_fields(batch, optimizer_steps=self._optimizer_steps(), contrastive=contrastive)
+            batch = self._aux[-1].put_fields(
+                batch, optimizer_steps=self._optimizer_steps(), contrastive=self.cipo.aux.contrastive
+            )
         self._advantage_seconds += time.monotonic() - started
         return batch
+
+    @property
+    def _loss_agg_mode(self) -> str:
+        return self.config.actor_rollout_ref.actor.loss_agg_mode
 
     def _loss_tokens(self, batch: KVBatchMeta) -> np.ndarray | None:
         """(N,) tokens of each row that the engines divide by, where they are needed beside the response mask.
@@ -172,7 +185,7 @@ class CIPOTrainerMixin(Steering):
         In the modes that count rows they are not. Rollout correction takes tokens that it rejects out of
         ``response_mask`` only, the engines count ``loss_mask``.
         """
-        if self.config.actor_rollout_ref.actor.loss_agg_mode in SEQ_MEAN_MODES:
+        if self._loss_agg_mode in SEQ_MEAN_MODES:
             return None
         rejects = OmegaConf.select(self.config, "algorithm.rollout_correction.rollout_rs")
         if not rejects and not scales_terms(self.config, self.cipo):
@@ -182,15 +195,15 @@ class CIPOTrainerMixin(Steering):
 
     def _validate(self) -> dict[str, float]:
         metrics = super()._validate()
-        return metrics | self._report_second_turns(self.agent_loop_manager)
+        return metrics | report_second_turns(self.agent_loop_manager, self.cipo, self.config, step=self.global_steps)
 
     def _save_checkpoint(self) -> None:
-        self._save_state(self.agent_loop_manager.pool_state())
+        self._controller.save(self.config, step=self.global_steps, pool=self.agent_loop_manager.pool_state())
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
-        self._pool = self._load_state()
+        self._pool = self._controller.load(self.config, step=self.global_steps)
 
 
 @register_trainer(TRAINER_OF_MODE["sync"])
@@ -205,6 +218,14 @@ class CIPOTrainerColocateAsync(CIPOTrainerMixin, PPOTrainerColocateAsync):
     """CIPO on verl's asynchronous trainer with shared devices: rollouts that are cut off go on after the update."""
 
     verl_mode = "colocate_async"
+
+    def on_sample_end(self) -> None:
+        super().on_sample_end()
+        self.agent_loop_manager.engines_sleep()
+
+    def on_step_end(self) -> None:
+        super().on_step_end()
+        self.agent_loop_manager.engines_wake()
 
 
 @register_trainer(TRAINER_OF_MODE["separate_async"])

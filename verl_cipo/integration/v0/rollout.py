@@ -4,9 +4,10 @@ Seam: ``rollout.agent.agent_loop_manager_class`` names :class:`CIPOAgentLoopMana
 step's attempts in one call and takes exactly as many rows back, so the corrections stay here until the trainer
 (legacy.py) appends them to the batch. The workers are :class:`CIPOAgentLoopWorkerV0`, which overrides
 
-* ``_run_agent_loop``: notes on each row what it is, and lets a failed correction cost nothing but itself,
+* ``_run_agent_loop``: marks each row with what it is, and lets a session that fails cost nothing but its own row,
 * ``_compute_score``: asks a verifier that failed again,
-* ``_postprocess``: leaves failed corrections out.
+* ``_postprocess``: leaves failed corrections out, and puts empty rows in the place of failed attempts, which the
+  trainer drops before it trains.
 
 A correction's uid is ``{uid}_c{session}``, uid and session of its anchor, as with the V1 trainers.
 """
@@ -16,8 +17,9 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,6 @@ from verl_cipo.core.prompts import Request
 from verl_cipo.core.second_turn import attempt_record
 from verl_cipo.core.verdict import verdict
 from verl_cipo.integration.rollout.cancelling import EndsRequests
-from verl_cipo.integration.rollout.coordinator import COUNTED, count_anchor
 from verl_cipo.integration.rollout.groups import (
     EXTRA,
     anchor_of,
@@ -41,17 +42,48 @@ from verl_cipo.integration.rollout.groups import (
     lost_alone,
     read_attempts,
 )
+from verl_cipo.integration.rollout.reports import Reports
 from verl_cipo.integration.rollout.seeds import seeded
 from verl_cipo.integration.rollout.verify import verify
-from verl_cipo.integration.rollout.worker import agent_loop_prompt
+from verl_cipo.integration.rollout.worker import NoRowsError, agent_loop_prompt
 from verl_cipo.integration.settings import cipo_config
-from verl_cipo.integration.v0.rows import SESSION, objects, response_ids, row_table, unpadded
+from verl_cipo.integration.v0.rows import SESSION, is_lost, objects, response_ids, row_table, unpadded
 
 logger = logging.getLogger("verl_cipo")
 
 ANCHOR = "__cipo_anchor__"
 """Column of a dispatched correction: ``correct`` and ``prompt_ids`` of the attempt that it corrects, and what is
 ``shown`` of it."""
+
+
+@dataclass(frozen=True)
+class LostAttempt:
+    """An attempt that failed, in the place of its output."""
+
+    columns: dict[str, Any]
+    """What tells its row from others: ``uid``, ``session_id``, ``index``, ``raw_prompt``."""
+
+    def row(self, rolled: Sequence[Any], *, pad_token_id: int) -> Any:
+        """An empty row: no response, no reward. The prompt is that of another row, of the same prompt if there is one.
+
+        Args:
+            rolled: outputs of the worker that did not fail; not empty.
+        """
+        like = next((output for output in rolled if output.extra_fields["uid"] == self.columns["uid"]), rolled[0])
+        attention = like.attention_mask.clone()
+        attention[:, like.prompt_ids.shape[-1] :] = 0
+        info = like.extra_fields.get("reward_extra_info", {})
+        blank = {key: type(value)() if isinstance(value, Number | str) else None for key, value in info.items()}
+        mark = {"lost": True, "correct": False, "text": "", "score": 0.0}
+        return like.model_copy(
+            update={
+                "response_ids": torch.full_like(like.response_ids, pad_token_id),
+                "response_mask": torch.zeros_like(like.response_mask),
+                "attention_mask": attention,
+                "reward_score": 0.0,
+                "extra_fields": {**like.extra_fields, **self.columns, "reward_extra_info": blank, EXTRA: mark},
+            }
+        )
 
 
 class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
@@ -91,27 +123,36 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
         )
         run = super()._run_agent_loop(sampling_params, trajectory, **kwargs)
         validate = trajectory["validate"]
+        columns = {"uid": uid, SESSION: session, "index": kwargs["index"]}
         if anchor is None:
-            output = await run
-            mark = await asyncio.to_thread(self._mark_of_attempt, output, kwargs, validate=validate)
+            try:
+                output = await run
+                mark = await asyncio.to_thread(self._mark_of_attempt, output, kwargs, validate=validate)
+            except Exception:
+                self._counts["attempts/failed_sessions"] += 1
+                logger.exception("attempt %s_%s failed, its row is missing", uid, session)
+                return LostAttempt({**columns, "raw_prompt": kwargs["raw_prompt"]})
         else:
             mark = None
             timeout_s = self._cipo.correction_timeout
             with lost_alone(f"{uid}_{session}", timeout_s=timeout_s, counts=self._counts):
                 output = await asyncio.wait_for(run, timeout_s)
-                mark = await asyncio.to_thread(self._mark_of_correction, output, uid, anchor, validate=validate)
+                mark = await asyncio.to_thread(self._mark_of_correction, output, kwargs, anchor, validate=validate)
             if mark is None:
                 return None
-        output.extra_fields |= {"uid": uid, SESSION: session, "index": kwargs["index"], EXTRA: mark}
+        output.extra_fields |= columns | {EXTRA: mark}
         return output
 
-    def _verdict(self, output: Any) -> bool:
+    def _verdict(self, output: Any, prompt: Mapping[str, Any]) -> bool:
         extra = output.extra_fields.get("reward_extra_info")
-        return verdict(output.reward_score, extra, self._cipo.correct_threshold)
+        return verdict(output.reward_score, extra, self._cipo.threshold(prompt.get("data_source")))
 
     def _mark_of_attempt(self, output: Any, prompt: dict[str, Any], *, validate: bool) -> dict[str, Any]:
         """What the row is, and why no correction prompt can be made of it, where none can; ``output`` is padded."""
-        mark = {"correct": self._verdict(output), "origin": origin(prompt.get("data_source"), prompt["raw_prompt"])}
+        mark = {
+            "correct": self._verdict(output, prompt),
+            "origin": origin(prompt.get("data_source"), prompt["raw_prompt"]),
+        }
         if self._cipo.val_corrections > 0 if validate else self._cipo.rolls_out:
             response = unpadded(output.response_ids[0], output.attention_mask[0])
             (text,), (refusal,) = read_attempts(self._prompt, prompt["raw_prompt"], [response])
@@ -120,15 +161,17 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
                 mark |= {"text": text, "score": float(output.reward_score)}
         return mark
 
-    def _mark_of_correction(self, output: Any, uid: str, anchor: dict[str, Any], *, validate: bool) -> dict[str, Any]:
+    def _mark_of_correction(
+        self, output: Any, prompt: dict[str, Any], anchor: dict[str, Any], *, validate: bool
+    ) -> dict[str, Any]:
         """What the row is; ``output`` is padded."""
         text = self._prompt.decode(unpadded(output.response_ids[0], output.attention_mask[0]))
         if asked_again(_prompt_ids(output.prompt_ids[0], output.attention_mask[0]), anchor["prompt_ids"]):
             self._counts["corrections/not_asked"] += 1
             logger.error("a correction asked the plain prompt again: its agent loop ignores raw_prompt")
         mark = {
-            "correct": self._verdict(output),
-            "anchor": anchor_of(uid)[1],
+            "correct": self._verdict(output, prompt),
+            "anchor": anchor_of(prompt["uid"])[1],
             "anchor_correct": anchor["correct"],
             "copied": self._prompt.repeats(anchor["shown"], text),
         }
@@ -148,7 +191,14 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
 
     def _postprocess(self, inputs: list, *args: Any, **kwargs: Any) -> DataProto:
         kept = [output for output in inputs if output is not None]
-        return super()._postprocess(kept, *args, **kwargs) if kept else DataProto()
+        rolled = [output for output in kept if not isinstance(output, LostAttempt)]
+        if kept and not rolled:
+            raise NoRowsError(f"all {len(kept)} attempts of a rollout worker failed, the log above says why")
+        rows = [
+            output.row(rolled, pad_token_id=self.tokenizer.pad_token_id) if isinstance(output, LostAttempt) else output
+            for output in kept
+        ]
+        return super()._postprocess(rows, *args, **kwargs) if rows else DataProto()
 
 
 class CIPOAgentLoopManagerV0(AgentLoopManager):
@@ -161,12 +211,14 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         """Share of correct attempts among the anchors of the next step; the trainer sets it."""
         self._cipo = cipo_config(self.config)
         self._corrections: DataProto | None = None
-        self._stats = Counter(COUNTED)
-        self._validation: list[dict[str, Any]] = []
-        self._validation_counts: Counter = Counter()
+        self._reports = Reports()
 
     def generate_sequences(self, prompts: DataProto) -> DataProto:
-        """Roll out ``prompts``, ``n`` equal rows each, and correct them; returns the attempts alone."""
+        """Roll out ``prompts``, ``n`` equal rows each, and correct them.
+
+        Returns:
+            the attempts, empty rows in the place of lost ones: verl takes as many rows as it asked for.
+        """
         started = time.monotonic()
         prompts.non_tensor_batch[SESSION] = _places(prompts.non_tensor_batch["uid"])
         output = super().generate_sequences(prompts)
@@ -174,13 +226,13 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         if prompts.meta_info.get("validate", False):
             self._correct_validation(prompts, output)
             return output
-        self._stats["seconds/rollout"] += ended - started
+        self._reports.step["seconds/rollout"] += ended - started
         if self._cipo.rolls_out:
             anchors = self._select(output, step=prompts.meta_info["global_steps"])
             n = self._cipo.n_corrections or self.config.actor_rollout_ref.rollout.n
-            self._corrections = self._correct_if_it_can(prompts, output, anchors, n, self._stats)
-            self._stats["seconds/correction"] += time.monotonic() - ended
-        self._stats.update(self._faults())
+            self._corrections = self._correct_if_it_can(prompts, output, anchors, n, self._reports.step)
+            self._reports.step["seconds/correction"] += time.monotonic() - ended
+        self._reports.step.update(self._faults())
         return output
 
     def pop_corrections(self) -> DataProto | None:
@@ -189,15 +241,12 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         return corrections
 
     def pop_statistics(self) -> dict[str, float]:
-        """Selection and fault counts since the last call, names without the ``cipo/`` prefix."""
-        stats, self._stats = self._stats, Counter(COUNTED)
-        return {name: float(value) for name, value in stats.items()}
+        """``Reports.pop_step``: selection and fault counts since the last call."""
+        return self._reports.pop_step()
 
     def pop_validation(self) -> tuple[list[dict[str, Any]], dict[str, float]]:
-        """The validation's attempts since the last call, each with its corrections, and what was left out."""
-        records, self._validation = self._validation, []
-        counts, self._validation_counts = self._validation_counts, Counter()
-        return records, {name: float(value) for name, value in counts.items()}
+        """``Reports.pop_validation``."""
+        return self._reports.pop_validation()
 
     def _faults(self) -> Counter:
         return sum(ray.get([worker.pop_counts.remote() for worker in self.agent_loop_workers]), Counter())
@@ -217,8 +266,8 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         )
         in_band = {group.uid: medium(group.pass_rate, **band) for group in groups}
         for anchor in anchors:
-            count_anchor(self._stats, anchor, in_band=in_band[anchor.uid])
-        self._stats["seconds/selection"] += time.monotonic() - started
+            self._reports.count_anchor(anchor, in_band=in_band[anchor.uid])
+        self._reports.step["seconds/selection"] += time.monotonic() - started
         return sorted(row_of[anchor] for anchor in anchors)
 
     def _offered(self, output: DataProto) -> tuple[list[Group], dict[Attempt, int]]:
@@ -231,7 +280,9 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             attempts = []
             for attempt in group.attempts:
                 row = place[key_of[attempt]]
-                attempts.append(replace(attempt, correctable=self._can_be_corrected(output, row, self._stats)))
+                if is_lost(output, row):
+                    continue
+                attempts.append(replace(attempt, correctable=self._can_be_corrected(output, row, self._reports.step)))
                 row_of[attempts[-1]] = row
             groups.append(Group(group.uid, tuple(attempts)))
         return groups, row_of
@@ -315,32 +366,31 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
 
     def _correct_validation(self, prompts: DataProto, output: DataProto) -> None:
         n = self._cipo.val_corrections
-        if n > 0:
-            sessions = prompts.non_tensor_batch[SESSION]
-            # verl repeats rows to fill the last dispatch up: they look like further sessions of their prompt.
-            attempts = np.flatnonzero(sessions < self.config.actor_rollout_ref.rollout.val_kwargs.n).tolist()
-            counts = self._validation_counts
-            correctable = [row for row in attempts if self._can_be_corrected(output, row, counts)]
-            turns = self._correct_if_it_can(prompts, output, correctable, n, counts)
-            corrections: dict[str, list[dict[str, Any]]] = {}
-            if turns is not None:
-                for uid, mark in zip(turns.non_tensor_batch["uid"], turns.non_tensor_batch[EXTRA], strict=True):
-                    turn = {"correction": mark["text"], **{key: mark[key] for key in ("correct", "score", "copied")}}
-                    corrections.setdefault(uid, []).append(turn)
-            for row in attempts:
-                prompt = {key: values[row] for key, values in prompts.non_tensor_batch.items()}
-                mark, session = output.non_tensor_batch[EXTRA][row], int(sessions[row])
-                self._validation.append(
-                    attempt_record(
-                        prompt,
-                        session=session,
-                        text=mark["text"],
-                        correct=mark["correct"],
-                        corrections=corrections.get(correction_uid(prompt["uid"], session), []),
-                    )
-                )
-        # Without a second turn nobody asks for the validation's counts.
-        (self._validation_counts if n > 0 else self._stats).update(self._faults())
+        if n == 0:
+            # Without a second turn nobody asks for the validation's counts.
+            self._reports.step.update(self._faults())
+            return
+        sessions = prompts.non_tensor_batch[SESSION]
+        # verl repeats rows to fill the last dispatch up: they look like further sessions of their prompt.
+        rolled = np.flatnonzero(sessions < self.config.actor_rollout_ref.rollout.val_kwargs.n).tolist()
+        attempts = [row for row in rolled if not is_lost(output, row)]
+        counts: Counter = Counter()
+        correctable = [row for row in attempts if self._can_be_corrected(output, row, counts)]
+        turns = self._correct_if_it_can(prompts, output, correctable, n, counts)
+        corrections: dict[str, list[dict[str, Any]]] = {}
+        if turns is not None:
+            for uid, mark in zip(turns.non_tensor_batch["uid"], turns.non_tensor_batch[EXTRA], strict=True):
+                turn = {"correction": mark["text"], **{key: mark[key] for key in ("correct", "score", "copied")}}
+                corrections.setdefault(uid, []).append(turn)
+        records = []
+        for row in attempts:
+            prompt = {key: values[row] for key, values in prompts.non_tensor_batch.items()}
+            mark, session = output.non_tensor_batch[EXTRA][row], int(sessions[row])
+            own = corrections.get(correction_uid(prompt["uid"], session), [])
+            records.append(
+                attempt_record(prompt, session=session, text=mark["text"], correct=mark["correct"], corrections=own)
+            )
+        self._reports.add_validation(records, counts + self._faults())
 
 
 def _prompt_ids(prompt: torch.Tensor, attention_mask: torch.Tensor) -> list[int]:

@@ -28,6 +28,17 @@ def objects(values: Sequence[Any]) -> np.ndarray:
     return column
 
 
+def is_lost(batch: DataProto, row: int) -> bool:
+    """Whether a row stands in the place of an attempt that failed."""
+    return batch.non_tensor_batch[EXTRA][row].get("lost", False)
+
+
+def without_lost(batch: DataProto) -> DataProto:
+    """The rows of ``batch`` that were rolled out."""
+    kept = [row for row in range(len(batch)) if not is_lost(batch, row)]
+    return batch if len(kept) == len(batch) else batch.select_idxs(kept)
+
+
 def row_table(batch: DataProto) -> RowTable:
     """What the rows of a rolled-out and verified batch are; keys are as the V1 trainers have them.
 

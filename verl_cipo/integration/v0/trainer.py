@@ -3,8 +3,8 @@
 verl's TaskRunner builds ``RayPPOTrainer`` by that name, no option reaches it: :func:`take_place` puts
 :class:`CIPOTrainerV0` under the name. Overridden methods, each calling verl's own:
 
-* ``_balance_batch``: the first call that sees a step's attempts; the corrections, which the manager
-  (legacy_rollouts.py) has kept, join the batch in place, and the estimator is told what each row is,
+* ``_balance_batch``: the first call that sees a step's attempts; lost ones leave the batch, the corrections, which the
+  manager (rollout.py) has kept, join it, both in place, and the estimator is told what each row is,
 * ``_compute_old_log_prob``, ``_compute_ref_log_prob``, ``_update_actor``: workers get whole mini-batches, filled up by
   rows that nothing trains; the trainer's own batch never holds them,
 * ``_update_actor`` also appends what only the auxiliary loss trains, takes as many optimizer steps as GRPO, and ends
@@ -25,6 +25,7 @@ from verl import DataProto
 from verl.trainer import main_ppo_v0
 from verl.trainer.ppo import ray_trainer
 
+from verl_cipo.core.advantage import term_scale
 from verl_cipo.core.config import CIPOConfigError
 from verl_cipo.core.losses import CHOSEN, SIGN
 from verl_cipo.integration import ChangedSeamError
@@ -33,14 +34,14 @@ from verl_cipo.integration.checks import check_prompt_length, check_questions
 from verl_cipo.integration.settings import MANAGER_CLASS_V0, settle
 from verl_cipo.integration.train.aux_batch import COUNTED as AUX_COUNTED
 from verl_cipo.integration.train.aux_rows import logged_counts
-from verl_cipo.integration.train.checkpoint import TrainerState
-from verl_cipo.integration.train.controller import Steering
-from verl_cipo.integration.train.estimator import NAME, rows_of_batch
+from verl_cipo.integration.train.controller import Controller, report_second_turns
+from verl_cipo.integration.train.estimator import NAME, BatchRows, rows_of_batch
 from verl_cipo.integration.train.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
 from verl_cipo.integration.train.loss import METRIC as AUX_METRIC
+from verl_cipo.integration.train.loss import install_loss
 from verl_cipo.integration.train.rows import APPENDED, RowTable
 from verl_cipo.integration.v0.aux_rows import append_rows, fill_partners, plan_aux
-from verl_cipo.integration.v0.rows import Padding, joined, row_table
+from verl_cipo.integration.v0.rows import Padding, joined, row_table, without_lost
 
 TRAINER_NAME = "RayPPOTrainer"
 
@@ -62,7 +63,7 @@ def take_place() -> None:
     main_ppo_v0.RayPPOTrainer = CIPOTrainerV0
 
 
-class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
+class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
     """CIPO on verl's V0 trainer."""
 
     # Of the step, from _balance_batch on.
@@ -84,7 +85,7 @@ class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
             )
         self.cipo = settle(config)
         print(f"[verl_cipo] trainer {type(self).__name__}, {self.cipo}")
-        self._state = TrainerState.initial(self.cipo)
+        self._controller = Controller(self.cipo)
         self._laid_out = ExitStack()
         """Holds the estimator's view of the step's rows."""
         super().__init__(config, *args, **kwargs)
@@ -100,7 +101,11 @@ class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
                 f"{self.config.actor_rollout_ref.rollout.agent.get('agent_loop_manager_class')} does not roll "
                 f"corrections out for the V0 trainer: use {MANAGER_CLASS_V0}"
             )
-        self._install_loss()
+        install_loss(self.actor_rollout_wg, self.config, self.cipo)
+
+    @property
+    def _loss_agg_mode(self) -> str:
+        return self.config.actor_rollout_ref.actor.loss_agg_mode
 
     def fit(self) -> None:
         with self._laid_out:
@@ -109,22 +114,26 @@ class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
     def _balance_batch(self, batch: DataProto, metrics: dict, *args: Any, **kwargs: Any) -> None:
         self._laid_out.close()
         corrections = self.async_rollout_manager.pop_corrections()
-        attempts = len(batch)
-        whole = batch if corrections is None else joined(batch, corrections)
+        prompts = len(batch) // self.config.actor_rollout_ref.rollout.n
+        attempts = without_lost(batch)
+        whole = attempts if corrections is None else joined(attempts, corrections)
         self._sampled = row_table(whole)
         self._metrics = metrics
         # Even without weight, a correction would enter entropy, KL and the loss's normalizer.
-        trained = np.arange(attempts if self.cipo.lambda_corr == 0 else len(whole))
+        trained = np.arange(len(attempts if self.cipo.lambda_corr == 0 else whole))
         keys = [self._sampled.keys[row] for row in trained]
         # The order of the V1 trainers.
         order = np.array(self._sampled.stable_order(keys, seed=self.cipo.seed, step=self.global_steps))
         order = order[interleaved(self._sampled.rows.stream[order])]
-        prompts = attempts // self.config.actor_rollout_ref.rollout.n
         self._steps = optimizer_steps(self.config, prompts)
         ordered, self._padding = self._arranged(whole, order, metrics, *args, **kwargs)
         batch.batch, batch.non_tensor_batch = ordered.batch, ordered.non_tensor_batch
         self._rows = row_table(batch)
-        self._laid_out.enter_context(rows_of_batch(self._for_estimator(self._rows.rows)))
+        self._laid_out.enter_context(
+            rows_of_batch(
+                BatchRows(rows=self._rows.rows, config=self._controller.config, loss_agg_mode=self._loss_agg_mode)
+            )
+        )
 
     def _arranged(
         self, batch: DataProto, order: np.ndarray, metrics: dict, *args: Any, **kwargs: Any
@@ -154,7 +163,8 @@ class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
     def _update_actor(self, batch: DataProto) -> DataProto:
         own: dict[str, float] = {}
         padding = self._padding
-        scale = self._term_scale(self._rows.rows, batch.batch["response_mask"].sum(dim=-1).numpy())
+        tokens = batch.batch["response_mask"].sum(dim=-1).numpy()
+        scale = term_scale(self._rows.rows, tokens, loss_agg_mode=self._loss_agg_mode)
         if self.cipo.aux.coef > 0:
             batch, padding = self._with_aux_rows(batch, own)
         padded = padding.add(batch)
@@ -182,7 +192,7 @@ class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
         own |= {f"cipo/{name}": float(count) for name, count in counts.items()}
         streams = np.concatenate([self._rows.rows.stream, np.full(len(plan.rows), APPENDED, dtype=np.int8)])
         arranged, padding = self._arranged(grown, np.array(interleaved(streams)), {})
-        if self.cipo.aux.kind == "contrastive":
+        if self.cipo.aux.contrastive:
             computed, _ = super()._compute_old_log_prob(padding.add(arranged))
             fill_partners(arranged, padding.remove(computed).batch["old_log_probs"])
         return arranged, padding
@@ -191,23 +201,24 @@ class CIPOTrainerV0(Steering, ray_trainer.RayPPOTrainer):
         manager = self.async_rollout_manager
         own = self._sampled.metrics() | own
         own |= {f"cipo/{name}": value for name, value in manager.pop_statistics().items()}
-        self._steer(own, manager, entropy=self._metrics.get("actor/entropy"))
         self._metrics.update(own)
+        self._metrics.update(self._controller.observe(self._metrics, step=self.global_steps))
+        manager.rho = self._controller.rho
 
     def _log_rollout_data(self, batch: DataProto, reward_extra_infos_dict: dict, *args: Any, **kwargs: Any) -> None:
         super()._log_rollout_data(batch, {**reward_extra_infos_dict, "uid": self._rows.keys}, *args, **kwargs)
 
     def _validate(self, merged: bool = False) -> dict[str, Any]:
         metrics = super()._validate(merged)
-        report = self._report_second_turns(self.async_rollout_manager)
+        report = report_second_turns(self.async_rollout_manager, self.cipo, self.config, step=self.global_steps)
         return metrics if merged else metrics | report
 
     def _save_checkpoint(self) -> None:
-        self._save_state(pool=None)
+        self._controller.save(self.config, step=self.global_steps, pool=None)
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> Any:
         loaded = super()._load_checkpoint()
-        self._load_state()
-        self.async_rollout_manager.rho = self._state.rho.rho
+        self._controller.load(self.config, step=self.global_steps)
+        self.async_rollout_manager.rho = self._controller.rho
         return loaded

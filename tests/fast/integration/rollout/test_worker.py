@@ -243,8 +243,9 @@ def test_the_correction_prompt_is_the_configured_one():
     assert "one fenced code block" in message["content"] and "<think>so</think>4" in message["content"]
 
 
-def test_correct_threshold_decides_where_the_verifier_gives_no_acc(world):
-    stats = roll(world, correct_threshold=1.0)
+@pytest.mark.parametrize("threshold", [1.0, {"other": 0.0, "default": 1.0}])
+def test_correct_threshold_decides_where_the_verifier_gives_no_acc(world, threshold):
+    stats = roll(world, correct_threshold=threshold)
     assert stats["anchors/correct"] == 0 and stats["anchors/failed"] == 1, "a score of 1 is not above 1"
 
 

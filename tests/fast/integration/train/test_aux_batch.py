@@ -107,7 +107,7 @@ def grown(queue, *, in_stream=True, **options):
     )
     batch = sampled(queue)
     return add_aux_rows(
-        batch, RowTable.fetch(batch, correct_threshold=0.5), config=config, chats=chats, step=1, in_stream=in_stream
+        batch, RowTable.fetch(batch, threshold=lambda _: 0.5), config=config, chats=chats, step=1, in_stream=in_stream
     )
 
 
@@ -256,7 +256,7 @@ def test_an_image_is_not_distilled(queue, shows):
 
 def test_appended_rows_keep_their_place_in_the_stable_order(queue):
     batch, _ = grown(queue, source="paired", replay_fraction=2.0)
-    table = RowTable.fetch(sampled(queue).select_keys(list(ROWS)), correct_threshold=0.5)
+    table = RowTable.fetch(sampled(queue).select_keys(list(ROWS)), threshold=lambda _: 0.5)
     order = table.stable_order(batch.keys, seed=1, step=1)
     shuffled = batch.keys[::-1]
     again = table.stable_order(shuffled, seed=1, step=1)

@@ -12,7 +12,7 @@ from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_
 from tests.contracts.store import FUNCTIONS, Store
 from tests.fast.integration.scored_batch import scored
 from verl_cipo.core.config import CIPOConfig
-from verl_cipo.integration.train.checkpoint import TrainerState
+from verl_cipo.integration.train.controller import Controller
 from verl_cipo.integration.train.estimator import BatchRows, rows_of_batch
 from verl_cipo.integration.train.rows import RowTable
 from verl_cipo.integration.train.trainer import CIPOTrainerSync
@@ -54,6 +54,7 @@ def put(store: Store, key: str, *, length: int, reward: float, rejected: bool, m
         # k2 = (log ratio)^2 / 2 = 10 of a rejected row, 0 of the others.
         rollout_log_probs=torch.full((length,), -5.0 if rejected else -0.5),
         extra_fields={} if mark is None else {"cipo": mark},
+        data_source="toy",
     )
 
 
@@ -62,7 +63,7 @@ def trainer(estimator: str = "cipo") -> CIPOTrainerSync:
     made = object.__new__(CIPOTrainerSync)
     made.config = composed(estimator)
     made.cipo = CIPOConfig(lambda_corr=0.5)
-    made._state = TrainerState.initial(made.cipo)
+    made._controller = Controller(made.cipo)
     made._advantage_seconds = 0.0
     return made
 
@@ -90,7 +91,7 @@ def test_v1_attempts_are_trained_as_without_corrections(monkeypatch, rejected):
     def weights(keys):
         made = trainer()
         batch = store.meta(*keys)
-        made._tables = [RowTable.fetch(batch, correct_threshold=0.5)]
+        made._tables = [RowTable.fetch(batch, threshold=lambda _: 0.5)]
         return gradient_weights(store, made._compute_advantage(batch, {}))
 
     # Without corrections it is GRPO: 9 tokens.
@@ -146,8 +147,8 @@ def test_a_row_that_was_finished_before_the_switch_is_an_attempt(monkeypatch):
     put(store, "b_0_0", length=2, reward=0.25, rejected=False, mark={"correct": True})
 
     batch = store.meta(*store.rows)
-    assert RowTable.fetch(batch, correct_threshold=0.5).rows.correct.tolist() == [True, True, False, False, True]
-    table = RowTable.fetch(batch, correct_threshold=0.2)
+    assert RowTable.fetch(batch, threshold=lambda _: 0.5).rows.correct.tolist() == [True, True, False, False, True]
+    table = RowTable.fetch(batch, threshold={"toy": 0.2}.__getitem__)
     assert table.rows.correct.tolist() == [True, True, False, True, True]
     assert not table.rows.anchor_correct.any() and (table.rows.stream == 0).all()
     assert table.attempts()[0][0].pass_rate == 0.75

@@ -1,9 +1,8 @@
-"""The guard in the trainer: what a step shows it, and what it does to the weight of the corrections; the options.
+"""What the trainer does with a step: the weight of the corrections, the rows of the auxiliary loss, the options.
 
 verl's part of a step is replaced; tests/real has the whole path.
 """
 
-import logging
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,13 +15,13 @@ from transfer_queue import KVBatchMeta
 
 from verl_cipo.core.advantage import BASE, CORRECTION, Rows
 from verl_cipo.core.config import AuxConfig, CIPOConfig
-from verl_cipo.core.guard import ALARMS, GuardState
-from verl_cipo.integration.train import controller as steering
-from verl_cipo.integration.train import estimator
+from verl_cipo.core.guard import ALARMS
+from verl_cipo.integration.train import estimator, loss
 from verl_cipo.integration.train import trainer as trainer_module
 from verl_cipo.integration.train.checkpoint import TrainerState
+from verl_cipo.integration.train.controller import Controller
 from verl_cipo.integration.train.rows import RowTable
-from verl_cipo.integration.train.trainer import CIPOTrainerMixin
+from verl_cipo.integration.train.trainer import CIPOTrainerColocateAsync, CIPOTrainerMixin
 
 KEYS = ["a_0_0", "a_1_0", "a_c1_0_0", "a_c1_1_0"]
 TABLE = RowTable(
@@ -45,13 +44,11 @@ TABLE = RowTable(
 class Verl:
     """verl's part: one update, which asks for the advantages of the batch."""
 
-    entropy = 1.0
-
     def step(self, metrics, timing_raw):
         self._tables.append(TABLE)
         batch = KVBatchMeta(partition_id="train", keys=KEYS, tags=[{} for _ in KEYS])
         batch = self._compute_advantage(batch, metrics)
-        metrics["actor/entropy"] = self.entropy
+        metrics["actor/entropy"] = 1.0
         return batch
 
     def _balance_batch(self, batch, metrics):
@@ -73,12 +70,13 @@ class Manager:
 
 
 class Trainer(CIPOTrainerMixin, Verl):
-    def __init__(self, guard="adapt", alarms=(), lambda_factor=1.0, **options):
+    def __init__(self, guard="adapt", lambda_factor=1.0, **options):
         self.cipo = CIPOConfig(guard=guard, **{"lambda_corr": 2.0, **options})
         terms = {"use_kl_loss": False, "kl_loss_coef": 0.0, "entropy_coeff": 0.0}
         self.config = OmegaConf.create({"actor_rollout_ref": {"actor": {"loss_agg_mode": "token-mean", **terms}}})
         state = TrainerState.initial(self.cipo)
-        self._state = replace(state, guard=replace(state.guard, alarms=tuple(alarms), lambda_factor=lambda_factor))
+        guard_state = replace(state.guard, lambda_factor=lambda_factor)
+        self._controller = Controller(self.cipo, replace(state, guard=guard_state))
         self.agent_loop_manager = Manager()
         self.global_steps = 7
         self.weights = []
@@ -92,54 +90,12 @@ def one_step(trainer) -> dict:
     return metrics
 
 
-@pytest.mark.parametrize(("guard", "weight"), [("adapt", 0.8), ("warn", 2.0), ("off", 2.0)])
-def test_only_adapt_lowers_the_weight_of_the_corrections(guard, weight):
-    trainer = Trainer(guard, alarms=("copying",), lambda_factor=0.4)
-    one_step(trainer)
-    assert trainer.weights == [pytest.approx(weight)]
-
-
-def test_a_step_moves_guard_and_rho():
-    trainer = Trainer()
+def test_the_guard_weighs_the_corrections_and_a_step_is_shown_to_it():
+    trainer = Trainer(guard="adapt", lambda_factor=0.4)
     metrics = one_step(trainer)
-    guard = trainer._state.guard
-    levels = [guard.w2c, guard.accuracy, guard.copy_rate, guard.entropy]
-    assert [level.value for level in levels] == pytest.approx([0.5, 0.5, 0.5, 1.0])
-    assert guard.c2c.count == 0
-    assert metrics["cipo/copy_rate_failed"] == 0.5
+    assert trainer.weights == [pytest.approx(0.8)]
+    assert metrics["cipo/copy_rate_failed"] == 0.5 and metrics["cipo/rho"] == 0.3
     assert {f"cipo/guard/{alarm}" for alarm in ALARMS} <= metrics.keys()
-    assert metrics["cipo/lambda"] == 2.0 and metrics["cipo/rho"] == 0.3
-
-
-def test_off_looks_at_nothing():
-    trainer = Trainer("off")
-    metrics = one_step(trainer)
-    assert trainer._state.guard == GuardState.initial()
-    assert not any(name.startswith("cipo/guard") for name in metrics)
-
-
-def test_an_entropy_that_is_no_number_ends_no_run(caplog):
-    trainer = Trainer()
-    trainer.entropy = float("nan")
-    with caplog.at_level(logging.ERROR, logger="verl_cipo"):
-        one_step(trainer)
-    assert trainer._state.guard.entropy.count == 0
-    assert "actor/entropy is nan" in caplog.text
-
-
-def test_an_alarm_is_said_once(caplog, monkeypatch):
-    from verl_cipo.integration.train import controller as module
-
-    def alarmed(state, signals):
-        return replace(state, alarms=("copy_rate",))
-
-    monkeypatch.setattr(module, "update_guard", alarmed)
-    trainer = Trainer()
-    with caplog.at_level(logging.WARNING, logger="verl_cipo"):
-        assert one_step(trainer)["cipo/guard/copy_rate"] == 1.0
-        one_step(trainer)
-    said = [record for record in caplog.records if "guard:" in record.message]
-    assert len(said) == 1 and "step 7" in said[0].message
 
 
 def test_the_estimator_weighs_and_punishes_as_configured():
@@ -166,7 +122,7 @@ def balanced(monkeypatch):
             in_stream.append(options["in_stream"])
             return batch, SimpleNamespace()
 
-        monkeypatch.setattr(RowTable, "fetch", lambda batch, correct_threshold: table)
+        monkeypatch.setattr(RowTable, "fetch", lambda batch, threshold: table)
         monkeypatch.setattr(tq, "kv_clear", lambda keys, partition_id: cleared.extend(keys))
         monkeypatch.setattr(trainer_module, "add_aux_rows", add_aux_rows)
         tags = [{"status": "success"} for _ in table.keys]
@@ -206,7 +162,7 @@ def test_the_order_of_the_prompts_is_drawn_by_the_seed(balanced):
 @pytest.mark.parametrize(("coef", "installed"), [(0.0, []), (0.5, [AuxConfig(coef=0.5, kind="contrastive")])])
 def test_the_loss_is_installed_where_it_has_weight(monkeypatch, coef, installed):
     losses = []
-    monkeypatch.setattr(steering, "build_loss", lambda actor, aux: aux)
+    monkeypatch.setattr(loss, "build_loss", lambda actor, aux: aux)
     trainer = Trainer(aux=AuxConfig(coef=coef, kind="contrastive"))
     trainer.actor_rollout_wg = SimpleNamespace(set_loss_fn=losses.append)
     trainer.on_init_end()
@@ -215,7 +171,7 @@ def test_the_loss_is_installed_where_it_has_weight(monkeypatch, coef, installed)
 
 def test_the_loss_is_installed_where_a_term_would_grow_with_the_corrections(monkeypatch):
     losses = []
-    monkeypatch.setattr(steering, "build_loss", lambda actor, aux: aux)
+    monkeypatch.setattr(loss, "build_loss", lambda actor, aux: aux)
     trainer = Trainer()
     trainer.actor_rollout_wg = SimpleNamespace(set_loss_fn=losses.append)
     trainer.config.actor_rollout_ref.actor.update(entropy_coeff=0.01, loss_agg_mode="token-mean")
@@ -247,8 +203,19 @@ def test_the_update_gets_the_fields_of_the_loss(coef, kind, put):
     assert seen == put
 
 
-def test_without_a_second_turn_validation_asks_for_none():
-    # The manager of this file has no second turns to give.
-    assert Trainer(val_corrections=0)._report_second_turns(Manager()) == {}
-    with pytest.raises(AttributeError, match="pop_validation"):
-        Trainer(val_corrections=1)._report_second_turns(Manager())
+def test_timeouts_stand_still_while_the_engines_sleep():
+    said = []
+    trainer = object.__new__(CIPOTrainerColocateAsync)
+    trainer.checkpoint_manager = SimpleNamespace(
+        abort_replicas=lambda: said.append("abort"),
+        sleep_replicas=lambda: said.append("sleep"),
+        update_weights=lambda step: said.append("update"),
+        resume_generation_replicas=lambda: said.append("resume"),
+    )
+    trainer.agent_loop_manager = SimpleNamespace(
+        engines_sleep=lambda: said.append("clock stops"), engines_wake=lambda: said.append("clock goes on")
+    )
+    trainer.curr_step_profile, trainer.timing_raw, trainer.global_steps = False, {}, 1
+    trainer.on_sample_end()
+    trainer.on_step_end()
+    assert said == ["abort", "sleep", "clock stops", "update", "resume", "clock goes on"]

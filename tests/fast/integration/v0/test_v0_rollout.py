@@ -13,15 +13,17 @@ import torch
 from omegaconf import OmegaConf
 from verl import DataProto
 from verl.experimental.agent_loop import AgentLoopManager, AgentLoopWorker
+from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, _InternalAgentLoopOutput
 
 from tests.fast.integration.scored_batch import R, decode, encode, scored
 from verl_cipo.core.config import AuxConfig, CIPOConfig
 from verl_cipo.core.draws import origin
 from verl_cipo.core.prompts import CorrectionPrompt, Excerpt, Request
-from verl_cipo.integration.rollout.coordinator import COUNTED
+from verl_cipo.integration.rollout.reports import COUNTED, Reports
+from verl_cipo.integration.rollout.worker import NoRowsError
 from verl_cipo.integration.v0 import rollout as legacy_rollouts
 from verl_cipo.integration.v0.rollout import ANCHOR, CIPOAgentLoopManagerV0, CIPOAgentLoopWorkerV0
-from verl_cipo.integration.v0.rows import objects, response_ids
+from verl_cipo.integration.v0.rows import objects, response_ids, without_lost
 
 # ---- the manager
 
@@ -79,8 +81,7 @@ def manager(monkeypatch, outcomes, workers, *, rho=0.5, n=4, val_n=1, **knobs):
     made = object.__new__(CIPOAgentLoopManagerV0)
     made.config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": n, "val_kwargs": {"n": val_n}}}})
     made._cipo, made.rho, made.agent_loop_workers = CIPOConfig(schedule="barrier", **knobs), rho, workers
-    made._corrections, made._stats = None, Counter(COUNTED)
-    made._validation, made._validation_counts = [], Counter()
+    made._corrections, made._reports = None, Reports()
     monkeypatch.setattr(legacy_rollouts.ray, "get", lambda values: values)
     monkeypatch.setattr(AgentLoopManager, "generate_sequences", lambda self, prompts: rolled)
     columns = {key: rolled.non_tensor_batch[key] for key in ("uid", "index", "raw_prompt", "data_source")}
@@ -237,6 +238,24 @@ def padded(text, score, asked=(0, 9)):
     )
 
 
+def internal(text, score):
+    """What verl's worker makes of an agent loop's output."""
+    made = padded(text, score)
+    return _InternalAgentLoopOutput(
+        prompt_ids=made.prompt_ids,
+        response_ids=made.response_ids,
+        input_ids=torch.cat([made.prompt_ids, made.response_ids], dim=1),
+        position_ids=torch.zeros_like(made.attention_mask),
+        response_mask=made.attention_mask[:, 2:],
+        attention_mask=made.attention_mask,
+        multi_modal_inputs={},
+        num_turns=2,
+        metrics=AgentLoopMetrics(),
+        reward_score=score,
+        extra_fields={"reward_extra_info": {"acc": True, "score": score, "pred": text}},
+    )
+
+
 def session(made, uid, number=0, anchor=None, validate=False):
     kwargs = {"uid": uid, "session_id": number, "index": 8, "agent_name": "single", "raw_prompt": CHAT}
     if anchor is not None:
@@ -295,14 +314,53 @@ def test_sessions_have_seeds_of_their_own_the_v1_trainers_too(monkeypatch):
     ]
 
 
-def test_a_failed_correction_costs_its_own_row_and_a_failed_attempt_the_run(monkeypatch):
+def test_a_session_that_fails_costs_its_own_row(monkeypatch):
     async def run(sampling_params, **kwargs):
+        if kwargs["uid"] == "u":
+            return internal("ab", 1.0)
         raise OSError("the sandbox is away")
 
     made = worker(monkeypatch, run)
     assert session(made, "u_c2", 1, ANCHORED) is None
-    with pytest.raises(OSError, match="the sandbox is away"):
-        session(made, "u", 1)
+    kept, lost = session(made, "u", 0), session(made, "v", 1)
+    assert asyncio.run(made.pop_counts()) == {"attempts/failed_sessions": 1}
+    made.reward_loop_worker_handles, made.tokenizer = (), SimpleNamespace(pad_token_id=0)
+    batch = made._postprocess([kept, None, lost], validate=False)
+    # verl asked for two attempts, takes two rows, and knows the second as that of its prompt.
+    assert batch.non_tensor_batch["uid"].tolist() == ["u", "v"] and batch.non_tensor_batch["acc"].tolist() == [
+        True,
+        False,
+    ]
+    assert batch.batch["response_mask"].sum(dim=-1).tolist() == [2, 0] and response_ids(batch, 1) == []
+    assert batch.batch["rm_scores"].sum(dim=-1).tolist() == [1, 0]
+    assert without_lost(batch).non_tensor_batch["uid"].tolist() == ["u"]
+
+
+def test_a_worker_that_lost_all_attempts_ends_the_run(monkeypatch):
+    async def run(sampling_params, **kwargs):
+        raise OSError("the sandbox is away")
+
+    made = worker(monkeypatch, run)
+    made.tokenizer = SimpleNamespace(pad_token_id=0)
+    with pytest.raises(NoRowsError, match="all 2 attempts"):
+        made._postprocess([session(made, "u", 0), session(made, "u", 1)], validate=False)
+
+
+def test_a_lost_attempt_becomes_no_anchor_and_has_no_second_turn(monkeypatch):
+    sent = Worker()
+    made, prompts, rolled = manager(monkeypatch, OUTCOMES, [sent], rho=0.0)
+    for mark in rolled.non_tensor_batch["cipo"][4:]:
+        mark["lost"] = True
+    assert len(made.generate_sequences(prompts)) == 16
+    asked = made.pop_corrections().non_tensor_batch["uid"]
+    assert {uid.split("_")[0] for uid in asked} == {"u0"} and len(asked) == 16
+    prompts.meta_info["validate"] = True
+    made, prompts, rolled = manager(monkeypatch, OUTCOMES, [Worker()], val_n=4)
+    rolled.non_tensor_batch["cipo"][0]["lost"] = True
+    prompts.meta_info["validate"] = True
+    made.generate_sequences(prompts)
+    records, _ = made.pop_validation()
+    assert len(records) == 15
 
 
 def test_a_correction_that_cannot_be_marked_costs_its_own_row(monkeypatch):
@@ -321,10 +379,8 @@ def test_a_correction_that_takes_too_long_is_given_up(monkeypatch):
     assert asyncio.run(made.pop_counts()) == {"corrections/timed_out": 1} and not asyncio.run(made.pop_counts())
 
 
-def test_given_up_rows_are_left_out_of_the_answer(monkeypatch):
-    monkeypatch.setattr(AgentLoopWorker, "_postprocess", lambda self, inputs, **_: inputs)
+def test_a_worker_whose_corrections_all_failed_returns_no_rows():
     made = object.__new__(CIPOAgentLoopWorkerV0)
-    assert made._postprocess(["a", None, "b"], validate=False) == ["a", "b"]
     assert made._postprocess([None], validate=False).batch is None
 
 

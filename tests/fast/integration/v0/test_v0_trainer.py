@@ -23,6 +23,7 @@ from verl_cipo.core.config import AuxConfig, CIPOConfig, CIPOConfigError
 from verl_cipo.integration import ChangedSeamError
 from verl_cipo.integration.train import estimator
 from verl_cipo.integration.train.checkpoint import TrainerState
+from verl_cipo.integration.train.controller import Controller
 from verl_cipo.integration.train.loss import TERM_SCALE
 from verl_cipo.integration.v0 import trainer as legacy
 from verl_cipo.integration.v0.rows import objects, row_table
@@ -113,7 +114,7 @@ def made(corrections=None, *, ranks=1, micro=None, reference=None, mini=2, n=4, 
             },
         }
     )
-    trainer._state = TrainerState.initial(trainer.cipo)
+    trainer._controller = Controller(trainer.cipo)
     trainer._laid_out = ExitStack()
     trainer.async_rollout_manager = Manager(corrections)
     trainer.actor_rollout_wg = Workers(ranks)
@@ -169,6 +170,22 @@ def test_the_batch_grows_in_place_and_holds_every_row_once(monkeypatch):
     for part in (attempts(), new):
         for key, ids in zip(row_table(part).keys, part.batch["input_ids"].tolist(), strict=True):
             assert by_key[key] == ids
+
+
+def test_lost_attempts_leave_the_batch_and_enter_nothing(monkeypatch):
+    batch = attempts()
+    for row in (1, 12, 13, 14, 15):
+        batch.non_tensor_batch["cipo"][row]["lost"] = True
+    trainer = made(corrections())
+    one_step(trainer, batch, monkeypatch)
+    keys = row_table(batch).keys
+    assert len(keys) == 11 + 12 and not {"u0_1_0", "u3_0_0"} & set(keys)
+    # u0's right attempt is the lost one: what is left of its group is equal.
+    advantages = dict(zip(keys, batch.batch["advantages"].abs().sum(dim=-1).tolist(), strict=True))
+    assert advantages["u0_0_0"] == 0 and advantages["u1_0_0"] > 0
+    # As many optimizer steps as its four prompts take.
+    (update,) = trainer.actor_rollout_wg.trained
+    assert len(update) == 2 * update["mini_batch_size"]
 
 
 def test_advantages_are_those_of_the_rows_whatever_the_trainer(monkeypatch):
@@ -275,14 +292,15 @@ def test_a_step_ends_with_metrics_rho_and_the_guard(monkeypatch):
     assert metrics["cipo/rho"] == 0.3 and metrics["cipo/anchors/total"] == 2
     assert metrics["cipo/retention"] == 0.75 and metrics["cipo/reward/base"] == pytest.approx(4 / 16)
     # .3 * (1 + .8 * (.8 - .75) + .05 * 1 step below the target)
-    assert trainer.async_rollout_manager.rho == trainer._state.rho.rho == pytest.approx(0.3 * 1.09)
-    assert trainer._state.guard.entropy.count == 1
+    assert trainer.async_rollout_manager.rho == pytest.approx(0.3 * 1.09)
 
 
 def test_the_guard_lowers_the_weight_of_the_corrections(monkeypatch):
     def largest(factor):
         trainer, batch = made(corrections(), guard="adapt"), attempts()
-        trainer._state = replace(trainer._state, guard=replace(trainer._state.guard, lambda_factor=factor))
+        state = TrainerState.initial(trainer.cipo)
+        state = replace(state, guard=replace(state.guard, lambda_factor=factor))
+        trainer._controller = Controller(trainer.cipo, state)
         one_step(trainer, batch, monkeypatch)
         return batch.batch["advantages"][torch.from_numpy(row_table(batch).rows.stream == CORRECTION)].abs().max()
 

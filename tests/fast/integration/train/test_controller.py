@@ -1,0 +1,84 @@
+"""Rho and the guard from step to step."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+from omegaconf import OmegaConf
+
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.guard import ALARMS
+from verl_cipo.integration.train.checkpoint import TrainerState
+from verl_cipo.integration.train.controller import Controller, report_second_turns
+
+MEASURED = {
+    "cipo/retention": 0.75,
+    "cipo/transitions/w2c": 0.5,
+    "cipo/copy_rate": 0.25,
+    "cipo/accuracy/base": 0.5,
+    "actor/entropy": 1.0,
+}
+
+
+def controller(*, lambda_factor=1.0, **knobs):
+    config = CIPOConfig(lambda_corr=2.0, **knobs)
+    state = TrainerState.initial(config)
+    return Controller(config, replace(state, guard=replace(state.guard, lambda_factor=lambda_factor)))
+
+
+def saved(made, folder):
+    """The state as a checkpoint has it."""
+    config = OmegaConf.create({"trainer": {"default_local_dir": str(folder)}})
+    made.save(config, step=7, pool=None)
+    return OmegaConf.load(folder / "global_step_7" / "cipo.json")
+
+
+@pytest.mark.parametrize(("guard", "weight"), [("adapt", 0.8), ("warn", 2.0), ("off", 2.0)])
+def test_only_adapt_lowers_the_weight_of_the_corrections(guard, weight):
+    assert controller(guard=guard, lambda_factor=0.4).config.lambda_corr == pytest.approx(weight)
+
+
+def test_a_step_moves_rho_and_the_guard(tmp_path):
+    made = controller()
+    added = made.observe(MEASURED, step=7)
+    assert added["cipo/rho"] == 0.3 and added["cipo/lambda"] == 2.0
+    assert {f"cipo/guard/{alarm}" for alarm in ALARMS} <= added.keys()
+    # .3 * (1 + .8 * (.8 - .75) + .05 * 1 step below the target)
+    assert made.rho == pytest.approx(0.3 * 1.09)
+    guard = saved(made, tmp_path).guard
+    levels = [guard[name].value for name in ("w2c", "accuracy", "copy_rate", "entropy")]
+    assert levels == pytest.approx([0.5, 0.5, 0.25, 1.0]) and guard.c2c.count == 0
+
+
+def test_off_looks_at_nothing(tmp_path):
+    made = controller(guard="off")
+    assert made.observe(MEASURED, step=7) == {"cipo/rho": 0.3}
+    assert saved(made, tmp_path).guard == saved(controller(), tmp_path).guard
+
+
+def test_an_entropy_that_is_no_number_ends_no_run(caplog, tmp_path):
+    made = controller()
+    with caplog.at_level(logging.ERROR, logger="verl_cipo"):
+        made.observe({**MEASURED, "actor/entropy": float("nan")}, step=7)
+    assert "step 7: actor/entropy is nan" in caplog.text
+    assert saved(made, tmp_path).guard.entropy.count == 0
+
+
+def test_an_alarm_is_reported_once(caplog):
+    made = controller()
+    with caplog.at_level(logging.WARNING, logger="verl_cipo"):
+        # A policy that learns, then one that copies all it is shown.
+        steps = [MEASURED] * 30 + [{**MEASURED, "cipo/copy_rate": 1.0, "cipo/transitions/w2c": 0.0}] * 30
+        alarms = [made.observe(measured, step=step)["cipo/guard/copy_rate"] for step, measured in enumerate(steps)]
+    assert sum(alarms) > 1
+    reported = [record.message for record in caplog.records if "repeat the attempt" in record.message]
+    assert len(reported) == 1 and f"step {alarms.index(1.0)}," in reported[0]
+
+
+def test_a_metric_that_is_not_declared_is_named():
+    with pytest.raises(KeyError, match="cipo/made_up"):
+        controller().observe({"cipo/made_up": 1.0}, step=1)
+
+
+def test_validation_without_a_second_turn_asks_for_none():
+    assert report_second_turns(None, CIPOConfig(val_corrections=0), OmegaConf.create(), step=1) == {}

@@ -1,0 +1,69 @@
+"""Time in which the rollout engines were awake: in colocate_async they sleep while verl trains."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+
+class AwakeClock:
+    """A clock that stands still while the engines sleep.
+
+    Args:
+        now: seconds of a clock that never stands still.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic):
+        self._now = now
+        self._naps: list[tuple[float, float]] = []
+        self._asleep_since: float | None = None
+
+    def sleep(self) -> None:
+        """The engines fall asleep; they may be asleep already."""
+        if self._asleep_since is None:
+            self._asleep_since = self._now()
+
+    def wake(self) -> None:
+        """The engines wake up; they may be awake already."""
+        if self._asleep_since is not None:
+            self._naps.append((self._asleep_since, self._now()))
+            self._asleep_since = None
+
+    def time(self) -> float:
+        """Seconds awake; only differences mean something."""
+        now = self._now()
+        return now - self._slept(now, 0.0)
+
+    def slept(self, last: float) -> float:
+        """How many of the ``last`` seconds the engines slept."""
+        now = self._now()
+        return self._slept(now, now - last)
+
+    def _slept(self, now: float, since: float) -> float:
+        naps = self._naps if self._asleep_since is None else [*self._naps, (self._asleep_since, now)]
+        return sum(max(0.0, end - max(start, since)) for start, end in naps)
+
+
+async def within(
+    run: Coroutine[Any, Any, None], timeout_s: float, *, slept: Callable[[float], Awaitable[float]]
+) -> None:
+    """Await ``run`` for ``timeout_s`` seconds, those not counted in which the engines slept.
+
+    Args:
+        slept: ``AwakeClock.slept``, asked when the seconds are over.
+
+    Raises:
+        asyncio.TimeoutError: the seconds are over, ``run`` was cancelled. What ``run`` raises comes through.
+    """
+    task, started, left = asyncio.ensure_future(run), time.monotonic(), timeout_s
+    try:
+        while not (await asyncio.wait({task}, timeout=left))[0]:
+            age = time.monotonic() - started
+            left = timeout_s + await slept(age) - age
+            if left <= 0:
+                raise asyncio.TimeoutError
+        return await task
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
