@@ -233,8 +233,8 @@ class CIPOConfig:
     correct_threshold: float | Mapping[str, float] = _knob(
         0.5,
         _Rule("a finite number, or a mapping of data sources to finite numbers", _read_threshold),
-        "An attempt is right when its score is above this; used where the verifier gives no `acc`. One number, or one per "
-        "data_source, with `default` for those that are not named (0.5 without it).",
+        "An attempt is right when its score is above this; used where the verifier gives no `acc`. One number, or one "
+        "per data_source, with `default` for those that are not named (0.5 without it).",
     )
     verifier_retries: int = _knob(
         2,

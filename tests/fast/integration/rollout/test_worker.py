@@ -754,7 +754,7 @@ def test_a_copy_in_the_validation_is_told_likewise(world):
     assert [turn["copied"] for turn in record["corrections"]] == [True, False]
 
 
-def test_an_agent_loop_that_does_not_heed_raw_prompt_is_noticed(world, monkeypatch, caplog):
+def test_an_agent_loop_that_ignores_raw_prompt_is_noticed(world, monkeypatch, caplog):
     base = rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class
     whole = base._run_agent_loop
 

@@ -439,7 +439,7 @@ def test_a_copy_is_told_by_the_view_that_was_shown(monkeypatch):
     assert [session(made, "u_c2", 1, ANCHORED).extra_fields["cipo"]["copied"] for _ in range(2)] == [True, False]
 
 
-def test_an_agent_loop_that_does_not_heed_raw_prompt_is_noticed(monkeypatch, caplog):
+def test_an_agent_loop_that_ignores_raw_prompt_is_noticed(monkeypatch, caplog):
     async def run(sampling_params, **kwargs):
         return padded("ab", 1.0, asked=(0, 7))
 
