@@ -130,7 +130,7 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
                 mark = await asyncio.to_thread(self._mark_of_attempt, output, kwargs, validate=validate)
             except Exception:
                 self._counts["attempts/failed_sessions"] += 1
-                logger.exception("attempt %s_%s failed, its row is missing", uid, session)
+                logger.exception("attempt %s_%s failed; its row is missing", uid, session)
                 return LostAttempt({**columns, "raw_prompt": kwargs["raw_prompt"]})
         else:
             mark = None
@@ -193,7 +193,7 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
         kept = [output for output in inputs if output is not None]
         rolled = [output for output in kept if not isinstance(output, LostAttempt)]
         if kept and not rolled:
-            raise NoRowsError(f"all {len(kept)} attempts of a rollout worker failed, the log above says why")
+            raise NoRowsError(f"all {len(kept)} attempts of a rollout worker failed; the log above says why")
         rows = [
             output.row(rolled, pad_token_id=self.tokenizer.pad_token_id) if isinstance(output, LostAttempt) else output
             for output in kept
