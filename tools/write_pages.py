@@ -6,12 +6,16 @@ What the pages say between the lines of a table is written by hand and kept. tes
 long as a page differs from what this would write.
 """
 
+import ast
+import inspect
 import re
-from dataclasses import fields
+import textwrap
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from verl_cipo.core.config import AuxConfig, CIPOConfig, PromptConfig
+from verl_cipo.core.knob_rules import rule_of
 from verl_cipo.core.metrics import METRICS, PREFIX
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -32,12 +36,25 @@ def yaml_value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def meanings(cls: type) -> dict[str, str]:
+    """Field of a dataclass -> the string beneath it."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for field, below in zip(body.body, body.body[1:], strict=False):
+        match field, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = " ".join(text.split())
+    return found
+
+
 def knob_table(cls: type, prefix: str = "") -> str:
     """One row a knob of the dataclass `cls`; sections of it have tables of their own."""
     rows = ["| knob | default | allowed | meaning |", "|---|---|---|---|"]
+    documented = meanings(cls)
     for knob in fields(cls):
-        if "rule" in knob.metadata:
-            allowed, meaning = cell(knob.metadata["rule"].allowed), cell(knob.metadata["doc"])
+        if knob.default_factory is MISSING:
+            allowed, meaning = cell(rule_of(knob).allowed), cell(documented[knob.name])
             rows.append(f"| `{prefix}{knob.name}` | `{yaml_value(knob.default)}` | {allowed} | {meaning} |")
     return "\n".join(rows) + "\n"
 

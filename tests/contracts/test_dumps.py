@@ -55,7 +55,7 @@ def test_a_verifiers_fields_are_columns_of_the_dump(tmp_path):
     }
 
 
-@seam("PPOTrainer._validate", "verl_cipo/integration/train/trainer.py", "verl_cipo/core/second_turn.py", DUMPS)
+@seam("PPOTrainer._validate", "verl_cipo/integration/train/trainer.py", "verl_cipo/core/transitions.py", DUMPS)
 def test_a_validation_dispatches_samples_clears_and_dumps():
     calls_in_order(f"{BASE}._validate", "generate_sequences", "sample", "kv_batch_get", "kv_clear", "_dump_generations")
     constants = load(f"{BASE}._validate").__code__.co_consts

@@ -1,19 +1,17 @@
-"""Every knob of CIPO: its default, its meaning and what it may hold.
+"""Every knob of CIPO: its default and its meaning. What it may hold is in knob_rules.py.
 
 The values live in the YAML under `algorithm.cipo`. They are read once, here; everything behind this module
 may rely on them. cipo_trainer.yaml is tested to hold the same defaults.
 """
 
 import difflib
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import InitVar, asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
+
+from verl_cipo.core.knob_rules import rule_of
 
 ROOT = "algorithm.cipo"
-TEMPLATE_ALLOWED = (
-    "math, code, the path of a UTF-8 text file that holds {question} and {attempt} once each, or such a text"
-)
 
 
 class CIPOConfigError(ValueError):
@@ -21,112 +19,23 @@ class CIPOConfigError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Rule:
-    """What a knob may hold, in words, and the check: `read(value)` returns the value or raises ValueError."""
-
-    allowed: str
-    read: Callable[[Any], Any]
-
-
-def _number(low: float | None = None, high: float | None = None, *, integer: bool = False, null: bool = False) -> _Rule:
-    limits = "" if low is None else f" >= {low:g}" if high is None else f" in [{low:g}, {high:g}]"
-    allowed = ("an integer" if integer else "a finite number") + limits + (" or null" if null else "")
-
-    def read(value: Any) -> Any:
-        if null and value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)):
-            raise ValueError
-        if not integer:
-            try:
-                value = float(value)
-            except OverflowError as error:
-                raise ValueError from error
-            if not math.isfinite(value):
-                raise ValueError
-        if (low is not None and value < low) or (high is not None and value > high):
-            raise ValueError
-        return value
-
-    return _Rule(allowed, read)
-
-
-def _choice(*options: str) -> _Rule:
-    def read(value: Any) -> str:
-        if not isinstance(value, str) or value not in options:
-            raise ValueError
-        return value
-
-    return _Rule("one of " + ", ".join(options), read)
-
-
-def _read_guard(value: Any) -> str:
-    # YAML reads a bare `off` as false.
-    return _GUARD.read("off" if value is False else value)
-
-
-def _read_threshold(value: Any) -> float | dict[str, float]:
-    if not isinstance(value, Mapping):
-        return _NUMBER.read(value)
-    if not value or not all(isinstance(source, str) for source in value):
-        raise ValueError
-    return {source: _NUMBER.read(threshold) for source, threshold in value.items()}
-
-
-def _read_flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError
-    return value
-
-
-def _read_text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError
-    return value
-
-
-_GUARD = _choice("off", "warn", "adapt")
-_FLAG = _Rule("true or false", _read_flag)
-_NUMBER = _number()
-_SHARE = _number(0, 1)
-_WEIGHT = _number(0)
-_TEXT = _Rule("a text", _read_text)
-
-
-def _knob(default: Any, rule: _Rule, doc: str) -> Any:
-    return field(default=default, metadata={"doc": doc, "rule": rule})
-
-
-@dataclass(frozen=True)
 class PromptConfig:
     """How a correction prompt is made from a question and an attempt (`algorithm.cipo.prompt`)."""
 
-    template: str = _knob(
-        "math",
-        _Rule(TEMPLATE_ALLOWED, _read_text),
-        "Text of the correction prompt: math, code, the path of a file that holds {question} and {attempt} once each, "
-        "or the text itself.",
-    )
-    attempt_view: str = _knob(
-        "no_thinking",
-        _choice("whole", "no_thinking", "tail"),
-        "Part of the attempt to show: whole; no_thinking, without <think> blocks; or tail, its end, "
-        "max_attempt_tokens long or as long as fits.",
-    )
-    on_overflow: str = _knob(
-        "tail",
-        _choice("tail", "skip"),
-        "When that part does not fit: tail shows its end, skip drops the anchor (counted in the metrics).",
-    )
-    max_attempt_tokens: int | None = _knob(
-        None,
-        _number(16, integer=True, null=True),
-        "Most tokens of the attempt to show; null = as many as rollout.prompt_length leaves.",
-    )
-    thinking_open: str = _knob(
-        "<think>", _TEXT, "Start of a thought, for attempt_view=no_thinking; may hold special tokens of the model."
-    )
-    thinking_close: str = _knob("</think>", _TEXT, "End of a thought; likewise.")
+    template: str = "math"
+    """Text of the correction prompt: math, code, the path of a file that holds {question} and {attempt} once each, or
+    the text itself."""
+    attempt_view: Literal["whole", "no_thinking", "tail"] = "no_thinking"
+    """Part of the attempt to show: whole; no_thinking, without <think> blocks; or tail, its end, max_attempt_tokens
+    long or as long as fits."""
+    on_overflow: Literal["tail", "skip"] = "tail"
+    """When that part does not fit: tail shows its end, skip drops the anchor (counted in the metrics)."""
+    max_attempt_tokens: int | None = None
+    """Most tokens of the attempt to show; null = as many as rollout.prompt_length leaves."""
+    thinking_open: str = "<think>"
+    """Start of a thought, for attempt_view=no_thinking; may hold special tokens of the model."""
+    thinking_close: str = "</think>"
+    """End of a thought; likewise."""
     path: InitVar[str] = f"{ROOT}.prompt"
 
     def __post_init__(self, path: str) -> None:
@@ -141,19 +50,15 @@ class PromptConfig:
 class AuxConfig:
     """The auxiliary correction loss (`algorithm.cipo.aux`), added to verl's policy loss; coef 0 leaves it out."""
 
-    kind: str = _knob(
-        "nll",
-        _choice("nll", "contrastive"),
-        "nll, log-likelihood of right corrections; contrastive, right corrections preferred over the wrong attempt.",
-    )
-    coef: float = _knob(0.0, _WEIGHT, "Weight of the auxiliary loss; 0 = off. source=paired is trained by it alone.")
-    beta: float = _knob(2.0, _WEIGHT, "Scale of the contrastive margin between mean log-probabilities per token.")
-    distill_below: float = _knob(
-        0.0,
-        _SHARE,
-        "Where a prompt's pass rate is below this, right sampled corrections of its wrong attempts are also trained on "
-        "the plain prompt (nll only); 0 = off.",
-    )
+    kind: Literal["nll", "contrastive"] = "nll"
+    """nll, log-likelihood of right corrections; contrastive, right corrections preferred over the wrong attempt."""
+    coef: float = 0.0
+    """Weight of the auxiliary loss; 0 = off. source=paired is trained by it alone."""
+    beta: float = 2.0
+    """Scale of the contrastive margin between mean log-probabilities per token."""
+    distill_below: float = 0.0
+    """Where a prompt's pass rate is below this, right sampled corrections of its wrong attempts are also trained on the
+    plain prompt (nll only); 0 = off."""
     path: InitVar[str] = f"{ROOT}.aux"
 
     def __post_init__(self, path: str) -> None:
@@ -182,89 +87,64 @@ class CIPOConfig:
     Construction validates: a CIPOConfigError names the key, the value and what is allowed.
     """
 
-    replay_fraction: float = _knob(
-        1.0, _WEIGHT, "Anchors per step = round(replay_fraction * prompts); 0 trains plain GRPO."
-    )
-    source: str = _knob(
-        "resample",
-        _choice("resample", "paired", "both"),
-        "Where corrections come from: resample, sampled from the policy; paired, wrong attempts paired with right "
-        "rollouts of the step, without generation; or both.",
-    )
-    n_corrections: int | None = _knob(
-        None,
-        _number(2, integer=True, null=True),
-        "Corrections per anchor, which form one group; null = rollout.n. A group of 1 would have no advantage.",
-    )
-    schedule: str = _knob(
-        "auto",
-        _choice("streaming", "barrier", "replay", "auto"),
-        "When anchors are drawn: streaming, as prompts finish; barrier, after the last prompt of the batch; replay, "
-        "from the attempts of the step before, so that corrections are rolled out beside the attempts; auto, "
-        "streaming, and replay in asynchronous trainer modes, so that no prompt waits for another.",
-    )
-    lambda_corr: float = _knob(
-        1.0, _WEIGHT, "Weight of the correction stream against the base stream, each normalized by its own size."
-    )
-    lambda_risk: float = _knob(
-        1.0,
-        _WEIGHT,
-        "Weight of the penalty on corrections that turn a right anchor wrong; without "
-        "algorithm.norm_adv_by_std_in_grpo it is subtracted from their reward.",
-    )
-    rho_init: float = _knob(
-        0.3, _SHARE, "Share of right attempts among the anchors at step 1; rho_min <= rho_init <= rho_max."
-    )
-    rho_min: float = _knob(0.2, _SHARE, "Lower bound of rho.")
-    rho_max: float = _knob(0.8, _SHARE, "Upper bound of rho.")
-    rho_target: float = _knob(
-        0.8, _SHARE, "Target retention: the share of corrections of right anchors that are right."
-    )
-    rho_gain: float = _knob(0.8, _WEIGHT, "Growth of rho per unit of retention below the target (w1).")
-    rho_drop_gain: float = _knob(0.3, _WEIGHT, "Growth of rho per unit that retention fell since the last step (w2).")
-    rho_patience_gain: float = _knob(
-        0.05, _WEIGHT, "Growth of rho per consecutive step with retention below the target, at most 3 (w3)."
-    )
-    rho_adaptive: bool = _knob(True, _FLAG, "Whether rho follows the retention; false keeps it at rho_init.")
-    delta_low: float = _knob(
-        0.375, _SHARE, "Lowest pass rate of a prompt of medium difficulty, inclusive; anchors come from these first."
-    )
-    delta_high: float = _knob(0.75, _SHARE, "Highest pass rate of a prompt of medium difficulty, inclusive.")
-    correct_threshold: float | Mapping[str, float] = _knob(
-        0.5,
-        _Rule("a finite number, or a mapping of data sources to finite numbers", _read_threshold),
-        "An attempt is right when its score is above this; used where the verifier gives no `acc`. One number, or one "
-        "per data_source, with `default` for those that are not named (0.5 without it).",
-    )
-    verifier_retries: int = _knob(
-        2,
-        _number(0, integer=True),
-        "How often a verifier that gave no verdict is asked again before its session is given up.",
-    )
-    correction_timeout: float = _knob(
-        3600.0,
-        _number(0),
-        "Seconds after which a correction session is given up, so that one cannot hold up the step; the time that the "
-        "engines sleep while verl trains (colocate_async) does not count.",
-    )
-    report_timeout: float = _knob(
-        3600.0,
-        _number(0),
-        "Seconds without news from any prompt of a dispatch after which anchors are drawn without the missing "
-        "prompts, so that an attempt that hangs, in a tool for example, does not hold up the corrections of others.",
-    )
-    guard: str = _knob(
-        "warn",
-        _Rule("off, warn or adapt", _read_guard),
-        "Watch for collapse (docs/guard.md): off; warn, in log and metrics; adapt, which also lowers "
-        "lambda_corr during an alarm.",
-    )
-    val_corrections: int = _knob(
-        1, _number(0, integer=True), "Second-turn corrections per validation attempt; 0 turns them off."
-    )
-    seed: int = _knob(1, _number(integer=True), "Seed for drawing anchors.")
-    prompt: PromptConfig = field(default_factory=PromptConfig, metadata={"doc": "The correction prompt."})
-    aux: AuxConfig = field(default_factory=AuxConfig, metadata={"doc": "The auxiliary correction loss."})
+    replay_fraction: float = 1.0
+    """Anchors per step = round(replay_fraction * prompts); 0 trains plain GRPO."""
+    source: Literal["resample", "paired", "both"] = "resample"
+    """Where corrections come from: resample, sampled from the policy; paired, wrong attempts paired with right rollouts
+    of the step, without generation; or both."""
+    n_corrections: int | None = None
+    """Corrections per anchor, which form one group; null = rollout.n. A group of 1 would have no advantage."""
+    schedule: Literal["streaming", "barrier", "replay", "auto"] = "auto"
+    """When anchors are drawn: streaming, as prompts finish; barrier, after the last prompt of the batch; replay, from
+    the attempts of the previous step, so that corrections are rolled out beside the attempts; auto, streaming, and
+    replay in asynchronous trainer modes, so that no prompt waits for another."""
+    lambda_corr: float = 1.0
+    """Weight of the correction stream against the base stream, each normalized by its own size."""
+    lambda_risk: float = 1.0
+    """Weight of the penalty on corrections that turn a right anchor wrong; without algorithm.norm_adv_by_std_in_grpo it
+    is subtracted from their reward."""
+    rho_init: float = 0.3
+    """Share of right attempts among the anchors at step 1; rho_min <= rho_init <= rho_max."""
+    rho_min: float = 0.2
+    """Lower bound of rho."""
+    rho_max: float = 0.8
+    """Upper bound of rho."""
+    rho_target: float = 0.8
+    """Target retention: the share of corrections of right anchors that are right."""
+    rho_gain: float = 0.8
+    """Growth of rho per unit of retention below the target (w1)."""
+    rho_drop_gain: float = 0.3
+    """Growth of rho per unit that retention fell since the last step (w2)."""
+    rho_patience_gain: float = 0.05
+    """Growth of rho per consecutive step with retention below the target, at most 3 (w3)."""
+    rho_adaptive: bool = True
+    """Whether rho follows the retention; false keeps it at rho_init."""
+    delta_low: float = 0.375
+    """Lowest pass rate of a prompt of medium difficulty, inclusive; anchors come from these first."""
+    delta_high: float = 0.75
+    """Highest pass rate of a prompt of medium difficulty, inclusive."""
+    correct_threshold: float | Mapping[str, float] = 0.5
+    """An attempt is right when its score is above this; used where the verifier gives no `acc`. One number, or one per
+    data_source, with `default` for those that are not named (0.5 without it)."""
+    verifier_retries: int = 2
+    """How often a verifier that gave no verdict is asked again before its session is given up."""
+    correction_timeout: float = 3600.0
+    """Seconds after which a correction session is given up, so that one cannot hold up the step; the time that the
+    engines sleep while verl trains (colocate_async) does not count."""
+    report_timeout: float = 3600.0
+    """Seconds without news from any prompt of a dispatch after which anchors are drawn without the missing prompts, so
+    that an attempt that hangs, in a tool for example, does not hold up the corrections of others."""
+    guard: Literal["off", "warn", "adapt"] = "warn"
+    """Watch for collapse (docs/guard.md): off; warn, in log and metrics; adapt, which also lowers lambda_corr during an
+    alarm."""
+    val_corrections: int = 1
+    """Second-turn corrections per validation attempt; 0 turns them off."""
+    seed: int = 1
+    """Seed for drawing anchors."""
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    """The correction prompt."""
+    aux: AuxConfig = field(default_factory=AuxConfig)
+    """The auxiliary correction loss."""
     path: InitVar[str] = ROOT
 
     def __post_init__(self, path: str) -> None:
@@ -290,7 +170,7 @@ class CIPOConfig:
     def scheduled(self, *, asynchronous: bool) -> "CIPOConfig":
         """This with schedule=auto resolved: replay for an `asynchronous` trainer, else streaming.
 
-        What `aux` trains may need the failed attempts in the batch, where replay does not have them: streaming too.
+        What `aux` trains may need the wrong attempts in the batch, where replay does not have them: streaming too.
         """
         if self.schedule != "auto":
             return self
@@ -317,10 +197,9 @@ class CIPOConfig:
 
     def threshold(self, data_source: str | None) -> float:
         """`correct_threshold` for the rows of a data source."""
-        if not isinstance(self.correct_threshold, Mapping):
+        if isinstance(self.correct_threshold, int | float):
             return self.correct_threshold
-        of_others = self.correct_threshold.get("default", CIPOConfig.correct_threshold)
-        return self.correct_threshold.get(str(data_source), of_others)
+        return self.correct_threshold.get(str(data_source), self.correct_threshold.get("default", 0.5))
 
     @property
     def corrects(self) -> bool:
@@ -334,7 +213,7 @@ class CIPOConfig:
 
     @property
     def replays(self) -> bool:
-        """Whether anchors are drawn from the attempts of the step before."""
+        """Whether anchors are drawn from the attempts of the previous step."""
         return self.rolls_out and self.schedule == "replay"
 
     @property
@@ -347,16 +226,6 @@ class CIPOConfig:
         return asdict(self)
 
 
-def describe(cls: type = CIPOConfig, prefix: str = "") -> dict[str, str]:
-    """Dotted key (below `algorithm.cipo`) -> one line of documentation, in the order of the fields."""
-    lines = {}
-    for knob in fields(cls):
-        lines[prefix + knob.name] = knob.metadata["doc"]
-        if cls is CIPOConfig and knob.name in _SECTIONS:
-            lines.update(describe(_SECTIONS[knob.name], f"{knob.name}."))
-    return lines
-
-
 _SECTIONS: dict[str, Any] = {"prompt": PromptConfig, "aux": AuxConfig}
 
 
@@ -364,13 +233,12 @@ def _validate(config: CIPOConfig | PromptConfig | AuxConfig, path: str) -> None:
     """Check every field against its rule; an int in a float field becomes a float."""
     for knob in fields(config):
         value = getattr(config, knob.name)
-        if "rule" not in knob.metadata:
-            section = _SECTIONS[knob.name]
+        if (section := _SECTIONS.get(knob.name)) is not None:
             if not isinstance(value, section):
                 allowed = f"allowed is a mapping (a {section.__name__} in code)"
                 raise CIPOConfigError(f"{path}.{knob.name} = {value!r}: {allowed}")
             continue
-        rule: _Rule = knob.metadata["rule"]
+        rule = rule_of(knob)
         try:
             value = rule.read(value)
         except ValueError:

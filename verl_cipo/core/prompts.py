@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from verl_cipo.core.config import ROOT, TEMPLATE_ALLOWED, CIPOConfigError, PromptConfig
+from verl_cipo.core.config import ROOT, CIPOConfigError, PromptConfig
+from verl_cipo.core.knob_rules import TEMPLATE_ALLOWED
 from verl_cipo.core.transitions import is_copy
 
 _HEAD = """{question}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verl_cipo.core.metrics import check_names
-from verl_cipo.core.second_turn import dump_second_turns, second_turn_metrics
+from verl_cipo.core.transitions import dump_second_turns, second_turn_metrics
 from verl_cipo.evaluation.corrections import FIGURES, correction_figures, given_responses
 from verl_cipo.evaluation.suite import second_turns as cli_second_turns
 

@@ -31,7 +31,7 @@ from verl.experimental.agent_loop import AgentLoopManager, AgentLoopOutput, Agen
 from verl_cipo.core.anchors import Attempt, Group, anchor_budget, medium, select_anchors
 from verl_cipo.core.draws import origin
 from verl_cipo.core.prompts import Request
-from verl_cipo.core.second_turn import attempt_record
+from verl_cipo.core.transitions import attempt_record
 from verl_cipo.core.verdict import verdict
 from verl_cipo.integration.rollout.cancelling import EndsRequests
 from verl_cipo.integration.rollout.groups import (
