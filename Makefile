@@ -1,18 +1,18 @@
-# make demo and make test do all set-up themselves: both make and reuse .venv (tools/setup_venv.sh).
-# It is made of requirements/constraints-cpu.txt, so every machine gets the versions that were tested.
+# make demo and make test set everything up themselves: both create .venv or reuse it (tools/setup_venv.sh).
+# Its versions come from requirements/constraints-cpu.txt, so every machine gets those that were tested.
 
 PYTHON ?= python3
-# Steps of the demo's CIPO run; empty: the demo's own number. make demo STEPS=3 is a smoke run.
+# Steps of the demo's CIPO run; empty for the demo's own number. make demo STEPS=3 is a smoke run.
 STEPS ?=
 DEMO_DIR ?= outputs/demo
 # Extra arguments of pytest, e.g. make test PYTEST_ARGS="-m 'not vllm'"
 PYTEST_ARGS ?=
-# The verl that make contracts examines: a release, a wheel, or a folder with its source.
+# The verl that make contracts checks: a release, a wheel, or a folder with its source.
 VERL ?= 0.9.0
-# torch goes in first and decides which build all others use. Where pip's index gives the CUDA build, everything runs on
-# the CPU all the same, but .venv takes 7.1 GB in place of 4.1. To get the CPU build there, name its index as well:
+# torch is installed first and decides which build all others use. If pip's index gives the CUDA build, everything still
+# runs on the CPU, but .venv takes 7.1 GB instead of 4.1. To get the CPU build there, add its index:
 #   make demo PIP_ARGS="--extra-index-url <the index of torch's CPU builds>"
-# or hand in a wheel: make demo TORCH=/path/to/torch-2.13.0+cpu-....whl
+# or pass a wheel: make demo TORCH=/path/to/torch-2.13.0+cpu-....whl
 TORCH ?= torch==2.13.0
 PIP_ARGS ?=
 
@@ -26,7 +26,7 @@ BIN := .venv/bin/python
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /\1 \t/' | expand -t 12
 
-venv: ## make or bring up to date .venv
+venv: ## create or update .venv
 	@tools/setup_venv.sh
 
 demo: venv ## train a small model with CIPO on the CPU: real verl, Ray, FSDP2 and vLLM
@@ -45,7 +45,7 @@ lint: venv ## ruff and pyright
 	$(BIN) -m ruff format --check .
 	$(BIN) -m pyright --pythonpath $(BIN)
 
-doctor: venv ## check the environment and say what to mend
+doctor: venv ## check the environment and say what to fix
 	$(BIN) -m verl_cipo.doctor
 
 clean: ## remove outputs and caches, keep .venv

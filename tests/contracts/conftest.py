@@ -73,7 +73,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     import verl
 
     what, files = marker.args
-    text = f"{what} changed in verl {verl.__version__}; on it stands {', '.join(files)}"
+    text = f"{what} changed in verl {verl.__version__}; used by {', '.join(files)}"
     report.sections.insert(0, ("seam", text))
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is not None:
