@@ -74,7 +74,7 @@ def delay(alarm: str, change: dict[str, tuple[float, float]], size: int, seed: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs, under a minute")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     args = parser.parse_args()
     runs, steps, repeats = (10, 100, 6) if args.quick else (100, 500, 60)
     figures: dict = {"runs": runs, "steps": steps, "repeats": repeats}

@@ -56,7 +56,7 @@ def find_files(path: Path, split: str, *, only_split: bool, config: str | None) 
     Raises: PrepError when the path does not exist; returns [] when it holds nothing of this split.
     """
     if not path.exists():
-        raise PrepError(f"{path}: not there; expected a file or folder of the data set's published files")
+        raise PrepError(f"{path}: not found; expected a file or folder of the data set's published files")
     if path.is_file():
         if path.suffix not in FORMATS:
             raise PrepError(f"{path}: the ending is {path.suffix or 'missing'}; expected one of {', '.join(FORMATS)}")

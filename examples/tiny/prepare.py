@@ -1,4 +1,4 @@
-"""Make the demo's data and model from nothing, offline: word problems, and a tiny model that has learned their format.
+"""Make the demo's data and model from scratch, offline: word problems, and a tiny model that has learned their format.
 
     python examples/tiny/prepare.py --output outputs/demo/start [--seed 1] [--quick]
 
