@@ -52,8 +52,7 @@ from examples.tiny.prepare import make_tokenizer
 from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import lot
-from verl_cipo.core.prompts import TEMPLATES
-from verl_cipo.integration.chats import correction_prompt
+from verl_cipo.core.prompts import TEMPLATES, correction_prompt
 from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
 from verl_cipo.integration.rollout.payloads import keep
 from verl_cipo.integration.train.controller import Controller

@@ -30,7 +30,7 @@ from benchmarks.json_file import write_json
 from examples.tiny import launch, prepare
 from examples.tiny.problems import Level
 from examples.tiny.warmup import Warmup
-from verl_cipo.evaluation.suite.results import plain
+from verl_cipo.evaluation.output import plain
 
 FULL = Setting(
     task=prepare.Settings(

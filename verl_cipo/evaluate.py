@@ -9,16 +9,40 @@ Each of these has options of its own: add --help behind it. Exit status 1 when t
 """
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-# An option chooses the mode; a mode's module is only imported when it is wanted, since some need vLLM.
-MODES = {
-    "--dumps": "verl_cipo.evaluation.dumps.command",
-    "--suite": "verl_cipo.evaluation.suite.command",
-    "--second-turns": "verl_cipo.evaluation.suite.second_turns",
-    "--rescore": "verl_cipo.evaluation.rescore.command",
+from verl_cipo.evaluation import corrections
+from verl_cipo.evaluation.dumps import command as dumps
+from verl_cipo.evaluation.dumps.rows import CORRECT_THRESHOLD
+from verl_cipo.evaluation.intervals import CONFIDENCE
+from verl_cipo.evaluation.jsonl import BadLinesError
+from verl_cipo.evaluation.rescore import command as rescore
+from verl_cipo.evaluation.suite import command as suite
+from verl_cipo.rewards.outcome import VerifierInfrastructureError
+
+MODES = {"--dumps": dumps, "--suite": suite, "--second-turns": corrections, "--rescore": rescore}
+"""By the option that chooses it: a module with `add_arguments`, `run`, and `SHARED_OPTIONS`, names of those below."""
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: allowed is a number between 0 and 1")
+    return value
+
+
+_SHARED_OPTIONS = {
+    "--output": {"type": Path, "required": True, "metavar": "FILE.json", "help": "where the figures go"},
+    "--confidence": {"type": _share, "default": CONFIDENCE, "help": "of intervals (default %(default)s)"},
+    "--correct-threshold": {
+        "type": float,
+        "default": CORRECT_THRESHOLD,
+        "metavar": "SCORE",
+        "help": "a score above it is right, where there is no acc (default %(default)s)",
+    },
+    "--skip-bad": {"action": "store_true", "help": "leave lines that are no rows out, and count them"},
 }
 
 
@@ -26,20 +50,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the mode that the arguments name; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     given = {argument.partition("=")[0] for argument in arguments}
-    chosen = [option for option in MODES if option in given]
+    chosen = [mode for option, mode in MODES.items() if option in given]
     if len(chosen) != 1:
         asked = bool(given & {"-h", "--help"})
         print(__doc__, file=sys.stdout if asked else sys.stderr)
         if not asked:
             print(f"give one of {', '.join(MODES)}", file=sys.stderr)
         return 0 if asked else 2
-    mode = importlib.import_module(MODES[chosen[0]])
+    mode = chosen[0]
     parser = argparse.ArgumentParser(prog="python -m verl_cipo.evaluate", description=mode.__doc__, allow_abbrev=False)
     mode.add_arguments(parser)
+    for option in mode.SHARED_OPTIONS:
+        parser.add_argument(option, **_SHARED_OPTIONS[option])
     if given & {"-h", "--help"}:
         parser.print_help()
         return 0
-    return mode.run(parser.parse_args(arguments))
+    try:
+        return mode.run(parser.parse_args(arguments))
+    except (ValueError, OSError, VerifierInfrastructureError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, BadLinesError):
+            print(f"{len(error.lines)} bad lines; --skip-bad leaves them out", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -8,12 +8,11 @@ file alone. Runs with one label are seeds of one arm. docs/report.md says what i
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from verl_cipo.evaluation.jsonl import BadLine, BadLinesError
+from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, write_whole
 from verl_cipo.evaluation.report.examples import gather
 from verl_cipo.evaluation.report.runs import read_arms
 
@@ -37,18 +36,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def write_report(args: argparse.Namespace) -> list[Path]:
-    """Write what `parser` was asked for; the files written.
+    """Write what `parser` was asked for. Returns the files written.
 
     Raises: BadLinesError naming all malformed lines, unless skip_bad; FileNotFoundError, ValueError as in `read_arms`;
-    ImportError without matplotlib.
+    ImportError without matplotlib or jinja2.
     """
-    from verl_cipo.evaluation.report import charts, page, sections, tables
+    from verl_cipo.evaluation.report import charts, page, sections
 
     bad: list[BadLine] = []
     arms = read_arms(args.runs, bad)
-    if len(arms) > len(charts.COLOURS):
+    if len(arms) > len(charts.COLORS):
         raise ValueError(
-            f"{len(arms)} arms, and {len(charts.COLOURS)} colours that can be told apart: give seeds of one arm "
+            f"{len(arms)} arms, and {len(charts.COLORS)} colors that can be told apart: give seeds of one arm "
             "the same label, as in cipo=run1 cipo=run2, or make two reports"
         )
     found = sections.sections(arms, window=args.smooth, bad=bad)
@@ -61,18 +60,17 @@ def write_report(args: argparse.Namespace) -> list[Path]:
     html = page.page(
         title=args.title,
         arms=arms,
-        overview=tables.overview(arms),
         sections=found,
         examples=examples,
-        notice=f"{len(lines)} malformed lines were left out." if lines else "",
+        bad_lines=len(lines),
         window=args.smooth,
     )
-    _write(args.output, html.encode())
+    write_whole(args.output, html)
     written = [args.output]
     if args.png is not None:
         for chart in (chart for section in found for chart in section.charts):
             written.append(args.png / f"{chart.name}.png")
-            _write(written[-1], charts.png(chart))
+            write_whole(written[-1], charts.png(chart))
     for line in lines:
         print(f"left out: {line}", file=sys.stderr)
     return written
@@ -84,14 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         written = write_report(args)
     except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
+        if error.name not in ("matplotlib", "jinja2"):
             raise
-        print("the report needs matplotlib: pip install 'verl_cipo[eval]'", file=sys.stderr)
+        print(f"the report needs {error.name}: pip install 'verl_cipo[eval]'", file=sys.stderr)
         return 1
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         if isinstance(error, BadLinesError):
-            print("repair or remove these lines, or leave them out with --skip-bad", file=sys.stderr)
+            print("fix or remove these lines, or leave them out with --skip-bad", file=sys.stderr)
         return 1
     print("\n".join(map(str, written)))
     return 0
@@ -102,14 +100,6 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}: allowed is 1 or more")
     return value
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all: a report that was there stays until the new one is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)
 
 
 if __name__ == "__main__":

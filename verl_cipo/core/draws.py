@@ -21,3 +21,13 @@ def origin(data_source: object, messages: Sequence[Mapping[str, Any]]) -> str:
         parts = content if isinstance(content, list | tuple) else [content]
         texts += [message.get("role"), *(part.get("text") if isinstance(part, Mapping) else part for part in parts)]
     return lot(data_source, *texts).hex()
+
+
+def session_seed(rollout_seed: int, *, step: int, validate: bool, index: Any, anchor: int | None, session: int) -> int:
+    """A 31-bit seed that depends on what the session is and not on when it runs or on its random uid.
+
+    Args:
+        index: the prompt's id in the data set.
+        anchor: number of the anchor among those of its prompt, None for an attempt.
+    """
+    return int.from_bytes(lot(rollout_seed, step, validate, index, anchor, session, size=4), "big") >> 1

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from verl_cipo.core.config import ROOT, CIPOConfigError, PromptConfig
+from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError, PromptConfig
 from verl_cipo.core.knob_rules import TEMPLATE_ALLOWED
 from verl_cipo.core.transitions import is_copy
 
@@ -293,3 +293,34 @@ class CorrectionPrompt:
                 return Request(shortened, Excerpt(end, cut=True)), None
             keep -= excess
         return None, "too_long"
+
+
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Id -> text of the tokens that a tokenizer leaves out with ``skip_special_tokens`` and finds in a text."""
+    # A tokenizer that is none of transformers' own need not tell.
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {number: token.content for number, token in added.items() if token.special}
+
+
+def attempt_decoder(tokenizer: Any, prompt: PromptConfig) -> Callable[[Sequence[int]], str]:
+    """Text of an attempt's tokens without special tokens, but for those that mark thinking."""
+    markers = (prompt.thinking_open, prompt.thinking_close)
+    special = special_tokens(tokenizer)
+    hidden = {number for number, text in special.items() if not any(text in marker for marker in markers)}
+    if len(hidden) == len(special):
+        return lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
+    return lambda ids: tokenizer.decode([i for i in ids if i not in hidden], skip_special_tokens=False)
+
+
+def correction_prompt(
+    cipo: CIPOConfig, tokenizer: Any, *, prompt_length: int, count_tokens: Callable[[list[dict]], int]
+) -> CorrectionPrompt:
+    """The correction prompt; ``count_tokens`` knows the chat as it will be rendered."""
+    return CorrectionPrompt(
+        cipo.prompt,
+        prompt_length=prompt_length,
+        count_tokens=count_tokens,
+        encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
+        decode=attempt_decoder(tokenizer, cipo.prompt),
+        control=special_tokens(tokenizer).values(),
+    )

@@ -117,13 +117,26 @@ def attempt_record(
     }
 
 
+def problem_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    """What tells problems apart: prompt and ground truth, whatever the uids.
+
+    Data is repeated to draw several attempts at each problem, and verl gives each repetition a uid of its own.
+
+    Args:
+        row: of a dump, with `gts`, and with `input` or, as :func:`attempt_record` has it, `question`.
+    """
+    prompt = row["input"] if "input" in row else row["question"]
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt, default=str)
+    return text, json.dumps(row.get("gts"), default=str)
+
+
 def second_turn_metrics(
     records: list[dict[str, Any]], counts: dict[str, float], *, sampled: bool = True
 ) -> dict[str, float]:
     """``cipo/val/*`` over the validation set, and where it has several data sources for each: ``cipo/val/{source}/*``.
 
     Args:
-        records: one an attempt: ``uid`` (its prompt's), ``data_source``, ``anchor_correct``, and ``corrections`` with
+        records: one an attempt: ``question`` and ``gts``, ``data_source``, ``anchor_correct``, and ``corrections`` with
             ``correct`` and ``copied`` each. An attempt without corrections (its prompt did not fit, or its sessions
             failed) keeps its verdict in turn 2.
         counts: attempts skipped by reason (``anchors/skipped/*``), ``attempts/failed_sessions``,
@@ -172,13 +185,13 @@ def _rates(records: list[dict[str, Any]], *, sampled: bool) -> dict[str, float]:
 
 
 def _retry(records: list[dict[str, Any]]) -> float | None:
-    """w2c as further attempts at the plain prompt would have it, over the prompts with several; None without one."""
-    prompts: dict[str, np.ndarray] = {}  # of each: attempts, right ones, corrections of wrong ones
+    """w2c as further attempts at the plain prompt would have it, over the problems with several; None without one."""
+    problems: dict[tuple[str, str], np.ndarray] = {}  # of each: attempts, right ones, corrections of wrong ones
     for record in records:
         right = bool(record["anchor_correct"])
-        counts = prompts.setdefault(record["uid"], np.zeros(3, dtype=int))
+        counts = problems.setdefault(problem_of(record), np.zeros(3, dtype=int))
         counts += [1, right, 0 if right else len(record["corrections"])]
-    several = np.array([counts for counts in prompts.values() if counts[0] > 1]).reshape(-1, 3)
+    several = np.array([counts for counts in problems.values() if counts[0] > 1]).reshape(-1, 3)
     attempts, right, corrections = several.T
     return float(np.average(retried(right, attempts), weights=corrections)) if corrections.any() else None
 

@@ -1,15 +1,22 @@
-"""What a second turn makes of the first: transition rates, accuracy of both turns, copying, over-correction.
+"""python -m verl_cipo.evaluate --second-turns PATH --output FILE.json: what a run's validation says of corrections.
 
-The records are those of `validation_data_dir/corrections/{step}.jsonl`, from training and from `--suite` alike.
+PATH is a `corrections/{step}.jsonl`, or the folder of them, as CIPO writes below trainer.validation_data_dir.
 """
 
+import argparse
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from verl_cipo.core.transitions import retried
+from verl_cipo.core.transitions import problem_of, retried
 from verl_cipo.evaluation.intervals import Interval, interval, ratio_interval
+from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, by_step, read_objects, write_whole
+from verl_cipo.evaluation.output import markdown_table, plain, shown, write_json
+
+SHARED_OPTIONS = ("--output", "--confidence", "--skip-bad")
 
 FIGURES = {
     "accuracy_turn1": "Share of attempts that are right.",
@@ -30,18 +37,21 @@ FIGURES = {
     "without_correction": "Share of attempts without one: it did not fit the prompt, or there was nothing to show.",
 }
 
+_SHOWN = (
+    *("accuracy_turn1", "accuracy_turn2", "c2c", "c2w", "w2c", "retry", "w2c_over_retry", "w2w", "over_correction"),
+    *("copy_rate", "copy_rate_failed"),
+)
 
-def correction_figures(
-    records: Iterable[Mapping[str, Any]], *, given: bool = False, confidence: float = 0.95, resamples: int = 9999
-) -> dict[str, Interval]:
+
+def correction_figures(records: Iterable[Mapping[str, Any]], **how: Any) -> dict[str, Interval]:
     """The figures of FIGURES, with intervals over problems.
 
     Args:
-        records: one an attempt: uid (of its problem), anchor_correct, corrections with correct and copied each, and
-            temperature (default 1): greedy attempts say nothing of what a retry would bring.
-        given: the attempts are others', which say nothing of that either.
-        confidence: of the intervals.
-        resamples: bootstrap resamples.
+        records: one an attempt, with what :func:`problem_of` reads, and anchor_correct, corrections with correct and
+            copied each, and temperature (default 1): greedy attempts do not tell what a retry would bring. Or rows of
+            attempts whose prompts hold a response to be corrected, with anchor_correct, acc and copied: the attempts
+            are others', which do not tell that either.
+        how: confidence, resamples and seed of the bootstrap.
 
     Returns:
         One interval a name. A rate without an attempt of its kind is left out.
@@ -49,17 +59,17 @@ def correction_figures(
     Raises:
         ValueError: there is no record.
     """
-    per_problem: dict[str, np.ndarray] = {}
-    sampled = not given
+    per_problem: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros(10))
+    sampled = True
     for record in records:
-        sampled &= record.get("temperature", 1.0) > 0
-        turns = record["corrections"]
+        turns = record.get("corrections", [{"correct": record.get("acc"), "copied": record.get("copied")}])
+        sampled &= "corrections" in record and record.get("temperature", 1.0) > 0
         first = bool(record["anchor_correct"])
         right = sum(bool(turn["correct"]) for turn in turns)
         second = right / len(turns) if turns else float(first)
         stays = (right, len(turns) - right)
         copies = sum(bool(turn["copied"]) for turn in turns)
-        per_problem.setdefault(str(record["uid"]), np.zeros(10))[:] += [
+        per_problem[problem_of(record)] += [
             1,
             first,
             second,
@@ -72,12 +82,11 @@ def correction_figures(
     if not per_problem:
         raise ValueError("no record of a correction: nothing to report")
     attempts, first, second, cc, cw, wc, ww, copied, copied_failed, without = np.array(list(per_problem.values())).T
-    options = {"confidence": confidence, "resamples": resamples}
     figures = {
-        "accuracy_turn1": interval(first / attempts, **options),
-        "accuracy_turn2": interval(second / attempts, **options),
-        "gain": interval((second - first) / attempts, **options),
-        "without_correction": interval(without / attempts, **options),
+        "accuracy_turn1": interval(first / attempts, **how),
+        "accuracy_turn2": interval(second / attempts, **how),
+        "gain": interval((second - first) / attempts, **how),
+        "without_correction": interval(without / attempts, **how),
     }
     right, wrong = cc + cw, wc + ww
     shares = [
@@ -96,21 +105,46 @@ def correction_figures(
         shares += [("retry", again, asked), ("w2c_over_retry", wc[several] - again, asked)]
     for name, parts, totals in shares:
         if totals.any():
-            figures[name] = ratio_interval(parts, totals, **options)
+            figures[name] = ratio_interval(parts, totals, **how)
     return {name: figures[name] for name in FIGURES if name in figures}
 
 
-def given_responses(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Records for `correction_figures` from the dump of a benchmark whose prompts hold a response to be corrected.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of --second-turns."""
+    parser.add_argument("--second-turns", type=Path, required=True, metavar="PATH", help="a file, or a folder of steps")
 
-    Args:
-        rows: with uid, acc, and anchor_correct and copied as `generate` writes them for CriticBench and DebugBench.
-    """
-    return [
-        {
-            "uid": row["uid"].split("_")[0],
-            "anchor_correct": row["anchor_correct"],
-            "corrections": [{"correct": row["acc"], "copied": row["copied"]}],
+
+def run(args: argparse.Namespace) -> int:
+    """Figures of each step and benchmark, as JSON and as a table. Returns the exit status."""
+    steps, rows = [], []
+    for file in _files(args.second_turns):
+        benchmarks, bad = _read(file)
+        if bad and not args.skip_bad:
+            raise BadLinesError(bad)
+        figures = {
+            name: plain(correction_figures(benchmarks[name], confidence=args.confidence)) for name in sorted(benchmarks)
         }
-        for row in rows
-    ]
+        steps.append({"file": str(file), "bad_lines": len(bad), "benchmarks": figures})
+        rows += [[file.stem, name, *(shown(found.get(each)) for each in _SHOWN)] for name, found in figures.items()]
+    write_json(args.output, {"confidence": args.confidence, "meanings": FIGURES, "steps": steps})
+    table = markdown_table(["step", "benchmark", *_SHOWN], rows)
+    write_whole(args.output.with_suffix(".md"), table)
+    print(table, end="")
+    return 0
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = list(by_step(path).values())
+    if not found:
+        raise FileNotFoundError(f"{path} is neither a JSONL file nor a folder of {{step}}.jsonl")
+    return found
+
+
+def _read(file: Path) -> tuple[dict[str, list[dict[str, Any]]], list[BadLine]]:
+    """The records of a `corrections/{step}.jsonl` by benchmark, and the lines that are none."""
+    records, bad = defaultdict(list), []
+    for _, record in read_objects(file, bad, {"question": object, "anchor_correct": object, "corrections": list}):
+        records[str(record.get("data_source"))].append(record)
+    return records, bad

@@ -7,6 +7,7 @@ The bootstrap is `scipy.stats.bootstrap`, bias-corrected and accelerated (BCa; E
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -28,26 +29,20 @@ class Interval:
     problems: int
 
 
-def interval(
-    values: ArrayLike, *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
+def interval(values: ArrayLike, **how: Any) -> Interval:
     """Mean over problems.
 
     Args:
         values: (P,) float, one a problem.
-        confidence: of the interval, in (0, 1).
-        resamples: bootstrap resamples.
-        seed: of the resampling.
+        how: confidence, resamples and seed of the bootstrap.
 
     Raises:
         ValueError: there is no problem, or a value is not finite.
     """
-    return stratified_interval([values], confidence=confidence, resamples=resamples, seed=seed)
+    return stratified_interval([values], **how)
 
 
-def stratified_interval(
-    strata: Sequence[ArrayLike], *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
+def stratified_interval(strata: Sequence[ArrayLike], **how: Any) -> Interval:
     """Mean over benchmarks of the mean over problems; the problems are resampled within their benchmark.
 
     Args:
@@ -60,25 +55,11 @@ def stratified_interval(
     def mean(*resampled: np.ndarray, axis: int = -1) -> np.ndarray:
         return sum(values.mean(axis=axis) for values in resampled) / len(resampled)
 
-    return _bootstrap(
-        samples,
-        mean,
-        problems=sum(map(len, samples)),
-        constant=all(np.ptp(values) == 0 for values in samples),
-        confidence=confidence,
-        resamples=resamples,
-        seed=seed,
-    )
+    constant = all(np.ptp(values) == 0 for values in samples)
+    return _bootstrap(samples, mean, problems=sum(map(len, samples)), constant=constant, paired=False, **how)
 
 
-def ratio_interval(
-    parts: ArrayLike,
-    totals: ArrayLike,
-    *,
-    confidence: float = CONFIDENCE,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
+def ratio_interval(parts: ArrayLike, totals: ArrayLike, **how: Any) -> Interval:
     """Sum of parts over sum of totals, for a rate whose base differs between problems, such as w->c.
 
     Args:
@@ -98,16 +79,8 @@ def ratio_interval(
     def ratio(parts: np.ndarray, totals: np.ndarray, axis: int = -1) -> np.ndarray:
         return parts.sum(axis=axis) / totals.sum(axis=axis)
 
-    return _bootstrap(
-        [parts, totals],
-        ratio,
-        problems=len(parts),
-        constant=np.ptp(parts / totals) == 0,
-        confidence=confidence,
-        resamples=resamples,
-        seed=seed,
-        paired=True,
-    )
+    constant = np.ptp(parts / totals) == 0
+    return _bootstrap([parts, totals], ratio, problems=len(parts), constant=constant, paired=True, **how)
 
 
 @dataclass(frozen=True)
@@ -145,10 +118,10 @@ def _bootstrap(
     *,
     problems: int,
     constant: bool | np.bool_,
-    confidence: float,
-    resamples: int,
-    seed: int,
-    paired: bool = False,
+    paired: bool,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Interval:
     estimate = float(statistic(*samples))
     if min(map(len, samples)) < 2:

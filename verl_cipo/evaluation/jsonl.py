@@ -1,12 +1,18 @@
-"""JSON lines as verl, its file logger and CIPO write them, with what is wrong in them named by file and line."""
+"""JSON lines, read so that errors are named by file and line; and files that survive when their writer is killed."""
 
+import fcntl
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 _SHOWN_BAD_LINES = 20
+
+
+class EvaluationError(ValueError):
+    """An evaluation that cannot be done. The message says what is missing or wrong, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,7 @@ class BadLine:
         return f"{self.path}:{self.line}: {self.reason}"
 
 
-class BadLinesError(ValueError):
+class BadLinesError(EvaluationError):
     """Lines that are no rows; the message names the first ones."""
 
     def __init__(self, lines: Sequence[BadLine]) -> None:
@@ -33,16 +39,16 @@ class BadLinesError(ValueError):
 def read_objects(
     path: Path,
     bad: list[BadLine],
+    fields: Mapping[str, type] | None = None,
     *,
-    blank_lines: bool = False,
     advance: Callable[[int], object] = lambda _: None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a file, one a line, with their line numbers.
+    """The JSON objects of a file, one a line, with their line numbers; empty lines are passed over.
 
     Args:
         path: the file.
-        bad: gets the lines that hold none; they are left out.
-        blank_lines: whether empty lines are passed over, else they are bad.
+        bad: gets the lines that hold none, or one without the fields; they are left out.
+        fields: keys that an object must have, with their type; `object` allows any.
         advance: called with the bytes of each line.
 
     Raises:
@@ -53,7 +59,7 @@ def read_objects(
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             advance(len(line))
-            if blank_lines and not line.strip():
+            if not line.strip():
                 continue
             try:
                 value = json.loads(line)
@@ -61,13 +67,130 @@ def read_objects(
                 torn = "" if line.endswith(b"\n") else "; the file ends in the middle of it"
                 bad.append(BadLine(path, number, f"not JSON: {error}{torn}"))
                 continue
-            if isinstance(value, dict):
-                yield number, value
-            else:
+            if not isinstance(value, dict):
                 bad.append(BadLine(path, number, "not a JSON object"))
+            elif lacking := [
+                name if kind is object else f"{name} ({kind.__name__})"
+                for name, kind in (fields or {}).items()
+                if name not in value or not isinstance(value[name], kind)
+            ]:
+                bad.append(BadLine(path, number, f"lacks {', '.join(lacking)}"))
+            else:
+                yield number, value
 
 
 def by_step(folder: Path) -> dict[int, Path]:
     """The files ``{step}.jsonl`` of a folder in the order of steps; empty where there are none."""
     found = {int(file.stem): file for file in folder.glob("*.jsonl") if file.stem.isdecimal()}
     return dict(sorted(found.items()))
+
+
+def same_settings(file: Path, settings: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`settings` as JSON holds them.
+
+    Args:
+        file: named in the error.
+        settings: what is made now depends on them.
+        before: those that what is there was made with; None where nothing is there.
+
+    Raises:
+        EvaluationError: they differ.
+    """
+    now = json.loads(json.dumps(settings, default=str))
+    changed = [] if before is None else sorted(name for name in now | before if now.get(name) != before.get(name))
+    if changed:
+        changes = "; ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in changed)
+        raise EvaluationError(f"{file} was made with other settings ({changes}): take another --output")
+    return now
+
+
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Write a file that is there whole or not at all; an older one stays until the new one is complete."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.tmp")
+    part.write_bytes(content if isinstance(content, bytes) else content.encode())
+    part.replace(file)
+
+
+class AppendLog:
+    """A JSONL file of units, each of them a fixed number of lines that stand together.
+
+    Opening it takes off what a killed run left half written at its end: a torn last line, and the lines of a last unit
+    that is not whole. Everything before stays. `done` holds the keys of the units that are there.
+
+    Args:
+        path: made, with its folders, when it is not there.
+        key: names the unit of a row.
+        lines: lines of each unit.
+
+    Raises:
+        EvaluationError: another process writes the file; or a line before the end is not JSON or of a broken unit,
+            which no killed run leaves behind.
+    """
+
+    def __init__(self, path: Path, *, key: Callable[[dict[str, Any]], str], lines: int = 1) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._key, self._lines = key, lines
+        self._file = open(path, "a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise EvaluationError(f"{path}: another process is writing it; take another folder") from error
+        try:
+            self.done = self._recover()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def append(self, rows: list[dict[str, Any]]) -> None:
+        """Write whole units; they are on the disk when this returns."""
+        self._file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.done.update(self._key(row) for row in rows)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """All rows, one at a time, in the order in which they were written."""
+        with open(self.path, encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+    def close(self) -> None:
+        """Close the file, which lets another process have it."""
+        self._file.close()
+
+    def __enter__(self) -> "AppendLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _recover(self) -> set[str]:
+        """The keys of the whole units; what follows the last of them is cut off."""
+        done: set[str] = set()
+        self._file.seek(0)
+        whole = at = n = 0
+        current = None
+        for number, line in enumerate(self._file, 1):
+            if not line.endswith(b"\n"):
+                break
+            at += len(line)
+            try:
+                key = self._key(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise EvaluationError(
+                    f"{self.path}:{number}: not a line of this log ({error!r}); fix or remove the file"
+                ) from error
+            if n == 0 and key in done or n and key != current:
+                raise EvaluationError(
+                    f"{self.path}:{number}: {key} does not stand with its {self._lines} lines; "
+                    "remove the file, or take the n that it was made with"
+                )
+            current, n = key, n + 1
+            if n == self._lines:
+                done.add(key)
+                whole, n = at, 0
+        self._file.truncate(whole)
+        self._file.seek(0, os.SEEK_END)
+        return done

@@ -1,15 +1,15 @@
-"""Correction prompts over a Hugging Face tokenizer."""
+"""Chats in the driver: correction prompts and attempts as a run's tokenizer renders and reads them."""
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_cipo.core.config import CIPOConfig, PromptConfig
-from verl_cipo.core.prompts import CorrectionPrompt
+from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt
 
 logger = logging.getLogger("verl_cipo")
 
@@ -28,23 +28,6 @@ THINKING_TOKENS = (
     "\u25c1think\u25b7",
 )
 """Tokens that begin a thought in models that are known for it; gpt-oss's is <|channel|>analysis<|message|>."""
-
-
-def special_tokens(tokenizer: Any) -> dict[int, str]:
-    """Id -> text of the tokens that a tokenizer leaves out with ``skip_special_tokens`` and finds in a text."""
-    # A tokenizer that is none of transformers' own need not tell.
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    return {number: token.content for number, token in added.items() if token.special}
-
-
-def attempt_decoder(tokenizer: Any, prompt: PromptConfig) -> Callable[[Sequence[int]], str]:
-    """Text of an attempt's tokens without special tokens, but for those that mark thinking."""
-    markers = (prompt.thinking_open, prompt.thinking_close)
-    special = special_tokens(tokenizer)
-    hidden = {number for number, text in special.items() if not any(text in marker for marker in markers)}
-    if len(hidden) == len(special):
-        return lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
-    return lambda ids: tokenizer.decode([i for i in ids if i not in hidden], skip_special_tokens=False)
 
 
 def warn_of_thinking(tokenizer: Any, prompt: PromptConfig) -> None:
@@ -67,20 +50,6 @@ def _warn_of_thinking(others: tuple[str, ...], prompt: PromptConfig) -> None:
         )
 
 
-def correction_prompt(
-    cipo: CIPOConfig, tokenizer: Any, *, prompt_length: int, count_tokens: Callable[[list[dict]], int]
-) -> CorrectionPrompt:
-    """The correction prompt; ``count_tokens`` knows the chat as it will be rendered."""
-    return CorrectionPrompt(
-        cipo.prompt,
-        prompt_length=prompt_length,
-        count_tokens=count_tokens,
-        encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
-        decode=attempt_decoder(tokenizer, cipo.prompt),
-        control=special_tokens(tokenizer).values(),
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Chats:
     """Making prompts and reading attempts in the driver, where no agent loop renders the chat (tools are left out)."""
@@ -89,7 +58,7 @@ class Chats:
     encode: Callable[[list[dict]], list[int]]
     """Tokens of a chat, with the generation prompt."""
     decode: Callable[[list[int]], str]
-    """Text of an attempt's tokens, see :func:`attempt_decoder`."""
+    """Text of an attempt's tokens, see :func:`verl_cipo.core.prompts.attempt_decoder`."""
 
     @classmethod
     def of(cls, config: DictConfig, cipo: CIPOConfig, tokenizer: Any) -> "Chats":

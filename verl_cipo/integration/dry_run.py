@@ -218,10 +218,8 @@ def summary(plan: Plan) -> str:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m verl_cipo.integration.dry_run", description="Check a command line of verl.trainer.main_ppo."
-    )
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m verl_cipo.integration.dry_run") -> int:
+    parser = argparse.ArgumentParser(prog=prog, description="Check a command line of verl.trainer.main_ppo.")
     parser.add_argument("--config-path", default="pkg://verl_cipo.config")
     parser.add_argument("--config-name", default="cipo_trainer")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")

@@ -7,9 +7,8 @@ import numpy as np
 from verl_cipo.core.advantage import BASE, Rows
 from verl_cipo.core.anchors import Attempt, Group, ranks
 from verl_cipo.core.config import CIPOConfig
-from verl_cipo.core.draws import lot, origin
+from verl_cipo.core.draws import lot, origin, session_seed
 from verl_cipo.core.pairing import pair_up
-from verl_cipo.integration.rollout.seeds import session_seed
 from verl_cipo.integration.train.aux_rows import draw_pairs
 from verl_cipo.integration.train.rows import RowTable
 

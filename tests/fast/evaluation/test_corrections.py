@@ -1,21 +1,21 @@
-import argparse
 import itertools
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from verl_cipo import evaluate
 from verl_cipo.core.metrics import check_names
 from verl_cipo.core.transitions import dump_second_turns, second_turn_metrics
-from verl_cipo.evaluation.corrections import FIGURES, correction_figures, given_responses
-from verl_cipo.evaluation.suite import second_turns as cli_second_turns
+from verl_cipo.evaluation.corrections import FIGURES, correction_figures
 
 
-def record(uid: str, anchor: bool, *turns: tuple[bool, bool]) -> dict:
-    """An attempt at problem `uid`; turns: (correct, copied)."""
+def record(question: str, anchor: bool, *turns: tuple[bool, bool]) -> dict:
+    """An attempt; turns: (correct, copied)."""
     return {
-        "uid": uid,
+        "question": question,
+        "gts": "1",
         "anchor_correct": anchor,
         "corrections": [{"correct": correct, "copied": copied} for correct, copied in turns],
     }
@@ -66,7 +66,6 @@ def test_a_retry_takes_several_attempts_that_the_policy_sampled():
     assert (found["w2c"].estimate, found["retry"].estimate) == (2 / 5, 1.0)
     assert found["w2c_over_retry"].estimate == 1 / 4 - 1.0
     assert "retry" not in correction_figures([record("c", False, (True, False))], resamples=20)
-    assert "retry" not in correction_figures(RECORDS, given=True, resamples=20)
     assert "retry" not in correction_figures([each | {"temperature": 0.0} for each in RECORDS], resamples=20)
 
 
@@ -88,6 +87,16 @@ def test_training_logs_what_a_retry_would_bring():
     assert logged["cipo/val/retry"] == pytest.approx((2 * 1 + 1 * 1 / 2) / 3)
     assert "cipo/val/retry" not in second_turn_metrics(RECORDS, {}, sampled=False)
     assert "cipo/val/retry" not in second_turn_metrics([record("c", False, (True, False))], {})
+
+
+def test_a_problem_is_its_prompt_and_ground_truth_whatever_its_uids():
+    """Data is repeated to draw more attempts, and verl gives each row a uid of its own."""
+    repeated = [each | {"uid": str(i)} for i, each in enumerate(RECORDS)]
+    found = correction_figures(repeated, resamples=200)
+    assert found == correction_figures(RECORDS, resamples=200) and found["accuracy_turn1"].problems == 2
+    assert second_turn_metrics(repeated, {}) == second_turn_metrics(RECORDS, {})
+    other = [each | {"gts": "2"} for each in RECORDS]
+    assert correction_figures([*RECORDS, *other], resamples=20)["accuracy_turn1"].problems == 4
 
 
 def test_intervals_are_over_problems_and_not_over_corrections():
@@ -112,6 +121,7 @@ DRAWN = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(DRAWN)
 def test_a_dump_says_what_training_logged_when_attempts_are_even(drawn):
     """Training weighs attempts, this weighs problems: the same where every problem has as many attempts."""
@@ -119,6 +129,7 @@ def test_a_dump_says_what_training_logged_when_attempts_are_even(drawn):
     compare(records, ("accuracy_turn1", "accuracy_turn2", "copy_rate", "c2c", "c2w", "w2c", "w2w"))
 
 
+@settings(deadline=None)
 @given(DRAWN)
 def test_rates_of_corrections_are_the_same_when_attempts_are_uneven(drawn):
     compare([record(*each[:2], *each[2]) for each in drawn], ("copy_rate", "c2c", "c2w", "w2c", "w2w", "retry"))
@@ -133,15 +144,26 @@ def compare(records: list[dict], names: tuple[str, ...]) -> None:
             assert found[name].estimate == pytest.approx(logged[f"cipo/val/{name}"])
 
 
-def test_a_given_response_is_the_anchor():
-    rows = [{"uid": "debugbench-3_0_0", "acc": True, "anchor_correct": False, "copied": False}]
-    assert given_responses(rows) == [record("debugbench-3", False, (True, False))]
+def test_a_given_response_is_the_anchor_and_tells_nothing_of_a_retry():
+    rows = [
+        {
+            "input": each["question"],
+            "gts": "1",
+            "anchor_correct": each["anchor_correct"],
+            "acc": right,
+            "copied": copied,
+        }
+        for each in RECORDS
+        for right, copied in [(turn["correct"], turn["copied"]) for turn in each["corrections"]]
+    ]
+    found, of_records = correction_figures(rows, resamples=200), correction_figures(RECORDS, resamples=200)
+    assert "retry" not in found and "w2c_over_retry" not in found
+    for name in ("c2c", "c2w", "w2c", "w2w", "over_correction", "repair", "copy_rate", "copy_rate_failed"):
+        assert found[name] == of_records[name]
 
 
 def run(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    cli_second_turns.add_arguments(parser)
-    return cli_second_turns.run(parser.parse_args(list(map(str, arguments))))
+    return evaluate.main(list(map(str, arguments)))
 
 
 def test_the_dumps_of_a_run_are_read(tmp_path, capsys):
@@ -158,10 +180,10 @@ def test_the_dumps_of_a_run_are_read(tmp_path, capsys):
 def test_a_line_that_is_no_record_is_named(tmp_path, capsys):
     dump_second_turns([each | {"data_source": "s"} for each in RECORDS], str(tmp_path), 1, temperature=1.0)
     file = tmp_path / "corrections" / "1.jsonl"
-    file.write_text(file.read_text() + '{"uid": "a"}\n{"torn')
+    file.write_text(file.read_text() + '{"question": "a"}\n{"torn')
     assert run("--second-turns", file, "--output", tmp_path / "out.json") == 1
     told = capsys.readouterr().err
-    assert f"{file}:5: lacks anchor_correct, corrections" in told and f"{file}:6: not JSON" in told
+    assert f"{file}:5: lacks anchor_correct, corrections (list)" in told and f"{file}:6: not JSON" in told
     assert run("--second-turns", file, "--output", tmp_path / "out.json", "--skip-bad") == 0
     (step,) = json.loads((tmp_path / "out.json").read_text())["steps"]
     assert step["bad_lines"] == 2 and step["benchmarks"]["s"]["c2c"]["estimate"] == 0.5

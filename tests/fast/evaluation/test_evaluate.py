@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from verl_cipo import evaluate
-from verl_cipo.evaluation.dumps.rows import Problem, Sample
+from verl_cipo.evaluation.dumps.rows import Sample, Sampled
 from verl_cipo.evaluation.dumps.summary import Settings, compare, measure, summarize
 from verl_cipo.evaluation.dumps.tables import as_csv, as_markdown
 from verl_cipo.evaluation.intervals import interval
@@ -193,7 +193,7 @@ def test_dumps_are_read_without_torch_and_verl(tmp_path):
 
 
 def problem(verdicts, benchmark, text):
-    return Problem(benchmark, (text, "1"), [Sample(correct=v == "1", chars=4) for v in verdicts])
+    return Sampled(benchmark, (text, "1"), [Sample(correct=v == "1", chars=4) for v in verdicts])
 
 
 def test_markdown_by_hand():
@@ -223,7 +223,7 @@ def test_markdown_by_hand():
         "| overall | avg@n | +75.0 | 2 | 2 / 0 / 0 | 0.5 |\n"
         "| overall | chars | +0 | 2 | 0 / 0 / 2 | 1 |\n"
         "\n"
-        "Shares in per cent, with 90% intervals (BCa bootstrap over problems).\n"
+        "Shares in percent, with 90% intervals (BCa bootstrap over problems).\n"
     )
 
 

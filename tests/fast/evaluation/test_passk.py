@@ -14,6 +14,7 @@ from verl_cipo.evaluation.passk import maj_at_k, pass_at_k, powers_of_two
 counts = st.integers(1, 200).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n)))
 
 
+@settings(deadline=None)
 @given(counts)
 def test_pass_at_k_is_the_closed_form(case):
     n, c, k = case

@@ -8,8 +8,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.prompts import correction_prompt
 from verl_cipo.integration import chats
-from verl_cipo.integration.chats import Chats, correction_prompt
+from verl_cipo.integration.chats import Chats
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"

@@ -3,6 +3,8 @@
 Not covered: that a config it accepts fits into the memory of a machine.
 """
 
+import runpy
+import sys
 from importlib.resources import files
 
 import pytest
@@ -206,6 +208,13 @@ def test_stdout_is_the_config_and_nothing_else(capsys):
         "dry run: accepted, cipo by CIPOTrainerSync, rollout by vllm\na step: 16 prompts, 128 rollouts, 2 "
         in captured.err
     )
+
+
+def test_the_short_command_is_the_dry_run(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["check", "--config-path", "config", *BASE])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("verl_cipo.check", run_name="__main__")
+    assert ended.value.code == 1 and "--config-path config: use pkg://PACKAGE" in capsys.readouterr().err
 
 
 def test_plugin_that_is_not_loaded_is_an_error(monkeypatch):

@@ -1,30 +1,29 @@
-"""`python -m verl_cipo.evaluate --dumps`: figures from the dumps of one run, or of two side by side."""
+"""python -m verl_cipo.evaluate --dumps PATH... --output FILE.json: figures from the dumps of one run, or of two."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from verl_cipo.evaluation.append_log import write_whole
-from verl_cipo.evaluation.dumps.rows import CORRECT_THRESHOLD, Options, Run, read_run
+from verl_cipo.evaluation.dumps.rows import Dumps, Options, read_dumps
 from verl_cipo.evaluation.dumps.summary import Settings, compare, measure, summarize
 from verl_cipo.evaluation.dumps.tables import as_csv, as_markdown, comparison_as_json, run_as_json
-from verl_cipo.evaluation.intervals import CONFIDENCE
-from verl_cipo.evaluation.jsonl import BadLinesError
+from verl_cipo.evaluation.jsonl import BadLinesError, EvaluationError, write_whole
+from verl_cipo.evaluation.output import write_json
 
 RUN, BASELINE = "run", "baseline"
+SHARED_OPTIONS = ("--output", "--confidence", "--correct-threshold", "--skip-bad")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this mode."""
+    """The options of --dumps."""
     parser.add_argument(
         "--dumps", type=Path, nargs="+", metavar="PATH", required=True, help="JSONL files, or folders of {step}.jsonl"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE.json", required=True, help="where the figures go")
-    parser.add_argument("--csv", action="store_true", help="write FILE.csv beside it")
-    parser.add_argument("--markdown", action="store_true", help="write FILE.md beside it")
+    parser.add_argument("--csv", action="store_true", help="write FILE.csv beside FILE.json")
+    parser.add_argument("--markdown", action="store_true", help="write FILE.md beside FILE.json")
     parser.add_argument(
         "--compare", type=Path, nargs="+", metavar="PATH", help="dumps of a baseline on the same problems"
     )
@@ -32,17 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare-step", type=int, metavar="STEP", help="the same for --compare")
     parser.add_argument("--name", help="benchmark of rows that name none (default: the file's or folder's name)")
     parser.add_argument("--n", type=int, help="samples that every problem must have; any other number is an error")
-    parser.add_argument("--confidence", type=_share, default=CONFIDENCE, help=f"of intervals (default {CONFIDENCE})")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of maj@K (default 0)")
     parser.add_argument("--no-maj", action="store_true", help="no maj@K, where pred is no answer to vote on")
-    parser.add_argument("--skip-bad", action="store_true", help="leave lines that are no rows out, and count them")
-    parser.add_argument(
-        "--correct-threshold",
-        type=float,
-        default=CORRECT_THRESHOLD,
-        metavar="SCORE",
-        help=f"a score above it is right, where there is no acc (default {CORRECT_THRESHOLD})",
-    )
     parser.add_argument("--tokenizer", metavar="PATH", help="count tokens with this Hugging Face tokenizer, too")
     parser.add_argument(
         "--max-tokens", type=int, metavar="N", help="with --tokenizer: a response of N tokens was cut off"
@@ -56,49 +46,36 @@ def run(args: argparse.Namespace) -> int:
         return 2
     count_tokens = _token_counter(args.tokenizer) if args.tokenizer else None
     settings = Settings(confidence=args.confidence, seed=args.seed, majority=not args.no_maj)
-    wanted = {RUN: (args.dumps, args.step)}
+    options = Options(
+        name=args.name,
+        step=args.step,
+        skip_bad=args.skip_bad,
+        correct_threshold=args.correct_threshold,
+        count_tokens=count_tokens,
+        max_tokens=args.max_tokens,
+    )
+    runs = {RUN: read_dumps(args.dumps, options)}
     if args.compare:
-        wanted[BASELINE] = (args.compare, args.compare_step)
-    try:
-        runs = {
-            name: read_run(
-                paths,
-                Options(
-                    name=args.name,
-                    step=step,
-                    skip_bad=args.skip_bad,
-                    correct_threshold=args.correct_threshold,
-                    count_tokens=count_tokens,
-                    max_tokens=args.max_tokens,
-                ),
+        runs[BASELINE] = read_dumps(args.compare, replace(options, step=args.compare_step))
+    for each in runs.values():
+        _check_samples(each, args.n)
+        if repeated := sum(problem.prompts > 1 for problem in each.problems):
+            print(
+                f"{repeated} of {len(each.problems)} problems stand under several uids: equal input and ground "
+                "truth are one problem with all its samples",
+                file=sys.stderr,
             )
-            for name, (paths, step) in wanted.items()
-        }
-        for each in runs.values():
-            _check_samples(each, args.n)
-            if repeated := sum(problem.prompts > 1 for problem in each.problems):
-                print(
-                    f"{repeated} of {len(each.problems)} problems stand under several uids: equal input and ground "
-                    "truth are one problem with all its samples",
-                    file=sys.stderr,
-                )
-            if each.skipped:
-                print(f"skipped {len(each.skipped)} bad lines:\n{BadLinesError(each.skipped)}", file=sys.stderr)
-        measured = {name: measure(each.problems, settings) for name, each in runs.items()}
-        summaries = {name: summarize(each, settings) for name, each in measured.items()}
-        comparison = compare(measured[RUN], measured[BASELINE], settings) if args.compare else None
-    except BadLinesError as error:
-        print(f"{error}\n{len(error.lines)} bad lines; --skip-bad leaves them out", file=sys.stderr)
-        return 1
-    except (ValueError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 1
+        if each.skipped:
+            print(f"skipped {len(each.skipped)} bad lines:\n{BadLinesError(each.skipped)}", file=sys.stderr)
+    measured = {name: measure(each.problems, settings) for name, each in runs.items()}
+    summaries = {name: summarize(each, settings) for name, each in measured.items()}
+    comparison = compare(measured[RUN], measured[BASELINE], settings) if args.compare else None
     figures: dict[str, Any] = {"confidence": args.confidence, "seed": args.seed}
     figures |= {name: run_as_json(each, summaries[name]) for name, each in runs.items()}
     if comparison is not None:
         figures["comparison"] = comparison_as_json(comparison)
     markdown = as_markdown(summaries, comparison, args.confidence)
-    write_whole(args.output, json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_json(args.output, figures)
     if args.csv:
         write_whole(args.output.with_suffix(".csv"), as_csv(summaries, comparison))
     if args.markdown:
@@ -107,14 +84,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_samples(run: Run, n: int | None) -> None:
-    """Raises: ValueError when a problem has not n samples, nor n under each of its uids."""
+def _check_samples(dumps: Dumps, n: int | None) -> None:
+    """Raises: EvaluationError when a problem has not n samples, nor n under each of its uids."""
     if n is None:
         return
-    odd = [problem for problem in run.problems if len(problem.samples) not in (n, n * problem.prompts)]
+    odd = [problem for problem in dumps.problems if len(problem.samples) not in (n, n * problem.prompts)]
     if odd:
-        raise ValueError(
-            f"{len(odd)} of {len(run.problems)} problems have not {n} samples; the first has {len(odd[0].samples)}:"
+        raise EvaluationError(
+            f"{len(odd)} of {len(dumps.problems)} problems have not {n} samples; the first has {len(odd[0].samples)}:"
             f" {odd[0].key[0]!r:.200}"
         )
 
@@ -124,10 +101,3 @@ def _token_counter(path: str) -> Callable[[str], int]:
 
     tokenizer = AutoTokenizer.from_pretrained(path)
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: allowed is a number between 0 and 1")
-    return value

@@ -1,18 +1,17 @@
-"""The samples of a run's problems, read from the JSONL that verl dumps (`validation_data_dir`, `rollout_data_dir`).
+"""The samples of problems, read from the JSONL that verl dumps (`validation_data_dir`, `rollout_data_dir`).
 
 A line is a row of a batch: input, output, gts, score, step, with verl's V1 trainers uid, and whatever the verifier
 returned (acc, pred). Dumps of `--suite` are alike, with response_tokens and truncated. The uid is the row's key,
-`{prompt}_{session}_{index}`; CIPO's own rows are told by it:
+`{prompt}_{session}_{index}`; CIPO's own rows are recognized by it:
 
 - `{prompt}_c{i}_{session}_{index}` is a correction; `{prompt}_c{i}r_...`, `{prompt}_c{i}a_...`,
   `{prompt}_c{i}q_...` and `{prompt}_p{i}_...` are rows that only the auxiliary loss trains, `pad...` is padding;
 - of several rows of a session, the one of the highest index is its answer.
 
-Prompts of a file with equal input and ground truth are one problem, whatever their uids: validation data is repeated to
-draw several samples of each problem. Dumps of the V0 trainer have no uid: there that is all that tells problems.
+Prompts of a file with equal input and ground truth are one problem, whatever their uids (core.transitions.problem_of).
+Dumps of the V0 trainer have no uid: there these alone tell problems apart.
 """
 
-import json
 import math
 import re
 from collections import Counter
@@ -23,8 +22,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from verl_cipo.core.transitions import problem_of
 from verl_cipo.core.verdict import fault, verdict
-from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, by_step, read_objects
+from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, EvaluationError, by_step, read_objects
 
 CORRECT_THRESHOLD = 0.5
 _ROW_KEY = re.compile(r"(?P<prompt>.+?)(?:_(?P<tag>[cp]\d+[arq]?))?_(?P<session>\d+)_(?P<index>\d+)")
@@ -39,7 +39,7 @@ _OF_REWARD_MANAGERS = {"acc", "overlong_reward", "overlong", "timeout", "error"}
 class Sample:
     """A verified response.
 
-    chars and tokens: its length; truncated: whether it was cut off. None is what the dump does not tell.
+    chars and tokens: its length; truncated: whether it was cut off. None where the dump does not say.
     """
 
     correct: bool
@@ -50,8 +50,8 @@ class Sample:
 
 
 @dataclass
-class Problem:
-    """A problem and its samples; key, of input and ground truth, is the same in every run; prompts: its uids."""
+class Sampled:
+    """A problem with its samples; key: see `problem_of`, the same in every run; prompts: how many uids it has."""
 
     benchmark: str
     key: tuple[str, str]
@@ -60,7 +60,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Run:
+class Dumps:
     """What was read: rows counts them by kind, skipped lists the bad lines left out.
 
     Rows without a verdict, as verl's rate_limited manager writes them when it did not reach the verifier, are no
@@ -68,7 +68,7 @@ class Run:
     """
 
     files: tuple[Path, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[Sampled, ...]
     rows: dict[str, int]
     skipped: tuple[BadLine, ...]
 
@@ -119,18 +119,18 @@ def find_files(path: Path, step: int | None = None) -> list[Path]:
     return found
 
 
-def read_run(paths: Sequence[Path], options: Options | None = None) -> Run:
+def read_dumps(paths: Sequence[Path], options: Options | None = None) -> Dumps:
     """Read the dumps of one run; see :func:`find_files` for what a path may be.
 
     Raises:
         FileNotFoundError: a path holds no dump.
         BadLinesError: naming every line that is no row, unless options.skip_bad.
-        ValueError: two paths are one file, or no attempt was found.
+        EvaluationError: two paths are one file, or no attempt was found.
     """
     options = options or Options()
     files = [file for path in paths for file in find_files(path, options.step)]
     if twice := [str(file) for file, count in Counter(map(Path.resolve, files)).items() if count > 1]:
-        raise ValueError(f"given twice: {', '.join(twice)}")
+        raise EvaluationError(f"given twice: {', '.join(twice)}")
     reader = _Reader(options)
     total = sum(file.stat().st_size for file in files)
     with tqdm(total=total, desc="reading", unit="B", unit_scale=True, disable=None) as bar:
@@ -139,13 +139,13 @@ def read_run(paths: Sequence[Path], options: Options | None = None) -> Run:
     if reader.bad and not options.skip_bad:
         raise BadLinesError(reader.bad)
     if not reader.problems:
-        raise ValueError(f"no attempt in {', '.join(map(str, files))}")
-    problems: dict[Any, Problem] = {}
+        raise EvaluationError(f"no attempt in {', '.join(map(str, files))}")
+    problems: dict[Any, Sampled] = {}
     for (path, benchmark, _), (found, sessions) in reader.problems.items():
         problem = problems.setdefault((path, benchmark, found.key), found)
         problem.samples.extend(sample for _, sample in sessions.values())
         problem.prompts += 1
-    return Run(
+    return Dumps(
         files=tuple(files),
         problems=tuple(problems.values()),
         rows=dict(reader.rows),
@@ -175,14 +175,14 @@ class _Reader:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.problems: dict[Any, tuple[Problem, dict[Any, tuple[int, Sample]]]] = {}
+        self.problems: dict[Any, tuple[Sampled, dict[Any, tuple[int, Sample]]]] = {}
         self.rows: Counter[str] = Counter()
         self.bad: list[BadLine] = []
 
     def read(self, path: Path, advance: Callable[[int], object]) -> None:
         default = self.options.name or _name_of(path)
         benchmarks = self._benchmarks_beside(path)
-        for number, row in read_objects(path, self.bad, blank_lines=True, advance=advance):
+        for number, row in read_objects(path, self.bad, advance=advance):
             try:
                 self._take(path, row, default, benchmarks)
             except ValueError as error:
@@ -193,7 +193,7 @@ class _Reader:
         beside = path.parent / "corrections" / path.name
         if not beside.is_file():
             return {}
-        rows = (row for _, row in read_objects(beside, self.bad, blank_lines=True))
+        rows = (row for _, row in read_objects(beside, self.bad))
         return {row["uid"]: row["data_source"] for row in rows if row.get("uid") and row.get("data_source")}
 
     def _take(self, path: Path, row: dict[str, Any], default: str, benchmarks: dict[str, str]) -> None:
@@ -208,8 +208,8 @@ class _Reader:
             return
         key = _ROW_KEY.fullmatch(uid) if uid is not None else None
         benchmark = str(row.get("data_source") or benchmarks.get(prompt) or default)
-        text = (row["input"], json.dumps(row.get("gts")))
-        problem, sessions = self.problems.setdefault((path, benchmark, prompt or text), (Problem(benchmark, text), {}))
+        text = problem_of(row)
+        problem, sessions = self.problems.setdefault((path, benchmark, prompt or text), (Sampled(benchmark, text), {}))
         session, index = (key["session"], int(key["index"])) if key else (len(sessions), 0)
         last = sessions.get(session, (-1, None))[0]
         if index == last:
@@ -257,15 +257,15 @@ def reward_and_info(row: dict[str, Any]) -> tuple[float, dict[str, Any]]:
 
     verl writes the reward as `score` and what the verifier returned beside it: of a dict its own `score` over the
     reward, which the validation of the V1 trainers keeps as `reward`; a bare number as `acc`. Where some of a dump's
-    rows lack a key that others have, it is null. That a verifier returned a dict is told by a key that a bare number
+    rows lack a key that others have, it is null. That a verifier returned a dict is seen by a key that a bare number
     does not come with, by a score that is not the reward, or by an acc that is true or false.
     """
     info = {name: value for name, value in row.items() if name not in _OF_VERL and value is not None}
     score, reward = row.get("score"), row.get("reward")
     if reward is None:
         reward = score
-    told = score != reward or isinstance(info.get("acc"), bool) or not info.keys() <= _OF_REWARD_MANAGERS
-    if score is not None and told:
+    returned_dict = score != reward or isinstance(info.get("acc"), bool) or not info.keys() <= _OF_REWARD_MANAGERS
+    if score is not None and returned_dict:
         info["score"] = score
     return reward, info
 

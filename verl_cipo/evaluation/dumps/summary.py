@@ -7,15 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from verl_cipo.evaluation.dumps.rows import Problem
-from verl_cipo.evaluation.intervals import (
-    CONFIDENCE,
-    RESAMPLES,
-    Interval,
-    SignTest,
-    sign_test,
-    stratified_interval,
-)
+from verl_cipo.evaluation.dumps.rows import Sampled
+from verl_cipo.evaluation.intervals import CONFIDENCE, RESAMPLES, Interval, SignTest, sign_test, stratified_interval
+from verl_cipo.evaluation.jsonl import EvaluationError
 from verl_cipo.evaluation.passk import maj_at_k, pass_at_k, powers_of_two
 
 AVG, CHARS, TOKENS, TRUNCATED = "avg@n", "chars", "tokens", "truncated"
@@ -27,13 +21,13 @@ _ORDER = ("avg", "pass", "maj", CHARS, TOKENS, TRUNCATED)
 class Measured:
     """A problem and its metrics."""
 
-    problem: Problem
+    problem: Sampled
     values: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark:
-    """Figures by metric; samples: fewest and most of a problem."""
+class Summary:
+    """A benchmark's figures by metric; samples: fewest and most of a problem."""
 
     problems: int
     samples: tuple[int, int]
@@ -52,10 +46,10 @@ class Difference:
 class Comparison:
     """By benchmark and metric; problems counts those of both, only_run and only_baseline those the other lacks."""
 
-    differences: dict[str, dict[str, Difference]]
     problems: int
     only_run: int
     only_baseline: int
+    differences: dict[str, dict[str, Difference]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +65,8 @@ class Settings:
         return stratified_interval(strata, confidence=self.confidence, resamples=self.resamples, seed=self.seed)
 
 
-def values_of(problem: Problem, settings: Settings) -> dict[str, float]:
-    """The metrics of one problem; one that its samples do not tell is left out.
+def values_of(problem: Sampled, settings: Settings) -> dict[str, float]:
+    """The metrics of one problem; one that does not follow from its samples is left out.
 
     avg@n is the share of right samples, which is pass@1. K are the powers of two up to n; maj@1 would be avg@n.
     """
@@ -91,7 +85,7 @@ def values_of(problem: Problem, settings: Settings) -> dict[str, float]:
     return values
 
 
-def measure(problems: Sequence[Problem], settings: Settings | None = None) -> list[Measured]:
+def measure(problems: Sequence[Sampled], settings: Settings | None = None) -> list[Measured]:
     """The metrics of every problem of a run."""
     settings = settings or Settings()
     return [
@@ -99,30 +93,30 @@ def measure(problems: Sequence[Problem], settings: Settings | None = None) -> li
     ]
 
 
-def summarize(run: Sequence[Measured], settings: Settings | None = None) -> dict[str, Benchmark]:
+def summarize(run: Sequence[Measured], settings: Settings | None = None) -> dict[str, Summary]:
     """Figures by benchmark, and under "overall" the mean over benchmarks.
 
     A figure is the mean over the problems that have it, and is given where half of them or more do: a problem that lost
-    samples costs no K, and one that has more than the others adds none. Interval.problems tells how many they are.
+    samples costs no K, and one that has more than the others adds none. Interval.problems counts them.
     Overall are the figures that every benchmark has; its interval resamples within the benchmarks.
 
     Raises:
-        ValueError: a benchmark is called "overall".
+        EvaluationError: a benchmark is called "overall".
     """
     settings = settings or Settings()
     members: dict[str, list[Measured]] = defaultdict(list)
     for measured in run:
         members[measured.problem.benchmark].append(measured)
     if OVERALL in members:
-        raise ValueError(f"a benchmark is called {OVERALL!r}: give it another name")
+        raise EvaluationError(f"a benchmark is called {OVERALL!r}: give it another name")
     values = {name: _by_metric([measured.values for measured in own]) for name, own in members.items()}
     summary = {
-        name: _benchmark(own, {metric: settings.interval([v]) for metric, v in values[name].items()})
+        name: _summary(own, {metric: settings.interval([v]) for metric, v in values[name].items()})
         for name, own in tqdm(members.items(), desc="intervals", unit="benchmark", disable=None)
     }
     if len(members) == 1:
         return summary | {OVERALL: next(iter(summary.values()))}
-    return summary | {OVERALL: _benchmark(run, {m: settings.interval(v) for m, v in _shared(values).items()})}
+    return summary | {OVERALL: _summary(run, {m: settings.interval(v) for m, v in _shared(values).items()})}
 
 
 def compare(run: Sequence[Measured], baseline: Sequence[Measured], settings: Settings | None = None) -> Comparison:
@@ -132,7 +126,7 @@ def compare(run: Sequence[Measured], baseline: Sequence[Measured], settings: Set
     that are equal in these are averaged. Overall is as in :func:`summarize`, its sign test over all problems.
 
     Raises:
-        ValueError: the runs share no problem.
+        EvaluationError: the runs share no problem.
     """
     settings = settings or Settings()
     ours, theirs = _by_name(run), _by_name(baseline)
@@ -140,7 +134,7 @@ def compare(run: Sequence[Measured], baseline: Sequence[Measured], settings: Set
     other_of = {own: own if own in theirs else (names.get(own[1], ""), own[1]) for own in ours}
     pairs = {own: other for own, other in other_of.items() if other in theirs}
     if not pairs:
-        raise ValueError("the runs share no problem: input and ground truth of all of them differ")
+        raise EvaluationError("the runs share no problem: input and ground truth of all of them differ")
     rows: dict[str, list[dict[str, float]]] = defaultdict(list)
     for own, other in pairs.items():
         rows[own[0]].append({m: ours[own][m] - theirs[other][m] for m in ours[own] if m in theirs[other]})
@@ -167,9 +161,9 @@ def in_order(metrics: Iterable[str]) -> list[str]:
     return sorted(set(metrics), key=place)
 
 
-def _benchmark(members: Sequence[Measured], figures: dict[str, Interval]) -> Benchmark:
+def _summary(members: Sequence[Measured], figures: dict[str, Interval]) -> Summary:
     counts = [len(measured.problem.samples) for measured in members]
-    return Benchmark(problems=len(members), samples=(min(counts), max(counts)), figures=figures)
+    return Summary(problems=len(members), samples=(min(counts), max(counts)), figures=figures)
 
 
 def _difference(strata: Sequence[Sequence[float]], settings: Settings) -> Difference:

@@ -1,4 +1,4 @@
-"""The report's pictures: matplotlib figures, as PNG and as SVG whose colours and font the page's style sheet sets."""
+"""The report's pictures: matplotlib figures, as PNG and as SVG whose colors and font the page's style sheet sets."""
 
 import io
 import re
@@ -16,10 +16,10 @@ from verl_cipo.evaluation.report.series import Curve
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#59616b", "#e2e5e9", "#fefefe"
 # Any two are at least 22 apart in CIELAB, with normal sight and without red, green or blue cones (Machado et al. 2009),
-# and each is 4.5 : 1 on paper, since labels have the colour of their line. So are those of the page's dark scheme.
-COLOURS = ("#0067a5", "#b84e00", "#0f0069", "#4b000f", "#757557")
+# and each is 4.5 : 1 on paper, since labels have the color of their line. So are those of the page's dark scheme.
+COLORS = ("#0067a5", "#b84e00", "#0f0069", "#4b000f", "#757557")
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {
-    colour: f"series-{index}" for index, colour in enumerate(COLOURS)
+    color: f"series-{index}" for index, color in enumerate(COLORS)
 }
 _DASHES = ("solid", (0, (4, 2)), (0, (1, 1.5)))
 _SIZE_INCHES, _MARGIN_INCHES, _FONT_POINTS, _PNG_DPI = (5.0, 3.0), 0.08, 9.5, 240
@@ -81,7 +81,7 @@ def number(value: float, *, shares: bool) -> str:
 
 
 def draw(chart: Chart | Strips) -> Figure:
-    """The figure of a chart, in the colours of light paper."""
+    """The figure of a chart, in the colors of light paper."""
     with matplotlib.rc_context({"font.size": _FONT_POINTS, "axes.titlesize": _FONT_POINTS + 1}):
         height = _SIZE_INCHES[1] if isinstance(chart, Chart) else 0.9 + 0.3 * len(chart.rows)
         layout = ConstrainedLayoutEngine(w_pad=_MARGIN_INCHES, h_pad=_MARGIN_INCHES)
@@ -116,8 +116,8 @@ def svg(chart: Chart | Strips) -> str:
     found = re.sub(r"<(metadata|style)\b.*?</\1>", "", found, flags=re.DOTALL)
     # All charts share one page, and so one set of ids.
     found = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{chart.name}-", found)
-    for colour, variable in _VARIABLES.items():
-        found = found.replace(colour, f"var(--{variable})")
+    for color, variable in _VARIABLES.items():
+        found = found.replace(color, f"var(--{variable})")
     # Width and height in points would keep it from following its column.
     return re.sub(r'<svg\b[^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', found, count=1)
 
@@ -165,19 +165,19 @@ def _dress(axes: Axes, title: str) -> None:
 
 def _draw_lines(axes: Axes, chart: Chart) -> None:
     several = len({line.arm for line in chart.lines}) > 1
-    colours = [COLOURS[line.arm if several else line.kind] for line in chart.lines]
-    for line, colour in zip(chart.lines, colours, strict=True):
+    colors = [COLORS[line.arm if several else line.kind] for line in chart.lines]
+    for line, color in zip(chart.lines, colors, strict=True):
         curve = line.curve
         if curve.seeds > 1:
-            axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.16, linewidth=0)
+            axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.16, linewidth=0)
         if curve.raw is not None and not several:
-            axes.plot(curve.x, curve.raw, color=colour, alpha=0.28, linewidth=0.8)
+            axes.plot(curve.x, curve.raw, color=color, alpha=0.28, linewidth=0.8)
         mark = "o" if chart.points or len(curve.x) == 1 else None
         style = _DASHES[line.kind % len(_DASHES)]
-        axes.plot(curve.x, curve.mean, color=colour, linestyle=style, linewidth=1.8, marker=mark, markersize=4)
+        axes.plot(curve.x, curve.mean, color=color, linestyle=style, linewidth=1.8, marker=mark, markersize=4)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     _scale(axes, chart)
-    _label_ends(axes, chart, colours)
+    _label_ends(axes, chart, colors)
 
 
 def _scale(axes: Axes, chart: Chart) -> None:
@@ -212,19 +212,19 @@ def _scale(axes: Axes, chart: Chart) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(8, steps=_TICK_STEPS, integer=True))
 
 
-def _label_ends(axes: Axes, chart: Chart, colours: Sequence[str]) -> None:
-    """Name and last value of every line at the right edge, in its colour, as high as its end where there is room."""
+def _label_ends(axes: Axes, chart: Chart, colors: Sequence[str]) -> None:
+    """Name and last value of every line at the right edge, in its color, as high as its end where there is room."""
     low, high = axes.get_ylim()
     ends = [float(line.curve.mean[-1]) for line in chart.lines]
     heights = spread([(end - low) / (high - low) for end in ends], _LABEL_GAP, top=1.0)
-    for line, colour, end, height in zip(chart.lines, colours, ends, heights, strict=True):
+    for line, color, end, height in zip(chart.lines, colors, ends, heights, strict=True):
         name = line.label if len(line.label) <= _LABEL_LENGTH else line.label[: _LABEL_LENGTH - 1] + "\u2026"
         axes.annotate(
             f"{name}: {number(end, shares=chart.shares)}" if name else number(end, shares=chart.shares),
             xy=(1.02, height),
             xycoords="axes fraction",
             va="center",
-            color=colour,
+            color=color,
             # A label is the user's: a dollar sign is one, and not the start of a formula.
             parse_math=False,
         )
@@ -233,7 +233,7 @@ def _label_ends(axes: Axes, chart: Chart, colours: Sequence[str]) -> None:
 def _draw_strips(axes: Axes, chart: Strips) -> None:
     for row, (_, arm, spans) in enumerate(chart.rows):
         axes.hlines(row, 0, chart.last + 0.5, color=GRID, linewidth=1, zorder=0)
-        axes.broken_barh([(first - 0.5, end - first + 1) for first, end in spans], (row - 0.3, 0.6), color=COLOURS[arm])
+        axes.broken_barh([(first - 0.5, end - first + 1) for first, end in spans], (row - 0.3, 0.6), color=COLORS[arm])
     axes.set_yticks(range(len(chart.rows)), [label for label, _, _ in chart.rows], parse_math=False)
     axes.set(xlim=(0, chart.last + 0.5), ylim=(len(chart.rows) - 0.4, -0.6))
     axes.set_xlabel("step", color=MUTED)

@@ -1,11 +1,11 @@
 """Corrections for people to read: examples of each transition from the second turns that validation wrote."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from verl_cipo.evaluation.jsonl import BadLine
-from verl_cipo.evaluation.report.runs import CORRECTIONS, Run, read_lines
+from verl_cipo.evaluation.jsonl import BadLine, read_objects
+from verl_cipo.evaluation.report.runs import CORRECTIONS, Run
 
 TRANSITIONS: tuple[str, ...] = ("w2c", "c2w", "c2c", "w2w")
 """In the order in which a person wants to see them."""
@@ -28,10 +28,6 @@ class Example:
     copied: bool
     truth: str
     source: str
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ def gather(runs: Sequence[Run], *, limit: int, characters: int, bad: list[BadLin
     room = max(1, limit // (len(TRANSITIONS) * max(1, len(sources))))
     for run, step, path in sources:
         kinds: dict[str, list[Example]] = {kind: [] for kind in TRANSITIONS}
-        for number, line in read_lines(path, _FIELDS, bad):
+        for number, line in read_objects(path, bad, _FIELDS):
             for correction in line["corrections"]:
                 if not _whole(correction):
                     bad.append(BadLine(path, number, f"a correction lacks one of {', '.join(_CORRECTION_FIELDS)}"))

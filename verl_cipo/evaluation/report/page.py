@@ -2,142 +2,120 @@
 
 import base64
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
 from importlib.resources import files
-from string import Template
 
-from verl_cipo.evaluation.report.charts import Chart, Strips, svg
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from verl_cipo.evaluation.report.charts import Chart, Strips, number, svg
 from verl_cipo.evaluation.report.examples import TRANSITIONS, Examples
 from verl_cipo.evaluation.report.runs import Arm
 from verl_cipo.evaluation.report.sections import Section
-from verl_cipo.evaluation.report.tables import Table, figures
+from verl_cipo.evaluation.report.series import TURN2, Curve, combine, first_turn, metric
 
-_BROWSER = """\
-<noscript><p class="missing">Paging through the examples needs JavaScript.</p></noscript>
-<div class="card" id="browser" hidden>
-<div class="controls">
-<div class="choices" id="kinds" role="group" aria-label="Transition"></div>
-<label>Run <select id="run"><option value="">all</option></select></label>
-<label>Copies <select id="copied"><option value="">all</option><option value="true">only copies</option>\
-<option value="false">no copies</option></select></label>
-<input type="search" id="search" placeholder="Search" aria-label="Search in the texts">
-</div>
-<table id="rows"><thead><tr><th scope="col">Question</th><th scope="col">Attempt</th><th scope="col">Correction</th>\
-</tr></thead><tbody></tbody></table>
-<div class="pager"><button type="button" id="previous">Previous</button><button type="button" id="next">Next</button>
-<span id="count" aria-live="polite"></span></div>
-</div>"""
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; the first column heads its row."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
 def page(
     *,
     title: str,
     arms: Sequence[Arm],
-    overview: Table,
     sections: Sequence[Section],
     examples: Examples,
-    notice: str = "",
+    bad_lines: int = 0,
     window: int = 1,
 ) -> str:
     """The page's HTML.
 
     Args:
         title: of the page.
-        arms: for the legend; their order is that of the colours.
-        overview: the table on top.
+        arms: for the legend and the overview; their order is that of the colors.
         sections: as they follow one another.
         examples: to page through.
-        notice: what a reader must know before all else, such as lines that were left out; may be empty.
-        window: steps of the running mean in the sections, to be told to the reader.
+        bad_lines: how many malformed lines were left out, which stands on top.
+        window: steps of the running mean in the sections.
     """
-    script = _part("js")
-    return Template(_part("html")).substitute(
-        title=escape(title),
-        style=_part("css"),
+    environment = Environment(
+        loader=PackageLoader("verl_cipo.evaluation.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = _part("page.js")
+    return environment.get_template("page.html").render(
+        title=title,
+        style=_part("page.css"),
         script=script,
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        about=escape(_about(arms, window)),
-        legend=_legend(arms),
-        navigation="".join(
-            f'<a href="#{name}">{escape(text)}</a>'
-            for name, text in [*((section.name, section.title) for section in sections), ("examples", "Examples")]
-        ),
-        notice=f'<p class="notice">{escape(notice)}</p>' if notice else "",
-        overview=f'<div class="card scroll" tabindex="0">{_table(overview)}</div>',
-        sections="\n".join(map(_section, sections)),
-        examples=_examples(examples),
-        # Within a script element only "<" can end it; escaped, it is the same character to JSON.
-        data=json.dumps([example.to_mapping() for example in examples.shown]).replace("<", "\\u003c"),
+        arms=arms,
+        runs=sum(len(arm.runs) for arm in arms),
+        seeds=max(len(arm.runs) for arm in arms),
+        window=window,
+        bad_lines=bad_lines,
+        overview=overview(arms),
+        sections=sections,
+        figures=figures,
+        svg=svg,
+        shown=Counter(example.transition for example in examples.shown),
+        found=examples.found,
+        transitions=TRANSITIONS,
+        data=[vars(example) for example in examples.shown],
     )
 
 
-def _part(ending: str) -> str:
-    return files("verl_cipo.evaluation.report").joinpath(f"page.{ending}").read_text(encoding="utf-8")
+def overview(arms: Sequence[Arm]) -> Table:
+    """One row an arm: seeds, the last step that all of them have, and the validation's figures, first and last."""
+    read, _ = first_turn(arms)
+    columns = [
+        ("solved, turn 1", read),
+        ("after turn 2", metric(TURN2)),
+        ("w\u2192c", metric("cipo/val/w2c")),
+        ("retry", metric("cipo/val/retry")),
+        ("c\u2192c", metric("cipo/val/c2c")),
+        ("copied", metric("cipo/val/copy_rate")),
+    ]
+    rows = []
+    for arm in arms:
+        steps = combine({step: 0.0 for step in run.metrics} for run in arm.runs)
+        last = f"{steps.x[-1]:g}" if steps else "none in common"
+        cells = [_first_and_last(combine(read(run) for run in arm.runs)) for _, read in columns]
+        rows.append((arm.label, str(len(arm.runs)), last, *cells))
+    return Table(head=("arm", "seeds", "steps", *(name for name, _ in columns)), rows=tuple(rows))
 
 
-def _about(arms: Sequence[Arm], window: int) -> str:
-    runs = sum(len(arm.runs) for arm in arms)
-    said = [f"{runs} run{'s' if runs > 1 else ''} in {len(arms)} arm{'s' if len(arms) > 1 else ''}."]
-    if window > 1:
-        said.append(f"Training curves are a running mean of {window} steps.")
-        if runs == 1:
-            said.append("Thin lines are the steps themselves.")
-    if any(len(arm.runs) > 1 for arm in arms):
-        said.append("Lines are means over seeds, at the steps that all seeds of the arm have.")
-        said.append("Bands reach from the least to the greatest seed.")
-    return " ".join(said)
+def figures(chart: Chart | Strips) -> Table:
+    """The numbers behind a picture: a row for each x that any of its lines has, or for each of its strips."""
+    if isinstance(chart, Strips):
+        strips = [
+            (label, ", ".join(f"{first}" if first == end else f"{first}\u2013{end}" for first, end in spans))
+            for label, _, spans in chart.rows
+        ]
+        return Table(head=("alarm", "steps"), rows=tuple(strips))
+    columns = [dict(zip(line.curve.x, line.curve.mean, strict=True)) for line in chart.lines]
+    xs = sorted(set().union(*columns))
+    names = [line.label or chart.title for line in chart.lines]
+    rows = [
+        (f"{x:.10g}", *(number(column[x], shares=chart.shares) if x in column else "" for column in columns))
+        for x in xs
+    ]
+    return Table(head=(chart.x_label, *names), rows=tuple(rows))
 
 
-def _legend(arms: Sequence[Arm]) -> str:
-    if len(arms) == 1:
-        return ""
-    items = (
-        f'<li style="--colour: var(--series-{index})">{escape(arm.label)}'
-        f"{f' ({len(arm.runs)} seeds)' if len(arm.runs) > 1 else ''}</li>"
-        for index, arm in enumerate(arms)
-    )
-    return f'<ul class="legend" aria-label="Arms">{"".join(items)}</ul>'
+def _first_and_last(curve: Curve | None) -> str:
+    if curve is None:
+        return "\u2013"
+    first, last = (number(float(value), shares=True) for value in (curve.mean[0], curve.mean[-1]))
+    return f"{first} \u2192 {last}" if len(curve.x) > 1 else last
 
 
-def _section(section: Section) -> str:
-    cards = [_figure(chart) for chart in section.charts]
-    body = [f'<section id="{section.name}">', f"<h2>{escape(section.title)}</h2>"]
-    body.append(f'<p class="lead">{escape(section.lead)}</p>')
-    if cards:
-        body.append(f'<div class="grid">{"".join(cards)}</div>')
-    if section.missing:
-        notes = "".join(f"<p>{escape(note)}</p>" for note in section.missing)
-        body.append(f'<div class="missing" role="note"><p>Not recorded:</p>{notes}</div>')
-    return "\n".join([*body, "</section>"])
-
-
-def _figure(chart: Chart | Strips) -> str:
-    # The numbers are also what a screen reader reads in place of the picture.
-    numbers = (
-        f'<details><summary>Numbers</summary><div class="scroll" tabindex="0">{_table(figures(chart))}</div></details>'
-    )
-    return f'<figure role="group" aria-label="{escape(chart.title)}">{svg(chart)}{numbers}</figure>'
-
-
-def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.head)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>'
-        for first, *rest in table.rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-
-
-def _examples(examples: Examples) -> str:
-    if not examples.shown:
-        return (
-            '<div class="missing" role="note"><p>Not recorded: no validation/corrections/&lt;step&gt;.jsonl with a '
-            "correction in the runs; trainer.validation_data_dir makes CIPO write it.</p></div>"
-        )
-    shown = Counter(example.transition for example in examples.shown)
-    kinds = ", ".join(f"{shown[kind]} of {examples.found[kind]} " + kind.replace("2", "\u2192") for kind in TRANSITIONS)
-    lead = f"From the last validation of each run: {kinds}. Lines of a correction that its attempt lacks are marked."
-    return f'<p class="lead">{escape(lead)}</p>\n{_BROWSER}'
+def _part(name: str) -> str:
+    return files("verl_cipo.evaluation.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,9 +1,8 @@
 """What a report is made of: runs on disk, and arms, which are the runs (seeds) of one label."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from verl_cipo.evaluation.jsonl import BadLine, by_step, read_objects
 
@@ -42,28 +41,14 @@ class Arm:
     runs: tuple[Run, ...]
 
 
-def read_lines(path: Path, wanted: Mapping[str, type], bad: list[BadLine]) -> Iterable[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a JSONL file, one a line, with their line numbers; empty lines are passed over.
-
-    wanted: the keys, with their type, without which a line is malformed. Such a line is added to `bad` and left out.
-    Raises: OSError.
-    """
-    for number, line in read_objects(path, bad, blank_lines=True):
-        lacking = [f"{key} ({kind.__name__})" for key, kind in wanted.items() if not isinstance(line.get(key), kind)]
-        if lacking:
-            bad.append(BadLine(path, number, f"lacks {', '.join(lacking)}"))
-            continue
-        yield number, line
-
-
 def read_metrics(path: Path, bad: list[BadLine]) -> Steps:
     """Lines ``{"step": int, "data": {name: value}}`` of verl's file logger, joined by step.
 
     Of a figure that was logged twice for a step, as where the files of a killed and of its resumed run were joined,
-    the later one counts. What is no finite number is left out. `bad` and raises: see `read_lines`.
+    the later one counts. What is no finite number is left out. `bad` and raises: see `read_objects`.
     """
     steps: Steps = {}
-    for _, line in read_lines(path, {"step": int, "data": dict}, bad):
+    for _, line in read_objects(path, bad, {"step": int, "data": dict}):
         figures = steps.setdefault(line["step"], {})
         for name, value in line["data"].items():
             if isinstance(value, (int, float)) and abs(value) < float("inf"):
@@ -71,7 +56,7 @@ def read_metrics(path: Path, bad: list[BadLine]) -> Steps:
     return dict(sorted(steps.items()))
 
 
-def split_label(given: str) -> tuple[str, Path]:
+def _split_label(given: str) -> tuple[str, Path]:
     """``label=path`` in its parts; of a path alone, an empty label."""
     label, equals, path = given.partition("=")
     return (label, Path(path)) if equals and not Path(given).exists() else ("", Path(given))
@@ -86,14 +71,14 @@ def read_arms(given: Sequence[str], bad: list[BadLine]) -> list[Arm]:
     """
     runs: dict[str, list[Run]] = {}
     seen: set[Path] = set()
-    labelled = [split_label(item) for item in given]
-    names = [label or _name_of(path) for label, path in labelled]
-    for name, (label, path) in zip(names, labelled, strict=True):
-        if not label and names.count(name) > 1:
+    split = [_split_label(item) for item in given]
+    labels = [label or _name_of(path) for label, path in split]
+    for label, (own, path) in zip(labels, split, strict=True):
+        several = labels.count(label) > 1
+        if several and not own:
             raise ValueError(
-                f"{path}: another run is called {name} as well; say which arms they are of, as in cipo={path}"
+                f"{path}: another run is called {label} as well; say which arms they are of, as in cipo={path}"
             )
-    for label, (_, path) in zip(names, labelled, strict=True):
         metrics = path / METRICS_FILE if path.is_dir() else path
         if not metrics.is_file():
             raise FileNotFoundError(
@@ -107,7 +92,7 @@ def read_arms(given: Sequence[str], bad: list[BadLine]) -> list[Arm]:
         if not figures:
             raise ValueError(f"run {label}: {metrics} holds no step that can be read")
         seeds = runs.setdefault(label, [])
-        name = f"{label} #{len(seeds) + 1}" if names.count(label) > 1 else label
+        name = f"{label} #{len(seeds) + 1}" if several else label
         seeds.append(Run(label=label, name=name, metrics=figures, folder=path if path.is_dir() else None))
     return [Arm(label, tuple(seeds)) for label, seeds in runs.items()]
 

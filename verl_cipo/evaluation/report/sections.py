@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from verl_cipo.evaluation.jsonl import BadLine
 from verl_cipo.evaluation.report.charts import Chart, Series, Strips
-from verl_cipo.evaluation.report.passk import pass_curves
 from verl_cipo.evaluation.report.runs import Arm, Run
 from verl_cipo.evaluation.report.series import (
     TURN2,
@@ -16,6 +15,7 @@ from verl_cipo.evaluation.report.series import (
     combine,
     first_turn,
     metric,
+    pass_curves,
     ranges,
 )
 
@@ -71,6 +71,11 @@ def sections(arms: Sequence[Arm], *, window: int, bad: list[BadLine]) -> list[Se
     ]
 
 
+def _metric(label: str, name: str) -> tuple[str, str, _READ]:
+    """A kind that is a metric."""
+    return label, name, metric(name)
+
+
 def _label(arm: Arm, arms: Sequence[Arm], kind: str, kinds: Sequence[object]) -> str:
     parts = [arm.label] if len(arms) > 1 else []
     parts += [kind] if len(kinds) > 1 else []
@@ -85,25 +90,16 @@ def _learning(arms: Sequence[Arm], window: int) -> Section:
         lead=f"Share of held-out attempts that are right at once (turn 1, pass@1: {over}) and once the policy has been "
         "shown its attempt and asked to correct it (turn 2); beside it, the same of the training batches.",
     )
-    kinds = [("turn 1", "val-core/*/mean@n or cipo/val/accuracy_turn1", read), ("turn 2", TURN2, metric(TURN2))]
+    kinds = [("turn 1", "val-core/*/mean@n or cipo/val/accuracy_turn1", read), _metric("turn 2", TURN2)]
     section.add_lines("validation", "Held-out problems solved", arms, kinds, points=True)
-    kinds = [
-        ("attempts", "cipo/accuracy/base", metric("cipo/accuracy/base")),
-        ("corrections", "cipo/accuracy/correction", metric("cipo/accuracy/correction")),
-    ]
+    kinds = [_metric("attempts", "cipo/accuracy/base"), _metric("corrections", "cipo/accuracy/correction")]
     section.add_lines("training", "Right in training", arms, kinds, window=window)
     sources = sorted({source for arm in arms for run in arm.runs for source in benchmark_pass1(run)})
     if len(sources) > 1:
         for index, source in enumerate(sources):
-            read_one = _benchmark(source)
-            section.add_lines(
-                f"benchmark-{index}", f"{source}: pass@1", arms, [("", f"val-core/{source}", read_one)], points=True
-            )
+            kinds = [("", f"val-core/{source}", lambda run, source=source: benchmark_pass1(run).get(source, {}))]
+            section.add_lines(f"benchmark-{index}", f"{source}: pass@1", arms, kinds, points=True)
     return section
-
-
-def _benchmark(source: str) -> _READ:
-    return lambda run: benchmark_pass1(run).get(source, {})
 
 
 def _pass_k(arms: Sequence[Arm], bad: list[BadLine]) -> Section:
@@ -135,15 +131,10 @@ def _transitions(arms: Sequence[Arm], window: int) -> Section:
         lead="Verdict on the attempt, then on its correction: c is right, w is wrong; w\u2192c repairs, c\u2192w "
         "spoils. The pictures on top show training, those below the held-out problems.",
     )
-    for prefix, where, how in (
-        ("cipo/transitions", "training", {"window": window}),
-        ("cipo/val", "held-out", {"points": True}),
-    ):
+    trained, held_out = ("cipo/transitions", "training", {"window": window}), ("cipo/val", "held-out", {"points": True})
+    for prefix, where, how in (trained, held_out):
         for start, title in (("w", "Corrections of wrong attempts"), ("c", "Corrections of right attempts")):
-            kinds = [
-                (f"{start}\u2192{end}", f"{prefix}/{start}2{end}", metric(f"{prefix}/{start}2{end}"))
-                for end in ("c", "w")
-            ]
+            kinds = [_metric(f"{start}\u2192{end}", f"{prefix}/{start}2{end}") for end in ("c", "w")]
             section.add_lines(f"transitions-{where}-{start}", f"{title}, {where}", arms, kinds, **how)
     return section
 
@@ -155,8 +146,8 @@ def _replay(arms: Sequence[Arm], window: int) -> Section:
         lead="rho is the share of right attempts wanted among a step's anchors. It rises while retention, the share of "
         "corrections of right attempts that stay right, is below its target.",
     )
-    section.add_lines("rho", "rho", arms, [("", "cipo/rho", metric("cipo/rho"))])
-    section.add_lines("retention", "Retention", arms, [("", "cipo/retention", metric("cipo/retention"))], window=window)
+    section.add_lines("rho", "rho", arms, [_metric("", "cipo/rho")])
+    section.add_lines("retention", "Retention", arms, [_metric("", "cipo/retention")], window=window)
     return section
 
 
@@ -166,13 +157,8 @@ def _collapse(arms: Sequence[Arm], window: int) -> Section:
         title="Copying and alarms",
         lead="A policy that learns to repeat what it is shown keeps right attempts right and repairs nothing.",
     )
-    section.add_lines(
-        "copies",
-        "Corrections that repeat their attempt, training",
-        arms,
-        [("", "cipo/copy_rate", metric("cipo/copy_rate"))],
-        window=window,
-    )
+    kinds = [_metric("", "cipo/copy_rate")]
+    section.add_lines("copies", "Corrections that repeat their attempt, training", arms, kinds, window=window)
     rows, quiet, unwatched, last = [], [], [], 0
     for index, arm in enumerate(arms):
         for run in arm.runs:
@@ -199,10 +185,7 @@ def _cost(arms: Sequence[Arm], window: int) -> Section:
         lead="Response tokens that training generated, and what they bought: the same pass@1 as above, against the "
         "tokens spent since the first step logged.",
     )
-    kinds = [
-        ("attempts", "cipo/tokens/base", metric("cipo/tokens/base")),
-        ("corrections", "cipo/tokens/correction", metric("cipo/tokens/correction")),
-    ]
+    kinds = [_metric("attempts", "cipo/tokens/base"), _metric("corrections", "cipo/tokens/correction")]
     section.add_lines("tokens", "Response tokens a step", arms, kinds, window=window, shares=False)
     read, _ = first_turn(arms)
     lines, lacking = [], []
@@ -213,16 +196,8 @@ def _cost(arms: Sequence[Arm], window: int) -> Section:
         else:
             lines.append(Series(curve, _label(arm, arms, "", [""]), index))
     if lines:
-        section.charts.append(
-            Chart(
-                "bought",
-                "Held-out problems solved, turn 1",
-                tuple(lines),
-                x_label="response tokens generated before",
-                counted=True,
-                points=True,
-            )
-        )
+        title, x_label = "Held-out problems solved, turn 1", "response tokens generated before"
+        section.charts.append(Chart("bought", title, tuple(lines), x_label=x_label, counted=True, points=True))
     if lacking:
         section.missing.append(f"Solved against tokens: no cipo/tokens/* or no validation in {', '.join(lacking)}")
     return section

@@ -1,12 +1,17 @@
 """From the figures of runs to what a chart draws: one curve an arm, with a band over its seeds."""
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from verl_cipo.evaluation.report.runs import Arm, Run
+from verl_cipo.evaluation.dumps.rows import Options, read_dumps
+from verl_cipo.evaluation.jsonl import BadLine
+from verl_cipo.evaluation.passk import pass_at_k, powers_of_two
+from verl_cipo.evaluation.report.runs import VALIDATION, Arm, Run
 
 TURN1, TURN2 = "cipo/val/accuracy_turn1", "cipo/val/accuracy_turn2"
 # verl: val-core/{data source}/{acc, or reward without a verdict}/mean@{n}; a data source may hold slashes.
@@ -95,6 +100,37 @@ def first_turn(arms: Iterable[Arm]) -> tuple[Callable[[Run], dict[float, float]]
     if all(metric(TURN1)(run) for arm in arms for run in arm.runs):
         return metric(TURN1), "mean over all attempts"
     return mean_pass1, "unweighted mean over benchmarks"
+
+
+def pass_curves(arm: Arm, bad: list[BadLine]) -> dict[int, Curve]:
+    """pass@K over K at the first and at the last step that all runs of the arm have dumped, by step.
+
+    Empty where there is no such step, one entry where it is the same. `bad` takes malformed lines, which are left out.
+    """
+    by_run = [run.dumps(VALIDATION) for run in arm.runs]
+    common = sorted(set.intersection(*map(set, by_run)))
+    curves = {step: combine(pass_by_k(found[step], bad) for found in by_run) for step in {*common[:1], *common[-1:]}}
+    return {step: curve for step, curve in sorted(curves.items()) if curve is not None}
+
+
+def pass_by_k(path: Path, bad: list[BadLine]) -> dict[float, float]:
+    """pass@K by K of one dump: the mean over the problems with at least K samples, then over the benchmarks.
+
+    K are the powers of two up to the median number of samples, as far as every benchmark has a problem with so many.
+    """
+    dumps = read_dumps([path], Options(skip_bad=True))
+    bad.extend(dumps.skipped)
+    counts: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for problem in dumps.problems:
+        counts[problem.benchmark].append((len(problem.samples), sum(sample.correct for sample in problem.samples)))
+    median = int(np.median([n for members in counts.values() for n, _ in members]))
+    found: dict[float, float] = {}
+    for k in powers_of_two(median):
+        large = [np.array([pair for pair in members if pair[0] >= k]) for members in counts.values()]
+        if not all(map(len, large)):
+            break
+        found[k] = float(np.mean([pass_at_k(pairs[:, 0], pairs[:, 1], k).mean() for pairs in large]))
+    return found
 
 
 def tokens_before(run: Run) -> dict[float, float]:

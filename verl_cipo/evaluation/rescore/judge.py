@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from verl_cipo.core.transitions import problem_of
 from verl_cipo.core.verdict import verdict
 from verl_cipo.evaluation.dumps.rows import reward_and_info, row_kind
 from verl_cipo.evaluation.intervals import ratio_interval
 from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, read_objects
+from verl_cipo.evaluation.output import plain
 from verl_cipo.evaluation.rescore import strict_math
 from verl_cipo.evaluation.rescore.perturbed import departures
 from verl_cipo.evaluation.rescore.strict_math import CONFIRMED, REJECTED, UNDECIDED
-from verl_cipo.evaluation.suite.results import plain
 from verl_cipo.rewards.code import compute_score, last_program
 from verl_cipo.rewards.sandbox import pool
 from verl_cipo.rewards.sandbox.cases import read_tests
@@ -31,6 +32,7 @@ _RESAMPLES = 2000
 _EXAMPLES = 20
 _SHOWN_CHARS = 300
 _QUESTION_END = "<attempt>"
+_FIELDS = {"input": str, "output": str, "gts": object, "score": object}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,56 +86,58 @@ class HeldOut:
 
 @dataclass
 class _Tally:
-    """Counts of one stream of a step; `by_problem` maps a problem to its rejected and its decided answers."""
+    """Counts of one stream of a step; by_problem: rejected and decided answers of each problem."""
 
     rows: int = 0
-    accepted: int = 0
-    verdicts: Counter = field(default_factory=Counter)
+    judgments: Counter = field(default_factory=Counter)
     reasons: Counter = field(default_factory=Counter)
-    by_problem: dict[str, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
+    by_problem: dict[Any, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
 
-    def add(self, problem: str, outcome: str, reason: str) -> None:
-        self.accepted += 1
-        self.verdicts[outcome] += 1
+    def add(self, problem: Any, outcome: str, reason: str) -> None:
+        self.judgments[outcome] += 1
         self.reasons[f"{outcome}: {reason}"] += 1
         self.by_problem[problem][0] += outcome == REJECTED
         self.by_problem[problem][1] += outcome != UNDECIDED
 
     def as_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = {
+        rejected, decided = np.array(list(self.by_problem.values())).reshape(-1, 2).T
+        return {
             "rows": self.rows,
-            "accepted": self.accepted,
-            **{name: self.verdicts[name] for name in (CONFIRMED, REJECTED, UNDECIDED)},
+            "accepted": self.judgments.total(),
+            **{name: self.judgments[name] for name in (CONFIRMED, REJECTED, UNDECIDED)},
             "reasons": dict(sorted(self.reasons.items())),
-            "gap": None,
+            "gap": plain(ratio_interval(rejected, decided, resamples=_RESAMPLES)) if decided.any() else None,
         }
-        if self.accepted > self.verdicts[UNDECIDED]:
-            rejected, decided = np.array(list(self.by_problem.values())).T
-            found["gap"] = plain(ratio_interval(rejected, decided, resamples=_RESAMPLES))
-        return found
 
 
 def rescore_step(file: Path, how: Strictness, *, skip_bad: bool = False) -> dict[str, Any]:
     """Judge the accepted answers of one `{step}.jsonl` of rollout_data_dir again.
 
     Returns:
-        step; `streams`: for base and correction rows, accepted, the counts by verdict and by reason, and the gap with
+        step; `streams`: for base and correction rows, accepted, the counts by judgment and by reason, and the gap with
         its interval over problems (None where nothing was decided); `examples` of rejected answers; `bad_lines`.
 
     Raises:
         BadLinesError: lines that are no rows, unless skip_bad.
         ValueError: a row's ground truth cannot be judged by.
     """
-    rows, bad = _read(file)
+    bad: list[BadLine] = []
+    rows = [row for _, row in read_objects(file, bad, _FIELDS)]
     if bad and not skip_bad:
         raise BadLinesError(bad)
     tallies = {name: _Tally() for name in STREAMS}
+    kinds = [row_kind(row.get("uid")) for row in rows]
+    # A correction's input is another prompt: its problem is that of its attempt, which its uid names.
+    problems: dict[str | None, tuple[str, str]] = {}
+    for row, (kind, prompt) in zip(rows, kinds, strict=True):
+        if kind == "attempts":
+            problems.setdefault(prompt, problem_of(row))
     accepted = []
-    for row in rows:
-        stream, problem = _place(row)
-        if stream in tallies:
+    for row, (kind, prompt) in zip(rows, kinds, strict=True):
+        if (stream := _STREAM_OF.get(kind)) is not None:
             tallies[stream].rows += 1
             if verdict(*reward_and_info(row), how.threshold):
+                problem = problem_of(row) if prompt is None else problems.get(prompt, prompt)
                 accepted.append((stream, problem, row))
     examples = []
     for (stream, problem, row), (outcome, reason) in zip(
@@ -160,7 +164,7 @@ def rescore_step(file: Path, how: Strictness, *, skip_bad: bool = False) -> dict
 
 
 def _judge(rows: list[dict[str, Any]], how: Strictness) -> Iterator[tuple[str, str]]:
-    """(verdict, reason) of each row, in order."""
+    """(judgment, reason) of each row, in order."""
     programs = {i for i, row in enumerate(rows) if how.verifier == "code" or how.verifier == "auto" and _is_code(row)}
     judged = _judge_programs([rows[i] for i in sorted(programs)], how)
     for i, row in enumerate(rows):
@@ -169,7 +173,7 @@ def _judge(rows: list[dict[str, Any]], how: Strictness) -> Iterator[tuple[str, s
         else:
             question = row["input"].partition(_QUESTION_END)[0]
             found = [strict_math.judge(row["output"], gold, question) for gold in _references(row["gts"])]
-            yield min(found, key=lambda told: (CONFIRMED, UNDECIDED, REJECTED).index(told[0]))
+            yield min(found, key=lambda judged: (CONFIRMED, UNDECIDED, REJECTED).index(judged[0]))
 
 
 def _references(truth: Any) -> list[str]:
@@ -215,7 +219,7 @@ def _retest(row: dict[str, Any], how: Strictness) -> tuple[str, str]:
     held_out = how.held_out.find(row["input"]) if how.held_out else None
     checks = [("own_tests", row["gts"]), *([] if held_out is None else [("held_out_tests", held_out)])]
     for name, truth in checks:
-        told = compute_score(
+        result = compute_score(
             str(row.get("data_source") or "rescore"),
             row["output"],
             truth,
@@ -225,26 +229,8 @@ def _retest(row: dict[str, Any], how: Strictness) -> tuple[str, str]:
             workers=how.workers,
             float_tolerance=0.0,
         )
-        if told["outcome"] == "timeout":
+        if result["outcome"] == "timeout":
             return UNDECIDED, "timeout"
-        if not told["acc"]:
+        if not result["acc"]:
             return REJECTED, name
     return (UNDECIDED, "nothing_to_judge_by") if held_out is None else (CONFIRMED, "held_out_tests")
-
-
-def _place(row: dict[str, Any]) -> tuple[str, str]:
-    """The stream of a row, empty for those of the auxiliary loss and padding, and its problem."""
-    kind, prompt = row_kind(row.get("uid"))
-    return _STREAM_OF.get(kind, ""), prompt or json.dumps([row["input"], row["gts"]], sort_keys=True)
-
-
-def _read(file: Path) -> tuple[list[dict[str, Any]], list[BadLine]]:
-    rows, bad = [], []
-    for number, row in read_objects(file, bad):
-        if missing := [name for name in ("input", "output", "gts", "score") if name not in row]:
-            bad.append(BadLine(file, number, f"lacks {', '.join(missing)}"))
-        elif not isinstance(row["input"], str) or not isinstance(row["output"], str):
-            bad.append(BadLine(file, number, "input and output are to be text"))
-        else:
-            rows.append(row)
-    return rows, bad

@@ -1,6 +1,6 @@
 """Perturbed tests: do programs that passed a problem's tests still agree on inputs that they were not tuned to?
 
-Nothing tells the right output of a changed input, so the programs vote, each different program once. One that departs
+The right output of a changed input is not known, so the programs vote, each different program once. One that departs
 from the majority is rejected: it holds a table of answers, or treats the known inputs apart. Changes keep the shape of
 an input (its elements rotated, a number lowered by one), but may break a rule of the problem that only its statement
 tells, so this is a sign and no proof; and where most programs of a problem cheat in the same way, it sees nothing.

@@ -1,30 +1,29 @@
 """python -m verl_cipo.evaluate --suite NAME --checkpoint DIR --output DIR: sample a suite's benchmarks and report."""
 
 import argparse
-import json
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from verl_cipo.core.config import CIPOConfig, CIPOConfigError
+from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.prompts import with_text
-from verl_cipo.evaluation.append_log import write_whole
+from verl_cipo.evaluation.jsonl import EvaluationError, write_whole
+from verl_cipo.evaluation.output import write_json
 from verl_cipo.evaluation.suite.engine import VLLMEngine, model_folder
 from verl_cipo.evaluation.suite.generate import Generation, run_benchmark, step_of
-from verl_cipo.evaluation.suite.problems import (
-    SUITES_FILE,
-    Benchmark,
-    EvaluationError,
-    Sampling,
-    check_files,
-    load_suite,
-    read_problems,
-)
+from verl_cipo.evaluation.suite.problems import SUITES_FILE, Benchmark, check_files, load_suite, read_problems
 from verl_cipo.evaluation.suite.results import benchmark_results, markdown
-from verl_cipo.evaluation.suite.verdicts import Verifier, load_function
-from verl_cipo.rewards.outcome import VerifierInfrastructureError
+from verl_cipo.evaluation.suite.verifier import Verifier, load_function
+
+SHARED_OPTIONS = ()
+_PAIRS = {
+    "--prompt": "fields of algorithm.cipo.prompt as in training; the template's default is the verifier's",
+    "--engine": "arguments of vllm.LLM: tensor_parallel_size=2",
+    "--chat-template": "its arguments: enable_thinking=false",
+    "--reward-kwargs": "keyword arguments of the reward function",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,35 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corrections", type=int, metavar="N", help="second turns an attempt, in place of the suite's")
     parser.add_argument("--seed", type=int, default=1, help="of all draws (default 1)")
     parser.add_argument("--batch", type=int, default=1024, help="answers sampled between two writes (default 1024)")
-    parser.add_argument(
-        "--prompt",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="fields of algorithm.cipo.prompt as in training; the template's default is the verifier's",
-    )
-    parser.add_argument(
-        "--engine", nargs="+", default=[], metavar="KEY=VALUE", help="arguments of vllm.LLM: tensor_parallel_size=2"
-    )
-    parser.add_argument(
-        "--chat-template", nargs="+", default=[], metavar="KEY=VALUE", help="its arguments: enable_thinking=false"
-    )
     parser.add_argument("--reward", metavar="MODULE:FUNCTION", help="a reward function in place of the benchmark's")
-    parser.add_argument("--reward-kwargs", nargs="+", default=[], metavar="KEY=VALUE", help="its keyword arguments")
+    for option, meaning in _PAIRS.items():
+        parser.add_argument(option, nargs="+", default=[], metavar="KEY=VALUE", help=meaning)
     parser.add_argument("--threads", type=int, default=4, help="answers verified at a time (default 4)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run a suite; args.output is a folder. Returns the exit status; what keeps it from being run is on stderr."""
-    try:
-        _run(args)
-    except (EvaluationError, CIPOConfigError, OSError, VerifierInfrastructureError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _run(args: argparse.Namespace) -> None:
+    """Run a suite; args.output is a folder. Returns the exit status."""
     for name in ("limit", "batch", "threads"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise EvaluationError(f"--{name} {value}: allowed is 1 or more")
@@ -79,30 +57,27 @@ def _run(args: argparse.Namespace) -> None:
     # Everything that can be wrong is looked at before the model is loaded.
     check_files(benchmarks, args.data_dir)
     problems = {one.name: read_problems(one, args.data_dir, limit=args.limit) for one in benchmarks}
-    kwargs = pairs("--reward-kwargs", args.reward_kwargs)
+    given = {option: _pairs(option, args) for option in _PAIRS}
+    kwargs = given["--reward-kwargs"]
     verifiers = {
         one.name: Verifier(load_function(args.reward or one.verifier), kwargs=kwargs, threads=args.threads)
         for one in benchmarks
     }
-    hows = {one.name: _how(one, args, kwargs) for one in benchmarks}
-    engine = VLLMEngine(
-        model_folder(args.checkpoint),
-        options=pairs("--engine", args.engine),
-        template=pairs("--chat-template", args.chat_template),
-    )
+    hows = {one.name: _how(one, args, given) for one in benchmarks}
+    checkpoint = model_folder(args.checkpoint)
+    engine = VLLMEngine(checkpoint, options=given["--engine"], template=given["--chat-template"])
     output = args.output
     results = {}
     for one in benchmarks:
         how = hows[one.name]
         folder = run_benchmark(one, problems[one.name], engine=engine, verifier=verifiers[one.name], how=how)
         results[one.name] = benchmark_results(one, folder, how.step)
-        # After each benchmark: hours of work are not to be looked at only when all is done.
-        write_whole(
-            output / "results.json", json.dumps({"checkpoint": args.checkpoint, "benchmarks": results}, indent=2) + "\n"
-        )
+        # After each benchmark: hours of work can be looked at before all is done.
+        write_json(output / "results.json", {"checkpoint": args.checkpoint, "benchmarks": results})
         write_whole(output / "results.md", markdown(results))
     print(markdown(results), end="")
     print(f"{output / 'results.json'}, {output / 'results.md'}")
+    return 0
 
 
 def _chosen(args: argparse.Namespace) -> list[Benchmark]:
@@ -119,16 +94,16 @@ def _chosen(args: argparse.Namespace) -> list[Benchmark]:
 
 def _with_options(benchmark: Benchmark, args: argparse.Namespace) -> Benchmark:
     given = {"n": args.samples, "temperature": args.temperature, "top_p": args.top_p, "max_tokens": args.max_tokens}
-    sampling = {**vars(benchmark.sampling), **{name: value for name, value in given.items() if value is not None}}
+    sampling = replace(benchmark.sampling, **{name: value for name, value in given.items() if value is not None})
     corrections = benchmark.corrections if args.corrections is None else args.corrections
     if corrections < 0:
         raise EvaluationError(f"--corrections {corrections}: allowed is 0 or more")
-    return Benchmark(**{**vars(benchmark), "sampling": Sampling(**sampling), "corrections": corrections})
+    return replace(benchmark, sampling=sampling, corrections=corrections)
 
 
-def _how(benchmark: Benchmark, args: argparse.Namespace, kwargs: dict[str, Any]) -> Generation:
+def _how(benchmark: Benchmark, args: argparse.Namespace, given: dict[str, dict[str, Any]]) -> Generation:
     template = "code" if benchmark.verifier == "code" else "math"
-    cipo = CIPOConfig.from_mapping({"prompt": {"template": template, **pairs("--prompt", args.prompt)}})
+    cipo = CIPOConfig.from_mapping({"prompt": {"template": template, **given["--prompt"]}})
     return Generation(
         output=args.output,
         step=step_of(args.checkpoint),
@@ -138,17 +113,17 @@ def _how(benchmark: Benchmark, args: argparse.Namespace, kwargs: dict[str, Any])
         described={
             "checkpoint": args.checkpoint,
             "verifier": args.reward or benchmark.verifier,
-            "reward_kwargs": kwargs,
-            "engine": pairs("--engine", args.engine),
-            "chat_template": pairs("--chat-template", args.chat_template),
+            "reward_kwargs": given["--reward-kwargs"],
+            "engine": given["--engine"],
+            "chat_template": given["--chat-template"],
         },
     )
 
 
-def pairs(option: str, given: list[str]) -> dict[str, Any]:
+def _pairs(option: str, args: argparse.Namespace) -> dict[str, Any]:
     """KEY=VALUE arguments, the values read as YAML. Raises: EvaluationError on anything else."""
     found = {}
-    for text in given:
+    for text in getattr(args, option.removeprefix("--").replace("-", "_")):
         name, sign, value = text.partition("=")
         if not sign or not name.isidentifier():
             raise EvaluationError(f"{option} {text}: allowed is KEY=VALUE")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from verl_cipo.evaluation.suite.problems import EvaluationError, Sampling
+from verl_cipo.evaluation.jsonl import EvaluationError
+from verl_cipo.evaluation.suite.problems import Sampling
 
 GIB = 2**30
 KV_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
@@ -79,32 +80,32 @@ def with_cpu_memory(options: Mapping[str, Any], checkpoint: str, *, total: int, 
     weights = sum(file.stat().st_size for file in weight_files(Path(checkpoint)))
     left = free - weights
     workers = options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1)
-    told = "--engine kv_cache_memory_bytes"
+    setting = "--engine kv_cache_memory_bytes"
     if space := os.environ.get(KV_CACHE_VARIABLE):
-        told = f"{KV_CACHE_VARIABLE}={space}"
-        asked = _number(told, space) * GIB * workers
+        setting = f"{KV_CACHE_VARIABLE}={space}"
+        asked = _number(setting, space) * GIB * workers
     elif (given := options.get("kv_cache_memory_bytes")) is not None:
-        told = f"{told}={given}"
-        asked = _number(told, given) * workers
+        setting = f"{setting}={given}"
+        asked = _number(setting, given) * workers
     elif (given := options.get("gpu_memory_utilization")) is not None:
-        told = f"--engine gpu_memory_utilization={given}"
-        asked = _number(told, given) * total * workers - weights
+        setting = f"--engine gpu_memory_utilization={given}"
+        asked = _number(setting, given) * total * workers - weights
     else:
         asked = max(left // 2, 1)
         options = {**options, "kv_cache_memory_bytes": max(asked // workers, 1)}
     if asked > left:
         raise EvaluationError(
-            f"{told}: {asked / GIB:.1f} GiB for the KV cache and {weights / GIB:.1f} GiB for the weights do not fit "
+            f"{setting}: {asked / GIB:.1f} GiB for the KV cache and {weights / GIB:.1f} GiB for the weights do not fit "
             f"into the {free / GIB:.1f} GiB of memory that are free: take less, or free some"
         )
     return dict(options)
 
 
-def _number(told: str, given: Any) -> float:
+def _number(setting: str, given: Any) -> float:
     try:
         return float(given)
     except (TypeError, ValueError):
-        raise EvaluationError(f"{told}: allowed is a number") from None
+        raise EvaluationError(f"{setting}: allowed is a number") from None
 
 
 class VLLMEngine:

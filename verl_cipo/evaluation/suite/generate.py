@@ -16,14 +16,14 @@ from typing import Any
 from tqdm import tqdm
 
 from verl_cipo.core.config import CIPOConfig, PromptConfig
-from verl_cipo.core.prompts import CorrectionPrompt, strip_thinking
-from verl_cipo.core.transitions import is_copy
-from verl_cipo.evaluation.append_log import AppendLog, write_whole
+from verl_cipo.core.draws import session_seed
+from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt, strip_thinking
+from verl_cipo.core.transitions import attempt_record, is_copy
+from verl_cipo.evaluation.jsonl import AppendLog, EvaluationError, same_settings
+from verl_cipo.evaluation.output import write_json
 from verl_cipo.evaluation.suite.engine import Completion, Engine
-from verl_cipo.evaluation.suite.problems import Benchmark, EvaluationError, Problem, digest
-from verl_cipo.evaluation.suite.verdicts import Verifier
-from verl_cipo.integration.chats import correction_prompt
-from verl_cipo.integration.rollout.seeds import session_seed
+from verl_cipo.evaluation.suite.problems import Benchmark, Problem, digest
+from verl_cipo.evaluation.suite.verifier import Verifier
 
 _STEP = re.compile(r"global_step_(\d+)")
 
@@ -113,16 +113,16 @@ class _Protocol:
             sampling=self.benchmark.sampling,
         )
         asked = [problem for _, problem, _ in sessions]
-        verdicts = self.verifier.judge([(problem, answer.text) for problem, answer in zip(asked, answers, strict=True)])
+        verified = self.verifier.judge([(problem, answer.text) for problem, answer in zip(asked, answers, strict=True)])
         return [
             {
                 "input": self.engine.tokenizer.decode(prompts[problem.key], skip_special_tokens=True),
                 "output": answer.text,
                 "gts": problem.ground_truth,
-                "score": verdict.score,
+                "score": found.score,
                 "step": self.how.step,
-                **verdict.extra,
-                "acc": verdict.correct,
+                **found.extra,
+                "acc": found.correct,
                 "uid": f"{problem.key}_{session}_0",
                 "data_source": problem.data_source,
                 "response_tokens": answer.tokens,
@@ -130,7 +130,7 @@ class _Protocol:
                 **({} if problem.group is None else {"group": problem.group}),
                 **self._on_given_response(problem, answer),
             }
-            for (_, problem, session), answer, verdict in zip(sessions, answers, verdicts, strict=True)
+            for (_, problem, session), answer, found in zip(sessions, answers, verified, strict=True)
         ]
 
     def correct(self, rows: Iterable[dict[str, Any]], log: AppendLog) -> None:
@@ -166,34 +166,35 @@ class _Protocol:
             seeds=[self._seed(anchor.index, anchor.session, turn) for anchor, _, turn in turns],
             sampling=self.benchmark.sampling,
         )
-        verdicts = self.verifier.judge(
+        verified = self.verifier.judge(
             [(anchor.problem, answer.text) for (anchor, *_), answer in zip(turns, answers, strict=True)]
         )
         made: dict[str, list[dict[str, Any]]] = {anchor.row["uid"]: [] for anchor in batch}
-        for (anchor, request, _), answer, verdict in zip(turns, answers, verdicts, strict=True):
+        for (anchor, request, _), answer, found in zip(turns, answers, verified, strict=True):
             made[anchor.row["uid"]].append(
                 {
                     "correction": answer.text,
-                    "correct": verdict.correct,
-                    "score": verdict.score,
+                    "correct": found.correct,
+                    "score": found.score,
                     "copied": prompt.repeats(request.shown, answer.text),
                     "response_tokens": answer.tokens,
                     "truncated": answer.truncated,
                 }
             )
         return [
-            {
-                "uid": anchor.problem.key,
-                "session": anchor.session,
-                "question": anchor.problem.messages[-1]["content"],
-                "attempt": anchor.row["output"],
-                "anchor_correct": anchor.row["acc"],
-                "gts": anchor.row["gts"],
-                "data_source": anchor.row["data_source"],
-                "corrections": made[anchor.row["uid"]],
-                "skipped": reason,
-                "step": self.how.step,
-            }
+            attempt_record(
+                {
+                    "uid": anchor.problem.key,
+                    "raw_prompt": anchor.problem.messages,
+                    "reward_model": {"ground_truth": anchor.problem.ground_truth},
+                    "data_source": anchor.problem.data_source,
+                },
+                session=anchor.session,
+                text=anchor.row["output"],
+                correct=anchor.row["acc"],
+                corrections=made[anchor.row["uid"]],
+            )
+            | {"skipped": reason, "step": self.how.step}
             for anchor, (_, reason) in zip(batch, requests, strict=True)
         ]
 
@@ -253,14 +254,8 @@ def _claim(file: Path, benchmark: Benchmark, problems: list[Problem], how: Gener
         "corrections": benchmark.corrections,
         "problems": digest(problems),
     }
-    settings = json.loads(json.dumps(settings, default=str))
-    if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        if changed := sorted(name for name in settings | before if settings.get(name) != before.get(name)):
-            told = "; ".join(f"{name} was {before.get(name)!r}, is {settings.get(name)!r}" for name in changed)
-            raise EvaluationError(f"{file.parent} was made with other settings ({told}): take another --output")
-        return
-    write_whole(file, json.dumps(settings, indent=2) + "\n")
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    write_json(file, same_settings(file.parent, settings, before))
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -10,12 +10,10 @@ from typing import Any
 
 import yaml
 
+from verl_cipo.evaluation.jsonl import EvaluationError
+
 SUITES_FILE = Path(__file__).resolve().parents[2] / "config" / "suites.yaml"
 VERIFIERS = ("math", "code", "critique")
-
-
-class EvaluationError(ValueError):
-    """An evaluation that cannot be done. The message says what is missing or wrong, and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +91,12 @@ def check_files(benchmarks: list[Benchmark], data_dir: Path) -> None:
     """Raises: EvaluationError naming every benchmark whose file is missing, with the command that makes it."""
     missing = [one for one in benchmarks if not (data_dir.expanduser() / one.file).is_file()]
     if missing:
-        told = [
+        commands = [
             f"{one.name}: {path} is missing; make it with\n    {one.converter} --local_save_dir {path.parent}"
             for one in missing
             for path in (data_dir.expanduser() / one.file,)
         ]
-        raise EvaluationError("benchmark data is missing\n" + "\n".join(told))
+        raise EvaluationError("benchmark data is missing\n" + "\n".join(commands))
 
 
 def read_problems(benchmark: Benchmark, data_dir: Path, *, limit: int | None = None) -> list[Problem]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from verl_cipo.core.config import CIPOConfigError
-from verl_cipo.core.draws import lot
+from verl_cipo.core.draws import session_seed
 
 SEED_OF_ENGINE = {"vllm": "seed", "sglang": "sampling_seed", "trtllm": "seed"}
 """``rollout.name`` -> what its sampling parameters call the seed of a request."""
@@ -45,7 +45,7 @@ def seeded(
         trajectory: ``step`` and ``validate``, as verl hands it to a session.
         rollout: ``actor_rollout_ref.rollout``.
 
-    The rest is as for :func:`session_seed`.
+    The rest is as for :func:`verl_cipo.core.draws.session_seed`.
 
     Raises:
         CIPOConfigError: as :func:`seed_name`.
@@ -57,13 +57,3 @@ def seeded(
         **sampling_params,
         seed_name(rollout): session_seed(rollout["seed"], **where, anchor=anchor, session=session),
     }
-
-
-def session_seed(rollout_seed: int, *, step: int, validate: bool, index: Any, anchor: int | None, session: int) -> int:
-    """A 31-bit seed that depends on what the session is and not on when it runs or on its random uid.
-
-    Args:
-        index: the prompt's id in the data set.
-        anchor: number of the anchor among those of its prompt, None for an attempt.
-    """
-    return int.from_bytes(lot(rollout_seed, step, validate, index, anchor, session, size=4), "big") >> 1

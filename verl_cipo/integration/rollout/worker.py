@@ -31,10 +31,9 @@ from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token
 
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import origin
-from verl_cipo.core.prompts import CorrectionPrompt
+from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt
 from verl_cipo.core.transitions import attempt_record
 from verl_cipo.core.verdict import verdict
-from verl_cipo.integration.chats import correction_prompt
 from verl_cipo.integration.rollout import payloads
 from verl_cipo.integration.rollout.awake import within
 from verl_cipo.integration.rollout.cancelling import EndsRequests

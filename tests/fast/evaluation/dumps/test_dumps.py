@@ -5,7 +5,7 @@ import json
 import pytest
 
 from verl_cipo.core.verdict import verdict
-from verl_cipo.evaluation.dumps.rows import Options, Sample, find_files, read_run, reward_and_info
+from verl_cipo.evaluation.dumps.rows import Options, Sample, find_files, read_dumps, reward_and_info
 from verl_cipo.evaluation.jsonl import BadLinesError
 
 UID = "0135f9ff-21c8-4ddd-9d25-d2634f36cb1b"
@@ -29,7 +29,7 @@ def test_rows_of_a_prompt_are_its_samples(tmp_path):
         row(uid=f"{UID}_1_0", output="three", score=0.0, acc=False, pred="3"),
         row(uid="7e57_0_0", input="another"),
     )
-    run = read_run([path])
+    run = read_dumps([path])
 
     assert [len(problem.samples) for problem in run.problems] == [2, 1]
     assert run.problems[0].key == ("user\n1+1?\nassistant\n", '"2"')
@@ -43,7 +43,7 @@ def test_rows_of_a_prompt_are_its_samples(tmp_path):
 
 def test_without_a_uid_a_problem_is_its_input_and_ground_truth(tmp_path):
     path = write(tmp_path / "a.jsonl", row(), row(input="b"), row(score=0.0), row(gts="3"), row(gts="3"))
-    run = read_run([path])
+    run = read_dumps([path])
 
     assert [len(problem.samples) for problem in run.problems] == [2, 1, 2]
     assert [sample.correct for sample in run.problems[0].samples] == [True, False]
@@ -53,7 +53,7 @@ def test_equal_prompts_with_different_uids_are_one_problem(tmp_path):
     """verl gives each row of its validation data a uid, and the data is repeated for more samples."""
     rows = [row(uid=f"{prompt}_{session}_0", score=float(prompt == "a")) for prompt in "abc" for session in (0, 1)]
     other = [row(uid="d_0_0", gts="3"), row(uid="e_0_0", input="x"), row(uid="f_0_0", data_source="other")]
-    run = read_run([write(tmp_path / "x.jsonl", *rows, *other)])
+    run = read_dumps([write(tmp_path / "x.jsonl", *rows, *other)])
 
     assert [len(problem.samples) for problem in run.problems] == [6, 1, 1, 1]
     assert [problem.prompts for problem in run.problems] == [3, 1, 1, 1]
@@ -64,19 +64,19 @@ def test_equal_prompts_with_different_uids_are_one_problem(tmp_path):
 def test_a_uid_is_one_problem_whatever_its_inputs_are(tmp_path):
     """The rows of an agent's later turns hold more of the conversation."""
     rows = [row(uid="a_0_0"), row(uid="a_0_1", input="longer"), row(uid="a_1_0", input="other")]
-    run = read_run([write(tmp_path / "x.jsonl", *rows)])
+    run = read_dumps([write(tmp_path / "x.jsonl", *rows)])
 
     assert [len(problem.samples) for problem in run.problems] == [2]
 
 
 def test_problems_of_two_files_are_apart(tmp_path):
-    run = read_run([write(tmp_path / "a" / "x.jsonl", row()), write(tmp_path / "b" / "x.jsonl", row())])
+    run = read_dumps([write(tmp_path / "a" / "x.jsonl", row()), write(tmp_path / "b" / "x.jsonl", row())])
 
     assert [len(problem.samples) for problem in run.problems] == [1, 1]
 
 
 def test_ground_truths_may_be_lists(tmp_path):
-    run = read_run([write(tmp_path / "a.jsonl", row(gts=["1", "2"]), row(gts=["1", "2"]), row(gts=None))])
+    run = read_dumps([write(tmp_path / "a.jsonl", row(gts=["1", "2"]), row(gts=["1", "2"]), row(gts=None))])
 
     assert [len(problem.samples) for problem in run.problems] == [2, 1]
 
@@ -84,7 +84,7 @@ def test_ground_truths_may_be_lists(tmp_path):
 def test_corrections_pairs_and_padding_are_no_samples(tmp_path):
     tails = ("0_0", "1_0", "c0_0_0", "c1_3_0", "c0r_0_0", "c0a_1_0", "c0q_2_0", "p1_0_0")
     rows = [row(uid=f"{UID}_{tail}") for tail in tails]
-    run = read_run([write(tmp_path / "3.jsonl", *rows, row(uid=f"pad{'0' * 32}_0_0"))])
+    run = read_dumps([write(tmp_path / "3.jsonl", *rows, row(uid=f"pad{'0' * 32}_0_0"))])
 
     assert [len(problem.samples) for problem in run.problems] == [2]
     assert run.rows == {"attempts": 2, "corrections": 2, "auxiliary": 4, "padding": 1}
@@ -92,7 +92,7 @@ def test_corrections_pairs_and_padding_are_no_samples(tmp_path):
 
 def test_the_last_output_of_a_session_is_its_answer(tmp_path):
     rows = [row(uid=f"{UID}_0_{index}", output="x" * (index + 1), score=float(index == 1)) for index in (0, 10, 2, 1)]
-    run = read_run([write(tmp_path / "3.jsonl", *rows)])
+    run = read_dumps([write(tmp_path / "3.jsonl", *rows)])
 
     assert run.problems[0].samples == [Sample(correct=False, chars=11)]
     assert run.rows == {"attempts": 1, "earlier outputs": 3}
@@ -143,7 +143,7 @@ def test_the_verdict_of_training_is_read_off_a_dump(fields, threshold, right):
 
 def test_rows_that_verl_gave_no_verdict_are_no_samples(tmp_path):
     faults = [row(score=0.0, acc=0.0, timeout=True, error=None), row(score=0.0, acc=0.0, timeout=None, error="503")]
-    run = read_run([write(tmp_path / "a.jsonl", row(score=1.0, acc=1.0, timeout=None, error=None), *faults)])
+    run = read_dumps([write(tmp_path / "a.jsonl", row(score=1.0, acc=1.0, timeout=None, error=None), *faults)])
 
     assert [sample.correct for problem in run.problems for sample in problem.samples] == [True]
     assert run.rows == {"attempts": 1, "without a verdict": 2}
@@ -151,7 +151,7 @@ def test_rows_that_verl_gave_no_verdict_are_no_samples(tmp_path):
 
 def test_a_verifiers_own_error_is_a_wrong_answer(tmp_path):
     wrong = row(score=0.0, reward=0.0, acc=False, error="no boxed answer")
-    run = read_run([write(tmp_path / "a.jsonl", row(score=1.0, reward=1.0, acc=True, error=None), wrong)])
+    run = read_dumps([write(tmp_path / "a.jsonl", row(score=1.0, reward=1.0, acc=True, error=None), wrong)])
 
     assert [sample.correct for problem in run.problems for sample in problem.samples] == [True, False]
 
@@ -159,13 +159,13 @@ def test_a_verifiers_own_error_is_a_wrong_answer(tmp_path):
 def test_a_null_score_is_the_reward(tmp_path):
     path = write(tmp_path / "a.jsonl", row(score=None, reward=1.0))
 
-    assert read_run([path]).problems[0].samples[0].correct
+    assert read_dumps([path]).problems[0].samples[0].correct
 
 
 def test_the_threshold_reaches_the_rows(tmp_path):
     path = write(tmp_path / "a.jsonl", row(score=0.3))
 
-    assert [read_run([path], Options(correct_threshold=t)).problems[0].samples[0].correct for t in (0.2, 0.4)] == [
+    assert [read_dumps([path], Options(correct_threshold=t)).problems[0].samples[0].correct for t in (0.2, 0.4)] == [
         True,
         False,
     ]
@@ -181,8 +181,8 @@ def test_benchmark_by_row_then_by_the_dump_of_corrections_then_by_name(tmp_path)
     write(tmp_path / "val" / "corrections" / "4.jsonl", {"uid": "b", "data_source": "amc23"}, {"uid": "a"})
     plain = write(tmp_path / "math500.jsonl", row())
 
-    assert [p.benchmark for p in read_run([dump, plain]).problems] == ["aime24", "amc23", "val", "math500"]
-    assert [p.benchmark for p in read_run([dump], Options(name="mine")).problems] == ["aime24", "amc23", "mine"]
+    assert [p.benchmark for p in read_dumps([dump, plain]).problems] == ["aime24", "amc23", "val", "math500"]
+    assert [p.benchmark for p in read_dumps([dump], Options(name="mine")).problems] == ["aime24", "amc23", "mine"]
 
 
 def test_lengths_and_truncation_where_the_dump_or_a_tokenizer_tells(tmp_path):
@@ -194,8 +194,8 @@ def test_lengths_and_truncation_where_the_dump_or_a_tokenizer_tells(tmp_path):
         row(output="one two three", finish_reason="stop", response_tokens=9),
     )
     counting = Options(count_tokens=lambda text: len(text.split()), max_tokens=3)
-    told = [(s.tokens, s.truncated) for s in read_run([path]).problems[0].samples]
-    counted = [(s.tokens, s.truncated) for s in read_run([path], counting).problems[0].samples]
+    told = [(s.tokens, s.truncated) for s in read_dumps([path]).problems[0].samples]
+    counted = [(s.tokens, s.truncated) for s in read_dumps([path], counting).problems[0].samples]
 
     assert told == [(None, None), (None, True), (None, True), (9, False)]
     assert counted == [(3, True), (1, True), (1, True), (9, False)]
@@ -238,9 +238,9 @@ def test_a_bad_line_is_named_and_only_skipped_when_asked(tmp_path, reason):
     path = write(tmp_path / "a.jsonl", row(uid="a_0_0"), "", BAD[reason], row(uid="a_1_0"))
 
     with pytest.raises(BadLinesError, match=reason) as caught:
-        read_run([path])
+        read_dumps([path])
     assert str(caught.value).startswith(f"{path}:3: ")
-    run = read_run([path], Options(skip_bad=True))
+    run = read_dumps([path], Options(skip_bad=True))
     assert len(run.problems[0].samples) == 2
     assert [(bad.path, bad.line) for bad in run.skipped] == [(path, 3)]
     assert run.rows == {"attempts": 2}
@@ -250,21 +250,21 @@ def test_bytes_that_are_no_text_are_a_bad_line(tmp_path):
     path = write(tmp_path / "a.jsonl", row())
     path.write_bytes(path.read_bytes() + b'{"input": "\xff"}\n')
 
-    assert [bad.line for bad in read_run([path], Options(skip_bad=True)).skipped] == [2]
+    assert [bad.line for bad in read_dumps([path], Options(skip_bad=True)).skipped] == [2]
 
 
 def test_a_torn_last_line_is_called_so(tmp_path):
     path = write(tmp_path / "a.jsonl", row(), json.dumps(row())[:30], end="")
 
     with pytest.raises(BadLinesError, match="a.jsonl:2: .*the file ends in the middle of it"):
-        read_run([path])
+        read_dumps([path])
 
 
 def test_of_many_bad_lines_the_first_are_shown_and_all_counted(tmp_path):
     path = write(tmp_path / "a.jsonl", row(), *["{"] * 30)
 
     with pytest.raises(BadLinesError) as caught:
-        read_run([path])
+        read_dumps([path])
     assert len(caught.value.lines) == 30
     assert str(caught.value).count("a.jsonl:") == 20
     assert str(caught.value).endswith("... and 10 more")
@@ -272,11 +272,11 @@ def test_of_many_bad_lines_the_first_are_shown_and_all_counted(tmp_path):
 
 def test_what_holds_no_attempt_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no attempt"):
-        read_run([write(tmp_path / "a.jsonl", row(uid="a_c0_0_0"))])
+        read_dumps([write(tmp_path / "a.jsonl", row(uid="a_c0_0_0"))])
 
 
 def test_one_file_twice_is_an_error(tmp_path):
     path = write(tmp_path / "val" / "1.jsonl", row())
 
     with pytest.raises(ValueError, match="given twice"):
-        read_run([path, tmp_path / "val"])
+        read_dumps([path, tmp_path / "val"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from verl_cipo.evaluation.dumps.rows import Problem, Sample
+from verl_cipo.evaluation.dumps.rows import Sample, Sampled
 from verl_cipo.evaluation.dumps.summary import Measured, Settings, compare, measure, summarize, values_of
 from verl_cipo.evaluation.intervals import SignTest, interval
 
@@ -11,7 +11,7 @@ QUICK = Settings(resamples=200)
 
 def problem(verdicts, *, benchmark="b", text="x", gts="1", **fields):
     samples = [Sample(correct=bool(int(v)), chars=10 * (i + 1), **fields) for i, v in enumerate(verdicts)]
-    return Problem(benchmark, (text, gts), samples)
+    return Sampled(benchmark, (text, gts), samples)
 
 
 def measured(*problems):

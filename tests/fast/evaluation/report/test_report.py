@@ -17,10 +17,10 @@ from tests.fast.evaluation.report.report_folders import (
     write_run,
 )
 from verl_cipo import report
-from verl_cipo.evaluation.report.passk import pass_by_k, pass_curves
+from verl_cipo.evaluation.report.page import overview
 from verl_cipo.evaluation.report.runs import read_arms
 from verl_cipo.evaluation.report.sections import sections
-from verl_cipo.evaluation.report.tables import overview
+from verl_cipo.evaluation.report.series import pass_by_k, pass_curves
 
 
 class Page(HTMLParser):
@@ -219,11 +219,11 @@ def test_a_missing_run_is_an_error_and_leaves_the_old_report(tmp_path, capsys):
     assert output.read_text() == "old"
 
 
-def test_more_arms_than_colours_are_refused(tmp_path, capsys):
+def test_more_arms_than_colors_are_refused(tmp_path, capsys):
     runs = [str(write_metrics(tmp_path / f"run{index}.jsonl", {1: {"a": 1}})) for index in range(6)]
 
     assert report.main([*runs, "--output", str(tmp_path / "report.html")]) == 1
-    assert "6 arms, and 5 colours" in capsys.readouterr().err
+    assert "6 arms, and 5 colors" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--smooth", "--examples", "--characters"])
@@ -233,17 +233,18 @@ def test_numbers_below_one_are_refused(tmp_path, option, capsys):
     assert "allowed is 1 or more" in capsys.readouterr().err
 
 
-def test_without_matplotlib_the_extra_is_named(tmp_path):
+@pytest.mark.parametrize("library", ["matplotlib", "jinja2"])
+def test_without_its_libraries_the_extra_is_named(library, tmp_path):
     write_run(tmp_path / "run")
     code = (
-        "import sys; sys.modules['matplotlib'] = None; from verl_cipo import report; "
+        f"import sys; sys.modules['{library}'] = None; from verl_cipo import report; "
         "sys.exit(report.main(sys.argv[1:]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "run", "--output", tmp_path / "x.html"], capture_output=True, text=True
     )
 
-    assert (done.returncode, done.stderr) == (1, "the report needs matplotlib: pip install 'verl_cipo[eval]'\n")
+    assert (done.returncode, done.stderr) == (1, f"the report needs {library}: pip install 'verl_cipo[eval]'\n")
 
 
 def test_the_command_imports_neither_verl_nor_torch(tmp_path):

@@ -1,4 +1,4 @@
-"""The pictures: labels that do not overlap, SVG that takes the page's colours, PNG."""
+"""The pictures: labels that do not overlap, SVG that takes the page's colors, PNG."""
 
 import io
 import re
@@ -7,11 +7,11 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import image
 
-from verl_cipo.evaluation.report.charts import COLOURS, Chart, Series, Strips, draw, number, png, spread, svg
+from verl_cipo.evaluation.report.charts import COLORS, Chart, Series, Strips, draw, number, png, spread, svg
 from verl_cipo.evaluation.report.series import combine
 
 
@@ -39,6 +39,7 @@ def test_spread_by_hand():
     assert spread([0.9, 1.0, 1.0], 0.1, 1.0) == pytest.approx([0.8, 0.9, 1.0])
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), max_size=8), st.floats(0.01, 0.2))
 def test_spread_keeps_distance_and_order(wanted, gap):
     placed = spread(wanted, gap, 1.0)
@@ -60,7 +61,7 @@ def test_every_line_is_named_with_its_last_value():
     assert {"cipo: 40.0 %", "$x_1$ <b>: 40.0 %", "a name that is much too l\u2026: 40.0 %", "Title"} <= set(found)
 
 
-def test_the_svg_has_no_colour_of_its_own_and_no_id_that_another_chart_has():
+def test_the_svg_has_no_color_of_its_own_and_no_id_that_another_chart_has():
     one, other = svg(chart("a", name="one")), svg(chart("a", name="other"))
     ids = [set(re.findall(r'\bid="([^"]*)"', element)) for element in (one, other)]
 
@@ -71,23 +72,23 @@ def test_the_svg_has_no_colour_of_its_own_and_no_id_that_another_chart_has():
     assert one == svg(chart("a", name="one"))
 
 
-def test_the_style_sheet_defines_every_colour_for_light_and_dark():
+def test_the_style_sheet_defines_every_color_for_light_and_dark():
     style = files("verl_cipo.evaluation.report").joinpath("page.css").read_text()
-    used = set(re.findall(r"var\(--([\w-]+)\)", svg(chart(*"abcde")) + style)) - {"colour"}
+    used = set(re.findall(r"var\(--([\w-]+)\)", svg(chart(*"abcde")) + style)) - {"color"}
 
-    assert {f"series-{index}" for index in range(len(COLOURS))} <= used
+    assert {f"series-{index}" for index in range(len(COLORS))} <= used
     for start in (":root {", ':root[data-theme="dark"] {', ':root:not([data-theme="light"]) {'):
         block = style[style.index(start) :].partition("}")[0]
         assert used <= set(re.findall(r"--([\w-]+):", block)), start
 
 
-def test_one_arm_has_a_colour_for_each_of_its_quantities():
+def test_one_arm_has_a_color_for_each_of_its_quantities():
     curve = combine([{0: 0.1, 1: 0.2}])
     one = Chart("one", "Title", (Series(curve, "x", 0, 0), Series(curve, "y", 0, 1)))
     two = Chart("two", "Title", (Series(curve, "x", 0, 0), Series(curve, "y", 0, 1), Series(curve, "z", 1, 0)))
 
-    assert [line.get_color() for line in draw(one).axes[0].lines] == [COLOURS[0], COLOURS[1]]
-    assert [line.get_color() for line in draw(two).axes[0].lines] == [COLOURS[0], COLOURS[0], COLOURS[1]]
+    assert [line.get_color() for line in draw(one).axes[0].lines] == [COLORS[0], COLORS[1]]
+    assert [line.get_color() for line in draw(two).axes[0].lines] == [COLORS[0], COLORS[0], COLORS[1]]
     styles = [line.get_linestyle() for line in draw(two).axes[0].lines]
     assert styles[0] == styles[2] != styles[1]
 

@@ -3,7 +3,8 @@
 import pytest
 
 from tests.fast.evaluation.report.report_folders import write_lines, write_metrics, write_run
-from verl_cipo.evaluation.report.runs import CORRECTIONS, VALIDATION, read_arms, read_lines, read_metrics
+from verl_cipo.evaluation.jsonl import read_objects
+from verl_cipo.evaluation.report.runs import CORRECTIONS, VALIDATION, read_arms, read_metrics
 
 
 def test_lines_of_a_step_are_joined_the_later_figure_counts_and_steps_come_in_order(tmp_path):
@@ -52,7 +53,7 @@ def test_a_malformed_line_is_named_with_file_and_line_and_the_others_are_kept(tm
 def test_a_line_may_hold_unicode_line_ends(tmp_path):
     path = write_lines(tmp_path / "x.jsonl", [{"text": "a\u2028b\x85c"}, {"text": "d"}])
 
-    assert [line["text"] for _, line in read_lines(path, {"text": str}, [])] == ["a\u2028b\x85c", "d"]
+    assert [line["text"] for _, line in read_objects(path, [], {"text": str})] == ["a\u2028b\x85c", "d"]
 
 
 def test_runs_of_a_label_are_seeds_of_one_arm_in_the_order_given(tmp_path):

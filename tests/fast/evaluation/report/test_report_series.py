@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl_cipo.evaluation.report.runs import Arm, Run
@@ -32,6 +32,7 @@ def test_trailing_mean_by_hand():
         trailing_mean(np.array([1.0]), 0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.integers(1, 40))
 def test_trailing_mean_equals_the_mean_of_each_window(values, window):
     expected = [np.mean(values[max(0, i - window + 1) : i + 1]) for i in range(len(values))]

@@ -12,7 +12,7 @@ QUESTION = "user\nHow many?\nassistant\n"
 
 
 def row(uid: str, output: str, score: float = 1.0, gts: object = "16", **more: object) -> dict:
-    return {"input": QUESTION, "output": output, "gts": gts, "score": score, "step": 1, "uid": uid, **more}
+    return {"input": QUESTION, "output": output, "gts": gts, "score": score, "step": 1, "uid": uid} | more
 
 
 def write(file, rows):
@@ -21,14 +21,16 @@ def write(file, rows):
     return file
 
 
+OTHER = {"input": "user\nHow few?\nassistant\n"}
+SHOWN = {"input": "user\nHow many?\n<attempt>\n3\n</attempt>\nassistant\n"}
 MATHS = [
     row("a_0_0", r"\boxed{16}"),
     row("a_1_0", r"\boxed{2^4}"),
     row("a_2_0", r"\boxed{3}", score=0.0),
-    row("b_0_0", r"\boxed{16.0}"),
-    row("b_1_0", r"\boxed{\pm 16}"),
-    row("a_c0_0_0", r"\boxed{16}"),
-    row("a_c0_1_0", "sixteen"),
+    row("b_0_0", r"\boxed{16.0}", **OTHER),
+    row("b_1_0", r"\boxed{\pm 16}", **OTHER),
+    row("a_c0_0_0", r"\boxed{16}", **SHOWN),
+    row("a_c0_1_0", "sixteen", **SHOWN),
     row("a_p0_0_0", "a pair"),
     row("a_c0r_0_0", "a right correction under its anchor"),
     row("pad0123_0_0", "padding"),
@@ -83,6 +85,12 @@ def test_what_a_correction_prompt_shows_is_not_the_question(tmp_path):
     shown = {"input": "user\nFactor it.\n<attempt>\n(x-2)*(x+2)\n</attempt>\nassistant\n", "gts": "x^2-4"}
     rows = [row("a_c0_0_0", r"\boxed{(x-2)*(x+2)}") | shown]
     assert rescore_step(write(tmp_path / "1.jsonl", rows), Strictness())["streams"]["correction"]["confirmed"] == 1
+
+
+def test_a_prompt_under_two_uids_is_one_problem_its_corrections_too(tmp_path):
+    twice = [*MATHS[:2], *MATHS[5:7], row("d_0_0", r"\boxed{16}"), row("d_c0_0_0", r"\boxed{16}", **SHOWN), *MATHS[3:4]]
+    found = rescore_step(write(tmp_path / "1.jsonl", twice), Strictness())["streams"]
+    assert found["base"]["gap"]["problems"] == 2 and found["correction"]["gap"]["problems"] == 1
 
 
 def test_dumps_without_uid_are_grouped_by_input_and_ground_truth(tmp_path):
@@ -194,7 +202,7 @@ def test_bad_lines_are_named_and_skipped_only_when_asked(tmp_path, capsys):
     file = write(tmp_path / "1.jsonl", [*MATHS, {"input": "q"}, MATHS[0] | {"output": None}])
     file.write_text(file.read_text() + '{"input": "torn')
     with pytest.raises(
-        BadLinesError, match=r":11: lacks output, gts, score\n.*:12: input and.*\n.*:13: not JSON.*ends in"
+        BadLinesError, match=r":11: lacks output \(str\), gts, score\n.*:12: lacks output .*\n.*:13: not JSON.*ends in"
     ):
         rescore_step(file, Strictness())
     assert run("--rescore", tmp_path, "--output", tmp_path / "out" / "gap.json") == 1

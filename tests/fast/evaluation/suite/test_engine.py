@@ -6,11 +6,11 @@ from types import ModuleType, SimpleNamespace
 from unittest import mock
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from verl_cipo.evaluation.jsonl import EvaluationError
 from verl_cipo.evaluation.suite.engine import GIB, KV_CACHE_VARIABLE, VLLMEngine, with_cpu_memory
-from verl_cipo.evaluation.suite.problems import EvaluationError
 
 
 @pytest.fixture
@@ -75,6 +75,7 @@ def test_what_is_no_number_is_an_error(checkpoint):
         options(checkpoint, {"kv_cache_memory_bytes": "much"})
 
 
+@settings(deadline=None)
 @given(free=st.integers(1, 2**45), workers=st.integers(1, 8))
 def test_the_default_fits_whatever_is_free(free, workers):
     with mock.patch.dict("os.environ"):

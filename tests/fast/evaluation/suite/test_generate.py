@@ -9,12 +9,11 @@ import pytest
 from tests.conftest import ROOT
 from tests.fast.evaluation.suite.scripted import ScriptedEngine, benchmark, generation, problems
 from verl_cipo.core.prompts import TEMPLATES, render
-from verl_cipo.evaluation.append_log import AppendLog
-from verl_cipo.evaluation.dumps.rows import read_run
+from verl_cipo.evaluation.dumps.rows import read_dumps
+from verl_cipo.evaluation.jsonl import AppendLog, EvaluationError
 from verl_cipo.evaluation.suite.engine import KV_CACHE_VARIABLE, model_folder
 from verl_cipo.evaluation.suite.generate import run_benchmark, step_of
-from verl_cipo.evaluation.suite.problems import EvaluationError
-from verl_cipo.evaluation.suite.verdicts import Verifier, load_function
+from verl_cipo.evaluation.suite.verifier import Verifier, load_function
 from verl_cipo.rewards.math import compute_score
 
 
@@ -51,7 +50,7 @@ def test_attempts_are_written_as_verl_writes_them(tmp_path):
         assert (row["score"], row["acc"], row["outcome"]) == (float(right), right, "right" if right else "wrong")
         assert (row["step"], row["data_source"], row["truncated"]) == (7, "made/up", False)
         assert row["response_tokens"] == len(row["output"])
-    found = read_run([attempts])
+    found = read_dumps([attempts])
     assert [len(problem.samples) for problem in found.problems] == [2] * 5
     assert found.problems[0].benchmark == "made/up"
 
@@ -230,16 +229,20 @@ def test_a_users_reward_function_decides(tmp_path):
         assert row["score"] == len(row["output"]) % 2 + 0.25 and row["acc"] is (len(row["output"]) % 2 == 1)
 
 
-def test_a_verifier_that_fails_ends_the_run_and_keeps_what_is_written(tmp_path):
+@pytest.mark.parametrize(
+    "raised, told",
+    [(RuntimeError("no sandbox"), "no sandbox"), (ValueError("7"), "the reward function failed on made-up-2")],
+)
+def test_a_verifier_that_fails_ends_the_run_and_keeps_what_is_written(raised, told, tmp_path):
     calls = []
 
     def fails(**given):
         calls.append(given)
         if len(calls) == 6:
-            raise RuntimeError("no sandbox")
+            raise raised
         return 1.0
 
-    with pytest.raises(RuntimeError, match="no sandbox"):
+    with pytest.raises(RuntimeError, match=told):
         generate(tmp_path, ScriptedEngine(right_then_wrong), verifier=Verifier(fails, threads=1))
     assert len(rows(tmp_path / "made_up" / "7.jsonl")) == 4
 

@@ -1,20 +1,15 @@
-import argparse
 import json
 import subprocess
 import sys
-from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.fast.evaluation.suite.scripted import ScriptedEngine, benchmark, generation, problems
+from tests.fast.evaluation.suite.scripted import ScriptedEngine
+from verl_cipo import evaluate
 from verl_cipo.evaluation.suite import command as cli_suite
-from verl_cipo.evaluation.suite.generate import run_benchmark
-from verl_cipo.evaluation.suite.results import benchmark_results, markdown
-from verl_cipo.evaluation.suite.verdicts import Verifier
-from verl_cipo.rewards.math import compute_score
 
 SUITE = {
     "benchmarks": {"one": {"file": "one.parquet", "converter": "python one.py", "verifier": "math"}},
@@ -47,10 +42,8 @@ def data(tmp_path):
 
 
 def run(data, *more: object, checkpoint: str = "global_step_4") -> int:
-    parser = argparse.ArgumentParser()
-    cli_suite.add_arguments(parser)
     given = ["--suite", "s", "--suites", data / "suites.yaml", "--data-dir", data, "--checkpoint", checkpoint]
-    return cli_suite.run(parser.parse_args([*map(str, given), "--output", str(data / "out"), *map(str, more)]))
+    return evaluate.main([*map(str, given), "--output", str(data / "out"), *map(str, more)])
 
 
 @pytest.fixture
@@ -135,49 +128,10 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(more, told, data, engine
     assert not hasattr(engine, "made_with")
 
 
-def test_all_missing_data_is_named_at_once(tmp_path, capsys):
-    parser = argparse.ArgumentParser()
-    cli_suite.add_arguments(parser)
-    given = ["--suite", "all", "--data-dir", str(tmp_path), "--checkpoint", "m", "--output", str(tmp_path / "out")]
-    assert cli_suite.run(parser.parse_args(given)) == 1
-    assert capsys.readouterr().err.count("is missing; make it with\n    python data_prep/") == 12
-
-
-def test_corrections_of_given_responses_are_figures_too(tmp_path):
-    asked = [
-        replace(one, extra_info={"response": rf"\boxed{{{i}}}", "response_correct": i < 2}, group="ab"[i % 2])
-        for i, one in enumerate(problems(4))
-    ]
-    said = iter(text for text in (r"\boxed{0}", r"\boxed{7}", r"\boxed{2} ", "hm") for _ in range(2))
-    made = benchmark(n=2, corrections=0, group="source")
-    engine = ScriptedEngine(lambda prompt, seed: next(said))
-    run_benchmark(made, asked, engine=engine, verifier=Verifier(compute_score), how=generation(tmp_path))
-    found = benchmark_results(made, tmp_path / "made_up", 7)
-    figures = {name: figure["estimate"] for name, figure in found["corrections"].items()}
-    assert (figures["c2c"], figures["c2w"], figures["w2c"], figures["w2w"]) == (0.5, 0.5, 0.5, 0.5)
-    assert (figures["over_correction"], figures["copy_rate"]) == (0.25, 0.5)
-    assert "retry" not in figures
-    assert {name: group["pass@1"]["estimate"] for name, group in found["groups"].items()} == {"a": 1.0, "b": 0.0}
-
-
-def test_pass_at_k_of_a_benchmark(tmp_path):
-    """Problem 1 is right once of 4: pass@2 = 1 - C(3, 2) / C(4, 2) = 1/2; problem 0 never."""
-    said = iter(["hm"] * 4 + ["hm", r"\boxed{1}", "hm", "hm"])
-    made = benchmark(n=4, corrections=0)
-    engine = ScriptedEngine(lambda prompt, seed: next(said))
-    run_benchmark(made, problems(2), engine=engine, verifier=Verifier(compute_score), how=generation(tmp_path))
-    found = benchmark_results(made, tmp_path / "made_up", 7)
-    assert [found["turn1"][f"pass@{k}"]["estimate"] for k in (1, 2, 4)] == [0.125, 0.25, 0.5]
-    assert found["turn1"]["response_tokens"]["estimate"] == pytest.approx((7 * 2 + 9) / 8)
-    (row,) = [line for line in markdown({"made_up": found}).splitlines() if "made_up" in line]
-    assert row.startswith("| made_up | 2 | 4 | 50.0 [0.0, ") and "| 12.5 [0.0, " in row
-
-
 def test_neither_verl_nor_vllm_is_imported_before_a_model_is_wanted():
     code = (
-        "import sys; from verl_cipo.evaluation.rescore import command; "
-        "from verl_cipo.evaluation.suite import command, second_turns; "
-        "print([name for name in ('verl', 'vllm', 'ray', 'transformers', 'sympy') if name in sys.modules])"
+        "import sys; import verl_cipo.evaluate; names = 'verl', 'vllm', 'ray', 'transformers', 'sympy', 'torch'; "
+        "print([name for name in (*names, 'verl_cipo.integration') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -11,16 +11,16 @@ import yaml
 
 from data_prep.common.convert import main as convert
 from tests.conftest import ROOT
+from verl_cipo.evaluation.jsonl import EvaluationError
 from verl_cipo.evaluation.suite.problems import (
     SUITES_FILE,
-    EvaluationError,
     Sampling,
     check_files,
     digest,
     load_suite,
     read_problems,
 )
-from verl_cipo.evaluation.suite.verdicts import Verifier, load_function
+from verl_cipo.evaluation.suite.verifier import Verifier, load_function
 
 ELEVEN = {
     *("aime24", "aime25", "amc23", "math500", "minerva", "olympiadbench"),

@@ -15,9 +15,8 @@ from verl.trainer.ppo.v1 import agent_loop_tq
 from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import origin
-from verl_cipo.core.prompts import CorrectionPrompt
+from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt
 from verl_cipo.core.transitions import second_turn_metrics
-from verl_cipo.integration.chats import correction_prompt
 from verl_cipo.integration.rollout import payloads
 from verl_cipo.integration.rollout import verify as verifying
 from verl_cipo.integration.rollout import worker as rollouts

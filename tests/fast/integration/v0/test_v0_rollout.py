@@ -296,7 +296,7 @@ def test_a_row_is_marked_and_the_agent_loop_is_shown_nothing_of_it(monkeypatch):
 
 
 def test_sessions_have_seeds_of_their_own_the_v1_trainers_too(monkeypatch):
-    from verl_cipo.integration.rollout.seeds import session_seed
+    from verl_cipo.core.draws import session_seed
 
     seeds = []
 

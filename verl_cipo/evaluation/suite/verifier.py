@@ -1,4 +1,4 @@
-"""Verdicts on answers: the project's verifiers, or a user's reward function, many at a time."""
+"""Answers verified: by the project's verifiers, or a user's reward function, many at a time."""
 
 import functools
 import importlib
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from verl_cipo.core.verdict import fault, verdict
-from verl_cipo.evaluation.suite.problems import EvaluationError, Problem
+from verl_cipo.evaluation.jsonl import EvaluationError
+from verl_cipo.evaluation.suite.problems import Problem
 
 BUILT_IN = {
     "math": "verl_cipo.rewards.math:compute_score",
@@ -21,10 +22,10 @@ BUILT_IN = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What a verifier said of an answer.
+class Verified:
+    """What a verifier returned for an answer.
 
-    correct: as training has it (core.verdict); score: the verifier's; extra: what else it returned, for dumps.
+    correct: the verdict, as in training (core.verdict); score: the verifier's; extra: what else it returned, for dumps.
     """
 
     correct: bool
@@ -82,26 +83,30 @@ class Verifier:
         self._threads = threads
         self._threshold = threshold
 
-    def judge(self, answers: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """A verdict for each answer. An error of the function ends it: no verdict is not a wrong answer."""
+    def judge(self, answers: Sequence[tuple[Problem, str]]) -> list[Verified]:
+        """Each answer verified. An error of the function ends it: no verdict is not a wrong answer."""
         with ThreadPoolExecutor(self._threads) as pool:
             return list(pool.map(self._one, answers))
 
-    def _one(self, answer: tuple[Problem, str]) -> Verdict:
+    def _one(self, answer: tuple[Problem, str]) -> Verified:
         problem, text = answer
-        returned = self._function(
-            data_source=problem.data_source,
-            solution_str=text,
-            ground_truth=problem.ground_truth,
-            extra_info=dict(problem.extra_info),
-        )
+        try:
+            returned = self._function(
+                data_source=problem.data_source,
+                solution_str=text,
+                ground_truth=problem.ground_truth,
+                extra_info=dict(problem.extra_info),
+            )
+        except ValueError as error:
+            # The command ends with one line for a ValueError: for the function's own, its traceback is needed.
+            raise RuntimeError(f"the reward function failed on {problem.key}") from error
         info = returned if isinstance(returned, Mapping) else {"score": returned}
         if "score" not in info:
             raise EvaluationError(f"the verifier returned {sorted(info)} for {problem.key}: a dict needs `score`")
         if reason := fault(info["score"], info):
             raise EvaluationError(f"no verdict on {problem.key}: {reason}")
         score = float(info["score"])
-        return Verdict(
+        return Verified(
             correct=verdict(score, info, self._threshold),
             score=score,
             extra={name: value for name, value in info.items() if name != "score"},

@@ -1,0 +1,45 @@
+"""How figures are written: as JSON, and as Markdown tables."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from verl_cipo.evaluation.intervals import Interval
+from verl_cipo.evaluation.jsonl import write_whole
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON holds it: intervals as mappings, nan as None."""
+    if isinstance(value, Interval):
+        return plain(vars(value))
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write a value, as `plain` makes it, whole or not at all."""
+    write_whole(file, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table of cells as text; all columns but the first are aligned right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    lines = [[str(cell).replace("|", r"\|") for cell in row] for row in (head, rule, *rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def shown(figure: Interval | Mapping[str, Any] | None, *, scale: float = 100, form: str = ".1f") -> str:
+    """A figure, in percent unless `scale` is another, with its interval if it has one; empty for None.
+
+    figure: as an interval, or as JSON holds one.
+    """
+    if figure is None:
+        return ""
+    found = plain(figure)
+    text = f"{found['estimate'] * scale:{form}}"
+    return text if found["low"] is None else f"{text} [{found['low'] * scale:{form}}, {found['high'] * scale:{form}}]"
