@@ -35,7 +35,7 @@ class PromptConfig:
     thinking_open: str = "<think>"
     """Start of a thought, for attempt_view=no_thinking; may hold special tokens of the model."""
     thinking_close: str = "</think>"
-    """End of a thought; likewise."""
+    """End of a thought, for the same."""
     path: InitVar[str] = f"{ROOT}.prompt"
 
     def __post_init__(self, path: str) -> None:
