@@ -2,7 +2,7 @@
 
 Seam: ``rollout.agent.agent_loop_manager_class`` names :class:`CIPOAgentLoopManagerV0`. verl's V0 trainer asks it for a
 step's attempts in one call and takes exactly as many rows back, so the corrections stay here until the trainer
-(legacy.py) appends them to the batch. The workers are :class:`CIPOAgentLoopWorkerV0`, which overrides
+(trainer.py) appends them to the batch. The workers are :class:`CIPOAgentLoopWorkerV0`, which overrides
 
 * ``_run_agent_loop``: marks each row with what it is, and lets a session that fails cost nothing but its own row,
 * ``_compute_score``: asks a verifier that failed again,
