@@ -73,7 +73,7 @@ def main() -> int:
     names = {"main": [arm.name for arm in MAIN], "all": list(ARMS)}
     wanted = [CONTROL, "cipo"] if args.quick else [n for name in args.arms for n in names.get(name, [name])]
     if unknown := [name for name in wanted if name not in ARMS]:
-        parser.error(f"--arms {' '.join(unknown)}: allowed are main, all, {', '.join(ARMS)}")
+        parser.error(f"--arms {' '.join(unknown)}: expected main, all, {', '.join(ARMS)}")
     setting = QUICK if args.quick else SETTINGS[args.setting]
     output = (args.output / ("quick" if args.quick else args.setting)).resolve()
 

@@ -64,7 +64,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     args, options = parser.parse_known_args()
     if PROMPTS % args.mini_batches:
-        parser.error(f"--mini-batches {args.mini_batches}: allowed are the divisors of {PROMPTS}")
+        parser.error(f"--mini-batches {args.mini_batches}: expected the divisors of {PROMPTS}")
     figures = {}
     with tempfile.TemporaryDirectory() as scratch:
         task = Path(scratch) / "task"

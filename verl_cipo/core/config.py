@@ -155,7 +155,7 @@ class CIPOConfig:
             values = [getattr(self, name) for name in names]
             if values != sorted(values):
                 held = ", ".join(f"{path}.{name} = {value!r}" for name, value in zip(names, values, strict=True))
-                raise CIPOConfigError(f"{held}: allowed is {' <= '.join(names)}")
+                raise CIPOConfigError(f"{held}: expected {' <= '.join(names)}")
         if self.source == "paired" and self.aux.coef == 0:
             raise CIPOConfigError(
                 f"{path}.source = 'paired' with {path}.aux.coef = 0: only the auxiliary loss trains pairs; "
@@ -235,14 +235,14 @@ def _validate(config: CIPOConfig | PromptConfig | AuxConfig, path: str) -> None:
         value = getattr(config, knob.name)
         if (section := _SECTIONS.get(knob.name)) is not None:
             if not isinstance(value, section):
-                allowed = f"allowed is a mapping (a {section.__name__} in code)"
+                allowed = f"expected a mapping (a {section.__name__} in code)"
                 raise CIPOConfigError(f"{path}.{knob.name} = {value!r}: {allowed}")
             continue
         rule = rule_of(knob)
         try:
             value = rule.read(value)
         except ValueError:
-            raise CIPOConfigError(f"{path}.{knob.name} = {value!r}: allowed is {rule.allowed}") from None
+            raise CIPOConfigError(f"{path}.{knob.name} = {value!r}: expected {rule.allowed}") from None
         object.__setattr__(config, knob.name, value)
 
 
@@ -250,7 +250,7 @@ def _known_keys(cls: type, mapping: Any, path: str) -> dict[str, Any]:
     """A copy of `mapping`, all of whose keys are fields of `cls`."""
     allowed = [knob.name for knob in fields(cls)]
     if not isinstance(mapping, Mapping):
-        raise CIPOConfigError(f"{path} = {mapping!r}: allowed is a mapping with the keys {', '.join(allowed)}")
+        raise CIPOConfigError(f"{path} = {mapping!r}: expected a mapping with the keys {', '.join(allowed)}")
     for key, value in mapping.items():
         if key not in allowed:
             sections = _SECTIONS.items() if cls is CIPOConfig else ()
@@ -258,5 +258,5 @@ def _known_keys(cls: type, mapping: Any, path: str) -> dict[str, Any]:
             places = {name.rpartition(".")[2]: name for name in allowed + inner}
             near = difflib.get_close_matches(str(key), places, n=1)
             hint = f" Did you mean {path}.{places[near[0]]}?" if near else ""
-            raise CIPOConfigError(f"{path}.{key} = {value!r}: unknown key.{hint} Allowed are {', '.join(allowed)}")
+            raise CIPOConfigError(f"{path}.{key} = {value!r}: unknown key.{hint} Expected one of {', '.join(allowed)}")
     return dict(mapping)

@@ -117,7 +117,7 @@ def batch_metrics(*, rows: Rows, scores: np.ndarray, tokens: np.ndarray, copied:
     """
     for name, values in (("scores", scores), ("tokens", tokens), ("copied", copied)):
         if np.shape(values) != (len(rows),):
-            raise ValueError(f"{name} has the shape {np.shape(values)}: allowed is ({len(rows)},)")
+            raise ValueError(f"{name} has the shape {np.shape(values)}: expected ({len(rows)},)")
     metrics = {"rows/padding": float((rows.stream == PADDING).sum())}
     for stream, code in _STREAMS.items():
         member = rows.stream == code

@@ -61,7 +61,7 @@ def load_template(template: str) -> str:
     """
     if template in TEMPLATES:
         return TEMPLATES[template]
-    allowed = f"allowed is {TEMPLATE_ALLOWED}"
+    allowed = f"expected {TEMPLATE_ALLOWED}"
     kind, text = "text", template
     if not _PLACEHOLDER.search(template) and "\n" not in template:
         try:

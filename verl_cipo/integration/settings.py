@@ -33,7 +33,7 @@ def cipo_config(config: DictConfig) -> CIPOConfig:
     """
     section = OmegaConf.select(config, "algorithm.cipo", default=OmegaConf.create())
     if not OmegaConf.is_dict(section):
-        raise CIPOConfigError(f"algorithm.cipo={section!r}: allowed are options algorithm.cipo.<knob>=<value>")
+        raise CIPOConfigError(f"algorithm.cipo={section!r}: expected options algorithm.cipo.<knob>=<value>")
     mapping = OmegaConf.to_container(section, resolve=True)
     match mapping:
         case {"prompt": {"template": [*pieces]}} if all(isinstance(piece, str) for piece in pieces):

@@ -195,7 +195,7 @@ def test_unknown_arm_is_named(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["learning.py", "--arms", "grop"])
     with pytest.raises(SystemExit):
         learning.main()
-    assert "--arms grop: allowed are main, all, base, grpo" in capsys.readouterr().err
+    assert "--arms grop: expected main, all, base, grpo" in capsys.readouterr().err
 
 
 @pytest.mark.vllm

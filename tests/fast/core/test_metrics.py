@@ -110,7 +110,7 @@ def test_what_there_is_none_of_is_left_out():
 
 
 def test_lengths_must_agree():
-    with pytest.raises(ValueError, match=r"tokens has the shape \(3,\): allowed is \(12,\)"):
+    with pytest.raises(ValueError, match=r"tokens has the shape \(3,\): expected \(12,\)"):
         batch_metrics(rows=BATCH, scores=SCORES, tokens=TOKENS[:3], copied=COPIED)
 
 

@@ -443,6 +443,6 @@ def test_the_schedule_follows_the_trainer_mode():
 
 def test_full_determinism_needs_an_engine_whose_seed_is_known():
     switched("actor_rollout_ref.rollout.full_determinism=true", "actor_rollout_ref.rollout.name=sglang")
-    with pytest.raises(CIPOConfigError, match="rollout.name=naive.*allowed are vllm, sglang, trtllm"):
+    with pytest.raises(CIPOConfigError, match="rollout.name=naive.*expected vllm, sglang, trtllm"):
         switched("actor_rollout_ref.rollout.full_determinism=true", "actor_rollout_ref.rollout.name=naive")
     switched("actor_rollout_ref.rollout.name=naive")

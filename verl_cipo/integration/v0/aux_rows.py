@@ -206,7 +206,7 @@ def append_rows(batch: DataProto, plan: AuxPlan, *, pad_token_id: int, optimizer
         check_keys(tensors, needed=(*_SEQUENCE, "response_mask"))
         check_keys(batch.non_tensor_batch, needed=("uid",))
     if SIGN in tensors:
-        raise ValueError(f"the batch has {SIGN!r}: rows were appended before, allowed is once")
+        raise ValueError(f"the batch has {SIGN!r}: rows were appended before")
     source = torch.tensor([row.source for row in rows], dtype=torch.int64)
     old_width = tensors["prompts"].shape[1]
     width = max([old_width, *(len(row.prompt_ids) for row in rows)])
