@@ -5,7 +5,7 @@ PYTHON ?= python3
 # Steps of the demo's CIPO run; empty for the demo's own number. make demo STEPS=3 is a smoke run.
 STEPS ?=
 DEMO_DIR ?= outputs/demo
-# Extra arguments of pytest, e.g. make test PYTEST_ARGS="-m 'not vllm'"
+# Extra arguments of pytest, for both tiers: make test PYTEST_ARGS="-k checkpoint"
 PYTEST_ARGS ?=
 # The verl that make contracts checks: a release, a wheel, or a folder with its source.
 VERL ?= 0.9.0
@@ -21,10 +21,10 @@ export PYTHON TORCH PIP_ARGS
 BIN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test contracts lint doctor clean distclean
+.PHONY: help venv demo test test-all contracts lint doctor clean distclean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /\1 \t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1 \t/' | expand -t 12
 
 venv: ## create or update .venv
 	@tools/setup_venv.sh
@@ -32,18 +32,23 @@ venv: ## create or update .venv
 demo: venv ## train a small model with CIPO on the CPU: real verl, Ray, FSDP2 and vLLM
 	$(BIN) examples/tiny/run.py --output $(DEMO_DIR) $(if $(STEPS),--steps $(STEPS))
 
-test: export TEST_TOOLS := 1
-test: lint ## linters, the whole test suite, and the contracts with verl 0.9.0
-	$(BIN) -m pytest $(PYTEST_ARGS)
+test test-all: export TEST_TOOLS := 1
+test: lint ## linters, checks of the docs, the tests of both tiers; docs/testing.md
+	@tools/test.sh $(PYTEST_ARGS)
+
+test-all: lint ## all that test does and all that is left for the night: about an hour
+	@tools/test.sh --nightly $(PYTEST_ARGS)
 	@tools/contracts.sh 0.9.0
+	$(BIN) examples/tiny/run.py --output outputs/nightly
 
 contracts: venv ## tests/contracts with another verl: make contracts VERL=0.9.0, or a wheel
 	@tools/contracts.sh $(VERL)
 
-lint: venv ## ruff and pyright
+lint: venv ## ruff, pyright, and what the docs point at
 	$(BIN) -m ruff check .
 	$(BIN) -m ruff format --check .
 	$(BIN) -m pyright --pythonpath $(BIN)
+	$(BIN) tools/check_docs.py
 
 doctor: venv ## check the environment and say what to fix
 	$(BIN) -m verl_cipo.doctor

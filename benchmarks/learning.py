@@ -27,10 +27,11 @@ from benchmarks.experiment import figures, pictures
 from benchmarks.experiment.arms import ARMS, CONTROL, MAIN
 from benchmarks.experiment.runs import MADE_WITH, RESULT, Setting, record, run
 from benchmarks.json_file import write_json
-from examples.tiny import launch, prepare
+from examples.tiny import prepare
 from examples.tiny.problems import Level
 from examples.tiny.warmup import Warmup
 from verl_cipo.evaluation.output import plain
+from verl_cipo.integration.cpu import launch
 
 FULL = Setting(
     task=prepare.Settings(

@@ -19,7 +19,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.json_file import write_json
-from examples.tiny import launch, prepare
+from examples.tiny import prepare
+from examples.tiny.task import Task, overrides
+from verl_cipo.integration.cpu import launch
 
 PROMPTS, N = 8, 4
 
@@ -28,7 +30,7 @@ def count(folder: Path, task: Path, algo: str, *, steps: int, mini_batches: int,
     """Train ``steps`` iterations with ``algo`` and count what was done."""
     launch.train(
         [
-            *launch.overrides(launch.Task(folder=task, train_batch_size=PROMPTS, n=N, val_n=1)),
+            *overrides(Task(folder=task, train_batch_size=PROMPTS, n=N, val_n=1)),
             f"algorithm.adv_estimator={algo}",
             f"actor_rollout_ref.actor.ppo_mini_batch_size={PROMPTS // mini_batches}",
             f"trainer.total_training_steps={steps}",

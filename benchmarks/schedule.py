@@ -31,7 +31,7 @@ from benchmarks.generation.arms import ARMS
 from benchmarks.generation.engine import Speed
 from benchmarks.generation.settings import Simulated, Vllm
 from benchmarks.json_file import write_json
-from examples.tiny import launch
+from verl_cipo.integration.cpu import launch
 
 CAPS = (256, 512, 1024)
 CONTROL, PEER = "grpo_equal_rollouts", "barrier"

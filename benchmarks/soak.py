@@ -42,7 +42,9 @@ from tqdm import tqdm
 
 from benchmarks.common import parser
 from benchmarks.json_file import write_json
-from examples.tiny import launch, prepare
+from examples.tiny import prepare
+from examples.tiny.task import Task, overrides
+from verl_cipo.integration.cpu import launch
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS, ROLLOUTS = 4, 4
@@ -55,12 +57,12 @@ COUNTED = ("session raises", "row is not stored")
 """Faults that cost the row in which they are noted; the others are counted by CIPO itself, or cost nothing."""
 
 
-def options(output: Path, task: launch.Task, steps: int, schedule: str) -> list[str]:
+def options(output: Path, task: Task, steps: int, schedule: str) -> list[str]:
     """verl's options of every run of the soak."""
     agents = output / "agents.yaml"
     agents.write_text(yaml.safe_dump([{"name": "faulty", "_target_": "benchmarks.soak_faults.FaultyLoop"}]))
     return [
-        *launch.overrides(task),
+        *overrides(task),
         "algorithm.adv_estimator=cipo",
         f"+algorithm.cipo.schedule={schedule}",
         f"+algorithm.cipo.correction_timeout={CORRECTION_TIMEOUT_S}",
@@ -131,7 +133,7 @@ def soak(output: Path, *, steps: int, kills: int, seed: int, schedule: str) -> S
     rng = random.Random(seed)
     kill_after = sorted(rng.sample(range(2, steps // 2), kills))
     run_of: dict[int, int] = {}
-    task = launch.Task(folder=output / "task", train_batch_size=PROMPTS, n=ROLLOUTS)
+    task = Task(folder=output / "task", train_batch_size=PROMPTS, n=ROLLOUTS)
     prepare.prepare(task.folder, prepare.QUICK)
     env = {"PYTHONPATH": str(ROOT), "SOAK_LOG": str(output / "faults.jsonl"), "SOAK_SEED": str(seed)}
     with tqdm(total=steps, desc="steps") as bar:

@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.json_file import write_json
 from examples.tiny.evaluate import is_right, prompt_ids
-from examples.tiny.launch import Task
+from examples.tiny.task import Task
 from verl_cipo.core.advantage import BASE, CORRECTION, Rows, two_stream_advantage
 from verl_cipo.core.anchors import Attempt, Group, anchor_budget, select_anchors
 from verl_cipo.core.config import CIPOConfig

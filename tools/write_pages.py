@@ -2,8 +2,8 @@
 
     python tools/write_pages.py
 
-What the pages say between the lines of a table is written by hand and kept. tests/fast/core/test_pages.py fails as
-long as a page differs from what this would write.
+What the pages say between the lines of a table is written by hand and kept. tools/check_docs.py
+fails as long as a page differs from what this would write.
 """
 
 import ast

@@ -18,8 +18,10 @@ from typing import Any
 import yaml
 
 from benchmarks.experiment.arms import Arm
-from examples.tiny import launch, prepare
+from examples.tiny import prepare
+from examples.tiny.task import Task, overrides
 from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, read_objects
+from verl_cipo.integration.cpu import launch
 
 RESULT = "result.json"
 MADE_WITH = "made_with.json"
@@ -99,10 +101,10 @@ def _train(arm: Arm, seed: int, setting: Setting, task: Path, folder: Path) -> d
         return json.loads(record.read_text())
     started = time.monotonic()
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    shapes = launch.Task(folder=task, train_batch_size=setting.prompts, n=setting.n * arm.rollouts)
+    shapes = Task(folder=task, train_batch_size=setting.prompts, n=setting.n * arm.rollouts)
     launch.train(
         [
-            *launch.overrides(shapes),
+            *overrides(shapes),
             f"algorithm.adv_estimator={arm.algo}",
             f"data.seed={seed}",
             *([f"+algorithm.cipo.seed={seed}"] if arm.algo == "cipo" else []),
@@ -164,7 +166,7 @@ def _generated(data: dict[str, float], rows: int) -> float:
 
 def _sample(checkpoint: Path, setting: Setting, task: Path, output: Path, *, log: Path) -> None:
     """Attempts and corrections at the held-out problems, by the package's own evaluation and verifier."""
-    sampling = {"temperature": 1.0, "top_p": 1.0, "max_tokens": launch.Task.response_length}
+    sampling = {"temperature": 1.0, "top_p": 1.0, "max_tokens": Task.response_length}
     held_out = {"file": "val.parquet", "converter": "python examples/tiny/prepare.py", "verifier": "math"}
     suites = {
         "benchmarks": {"attempts": held_out, "turns": held_out},
@@ -184,7 +186,7 @@ def _sample(checkpoint: Path, setting: Setting, task: Path, output: Path, *, log
     }
     output.mkdir(parents=True, exist_ok=True)
     (output / "suites.yaml").write_text(yaml.safe_dump(suites))
-    length = launch.Task.correction_prompt_length + launch.Task.response_length
+    length = Task.correction_prompt_length + Task.response_length
     command = [sys.executable, "-m", "verl_cipo.evaluate", "--suite", SUITE, "--suites", str(output / "suites.yaml")]
     command += ["--checkpoint", str(checkpoint), "--data-dir", str(task / "data"), "--output", str(output)]
     command += ["--engine", f"max_model_len={length}", "dtype=float32", "enforce_eager=true", "max_num_seqs=256"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.generation.engine import Speed
-from examples.tiny import launch
+from examples.tiny.task import Task, overrides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Setting:
         law = {"law": self.law, "median": self.median, "spread": self.spread}
         loops = folder / "agent_loops.yaml"
         loops.write_text(json.dumps([entry(**law, attempts=self.n, phases=phases, seed=seed)]))  # JSON is YAML
-        task = launch.Task(
+        task = Task(
             folder=folder,
             correction_prompt_length=self.prompt_length,
             response_length=self.response_length,
@@ -44,7 +44,7 @@ class Setting:
             n=self.n,
         )
         return [
-            *launch.overrides(task),
+            *overrides(task),
             f"actor_rollout_ref.rollout.agent.agent_loop_config_path={loops}",
             f"actor_rollout_ref.rollout.agent.default_agent_loop={NAME}",
         ]

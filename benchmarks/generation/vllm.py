@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 from benchmarks.generation import draws, plugin
 from benchmarks.generation.arms import ARMS
 from benchmarks.generation.settings import Vllm
-from examples.tiny import launch, prepare
+from examples.tiny import prepare
 from verl_cipo.core.prompts import TEMPLATES
+from verl_cipo.integration.cpu import launch
 
 ROOT = Path(__file__).resolve().parents[2]
 

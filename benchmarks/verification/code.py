@@ -3,12 +3,16 @@
 import contextlib
 import io
 import json
+import resource
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
-from benchmarks.sandbox import MAX_PRIME_CODE, MAX_SUBPROCESS, answer, bare_subprocess, bubblewrap, measure, prime_code
 from benchmarks.verification import Figure
+from benchmarks.verification.hostile import SEND, sending
 from verl_cipo.rewards.code import compute_score
 from verl_cipo.rewards.sandbox.pool import close_pools
 
@@ -17,28 +21,16 @@ THREADS = 8
 TIMEOUT_S = 0.5
 CALL = json.dumps({"inputs": ["3", "4"], "outputs": ["9", "16"], "fn_name": "f"})
 RIGHT = "def f(x): return x * x"
-SEND = """
-import itertools, os, struct
-def send(text):
-    body = struct.pack('<I', len(text)) + text.encode()
-    for fd in range(3, 32):
-        try:
-            left = memoryview(body)
-            while left: left = left[os.write(fd, left):]
-            break
-        except OSError: pass
-    os._exit(0)
-def f(x):
-"""
-# Claims that are slow to read: elements with equal hashes, many parts, many digits.
+TRIVIAL = "print(int(input()) * 2)"
+TESTS = {"inputs": ["21\n"], "outputs": ["42\n"]}
+# Of these a check takes far longer, and fewer give the same figure.
+MAX_PRIME_CODE, MAX_PYTHON = 60, 400
+# Each stands for a kind of claim that is slow to read.
 CLAIMS = {
-    "tuples with equal hashes": "    rows = itertools.islice(itertools.product((-1, -2), repeat=13), 8000)\n"
-    "    rows = ['{\"tuple\":[%s%s]}' % ('999,' * 15, ','.join(map(str, row))) for row in rows]\n"
-    "    send('{\"value\":{\"set\":[' + ','.join(rows) + ']}}')",
-    "integers with equal hashes": "    one = ','.join(str(i * (2 ** 61 - 1)) for i in range(10000))\n"
-    "    send('{\"value\":[' + ','.join(['{\"set\":[%s]}' % one] * 3) + ']}')",
-    "an error of 4 MiB": "    send('{\"error\":[' + '[],' * 1_300_000 + '[]]}')",
-    "an integer of 4 MiB": "    send('{\"value\":' + '9' * 4_000_000 + '}')",
+    "set_of_tuples": "tuples with equal hashes",
+    "three_sets": "integers with equal hashes",
+    "error_of_lists": "an error of 4 MiB",
+    "long_integer": "an integer of 4 MiB",
 }
 HOSTILE = {
     "crash": "import ctypes\ndef f(x): ctypes.string_at(0)",
@@ -46,9 +38,52 @@ HOSTILE = {
     "memory": "def f(x): return bytearray(2 ** 40)",
     "flood": "import os\ndef f(x):\n    while True:\n        for fd in range(3, 32):\n"
     "            try: os.write(fd, b'x' * 60_000)\n            except OSError: pass",
-    "claim": SEND + CLAIMS["integers with equal hashes"],
+    "claim": f"{SEND}\ndef f(x):\n{sending('three_sets', '    ')}",
     "endless": "def f(x):\n    while True: pass",
 }
+
+
+def answer(code: str) -> str:
+    return f"```python\n{code}\n```"
+
+
+def ours() -> bool:
+    return bool(compute_score("benchmark", answer(TRIVIAL), json.dumps(TESTS), workers=WORKERS)["acc"])
+
+
+def prime_code() -> bool:
+    from verl.utils.reward_score.prime_code import compute_score as score
+
+    return score(answer(TRIVIAL), json.dumps(TESTS), continuous=True)[0] is True
+
+
+def bare_python() -> bool:
+    done = subprocess.run([sys.executable, "-c", TRIVIAL], input=TESTS["inputs"][0], capture_output=True, text=True)
+    return done.stdout == TESTS["outputs"][0]
+
+
+def measure(check: Callable[[], bool], n: int) -> tuple[float, float]:
+    """Checks a second of `n` checks from two threads, and processor time of one, ms, start of sandboxes included.
+
+    Raises: RuntimeError when one is judged wrong.
+    """
+    used = cpu_s()
+    with ThreadPoolExecutor(WORKERS) as executor:
+        # So that modules are imported and sandboxes are there.
+        warm_up = [one.result() for one in [executor.submit(check) for _ in range(2 * WORKERS)]]
+        start = time.perf_counter()
+        right = [one.result() for one in [executor.submit(check) for _ in range(n)]]
+        seconds = time.perf_counter() - start
+    if not all(warm_up + right):
+        raise RuntimeError(f"{check.__name__}: a right program was judged wrong")
+    close_pools()
+    return n / seconds, 1000 * (cpu_s() - used) / (n + len(warm_up))
+
+
+def cpu_s() -> float:
+    """Processor time of this process and all that it has waited for, seconds."""
+    usages = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def check(code: str) -> dict:
@@ -67,13 +102,15 @@ def figures(*, checks: int, seconds: float) -> Iterator[Figure]:
 def _checks_a_second(checks: int) -> Iterator[Figure]:
     import verl.utils.reward_score.prime_code  # noqa: F401  # its import is no part of a check
 
-    per_s = {}
-    for one, most in ((bubblewrap, checks), (prime_code, MAX_PRIME_CODE), (bare_subprocess, MAX_SUBPROCESS)):
+    for what, one, most, target in (
+        ("trivial programs", ours, checks, 1000),
+        ("the same with verl's prime_code", prime_code, MAX_PRIME_CODE, None),
+        ("the same with a bare python -c", bare_python, MAX_PYTHON, None),
+    ):
         with contextlib.redirect_stdout(io.StringIO()):  # prime_code prints
-            per_s[one.__name__], _ = measure(one, min(checks, most), WORKERS)
-    yield Figure("code", "trivial programs", per_s["bubblewrap"], "1/s", "1000", per_s["bubblewrap"] >= 1000)
-    yield Figure("code", "the same with verl's prime_code", per_s["prime_code"], "1/s")
-    yield Figure("code", "the same with a bare python -c", per_s["bare_subprocess"], "1/s")
+            per_s, cpu_ms = measure(one, min(checks, most))
+        yield Figure("code", what, per_s, "1/s", str(target or ""), None if target is None else per_s >= target)
+        yield Figure("code", f"{what}: processor time of one", cpu_ms, "ms")
 
 
 def _fairness(seconds: float) -> Iterator[Figure]:
@@ -83,10 +120,11 @@ def _fairness(seconds: float) -> Iterator[Figure]:
 
 
 def _stalls() -> Iterator[Figure]:
-    for name, code in CLAIMS.items():
-        check(SEND + code)
+    for claim, name in CLAIMS.items():
+        code = f"{SEND}\ndef f(x):\n{sending(claim, '    ')}"
+        check(code)
         began = time.process_time()
-        verdict = check(SEND + code)
+        verdict = check(code)
         cost = 1000 * (time.process_time() - began)
         if verdict["acc"]:
             raise RuntimeError(f"{name}: judged {verdict}")

@@ -24,7 +24,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.tiny import launch, prepare, show
+from examples.tiny import prepare, show
+from examples.tiny.task import Task, overrides
+from verl_cipo.integration.cpu import launch
 
 STEPS = 40
 LEARNING_RATE = 1e-4
@@ -71,9 +73,9 @@ def demo(args: argparse.Namespace, verl_options: list[str]) -> None:
     if not args.resume:
         for stale in ("rollouts", "validation", "checkpoints"):
             shutil.rmtree(output / stale, ignore_errors=True)
-    task = launch.Task(folder=folder, val_n=1 if quick else 2)
+    task = Task(folder=folder, val_n=1 if quick else 2)
     options = [
-        *launch.overrides(task),
+        *overrides(task),
         f"algorithm.adv_estimator={args.algo}",
         f"data.seed={args.seed}",
         f"actor_rollout_ref.actor.optim.lr={LEARNING_RATE}",

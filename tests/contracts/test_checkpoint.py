@@ -9,7 +9,7 @@ from tests.contracts.seams import check_accepts, load, seam
 
 BASE = "verl.trainer.ppo.v1:PPOTrainer"
 TRAINER, STATE = "verl_cipo/integration/train/trainer.py", "verl_cipo/integration/train/checkpoint.py"
-LAUNCH = "examples/tiny/launch.py"
+LAUNCH = "verl_cipo/integration/cpu/launch.py"
 TRACKER = "latest_checkpointed_iteration.txt"
 
 

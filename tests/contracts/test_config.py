@@ -46,7 +46,7 @@ READ = {
         actor_rollout_ref.rollout.max_model_len actor_rollout_ref.rollout.name actor_rollout_ref.actor.ppo_epochs
         actor_rollout_ref.ref.fsdp_config trainer.v1.colocate_async
     """,
-    "examples/tiny/launch.py": """
+    "examples/tiny/task.py": """
         data.train_files data.val_files data.max_response_length data.seed actor_rollout_ref.rollout.max_num_seqs
         actor_rollout_ref.rollout.calculate_log_probs actor_rollout_ref.rollout.val_kwargs.temperature
         actor_rollout_ref.rollout.val_kwargs.do_sample trainer.logger trainer.val_before_train trainer.test_freq
@@ -122,7 +122,11 @@ def test_the_engine_is_chosen_by_model_engine():
         assert key in made.actor_rollout_ref.actor.megatron, f"actor.megatron no longer has {key}"
 
 
-@seam("main_ppo --config-path, --config-name", "verl_cipo/config/cipo_trainer.yaml", "examples/tiny/launch.py")
+@seam(
+    "main_ppo --config-path, --config-name",
+    "verl_cipo/config/cipo_trainer.yaml",
+    "verl_cipo/integration/cpu/launch.py",
+)
 def test_main_ppo_composes_a_config_of_another_package():
     """Hydra's own --cfg job prints the config of the real entry point and runs nothing."""
     command = [

@@ -14,7 +14,7 @@ BASE = "verl.trainer.ppo.v1:PPOTrainer"
 DUMPS, REPORT, LAUNCH = (
     "verl_cipo/evaluation/dumps/rows.py",
     "verl_cipo/evaluation/report/runs.py",
-    "examples/tiny/launch.py",
+    "verl_cipo/integration/cpu/launch.py",
 )
 
 

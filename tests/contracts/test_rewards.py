@@ -166,7 +166,7 @@ def test_only_an_output_without_a_reward_is_scored(scored, calls):
         assert output.reward_score == 0.25
 
 
-@seam("reward score of verl's own GSM8K and prime_code", "benchmarks/sandbox.py", "examples/tiny/evaluate.py")
+@seam("reward score of verl's own GSM8K and prime_code", "benchmarks/verification/code.py", "examples/tiny/evaluate.py")
 def test_the_scorers_that_we_compare_with_are_there():
     check_accepts("verl.utils.reward_score.prime_code:compute_score", "completion", "test_cases", "continuous")
     assert load("verl.utils.reward_score:default_compute_score")("openai/gsm8k", "#### 4", "4") == 1.0

@@ -1,18 +1,49 @@
-"""Real runs of verl with vLLM on the CPU, each made once and looked at by several tests."""
+"""Real runs of verl with vLLM on the CPU, each made once and looked at by several tests.
+
+A start takes more than a minute, so a run has as many features as go together. With `-n 2` two go on at a time: one
+that starts Ray itself, as the files of :data:`ALONE` do, and one in the Ray cluster that all others share. What differs
+from run to run:
+
+| run | what it has |
+|---|---|
+| `whole`, killed and resumed | the demo: replay, both sources, the auxiliary loss, two mini-batches a step |
+| `loops_run` | streaming, verl's own config, tools, custom loops, KL, entropy, rollout correction, a flaky verifier |
+| `async_run` | verl's colocated asynchronous trainer, the math verifier |
+| `v0_run` | verl's V0 trainer, the contrastive loss |
+| `grpo_run`, `stock_run` | GRPO with the plugin and without it |
+"""
 
 import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import DictConfig, OmegaConf
+from xdist.scheduler import LoadScopeScheduling
 
-from examples.tiny import launch
+from examples.tiny.task import Task, overrides
 from tests.conftest import ROOT
+from tests.real import demo
+from verl_cipo.integration.cpu import launch
 
-TASK = {"train_batch_size": 4, "n": 4, "val_n": 1}
-STEPS = 2
+ALONE = ("test_kill_resume", "test_real_run", "test_modes", "test_evaluate_suite", "test_learning")
+PROMPTS, N, STEPS = 4, 4, 2
 LEARNING_RATE = 1e-4
+
+
+class TwoAtATime(LoadScopeScheduling):
+    """One process has all files of ALONE, the other the rest: each run is made once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return str(Path(nodeid.partition("::")[0]).stem in ALONE)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log) -> TwoAtATime:
+    return TwoAtATime(config, log)
 
 
 @dataclass(frozen=True)
@@ -20,8 +51,11 @@ class Run:
     """A finished run."""
 
     folder: Path
-    task: launch.Task
     metrics: list[dict]
+
+    @classmethod
+    def of(cls, folder: Path) -> "Run":
+        return cls(folder, launch.metrics_lines(folder / "metrics.jsonl"))
 
     def rollouts(self, step: int) -> list[dict]:
         """verl's dump of one step: a dict a row with input, output, gts, score, uid."""
@@ -32,14 +66,68 @@ class Run:
         """Metrics of the training steps."""
         return [line["data"] for line in self.metrics if "training/global_step" in line["data"]]
 
+    @property
+    def log(self) -> str:
+        return (self.folder / "train.log").read_text(errors="replace")
 
-def run(task_folder: Path, folder: Path, *options: str, config_args=None, env=None) -> Run:
-    """Two steps of verl."""
-    task = launch.Task(folder=task_folder, **TASK)
-    extra = {} if config_args is None else {"config_args": config_args}
+    def actor(self, step: int, kind: str) -> dict:
+        """The part ``kind`` of the actor's checkpoint."""
+        path = self.folder / "checkpoints" / f"global_step_{step}" / "actor" / f"{kind}_world_size_1_rank_0.pt"
+        return torch.load(path, weights_only=False)
+
+    def optimizer_steps(self, step: int) -> set[float]:
+        return {float(weight(state["step"])) for state in self.actor(step, "optim")["state"].values()}
+
+    def cipo_json(self, step: int) -> dict:
+        return json.loads((self.folder / "checkpoints" / f"global_step_{step}" / "cipo.json").read_text())
+
+
+def weight(value: torch.Tensor) -> torch.Tensor:
+    """The plain tensor in a checkpoint of FSDP2."""
+    return getattr(value, "_local_tensor", value).cpu()
+
+
+def streams(rows: list[dict]) -> tuple[dict[str, list[dict]], dict[str, list[dict]], dict[str, list[dict]]]:
+    """Rows by the uid of their group: attempts, corrections, and rows made for the auxiliary loss; padding left out.
+
+    Attempts have the prompt's uid, corrections ``{uid}_c{session}`` of their anchor.
+    """
+    base, corrections, made = defaultdict(list), defaultdict(list), defaultdict(list)
+    for row in rows:
+        if row["uid"].startswith("pad"):
+            continue
+        group, _session, _index = row["uid"].rsplit("_", 2)
+        kind = made if "_p" in group or group.endswith("r") else corrections if "_c" in group else base
+        kind[group].append(row)
+    return base, corrections, made
+
+
+def question(row: dict) -> str:
+    return row["input"].split("user\n", 1)[1].rsplit("assistant", 1)[0].strip()
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory) -> Iterator[str]:
+    with launch.ray_cluster(tmp_path_factory.mktemp("cluster") / "ray.log") as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def run(task_folder, cluster) -> Callable[..., Run]:
+    """run(folder, *options) takes two steps of verl in the session's Ray cluster."""
+    return partial(train, task_folder, cluster=cluster)
+
+
+@pytest.fixture(scope="session")
+def run_alone(task_folder) -> Callable[..., Run]:
+    """The same in a cluster that the run starts itself, as the demo does."""
+    return partial(train, task_folder)
+
+
+def train(task_folder: Path, folder: Path, *options: str, env: dict[str, str] | None = None, **more) -> Run:
     launch.train(
         [
-            *launch.overrides(task),
+            *overrides(Task(folder=task_folder, train_batch_size=PROMPTS, n=N, val_n=1)),
             f"actor_rollout_ref.actor.optim.lr={LEARNING_RATE}",
             f"trainer.total_training_steps={STEPS}",
             "data.val_max_samples=16",
@@ -50,12 +138,12 @@ def run(task_folder: Path, folder: Path, *options: str, config_args=None, env=No
             *options,
         ],
         output=folder,
-        env=env,
         timeout=600,
-        **extra,
+        # For loops.py and what else of this folder a run loads.
+        env={"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", **(env or {})},
+        **more,
     )
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return Run(folder=folder, task=task, metrics=lines)
+    return Run.of(folder)
 
 
 def cpu_options() -> list[str]:
@@ -74,55 +162,14 @@ def cpu_options() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def cipo_run(task_folder, tmp_path_factory) -> Run:
-    """verl's own entry point and verl's own config; algorithm.adv_estimator=cipo is all that asks for CIPO."""
-    return run(
-        task_folder,
-        tmp_path_factory.mktemp("cipo"),
-        *cpu_options(),
-        "algorithm.adv_estimator=cipo",
-        "trainer.save_freq=2",
-        # Seeds: of so few prompts, unseeded rollouts may all come out alike, and then there is no gradient to see.
-        "actor_rollout_ref.rollout.full_determinism=true",
-        config_args=(),
-    )
-
-
-@pytest.fixture(scope="session")
-def resumed_run(task_folder, tmp_path_factory, cipo_run) -> Run:
-    """Goes on from cipo_run's checkpoint with cipo_trainer.yaml, two rollout workers, a barrier, and lambda_corr=0."""
-    return run(
-        task_folder,
-        tmp_path_factory.mktemp("resumed"),
-        *cpu_options(),
-        "trainer.resume_mode=resume_path",
-        f"trainer.resume_from_path={cipo_run.folder / 'checkpoints' / f'global_step_{STEPS}'}",
-        f"trainer.total_training_steps={2 * STEPS}",
-        "trainer.val_before_train=false",
-        "actor_rollout_ref.rollout.agent.num_workers=2",
-        "algorithm.cipo.schedule=barrier",
-        "algorithm.cipo.lambda_corr=0",
-        "algorithm.cipo.val_corrections=0",
-        config_args=("--config-path", "pkg://verl_cipo.config", "--config-name", "cipo_trainer"),
-    )
+def whole(task_folder, tmp_path_factory) -> Run:
+    """The demo, left alone to its end."""
+    folder = demo.prepared(tmp_path_factory.mktemp("whole"), task_folder)
+    (folder / "printed").write_text(demo.finish(demo.start(folder)))
+    return Run.of(folder)
 
 
 # Greedy decoding: vLLM's sampling depends on which requests happen to share a batch.
 GREEDY = ("algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.top_k=1")
-
-
-@pytest.fixture(scope="session")
-def grpo_run(task_folder, tmp_path_factory) -> Run:
-    """GRPO with the plugin installed."""
-    return run(task_folder, tmp_path_factory.mktemp("grpo"), *GREEDY)
-
-
-@pytest.fixture(scope="session")
-def stock_run(task_folder, tmp_path_factory) -> Run:
-    """GRPO without the plugin: only the CPU platform is loaded, which stock verl needs to run here at all."""
-    env = {
-        "VERL_USE_EXTERNAL_PLUGINS": "none",
-        "VERL_USE_EXTERNAL_MODULES": "platform_only",
-        "PYTHONPATH": str(Path(__file__).parent),
-    }
-    return run(task_folder, tmp_path_factory.mktemp("stock"), *GREEDY, env=env)
+# Without the plugin: only the CPU platform is loaded, which stock verl needs to run here at all.
+STOCK = {"VERL_USE_EXTERNAL_PLUGINS": "none", "VERL_USE_EXTERNAL_MODULES": "platform_only"}

@@ -1,4 +1,4 @@
-"""Loaded by the rollout workers of test_engines_and_loops.py: a tool, a parser that calls it, an agent loop."""
+"""Loaded by the rollout workers of test_loops.py: a tool, a parser that calls it, an agent loop."""
 
 import json
 from typing import Any

@@ -1,47 +1,30 @@
-"""Sources, auxiliary losses, trainer modes and faults in real runs of verl and vLLM."""
+"""Trainer modes and schedules in real runs of verl and vLLM."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from tests.real.conftest import STEPS, run
-from tests.real.test_real_run import actor_file, streams, weight
+from tests.real.conftest import PROMPTS, N, cpu_options, streams
+from tests.real.demo import STEPS
 
-pytestmark = pytest.mark.vllm
+pytestmark = pytest.mark.real
 
-AUX = [
+COLOCATED = [
     "algorithm.adv_estimator=cipo",
     "+algorithm.cipo.source=both",
     "+algorithm.cipo.aux.coef=0.5",
     # Seeds: of so few prompts, unseeded rollouts may all be wrong, and then there is nothing to pair.
     "actor_rollout_ref.rollout.full_determinism=true",
+    # Replayed anchors are those of the step before, so that no prompt waits for another.
+    "+algorithm.cipo.schedule=replay",
+    "trainer.v1.trainer_mode=colocate_async",
 ]
 
 
-# Replayed anchors are those of the step before, so that no prompt waits for another.
-COLOCATED = [*AUX, "+algorithm.cipo.schedule=replay", "trainer.v1.trainer_mode=colocate_async"]
-
-
 @pytest.fixture(scope="session")
-def contrastive_run(task_folder, tmp_path_factory):
-    """Both sources, the contrastive loss, two mini-batches a step, and a verifier that fails at first sight."""
-    return run(
-        task_folder,
-        tmp_path_factory.mktemp("contrastive"),
-        *AUX,
-        "+algorithm.cipo.aux.kind=contrastive",
-        "actor_rollout_ref.actor.ppo_mini_batch_size=2",
-        f"reward.custom_reward_function.path={Path(__file__).with_name('flaky_reward.py')}",
-        "trainer.save_freq=2",
-    )
-
-
-@pytest.fixture(scope="session")
-def async_run(task_folder, tmp_path_factory):
+def async_run(run_alone, tmp_path_factory):
     """verl's colocated asynchronous trainer, replayed anchors, pairs, importance weights, our math verifier."""
-    return run(
-        task_folder,
+    return run_alone(
         tmp_path_factory.mktemp("async"),
         *COLOCATED,
         "reward.custom_reward_function.path=pkg://verl_cipo.rewards.math",
@@ -54,10 +37,9 @@ def async_run(task_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def async_resumed_run(task_folder, tmp_path_factory, async_run):
+def async_resumed_run(run_alone, tmp_path_factory, async_run):
     """Goes on from async_run's checkpoint of step 3, with prompts in flight."""
-    return run(
-        task_folder,
+    return run_alone(
         tmp_path_factory.mktemp("async_resumed"),
         *COLOCATED,
         "trainer.resume_mode=resume_path",
@@ -68,10 +50,9 @@ def async_resumed_run(task_folder, tmp_path_factory, async_run):
 
 
 @pytest.fixture(scope="session")
-def separate_run(task_folder, tmp_path_factory):
+def separate_run(run_alone, tmp_path_factory):
     """verl's asynchronous trainer with vLLM servers of its own: two updates a step, weights handed over in a file."""
-    return run(
-        task_folder,
+    return run_alone(
         tmp_path_factory.mktemp("separate"),
         "algorithm.adv_estimator=cipo",
         "+algorithm.cipo.schedule=replay",
@@ -86,71 +67,11 @@ def separate_run(task_folder, tmp_path_factory):
         "trainer.total_training_steps=3",
         "trainer.test_freq=-1",
         "trainer.val_before_train=false",
-        env={"PYTHONPATH": str(Path(__file__).parent)},
     )
-
-
-def pairs(rows: list[dict]) -> dict[str, list[dict]]:
-    """Rows made for the auxiliary loss by the uid of their group."""
-    made = {}
-    for row in rows:
-        group, _session, _index = row["uid"].rsplit("_", 2)
-        if "_p" in group or group.endswith("r"):
-            made.setdefault(group, []).append(row)
-    return made
-
-
-def test_the_auxiliary_loss_is_logged_and_takes_no_optimizer_step(contrastive_run):
-    for metrics in contrastive_run.steps:
-        assert metrics["cipo/aux/rows"] > 0
-        assert metrics["cipo/aux/loss"] > 0
-        assert not any(name.startswith("actor/cipo") for name in metrics)
-    taken = {float(weight(state["step"])) for state in actor_file(contrastive_run, 2, "optim")["state"].values()}
-    assert taken == {2.0 * STEPS}, "two mini-batches a step, as GRPO takes"
-
-
-def test_a_verifier_that_is_away_now_and_then_costs_nothing(contrastive_run):
-    for metrics in contrastive_run.steps:
-        assert metrics["cipo/verifier/errors"] > 0
-        assert metrics["cipo/verifier/given_up"] == metrics["cipo/corrections/failed_sessions"] == 0
-        assert metrics["cipo/rows/base"] == metrics["cipo/rows/correction"] == 16
-
-
-def test_rows_of_the_auxiliary_loss_stay_out_of_verls_metrics(contrastive_run):
-    for step, metrics in enumerate(contrastive_run.steps, start=1):
-        rows = contrastive_run.rollouts(step)
-        appended = [row for made in pairs(rows).values() for row in made]
-        assert len(appended) == metrics["cipo/rows/aux"]
-        names = {row["uid"] for row in appended}
-        real = [row for row in rows if row["uid"] not in names and not row["uid"].startswith("pad")]
-        assert len(real) == metrics["cipo/rows/base"] + metrics["cipo/rows/correction"]
-        assert metrics["critic/score/mean"] == pytest.approx(sum(row["score"] for row in real) / len(real))
-
-
-def test_both_sides_of_a_pair_answer_one_prompt(contrastive_run):
-    seen = 0
-    for step in range(1, STEPS + 1):
-        rows = contrastive_run.rollouts(step)
-        base, _ = streams([row for row in rows if "_p" not in row["uid"] and "r_" not in row["uid"]])
-        for group, made in pairs(rows).items():
-            if "_p" not in group:
-                continue
-            uid, session = group.split("_p")
-            failed = next(row for row in base[uid] if row["uid"] == f"{uid}_{session}_0")
-            right = {row["output"] for row in base[uid] if row["score"] == 1.0}
-            assert failed["score"] == 0.0 and len(made) == 2
-            assert made[0]["input"] == made[1]["input"]
-            assert f"<attempt>\n{failed['output'].strip()}\n</attempt>" in made[0]["input"]
-            outputs = {row["output"] for row in made}
-            assert failed["output"] in outputs and outputs & right
-            seen += 1
-    assert seen > 0
 
 
 def test_colocated_asynchronous_training(async_run):
-    assert "[verl_cipo] trainer CIPOTrainerColocateAsync" in (async_run.folder / "train.log").read_text(
-        errors="replace"
-    )
+    assert "[verl_cipo] trainer CIPOTrainerColocateAsync" in async_run.log
     assert [line["step"] for line in async_run.metrics if "training/global_step" in line["data"]] == [1, 2, 3, 4]
     assert any(metrics["cipo/rows/correction"] > 0 for metrics in async_run.steps), "nothing was replayed"
     for metrics in async_run.steps:
@@ -171,12 +92,13 @@ def test_the_math_verifier_judges_a_real_run(async_run):
 
 def test_an_asynchronous_checkpoint_holds_the_pool(async_run):
     folder = async_run.folder / "checkpoints" / "global_step_3"
-    assert json.loads((folder / "cipo.json").read_text())["rho"]["rho"] > 0
+    assert async_run.cipo_json(3)["rho"]["rho"] > 0
     assert (folder / "cipo_pool.pt").exists() and (folder / "transfer_queue").exists()
 
 
+@pytest.mark.nightly
 def test_asynchronous_training_goes_on_from_its_checkpoint(async_run, async_resumed_run):
-    saved = json.loads((async_run.folder / "checkpoints" / "global_step_3" / "cipo.json").read_text())
+    saved = async_run.cipo_json(3)
     assert [line["step"] for line in async_resumed_run.metrics] == [4, 5]
     first, second = async_resumed_run.steps
     assert first["cipo/rho"] == saved["rho"]["rho"]
@@ -184,9 +106,9 @@ def test_asynchronous_training_goes_on_from_its_checkpoint(async_run, async_resu
     assert first["cipo/rows/correction"] + second["cipo/rows/correction"] > 0
 
 
+@pytest.mark.nightly
 def test_separate_asynchronous_training(separate_run):
-    log = (separate_run.folder / "train.log").read_text(errors="replace")
-    assert "[verl_cipo] trainer CIPOTrainerSeparateAsync" in log
+    assert "[verl_cipo] trainer CIPOTrainerSeparateAsync" in separate_run.log
     assert [line["step"] for line in separate_run.metrics] == [1, 2, 3]
     rollouts = [row for step in (1, 2, 3) for row in separate_run.rollouts(step)]
     for metrics in separate_run.steps:
@@ -195,3 +117,48 @@ def test_separate_asynchronous_training(separate_run):
         assert 0 <= metrics["training/off_policy/trajectory_staleness/max"] <= 2
     corrections = sum(metrics["cipo/rows/correction"] for metrics in separate_run.steps)
     assert corrections == sum("_c" in row["uid"] for row in rollouts) > 0
+
+
+@pytest.fixture(scope="session")
+def barrier_run(run_alone, tmp_path_factory, whole):
+    """Goes on from the demo's checkpoint with cipo_trainer.yaml, two rollout workers, a barrier, and lambda_corr=0."""
+    return run_alone(
+        tmp_path_factory.mktemp("barrier"),
+        *cpu_options(),
+        "trainer.resume_mode=resume_path",
+        f"trainer.resume_from_path={whole.folder / 'checkpoints' / f'global_step_{STEPS}'}",
+        f"trainer.total_training_steps={STEPS + 2}",
+        "trainer.val_before_train=false",
+        "actor_rollout_ref.rollout.agent.num_workers=2",
+        "algorithm.cipo.schedule=barrier",
+        "algorithm.cipo.lambda_corr=0",
+        "algorithm.cipo.val_corrections=0",
+        config_args=("--config-path", "pkg://verl_cipo.config", "--config-name", "cipo_trainer"),
+    )
+
+
+@pytest.mark.nightly
+def test_a_run_with_other_knobs_goes_on_with_rho(whole, barrier_run):
+    assert [line["step"] for line in barrier_run.metrics] == [STEPS + 1, STEPS + 2]
+    assert barrier_run.steps[0]["cipo/rho"] == whole.cipo_json(STEPS)["rho"]["rho"]
+
+
+@pytest.mark.nightly
+def test_barrier_over_two_workers_gives_every_anchor(barrier_run):
+    for metrics in barrier_run.steps:
+        assert metrics["cipo/anchors/total"] == PROMPTS
+        assert metrics["cipo/rows/correction"] == PROMPTS * N
+
+
+@pytest.mark.nightly
+def test_corrections_without_weight_are_measured_and_not_trained(barrier_run):
+    for step, metrics in enumerate(barrier_run.steps, start=STEPS + 1):
+        base, corrections, _ = streams(barrier_run.rollouts(step))
+        assert sum(map(len, base.values())) == metrics["cipo/rows/base"] == PROMPTS * N
+        assert corrections == {}, "a row without weight reached the update"
+        assert "cipo/reward/correction" in metrics
+
+
+@pytest.mark.nightly
+def test_val_corrections_0_leaves_the_second_turn_out(barrier_run):
+    assert not any(name.startswith("cipo/val/") for line in barrier_run.metrics for name in line["data"])

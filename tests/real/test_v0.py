@@ -3,17 +3,14 @@
 ``v1_run`` is the same run on verl's V1 trainer: same seeds, same data, anchors drawn at the barrier.
 """
 
-import json
-import os
 from pathlib import Path
 
 import pytest
 
-from tests.real.conftest import GREEDY, STEPS, run
-from tests.real.test_real_run import actor_file, streams, weight
+from tests.real.conftest import GREEDY, PROMPTS, STEPS, STOCK, N, question, streams
 from verl_cipo.core.metrics import METRICS
 
-pytestmark = pytest.mark.vllm
+pytestmark = pytest.mark.real
 
 V0 = "trainer.use_v1=False"
 SHARED = (
@@ -22,25 +19,27 @@ SHARED = (
     "actor_rollout_ref.rollout.full_determinism=true",
     "actor_rollout_ref.rollout.val_kwargs.n=2",
     "data.val_max_samples=8",
+    "+algorithm.cipo.source=both",
+    "+algorithm.cipo.aux.coef=0.5",
+    "+algorithm.cipo.aux.kind=contrastive",
 )
 
 
 @pytest.fixture(scope="session")
-def v0_run(task_folder, tmp_path_factory):
+def v0_run(run, tmp_path_factory):
     streaming = "+algorithm.cipo.schedule=streaming"
-    return run(task_folder, tmp_path_factory.mktemp("v0"), *SHARED, V0, streaming, "trainer.save_freq=2")
+    return run(tmp_path_factory.mktemp("v0"), *SHARED, V0, streaming, "trainer.save_freq=2")
 
 
 @pytest.fixture(scope="session")
-def v1_run(task_folder, tmp_path_factory):
-    return run(task_folder, tmp_path_factory.mktemp("v1"), *SHARED, "+algorithm.cipo.schedule=barrier")
+def v1_run(run, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("v1"), *SHARED, "+algorithm.cipo.schedule=barrier")
 
 
 @pytest.fixture(scope="session")
-def v0_resumed_run(task_folder, tmp_path_factory, v0_run):
-    """Goes on from v0_run's checkpoint: both sources, contrastive, two workers and mini-batches, a flaky verifier."""
+def v0_resumed_run(run, tmp_path_factory, v0_run):
+    """Goes on from v0_run's checkpoint: two workers and mini-batches, a flaky verifier."""
     return run(
-        task_folder,
         tmp_path_factory.mktemp("v0_resumed"),
         *SHARED,
         V0,
@@ -51,63 +50,53 @@ def v0_resumed_run(task_folder, tmp_path_factory, v0_run):
         "trainer.save_freq=4",
         "actor_rollout_ref.rollout.agent.num_workers=2",
         "actor_rollout_ref.actor.ppo_mini_batch_size=2",
-        "+algorithm.cipo.source=both",
-        "+algorithm.cipo.aux.coef=0.5",
-        "+algorithm.cipo.aux.kind=contrastive",
         f"reward.custom_reward_function.path={Path(__file__).with_name('flaky_reward.py')}",
     )
 
 
 @pytest.fixture(scope="session")
-def v0_grpo_run(task_folder, tmp_path_factory):
+def v0_grpo_run(run, tmp_path_factory):
     """GRPO on the V0 trainer with the plugin installed."""
-    return run(task_folder, tmp_path_factory.mktemp("v0_grpo"), *GREEDY, V0)
+    return run(tmp_path_factory.mktemp("v0_grpo"), *GREEDY, V0)
 
 
 @pytest.fixture(scope="session")
-def v0_stock_run(task_folder, tmp_path_factory):
+def v0_stock_run(run, tmp_path_factory):
     """GRPO on the V0 trainer without the plugin."""
-    env = {
-        "VERL_USE_EXTERNAL_PLUGINS": "none",
-        "VERL_USE_EXTERNAL_MODULES": "platform_only",
-        "PYTHONPATH": str(Path(__file__).parent),
-    }
-    return run(task_folder, tmp_path_factory.mktemp("v0_stock"), *GREEDY, V0, env=env)
-
-
-def log_of(run) -> str:
-    return (run.folder / "train.log").read_text(errors="replace")
+    return run(tmp_path_factory.mktemp("v0_stock"), *GREEDY, V0, env=STOCK)
 
 
 def test_the_trainer_is_cipos_on_v0(v0_run):
-    assert "[verl_cipo] trainer CIPOTrainerV0" in log_of(v0_run)
-    assert "verl hands all attempts over at once, so anchors are drawn as with schedule=barrier" in log_of(v0_run)
+    assert "[verl_cipo] trainer CIPOTrainerV0" in v0_run.log
+    assert "verl hands all attempts over at once, so anchors are drawn as with schedule=barrier" in v0_run.log
 
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_corrections_are_groups_of_n_with_their_attempt_in_the_prompt(v0_run, step):
-    base, corrections = streams(v0_run.rollouts(step))
-    task = v0_run.task
-    assert len(base) == len(corrections) == task.train_batch_size
-    assert all(len(rows) == task.n for group in (base, corrections) for rows in group.values())
+    base, corrections, _ = streams(v0_run.rollouts(step))
+    assert len(base) == len(corrections) == PROMPTS
+    assert all(len(rows) == N for group in (base, corrections) for rows in group.values())
     for group, rows in corrections.items():
         uid, session = group.split("_c")
         anchor = next(row for row in base[uid] if row["uid"] == f"{uid}_{session}_0")
-        question = anchor["input"].split("user\n", 1)[1].rsplit("assistant", 1)[0].strip()
         for row in rows:
-            assert question in row["input"] and f"<attempt>\n{anchor['output'].strip()}\n</attempt>" in row["input"]
+            assert question(anchor) in row["input"]
+            assert f"<attempt>\n{anchor['output'].strip()}\n</attempt>" in row["input"]
             assert row["gts"] == anchor["gts"]
     assert {row["score"] for row in v0_run.rollouts(step)} <= {0.0, 1.0}, "risk shaping got into the dump"
 
 
 def content(run, step):
-    """The rows of a step, without what is random in a uid."""
+    """Attempts and corrections of a step, without what is random in a uid."""
+    base, corrections, _ = streams(run.rollouts(step))
     return sorted(
         (row["uid"].split("_", 1)[1], row["input"], row["output"], row["gts"], row["score"])
-        for row in run.rollouts(step)
+        for rows in (*base.values(), *corrections.values())
+        for row in rows
     )
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("step", [1, 2])
 def test_v0_and_v1_roll_out_correct_and_train_the_same_rows(v0_run, v1_run, step):
     """Attempts, which of them are corrected, and their corrections; in step 2 by a policy that has been updated."""
@@ -121,6 +110,27 @@ def test_v0_and_v1_roll_out_correct_and_train_the_same_rows(v0_run, v1_run, step
         assert ours[name] == pytest.approx(v1[name], rel=1e-3), name
 
 
+@pytest.mark.nightly
+def test_both_sides_of_a_pair_answer_one_prompt(v1_run):
+    seen = 0
+    for step in range(1, STEPS + 1):
+        base, _, made = streams(v1_run.rollouts(step))
+        for group, pair in made.items():
+            if "_p" not in group:
+                continue
+            uid, session = group.split("_p")
+            failed = next(row for row in base[uid] if row["uid"] == f"{uid}_{session}_0")
+            right = {row["output"] for row in base[uid] if row["score"] == 1.0}
+            assert failed["score"] == 0.0 and len(pair) == 2
+            assert pair[0]["input"] == pair[1]["input"]
+            assert f"<attempt>\n{failed['output'].strip()}\n</attempt>" in pair[0]["input"]
+            outputs = {row["output"] for row in pair}
+            assert failed["output"] in outputs and outputs & right
+            seen += 1
+    assert seen > 0
+
+
+@pytest.mark.nightly
 def test_v0_and_v1_validate_the_same(v0_run, v1_run):
     both = [
         [
@@ -136,7 +146,7 @@ def test_v0_and_v1_validate_the_same(v0_run, v1_run):
 
 def test_metrics_are_declared_and_agree_with_the_dump(v0_run):
     for step, metrics in enumerate(v0_run.steps, start=1):
-        base, corrections = streams(v0_run.rollouts(step))
+        base, corrections, _ = streams(v0_run.rollouts(step))
         rows = [row for group in base.values() for row in group]
         corrected = [row for group in corrections.values() for row in group]
         assert metrics["cipo/reward/base"] == pytest.approx(sum(row["score"] for row in rows) / len(rows))
@@ -146,12 +156,8 @@ def test_metrics_are_declared_and_agree_with_the_dump(v0_run):
         assert {name for name in metrics if name.startswith("cipo/")} <= set(METRICS)
 
 
-def test_as_many_optimizer_steps_as_grpo_on_v0(v0_run, v0_resumed_run):
-    """One a step, then two a step with mini-batches of 2 of 4 prompts."""
-    for one, step, expected in ((v0_run, 2, 2.0), (v0_resumed_run, 4, 2.0 + 4.0)):
-        assert {float(weight(state["step"])) for state in actor_file(one, step, "optim")["state"].values()} == {
-            expected
-        }
+def test_as_many_optimizer_steps_as_grpo_on_v0(v0_run):
+    assert v0_run.optimizer_steps(2) == {2.0}
     assert all(metrics["cipo/rows/padding"] == 0 and metrics["actor/grad_norm"] > 0 for metrics in v0_run.steps)
 
 
@@ -159,30 +165,33 @@ def test_synced_weights_reach_vllm_on_v0(v0_run):
     assert v0_run.steps[-1]["training/rollout_probs_diff_max"] < 1e-4
 
 
+@pytest.mark.nightly
 def test_rho_moves_and_a_resumed_run_goes_on_with_it(v0_run, v0_resumed_run):
     folder = v0_run.folder / "checkpoints" / f"global_step_{STEPS}"
-    saved = json.loads((folder / "cipo.json").read_text())["rho"]["rho"]
+    saved = v0_run.cipo_json(STEPS)["rho"]["rho"]
     assert v0_run.steps[0]["cipo/rho"] == 0.3 != saved
-    assert not os.path.exists(folder / "cipo_pool.pt")
+    assert not (folder / "cipo_pool.pt").exists()
     assert [line["step"] for line in v0_resumed_run.metrics] == [3, 4]
     assert v0_resumed_run.steps[0]["cipo/rho"] == saved
+    assert v0_resumed_run.optimizer_steps(4) == {2.0 + 4.0}, "two a step, with mini-batches of 2 of 4 prompts"
 
 
-def test_pairs_and_preferences_are_trained_on_v0(v0_resumed_run):
-    assert sum(metrics["cipo/aux/rows"] for metrics in v0_resumed_run.steps) > 0
-    for step, metrics in zip((3, 4), v0_resumed_run.steps, strict=True):
+def test_pairs_and_preferences_are_trained_on_v0(v0_run):
+    assert sum(metrics["cipo/aux/rows"] for metrics in v0_run.steps) > 0
+    for step, metrics in enumerate(v0_run.steps, start=1):
         # Rejected sides, and both sides of pairs.
         assert metrics["cipo/rows/aux"] == metrics["cipo/aux/rows"] + metrics["cipo/aux/pairs"]
         assert (metrics["cipo/aux/rows"] > 0) == (metrics["cipo/aux/loss"] != 0)
-        base, corrections = streams(v0_resumed_run.rollouts(step))
-        assert sum(map(len, [*base.values(), *corrections.values()])) == 32, "aux rows or padding got into the dump"
+        assert len(v0_run.rollouts(step)) == 32, "aux rows or padding got into the dump"
 
 
+@pytest.mark.nightly
 def test_a_verifier_that_failed_once_is_asked_again_on_v0(v0_resumed_run):
     assert sum(metrics["cipo/verifier/errors"] for metrics in v0_resumed_run.steps) > 0
     assert all(metrics["cipo/verifier/given_up"] == 0 for metrics in v0_resumed_run.steps)
 
 
+@pytest.mark.nightly
 def test_grpo_on_v0_with_the_plugin_is_stock_verls(v0_grpo_run, v0_stock_run):
     for step in (1, 2):
         ours, stock = (
@@ -196,4 +205,4 @@ def test_grpo_on_v0_with_the_plugin_is_stock_verls(v0_grpo_run, v0_stock_run):
         assert not any(name.startswith("cipo/") for name in ours)
         for name in ("actor/grad_norm", "actor/pg_loss", "critic/advantages/max"):
             assert ours[name] == stock[name]
-    assert "CIPO" not in log_of(v0_stock_run) and "[verl_cipo]" not in log_of(v0_grpo_run)
+    assert "CIPO" not in v0_stock_run.log and "[verl_cipo]" not in v0_grpo_run.log

@@ -17,6 +17,8 @@ import pytest
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.nightly
+
 CONTRACTS = ROOT / "tests" / "contracts"
 V1 = "trainer/ppo/v1"
 # They start an interpreter of their own each.
@@ -95,7 +97,7 @@ BATCHES = {
             {"utils/tracking.py": (r'\{"step": step, "data": data\}', '{"step": step, "metrics": data}')},
             ("dumps::a_line_of_the_file_logger",),
             "FileLogger",
-            "examples/tiny/launch.py",
+            "verl_cipo/integration/cpu/launch.py",
         ),
         Break(
             {

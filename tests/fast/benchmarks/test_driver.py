@@ -48,6 +48,7 @@ def test_estimator_tells_a_difference(monkeypatch):
         estimator.measure(16, 8, rounds=1)
 
 
+@pytest.mark.nightly
 def test_driver_writes_its_figures(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(driver, "MEMORY_STEPS", 40)
     status = driver.main(["--quick", "--json", str(tmp_path / "d.json")], shape=(32, 4, 64))

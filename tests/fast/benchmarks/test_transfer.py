@@ -88,6 +88,7 @@ def test_gradient_is_that_of_the_weighted_log_likelihood(task):
     assert wanted.norm() > 0.1 and torch.allclose(found, wanted, atol=1e-5)
 
 
+@pytest.mark.nightly
 def test_the_table_has_every_stream_and_arm(task, monkeypatch, capsys, tmp_path):
     """A model that has learned nothing is right by the lots of this test."""
     lots = np.random.default_rng(0)

@@ -3,6 +3,7 @@
 Not covered: anything that needs the models, the data sets or a GPU.
 """
 
+import itertools
 import os
 import re
 import subprocess
@@ -70,10 +71,15 @@ def test_the_scripts_are_the_ones_that_are_looked_at():
     assert all(os.access(path, os.X_OK) for path in SCRIPTS.values())
 
 
-@pytest.mark.parametrize("algo", ALGOS)
-@pytest.mark.parametrize("rollout", ["vllm", "sglang"])
-@pytest.mark.parametrize("mode", ["sync", "colocate_async", "separate_async"])
-@pytest.mark.parametrize("script", SCRIPTS)
+def combinations():
+    """By day every script in every mode, and every engine and algorithm with one of them."""
+    modes, engines = ("sync", "colocate_async", "separate_async"), ("vllm", "sglang")
+    for script, mode, engine, algo in itertools.product(SCRIPTS, modes, engines, ALGOS):
+        by_day = (engine, algo) == ("vllm", "cipo") or (script, mode) == (MATH, "separate_async")
+        yield pytest.param(script, mode, engine, algo, marks=() if by_day else pytest.mark.nightly)
+
+
+@pytest.mark.parametrize(("script", "mode", "rollout", "algo"), combinations())
 def test_every_script_in_every_mode(script, mode, rollout, algo):
     estimator, rollouts = ALGOS[algo]
     config = composed(script, ALGO=estimator, ROLLOUTS=rollouts, MODE=mode, ROLLOUT=rollout)
@@ -347,6 +353,7 @@ def test_dry_run_prints_the_config_and_the_plan():
     assert "data files" in unchecked
 
 
+@pytest.mark.nightly
 def test_dry_run_fails_where_the_run_would():
     result = start(MATH, DRY_RUN="1", MAX_TOKENS_PER_GPU="9471")
     assert result.returncode == 1

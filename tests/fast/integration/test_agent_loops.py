@@ -1,6 +1,6 @@
 """What a data set and its agent loops may be like: what a correction keeps of them, and what is refused beforehand.
 
-tests/real/test_engines_and_loops.py runs tools, several outputs a session and a loop for each row.
+tests/real/test_loops.py runs tools, several outputs a session and a loop for each row.
 """
 
 import logging

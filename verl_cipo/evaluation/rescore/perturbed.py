@@ -13,7 +13,7 @@ from typing import Any
 
 from verl_cipo.rewards.sandbox.cases import CallTest, ProgramTest, Test
 from verl_cipo.rewards.sandbox.claims import Bounds, NoClaimError, canonical, read_value
-from verl_cipo.rewards.sandbox.supervisor import NotPlainError, encode
+from verl_cipo.rewards.sandbox.inside.values import NotPlainError, encode
 
 VOTERS = 3
 """Fewer different programs than this are no vote."""

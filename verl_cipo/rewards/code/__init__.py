@@ -12,8 +12,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +24,7 @@ from verl_cipo.rewards.sandbox.cases import CheckTest, ProgramTest, Test, read_t
 from verl_cipo.rewards.sandbox.claims import NoClaimError, bounds, error_name, read_value
 from verl_cipo.rewards.sandbox.compare import agreements, same_output
 from verl_cipo.rewards.sandbox.fusion import FusionWorker
-from verl_cipo.rewards.sandbox.supervisor import NotPlainError, encode
+from verl_cipo.rewards.sandbox.inside.values import NotPlainError, encode
 from verl_cipo.rewards.sandbox.vacuous import refuse_vacuous
 from verl_cipo.rewards.sandbox.warm_sandbox import Run
 
@@ -139,15 +138,12 @@ def _validate(backend: str, allow_unsafe: bool, url: str | None) -> None:
         )
 
 
-@contextmanager
 def _worker(
     backend: str, workers: int, memory_mb: int, url: str | None, semaphore: Any
-) -> Iterator["pool.Worker | FusionWorker"]:
+) -> AbstractContextManager["pool.Worker | FusionWorker"]:
     if url:
-        yield FusionWorker(url, memory_mb, semaphore)
-    else:
-        with pool.get_pool(backend, workers=workers, memory_mb=memory_mb).worker() as worker:
-            yield worker
+        return nullcontext(FusionWorker(url, memory_mb, semaphore))
+    return pool.get_pool(backend, workers=workers, memory_mb=memory_mb).worker()
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ _TOKEN = re.compile(
     r"|\"(?:[^\"\\]|\\.)*(?:\"|\\?$)|'(?:[^'\\]|\\.)*(?:'|\\?$)"
 )
 _CODE_LINE = re.compile(
-    r"[ \t]*(?:(?:def|class|import|from|for|while|if|with|return)\b|\w[\w.,\[\] ]*=[^=]|.*\b(?:print|input|open)\()"
+    r"(?:def|class|import|from|for|while|if|with|return)\b|\w[\w.,\[\] ]*=[^=]|.*\b(?:print|input|open)\("
 )
-_TAG_LINE = re.compile(r"\s*(?:</?[a-z][\w-]*>|<\|[^|]{1,40}\|>)?\s*", re.I)
+_TAG = re.compile(r"(?:</?[a-z][\w-]*>|<\|[^|]{1,40}\|>)?", re.I)
 _SESSION = ">>>"
 
 
@@ -56,14 +56,14 @@ class _Block:
 
     def is_likely(self) -> bool:
         """Whether it may be a program from the look of its lines."""
-        return any(map(_CODE_LINE.match, self.lines))
+        return any(_CODE_LINE.match(line.lstrip(" \t")) for line in self.lines)
 
 
 def last_program(text: str) -> str | None:
     """The last fenced code block that is tagged as Python, or else the last without a tag; None when there is none.
 
-    What is behind the end of a thought goes first. A block that is not closed reaches to the end of the text. Of blocks
-    without a tag those go first that look like code: an output is often written like a program.
+    What stands behind the end of a thought comes first. A block that is not closed reaches to the end of the text. Of
+    the blocks without a tag those that look like code come first: an output is often written like a program.
     """
     ends = [match.end() for match in _END_OF_THOUGHT.finditer(text)] if "</" in text or "<|" in text else []
     for part in (text[ends[-1] :], text) if ends else (text,):
@@ -155,7 +155,7 @@ def _content(lines: list[str], start: int, mark: str, *, tagged: bool) -> tuple[
     if spare and spare[1] is not None:
         return spare
     end = len(lines)
-    while end > start and _TAG_LINE.fullmatch(lines[end - 1]):
+    while end > start and _TAG.fullmatch(lines[end - 1].strip()):
         end -= 1
     return lines[start:end], len(lines)
 

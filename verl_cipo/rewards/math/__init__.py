@@ -19,7 +19,7 @@ from verl_cipo.rewards.math.workers import CheckTimeout, shared_pool
 from verl_cipo.rewards.outcome import Outcome, printable, result
 
 _JUDGE = "verl_cipo.rewards.math.judge:judge"
-# Of several references the kindest outcome counts.
+# With several references the best outcome counts.
 _RANK = (Outcome.RIGHT, Outcome.WRONG, Outcome.TIMEOUT, Outcome.UNDECIDED, Outcome.UNPARSABLE)
 _PRED_CHARS = 200
 

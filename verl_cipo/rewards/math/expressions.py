@@ -1,4 +1,4 @@
-r"""Expressions as trees: recursive descent over the tokens of a normalised answer.
+r"""Expressions as trees: recursive descent over the tokens of a normalized answer.
 
 A tree is a nested tuple, a kind and its parts:
 

@@ -92,7 +92,7 @@ Form = Expression | Equation | Relation | Range | Items | Without
 
 @lru_cache(maxsize=4096)
 def read(text: str, separators: bool = True) -> Form:
-    """The form of a normalised answer.
+    """The form of a normalized answer.
 
     Args:
         text: the answer.

@@ -1,6 +1,6 @@
-r"""The normal form of an answer's text: one way to write what has many, and no dress.
+r"""The normal form of an answer's text: one way to write what has many, without formatting.
 
-Delimiters, spacing, sizes, colours and fonts are taken off; signs of Unicode become LaTeX; environments that only lay
+Delimiters, spacing, sizes, colors and fonts are taken off; signs of Unicode become LaTeX; environments that only lay
 out lines become lists. What the answer says is unchanged.
 """
 
@@ -98,7 +98,7 @@ _BACKSLASHES = re.compile(r"\\+")
 
 @lru_cache(maxsize=4096)
 def normalize(answer: str) -> str:
-    """The answer without delimiters, dress, spacing commands, thin spaces in numbers and the sentence's punctuation.
+    """The answer without delimiters, formatting, spacing commands, thin spaces and the sentence's punctuation.
 
     Fractions are written as `\\frac{a}{b}`, signs of Unicode as LaTeX. What the answer says is unchanged.
     """

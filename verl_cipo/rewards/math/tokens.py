@@ -1,4 +1,4 @@
-r"""A normalised answer as tokens: plain words that stand for commands (`pi`, `np.arcsin`), what the commands do, and a
+r"""A normalized answer as tokens: plain words that stand for commands (`pi`, `np.arcsin`), what the commands do, and a
 place among the tokens."""
 
 import re
@@ -64,7 +64,7 @@ class Unreadable(Exception):
 
 
 def tokens(text: str, *, separators: bool = True) -> list[str]:
-    r"""The tokens of a normalised answer.
+    r"""The tokens of a normalized answer.
 
     Commands begin with a backslash, texts with a double quote; numbers have no separators; the rest are single
     characters.
@@ -154,9 +154,9 @@ class Cursor:
         at = self._at + ahead
         return self._tokens[at] if at < len(self._tokens) else ""
 
-    def _take(self, wanted: str = "") -> str:
+    def _take(self, expected: str = "") -> str:
         token = self._peek()
-        if not token or (wanted and token != wanted):
+        if not token or (expected and token != expected):
             raise Unreadable
         self._at += 1
         return token

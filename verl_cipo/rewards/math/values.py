@@ -99,7 +99,7 @@ class Value:
 
 
 def plain_words(text: str) -> str:
-    """The normalised answer as words: no text commands, no case, no articles, single spaces."""
+    """The normalized answer as words: no text commands, no case, no articles, single spaces."""
     words = TEXT.sub(r" \1 ", text).replace("\\$", "$").replace("\\", " ")
     words = re.sub(r"[{}\"'`]|,(?=\s|$)", " ", re.sub(r"\.(?!\d)", "", words)).casefold().split()
     while words and words[0] in ("the", "a", "an") and len(words) > 1:
@@ -108,7 +108,7 @@ def plain_words(text: str) -> str:
 
 
 def exact_part(text: str) -> str:
-    r"""A normalised answer without the approximation that it gives of itself: `\sqrt{2}` of `\sqrt{2} \approx 1.41`.
+    r"""A normalized answer without the approximation that it gives of itself: `\sqrt{2}` of `\sqrt{2} \approx 1.41`.
 
     One value is judged, never both. `x \approx 5` gives the value of a name and is read as `x = 5`.
     """
@@ -134,7 +134,7 @@ def _approximated(text: str) -> tuple[str, str]:
 
 
 def split_equation(text: str) -> tuple[str, str]:
-    """The sides of the last equals sign of a normalised answer; ("", text) for none, or for several equations."""
+    """The sides of the last equals sign of a normalized answer; ("", text) for none, or for several equations."""
     sides = _EQUATION.fullmatch(text)
     if sides is None or _holds(_JOINING, sides["left"]):
         return "", text
@@ -142,7 +142,7 @@ def split_equation(text: str) -> tuple[str, str]:
 
 
 def read_number(text: str, *, letters: bool = True) -> Value | None:
-    r"""The number a normalised answer is, or None.
+    r"""The number a normalized answer is, or None.
 
     Read are integers with or without thousands separators, decimals, fractions, mixed numbers and powers of ten, each
     also with a currency sign, a unit, a percent or degree sign, a number base.
@@ -307,8 +307,8 @@ def tolerance_of(extra_info: dict | None) -> float | None:
 
 
 def within(gold: str, answer: str, tolerance: float) -> bool:
-    """Whether two normalised answers are numbers that differ by `tolerance` at most, in no two different units."""
-    wanted, given = read_number(split_equation(gold)[1], letters=False), read_number(split_equation(answer)[1])
-    if wanted is None or given is None or (wanted.unit and given.unit and wanted.unit != given.unit):
+    """Whether two normalized answers are numbers that differ by `tolerance` at most, in no two different units."""
+    expected, given = read_number(split_equation(gold)[1], letters=False), read_number(split_equation(answer)[1])
+    if expected is None or given is None or (expected.unit and given.unit and expected.unit != given.unit):
         return False
-    return abs(wanted.value - given.value) <= Fraction(tolerance) * _SLACK
+    return abs(expected.value - given.value) <= Fraction(tolerance) * _SLACK

@@ -64,11 +64,11 @@ _PERCENT_SIGN = re.compile(r"\s*\\?%$")
 
 
 def quick_verdict(gold: str, answer: str, question: str | None = None) -> Outcome | None:
-    """RIGHT, WRONG or UNPARSABLE where that can be told from the texts; None where algebra is needed.
+    """RIGHT, WRONG or UNPARSABLE where the texts decide; None where algebra is needed.
 
     Args:
-        gold: a reference answer, normalised.
-        answer: the answer to judge, normalised.
+        gold: a reference answer, normalized.
+        answer: the answer to judge, normalized.
         question: the problem's text where it is known; an answer that only repeats an expression of it is wrong.
     """
     if not answer:
@@ -125,7 +125,7 @@ def quick_verdict(gold: str, answer: str, question: str | None = None) -> Outcom
 
 
 def for_algebra(text: str) -> str:
-    r"""The normalised answer as the judge is to read it.
+    r"""The normalized answer as the judge is to read it.
 
     The label of a choice, what is said in front (`Area:`), and a remark, unit or percent sign at the end are left out.
     """

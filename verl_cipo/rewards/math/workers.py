@@ -5,10 +5,11 @@ pipes. A worker is started when a check finds none idle, ends when its pipe is c
 interpreter nor a killed parent by more than one check.
 """
 
-import atexit
 import contextlib
+import importlib
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -16,10 +17,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
+import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
+from verl_cipo.rewards.lending import Lender, Pools
 from verl_cipo.rewards.outcome import VerifierInfrastructureError
 
 # Importing a computer algebra system takes a second; on a machine whose cores are all taken it takes many.
@@ -32,7 +34,7 @@ CHECKS_PER_WORKER = 5000
 # Until the parent's module path is set nothing is imported but what is built in.
 _BOOT = (
     "import sys; sys.path[:] = sys.argv[1].split(chr(0x1f)); "
-    "from verl_cipo.rewards.math.worker_process import main; main()"
+    "from verl_cipo.rewards.math.workers import serve; serve(sys.argv[2], int(sys.argv[3]))"
 )
 
 
@@ -42,32 +44,6 @@ class CheckTimeout(Exception):
 
 class _Died(Exception):
     """The worker ended without a reply; args[0] is its exit status."""
-
-
-class _Slots:
-    """So many holders at a time, first come, first served: a semaphore lets the thread that leaves come in again."""
-
-    def __init__(self, size: int) -> None:
-        self._free = size
-        self._waiting: deque[threading.Lock] = deque()
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        gate = threading.Lock()
-        with self._lock:
-            if self._free:
-                self._free -= 1
-                return
-            gate.acquire()
-            self._waiting.append(gate)
-        gate.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            if self._waiting:
-                self._waiting.popleft().release()
-            else:
-                self._free += 1
 
 
 class WorkerPool:
@@ -80,7 +56,7 @@ class WorkerPool:
     def __init__(self, target: str, *, size: int, memory_mb: int) -> None:
         self._target = target
         self._memory_mb = memory_mb
-        self._slots = _Slots(size)
+        self._slots = Lender(range(size))
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
         self._all: set[_Worker] = set()
@@ -99,7 +75,7 @@ class WorkerPool:
                 little processor time, the function raised, or the pool is closed.
         """
         request = json.dumps({"args": list(args), "cpu_s": timeout_s}).encode() + b"\n"
-        with self._slots:
+        with self._slots.lend():
             try:
                 return self._run(request, timeout_s)
             except _Died:
@@ -271,33 +247,62 @@ class _Worker:
         return line
 
 
-_pools: dict[tuple[str, int, int], WorkerPool] = {}
-_pools_lock = threading.Lock()
+_pools: Pools[WorkerPool] = Pools()
 
 
 def shared_pool(target: str, *, size: int, memory_mb: int) -> WorkerPool:
     """The process' pool for these arguments, made at the first call and closed when the interpreter ends."""
-    with _pools_lock:
-        key = (target, size, memory_mb)
-        if key not in _pools:
-            _pools[key] = WorkerPool(target, size=size, memory_mb=memory_mb)
-        return _pools[key]
+    return _pools.get((target, size, memory_mb), lambda: WorkerPool(target, size=size, memory_mb=memory_mb))
 
 
-@atexit.register
 def close_shared_pools() -> None:
     """End the workers of all shared pools. The next check starts new ones."""
-    with _pools_lock:
-        pools = list(_pools.values())
-        _pools.clear()
-    for pool in pools:
-        pool.close()
+    _pools.close()
 
 
-def _forget_after_fork() -> None:
-    """A forked child shares its parent's pipes and must not speak on them."""
-    global _pools, _pools_lock
-    _pools, _pools_lock = {}, threading.Lock()
+# The worker's side
 
 
-os.register_at_fork(after_in_child=_forget_after_fork)
+def serve(target: str, memory_mb: int) -> None:
+    """Load the function named `package.module:function`, say so, and answer until the requests end.
+
+    The module's function `warm_up`, where it has one, runs first: it may load what the first check would wait for, and
+    raise when checks cannot work.
+
+    A request is {"args": [...], "cpu_s": seconds}; a reply is {"value": ...}, {"error": traceback} when the function
+    raised, or {"exhausted": true} when it ran out of memory or stack.
+    """
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    # What libraries print must not get between the replies.
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers
+    # Both are inherited, and a profiler in the parent may have changed them.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
+    module_name, _, name = target.partition(":")
+    module = importlib.import_module(module_name)
+    function = getattr(module, name)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20,) * 2)
+    if warm_up := getattr(module, "warm_up", None):
+        warm_up()
+    os.dup2(null, 2)
+    _reply(replies, {"ready": True})
+    for line in requests:
+        request = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, request["cpu_s"])
+        try:
+            answer = {"value": function(*request["args"])}
+        except (MemoryError, RecursionError):
+            answer = {"exhausted": True}
+        except Exception:
+            answer = {"error": traceback.format_exc()}
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _reply(replies, answer)
+
+
+def _reply(replies: BinaryIO, answer: dict) -> None:
+    replies.write(json.dumps(answer).encode() + b"\n")
+    replies.flush()

@@ -50,13 +50,7 @@ def spawn(*, numpy: bool = False) -> Sandbox:
 def command(bwrap: str, channels: Channels, *, numpy: bool) -> list[str]:
     """The command line of one sandbox."""
     python = interpreter()
-    supervisor = supervisor_command(
-        job_fd=channels.job,
-        result_fd=channels.result,
-        status_fd=channels.status,
-        packages=_PACKAGES if python.numpy else "",
-        numpy=numpy,
-    )
+    supervisor = supervisor_command(channels, packages=_PACKAGES if python.numpy else "", numpy=numpy)
     return [bwrap, *_NAMESPACES, *_ENVIRONMENT, *_mounts(), "--info-fd", str(channels.info), *supervisor]
 
 

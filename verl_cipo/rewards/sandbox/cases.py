@@ -166,7 +166,7 @@ def _literal_call(source: str) -> CallTest | None:
 def missing_names(source: str) -> set[str]:
     """What no solution can give to test code: names that it neither defines nor gets from Python, modules it imports.
 
-    Empty where it imports names that are not told (`from helpers import *`).
+    Empty where the imported names are unknown (`from helpers import *`).
     """
     imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
     if any(alias.name == "*" for node in imports for alias in node.names):

@@ -52,7 +52,7 @@ def read_value(claim: bytes | None, most: Bounds) -> Any:
 
 
 def error_name(claim: bytes | None) -> str | None:
-    """The name of the error that a claim tells of; None when it tells of none."""
+    """The name of the error that a claim reports; None when it reports none."""
     if claim is None or len(claim) > MAX_ERROR_BYTES:
         return None
     try:

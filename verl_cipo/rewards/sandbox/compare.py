@@ -11,7 +11,7 @@ from typing import Any
 
 from verl_cipo.rewards.sandbox.cases import CallTest
 from verl_cipo.rewards.sandbox.claims import NoClaimError, canonical, elements, number, pairs
-from verl_cipo.rewards.sandbox.supervisor import NotPlainError, encode
+from verl_cipo.rewards.sandbox.inside.values import NotPlainError, encode
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 # As programs write numbers: no leading zeros, no plus, and an exponent with a sign or behind a point (1e-05, 1.5E10).

@@ -10,12 +10,12 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, NoReturn
 
 from verl_cipo.rewards.outcome import VerifierInfrastructureError
-from verl_cipo.rewards.sandbox import supervisor
+from verl_cipo.rewards.sandbox import inside
 from verl_cipo.rewards.sandbox.cases import CheckTest
+from verl_cipo.rewards.sandbox.launch import program
 from verl_cipo.rewards.sandbox.warm_sandbox import Run
 
 ATTEMPTS = 3
@@ -52,7 +52,7 @@ class FusionWorker:
         return Run(run.end, run.code, claim=claims[0][len(marker) :] if len(claims) == 1 else None)
 
     def check(self, test: CheckTest, code: str, *, timeout_s: float, deadline: float) -> NoReturn:
-        """Not to be had here: the service cannot ask back. Raises: ValueError."""
+        """Not possible here: the service cannot ask back. Raises: ValueError."""
         raise _no_test_code()
 
     def check_constant(self, test: CheckTest, constant: Any, *, timeout_s: float) -> NoReturn:
@@ -60,16 +60,14 @@ class FusionWorker:
         raise _no_test_code()
 
     def _run(self, job: dict[str, Any], stdin: str, marker: str, timeout_s: float, most: int) -> Run:
-        source = Path(supervisor.__file__).read_text(encoding="utf-8")
-        program = (
-            "import json, sys\n"
-            f"harness = {{'__name__': 'harness'}}\nexec({source!r}, harness)\n"
-            f"sys.exit(harness['run_remotely'](json.loads({json.dumps(job)!r}), {marker!r}))\n"
+        end = (
+            f"import json\nfrom {inside.__name__}.runs import run_remotely\n"
+            f"sys.exit(run_remotely(json.loads({json.dumps(job)!r}), {marker!r}))"
         )
         request = {
             "compile_timeout": timeout_s,
             "run_timeout": timeout_s,
-            "code": program,
+            "code": program(end),
             "stdin": stdin,
             "memory_limit_MB": self._memory_mb,
             "language": "python",

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from verl_cipo.rewards.sandbox import seccomp
+from verl_cipo.rewards.sandbox import inside, seccomp
+from verl_cipo.rewards.sandbox.warm_sandbox import Channels
 
-SUPERVISOR = Path(__file__).with_name("supervisor.py")
+# In the order of their imports.
+_MODULES = ("values", "interpreter", "runs", "supervisor")
 # As -I has it, which would leave the hash seed out with all of the environment.
 _WITHOUT_FOLDER = "import sys\nsys.path[:] = filter(None, sys.path)\n"
+_SUPERVISE = f"from {inside.__name__}.supervisor import main\nmain()"
 
 
 @dataclass(frozen=True)
@@ -48,15 +51,28 @@ def interpreter() -> Interpreter:
     )
 
 
-def supervisor_command(*, job_fd: int, result_fd: int, status_fd: int, packages: str, numpy: bool) -> list[str]:
+def program(end: str) -> str:
+    """The modules of `inside` as one program, with the code `end`, which may import them, behind them."""
+    folder = Path(inside.__file__).parent
+    sources = {f"{inside.__name__}.{name}": (folder / f"{name}.py").read_text(encoding="utf-8") for name in _MODULES}
+    return (
+        "import sys, types\n"
+        f"for name, source in {sources!r}.items():\n"
+        "    module = sys.modules[name] = types.ModuleType(name)\n"
+        "    exec(compile(source, name, 'exec'), module.__dict__)\n"
+        f"{end}\n"
+    )
+
+
+def supervisor_command(channels: Channels, *, packages: str, numpy: bool) -> list[str]:
     """The supervisor's command line.
 
     packages: a folder that programs may import from, or empty; numpy: whether it is imported before the first run.
     """
     return [
         os.fspath(interpreter().executable),
-        *("-s", "-S", "-X", "utf8", "-c", _WITHOUT_FOLDER + SUPERVISOR.read_text(encoding="utf-8")),
-        *map(str, (job_fd, result_fd, status_fd)),
+        *("-s", "-S", "-X", "utf8", "-c", _WITHOUT_FOLDER + program(_SUPERVISE)),
+        *map(str, (channels.job, channels.result, channels.status)),
         packages,
         "numpy" if numpy and interpreter().numpy else "",
         *(base64.b64encode(code).decode("ascii") for code in (seccomp.supervisor_filter(), seccomp.run_filter())),

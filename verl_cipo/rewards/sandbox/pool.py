@@ -4,20 +4,17 @@ The kernel kills a sandbox when the thread that started it ends (--die-with-pare
 the process starts them all; any thread may use them.
 """
 
-import atexit
 import json
 import os
-import queue
 import signal
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from verl_cipo.rewards.lending import Lender, Pools
 from verl_cipo.rewards.outcome import VerifierInfrastructureError
 from verl_cipo.rewards.sandbox import bubblewrap, unsafe
 from verl_cipo.rewards.sandbox.cases import CheckTest, missing_names
@@ -136,7 +133,7 @@ class Worker:
         return sandbox
 
     def _start(self, role: tuple[str, bool]) -> Future[Sandbox]:
-        return _in_starter_thread(lambda: self._starter(numpy=role[1]))
+        return _starter_thread.submit(self._starter, numpy=role[1])
 
     def close(self) -> None:
         """Ends its sandboxes."""
@@ -151,43 +148,11 @@ class Pool:
 
     def __init__(self, starter: Starter, *, size: int, memory_mb: int) -> None:
         self._workers = [Worker(starter, memory_mb) for _ in range(size)]
-        self._lock = threading.Lock()
-        # Last in, first out: a worker that is warm is taken before one that has yet to start.
-        self._idle = list(self._workers)
-        self._waiting: deque[Future[Worker]] = deque()
+        self._lender = Lender(self._workers)
 
-    @contextmanager
-    def worker(self) -> Iterator[Worker]:
-        """A worker of one's own; waits for its turn."""
-        with self._lock:
-            worker = self._idle.pop() if self._idle else None
-            if worker is None:
-                self._waiting.append(turn := Future())
-        if worker is None:
-            try:
-                worker = turn.result()
-            except BaseException:
-                self._give_up(turn)
-                raise
-        try:
-            yield worker
-        finally:
-            self._give_back(worker)
-
-    def _give_back(self, worker: Worker) -> None:
-        with self._lock:
-            if self._waiting:
-                self._waiting.popleft().set_result(worker)
-            else:
-                self._idle.append(worker)
-
-    def _give_up(self, turn: Future[Worker]) -> None:
-        """For one that was interrupted while it waited."""
-        with self._lock:
-            if not turn.done():
-                self._waiting.remove(turn)
-                return
-        self._give_back(turn.result())
+    def worker(self) -> AbstractContextManager[Worker]:
+        """A worker for this caller alone; waits for its turn."""
+        return self._lender.lend()
 
     def close(self) -> None:
         """Ends all sandboxes, also those at work."""
@@ -195,59 +160,24 @@ class Pool:
             worker.close()
 
 
+_pools: Pools[Pool] = Pools()
+
+
 def get_pool(backend: str, *, workers: int, memory_mb: int) -> Pool:
     """This process's pool for these settings, made at the first call."""
-    key = (backend, workers, memory_mb)
-    with _state.lock:
-        if key not in _state.pools:
-            _state.pools[key] = Pool(STARTERS[backend], size=workers, memory_mb=memory_mb)
-        return _state.pools[key]
+    settings = (backend, workers, memory_mb)
+    return _pools.get(settings, lambda: Pool(STARTERS[backend], size=workers, memory_mb=memory_mb))
 
 
 def close_pools() -> None:
     """Ends all sandboxes of this process; later checks start new ones."""
-    with _state.lock:
-        pools = list(_state.pools.values())
-        _state.pools.clear()
-    for pool in pools:
-        pool.close()
+    _pools.close()
 
 
-class _State:
-    """What belongs to one process; a forked one begins with its own."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.pools: dict[tuple[str, int, int], Pool] = {}
-        self.to_start: queue.SimpleQueue[tuple[Callable[[], Sandbox], Future[Sandbox]]] | None = None
+def _new_starter_thread() -> None:
+    global _starter_thread
+    _starter_thread = ThreadPoolExecutor(1, "sandbox-starter")
 
 
-_state = _State()
-
-
-def _begin_anew() -> None:
-    global _state
-    _state = _State()
-
-
-def _in_starter_thread(starter: Callable[[], Sandbox]) -> Future[Sandbox]:
-    with _state.lock:
-        if _state.to_start is None:
-            _state.to_start = queue.SimpleQueue()
-            threading.Thread(target=_start_all, args=(_state.to_start,), name="sandbox-starter", daemon=True).start()
-    started: Future[Sandbox] = Future()
-    _state.to_start.put((starter, started))
-    return started
-
-
-def _start_all(to_start: "queue.SimpleQueue[tuple[Callable[[], Sandbox], Future[Sandbox]]]") -> None:
-    while True:
-        starter, started = to_start.get()
-        try:
-            started.set_result(starter())
-        except Exception as error:
-            started.set_exception(error)
-
-
-atexit.register(close_pools)
-os.register_at_fork(after_in_child=_begin_anew)
+_new_starter_thread()
+os.register_at_fork(after_in_child=_new_starter_thread)

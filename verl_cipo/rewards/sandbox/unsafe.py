@@ -7,7 +7,7 @@ reads every file that this user can read, the data set's expected outputs among 
 from verl_cipo.rewards.outcome import VerifierInfrastructureError
 from verl_cipo.rewards.sandbox import seccomp
 from verl_cipo.rewards.sandbox.launch import interpreter, supervisor_command
-from verl_cipo.rewards.sandbox.warm_sandbox import Channels, Sandbox
+from verl_cipo.rewards.sandbox.warm_sandbox import Sandbox
 
 
 def spawn(*, numpy: bool = False) -> Sandbox:
@@ -17,16 +17,7 @@ def spawn(*, numpy: bool = False) -> Sandbox:
     """
     if not seccomp.supported():
         raise VerifierInfrastructureError("backend=subprocess has no seccomp filter for this processor")
-    return Sandbox.spawn(lambda channels: command(channels, numpy=numpy))
-
-
-def command(channels: Channels, *, numpy: bool) -> list[str]:
-    """The command line of one interpreter."""
     packages = interpreter().numpy
-    return supervisor_command(
-        job_fd=channels.job,
-        result_fd=channels.result,
-        status_fd=channels.status,
-        packages=str(packages[0].parent) if packages else "",
-        numpy=numpy,
+    return Sandbox.spawn(
+        lambda channels: supervisor_command(channels, packages=str(packages[0].parent) if packages else "", numpy=numpy)
     )

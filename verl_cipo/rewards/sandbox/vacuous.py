@@ -1,7 +1,7 @@
 """Test code that fails nothing: a solution that does nothing, or gives empty values, would pass.
 
-`assert f(1) is None` passes a function without a body, `all(abs(a - b) < 1e-6 for a, b in zip(f(1), wanted))` one that
-returns []. Such a ground truth is refused, as outputs that are all empty are, before it rewards anything. Found by
+`assert f(1) is None` passes a function without a body, `all(abs(a - b) < 1e-6 for a, b in zip(f(1), [0.5]))` one that
+returns []. Such a ground truth is refused before it rewards anything, as outputs that are all empty are. It is found by
 running it with such solutions.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from verl_cipo.rewards.sandbox.cases import CallTest, CheckTest, Test
 from verl_cipo.rewards.sandbox.compare import agreements
-from verl_cipo.rewards.sandbox.supervisor import encode
+from verl_cipo.rewards.sandbox.inside.values import encode
 
 # One empty value alone may be what is rightly expected.
 _SOLUTIONS: tuple[tuple[Any, ...], ...] = ((None,), ([], ()))

@@ -1,4 +1,4 @@
-"""One warm sandbox, seen from outside: starts it, hands it jobs, bounds and reads what comes back, kills it."""
+"""One warm sandbox, seen from outside: starts it, sends it jobs, reads what comes back within limits, kills it."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from verl_cipo.rewards.outcome import VerifierInfrastructureError
-from verl_cipo.rewards.sandbox.supervisor import IN_JAIL, READY, frame
+from verl_cipo.rewards.sandbox.inside.values import IN_JAIL, READY, frame
 
 START_TIMEOUT_S = 30
 KILL_TIMEOUT_S = 10
@@ -77,13 +77,6 @@ class Sandbox:
             os.set_blocking(fd, False)
 
     @classmethod
-    def start(cls, command: Callable[[Channels], list[str]]) -> "Sandbox":
-        """As `spawn`, and waits until it is warm."""
-        sandbox = cls.spawn(command)
-        sandbox.wait_until_warm()
-        return sandbox
-
-    @classmethod
     def spawn(cls, command: Callable[[Channels], list[str]]) -> "Sandbox":
         """Starts what `command` names. Raises: VerifierInfrastructureError."""
         pipes: list[int] = []
@@ -128,9 +121,9 @@ class Sandbox:
         said = _read_now(self._status, 4)[0] if ready else b""
         if said != _READY:
             self._kill_group()
-            told = self._process.stderr.read().decode("utf-8", "replace").strip()
-            why = told or (f"not warm after {START_TIMEOUT_S} s" if not ready else "it ended without a word")
-            raise VerifierInfrastructureError(f"the sandbox could not be started: {why}{_hint(told)}")
+            stderr = self._process.stderr.read().decode("utf-8", "replace").strip()
+            why = stderr or (f"not warm after {START_TIMEOUT_S} s" if not ready else "it ended without a message")
+            raise VerifierInfrastructureError(f"the sandbox could not be started: {why}{_hint(stderr)}")
         os.set_blocking(info, False)
         report = _read_now(info, 2**16)[0]
         if report:
@@ -151,7 +144,7 @@ class Sandbox:
         """Runs one job to its end.
 
         Args:
-            job: what `supervisor.child` reads.
+            job: what `inside.supervisor.child` reads.
             timeout_s: wall clock seconds; time spent in `answer` is not counted.
             max_stdout, max_claim: what may come on stdout and on the result channel, bytes.
             arguments: of a call: {"call": {"args": ..., "kwargs": ...}}, JSON.
@@ -332,15 +325,15 @@ def _pop_call(data: bytearray) -> bytes | None:
     return body
 
 
-def _hint(told: str) -> str:
-    """What to do about what bubblewrap wrote, to be put behind it."""
+def _hint(stderr: str) -> str:
+    """What to do about an error that bubblewrap reports; follows its text."""
     refusals = ("namespace", "/proc/sys", "Permission denied", "Operation not permitted", "Read-only file system")
-    if any(refusal in told for refusal in refusals):
+    if any(refusal in stderr for refusal in refusals):
         return (
             ". Unprivileged user namespaces are needed: sysctl user.max_user_namespaces and "
             "kernel.apparmor_restrict_unprivileged_userns on the host, and in Docker "
             "--security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined"
         )
-    if "nknown option" in told:
+    if "nknown option" in stderr:
         return ". bubblewrap 0.8.0 or newer is needed"
     return ""

@@ -175,7 +175,7 @@ def roll(
         assert worker._groups == {}, "a finished prompt is still held"
         return await getattr(actor, popped or ("pop_validation" if validate else "pop_statistics"))()
 
-    return asyncio.run(asyncio.wait_for(run(), 10))
+    return asyncio.run(asyncio.wait_for(run(), 120))
 
 
 def rows(log) -> list[str]:

@@ -4,44 +4,14 @@ import time
 
 import pytest
 
+from benchmarks.verification.hostile import CLAIMS, SEND, sending
+
 CALL = {"inputs": ["3", "4"], "outputs": ["9", "16"], "fn_name": "f"}
 PROGRAM = {"inputs": ["3\n", "4\n"], "outputs": ["9\n", "16\n"]}
 ASSERTS = {"asserts": ["assert f(3) == 9", "assert f(4) == {16}"]}
 CHECK = {"check": "def check(c):\n    assert c(3) == 9\n    assert set(c(4)) == {16}", "entry_point": "f"}
 # The bound is 50 ms a claim; starting sandboxes and waiting for them take some, too.
 MOST_S = 0.5
-SEND = """
-import itertools, json, os, struct
-def send_raw(body):
-    for fd in range(3, 32):
-        try:
-            left = memoryview(body)
-            while left: left = left[os.write(fd, left):]
-            break
-        except OSError: pass
-    os._exit(0)
-def send(text): send_raw(struct.pack('<I', len(text)) + text.encode())
-"""
-COLLIDING = (
-    "rows = itertools.islice(itertools.product((-1, -2), repeat=13), 8000)\n"
-    "items = ','.join('{\"tuple\":[%s%s]}' % ('999,' * 15, ','.join(map(str, row))) for row in rows)\n"
-)
-TEXTS = {
-    "set_of_tuples": COLLIDING + "text = '{\"value\":{\"set\":[' + items + ']}}'",
-    "frozenset_of_tuples": COLLIDING + "text = '{\"value\":{\"frozenset\":[' + items + ']}}'",
-    "keys_of_a_dict": COLLIDING + "text = '{\"value\":{\"keys\":[' + items + ']}}'",
-    "three_sets": "one = ','.join(str(i * (2 ** 61 - 1)) for i in range(10000))\n"
-    "text = '{\"value\":[' + ','.join(['{\"set\":[%s]}' % one] * 3) + ']}'",
-    "long_integer": "text = '{\"value\":' + '9' * 4_000_000 + '}'",
-    "long_float": "text = '{\"value\":0.' + '9' * 4_000_000 + '}'",
-    "many_lists": "text = '{\"value\":[' + '[],' * 1_300_000 + '[]]}'",
-    "deep_lists": "text = '{\"value\":' + '[' * 2_000_000 + ']' * 2_000_000 + '}'",
-    "error_of_lists": "text = '{\"error\":[' + '[],' * 1_300_000 + '[]]}'",
-    "error_of_a_long_name": "text = '{\"error\":\"' + 'x' * 4_000_000 + '\"}'",
-    "not_json": "text = '[' * 4_000_000",
-    "small_frames": "send_raw(b'\\2\\0\\0\\0{}' * 700_000)",
-    "claimed_length": "send_raw(b'\\xff\\xff\\xff\\xff' + b'x' * 4_000_000)",
-}
 
 
 def cost_of(judge, code: str, ground_truth: dict, **settings) -> tuple[dict, float]:
@@ -51,26 +21,24 @@ def cost_of(judge, code: str, ground_truth: dict, **settings) -> tuple[dict, flo
 
 
 @pytest.mark.parametrize("tests", [CALL, ASSERTS], ids=["call", "asserts"])
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("name", CLAIMS)
 def test_a_claim_of_a_call_costs_little(judge, name, tests):
-    code = f"{SEND}\ndef f(x):\n" + "".join(f"    {line}\n" for line in f"{TEXTS[name]}\nsend(text)".split("\n"))
-    verdict, cost = cost_of(judge, code, tests)
+    verdict, cost = cost_of(judge, f"{SEND}\ndef f(x):\n{sending(name, '    ')}", tests)
     assert verdict["outcome"] == "wrong" and cost < MOST_S
 
 
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("name", CLAIMS)
 def test_a_claim_beside_a_program_costs_little(judge, name):
-    code = f"{SEND}\nx = int(input())\nprint(x * x if x == 3 else 0, flush=True)\n{TEXTS[name]}\nsend(text)"
+    code = f"{SEND}\nx = int(input())\nprint(x * x if x == 3 else 0, flush=True)\n{sending(name)}"
     verdict, cost = cost_of(judge, code, PROGRAM)
     assert verdict["outcome"] == "wrong" and cost < MOST_S
 
 
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("name", CLAIMS)
 def test_a_claim_for_test_code_costs_little(judge, name):
-    """The sandbox of the test code reads it, and may run out of time over it."""
-    code = f"{SEND}\ndef f(x):\n    if x == 3: return 9\n"
-    code += "".join(f"    {line}\n" for line in f"{TEXTS[name]}\nsend(text)".split("\n"))
-    verdict, cost = cost_of(judge, code, CHECK, timeout_s=2.0)
+    """The sandbox of the test code reads it, and may run out of time."""
+    code = f"{SEND}\ndef f(x):\n    if x == 3: return 9\n{sending(name, '    ')}"
+    verdict, cost = cost_of(judge, code, CHECK, timeout_s=1.0)
     assert verdict["outcome"] in ("wrong", "timeout") and cost < MOST_S
 
 
@@ -79,7 +47,7 @@ def test_a_claim_for_test_code_costs_little(judge, name):
 def test_output_in_single_bytes_costs_little(judge, fds, pause):
     find = f"import os, time\nfor fd in {fds}:\n    try: os.write(fd, b'x')\n    except OSError: continue\n    break"
     code = f"{find}\nwhile True:\n    os.write(fd, b'x'){pause}"
-    verdict, cost = cost_of(judge, code, PROGRAM, timeout_s=2.0)
+    verdict, cost = cost_of(judge, code, PROGRAM, timeout_s=0.5)
     assert verdict["outcome"] in ("wrong", "timeout") and cost < MOST_S
 
 
@@ -150,5 +118,5 @@ KILLS_ITSELF = {
 
 @pytest.mark.parametrize("name", KILLS_ITSELF)
 def test_no_program_can_pass_for_one_that_the_machine_killed(judge, name):
-    verdict = judge(KILLS_ITSELF[name], PROGRAM, timeout_s=2.5)
+    verdict = judge(KILLS_ITSELF[name], PROGRAM, timeout_s=1.5)
     assert verdict["outcome"] in ("wrong", "timeout") and verdict["score"] == 0.0

@@ -8,13 +8,15 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from omegaconf import OmegaConf
 
+from verl_cipo.rewards import code
 from verl_cipo.rewards.code import compute_score
 from verl_cipo.rewards.outcome import VerifierInfrastructureError
-from verl_cipo.rewards.sandbox.pool import close_pools, get_pool
+from verl_cipo.rewards.sandbox.pool import Pool, close_pools, get_pool
 
 DOUBLE = json.dumps({"inputs": ["1\n", "2\n", "3\n"], "outputs": ["2\n", "4\n", "6\n"]})
 
@@ -78,15 +80,15 @@ def test_continuous_counts_tests_that_were_not_reached():
     tests = {"inputs": ["1", "2", "3", "4", "5"], "outputs": ["2", "4", "6", "8", "10"]}
     slow = "import time\nn = int(input())\ntime.sleep(100 if n > 1 else 0)\nprint(n * 2)"
     score(slow, json.dumps(tests), max_tests=1)  # A sandbox is started before the time below begins.
-    verdict = score(slow, json.dumps(tests), continuous=True, timeout_s=1.0, total_timeout_s=1.5)
+    verdict = score(slow, json.dumps(tests), continuous=True, timeout_s=5.0, total_timeout_s=2.0)
     assert verdict["score"] == pytest.approx(1 / 5) and verdict["outcome"] == "timeout"
-    assert verdict["pred"] == "test 2: time limit; passed 1 of 3 tests run, 5 in all"
+    assert verdict["pred"] == "test 2: time limit; passed 1 of 2 tests run, 5 in all"
 
 
 def test_time_of_all_tests():
     tests = {"inputs": ["1"] * 20, "outputs": ["2"] * 20}
     slow = "import time\ntime.sleep(0.3)\nprint(2)"
-    verdict = score(slow, json.dumps(tests), timeout_s=20, total_timeout_s=2.0)
+    verdict = score(slow, json.dumps(tests), timeout_s=20, total_timeout_s=1.0)
     assert verdict["outcome"] == "timeout" and "time limit" in verdict["pred"]
 
 
@@ -424,7 +426,7 @@ def test_the_verdict_does_not_depend_on_the_sandbox():
     code = "def f(s): return max(set(s), key=s.count)"
     tests = {"asserts": ["assert f('data') == 'a'", "assert f('brilliant girl') == 'i'"]}
     seen = set()
-    for _ in range(6):
+    for _ in range(4):
         seen.add(score(code, tests, workers=1, memory_mb=333)["acc"])
         close_pools()
     assert len(seen) == 1
@@ -467,11 +469,18 @@ def test_from_many_threads_at_once():
         assert list(threads.map(check, [1, 2] * 20)) == [False, True] * 20
 
 
-def test_waiting_for_a_sandbox_is_no_part_of_the_time():
-    code = "import time\ntime.sleep(0.4)\nprint(int(input()) * 2)"
-    with ThreadPoolExecutor(6) as threads:
-        scores = [threads.submit(score, code, max_tests=1, workers=1, total_timeout_s=1.5) for _ in range(6)]
-        assert all(one.result()["acc"] for one in scores)
+def test_waiting_for_a_sandbox_is_no_part_of_the_time(monkeypatch):
+    waited_s = 0.0
+    lend = Pool.worker
+
+    def after_an_hour(self):
+        nonlocal waited_s
+        waited_s += 3600
+        return lend(self)
+
+    monkeypatch.setattr(Pool, "worker", after_an_hour)
+    monkeypatch.setattr(code.time, "monotonic", lambda: monotonic() + waited_s)
+    assert score("print(int(input()) * 2)")["acc"] is True
 
 
 def test_in_a_forked_process():

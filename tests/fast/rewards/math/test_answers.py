@@ -94,20 +94,20 @@ def test_of_two_boxes_the_later_counts(first, last, between):
 @pytest.mark.parametrize(
     "text",
     [
-        "a" * 10**6,
+        "a" * 2 * 10**5,
         "\\boxed{" * 10**5,
-        "{" * 10**6 + "\\boxed{",
+        "{" * 2 * 10**5 + "\\boxed{",
         "####" * 10**5,
         "#### " + "1," * 10**5,
         "final " * 10**5,
-        "final" + " " * 10**6,
-        "answer" + " " * 10**6,
+        "final" + " " * 2 * 10**5,
+        "answer" + " " * 2 * 10**5,
         "answer is " * 10**5,
-        "answer: " + "*" * 10**6,
-        "answer is " + "$" * 10**6,
+        "answer: " + "*" * 2 * 10**5,
+        "answer is " + "$" * 2 * 10**5,
         "answer is " + "( as " * 10**5,
         "1," * 10**5,
-        "\n" * 10**6,
+        "\n" * 2 * 10**5,
     ],
 )
 @pytest.mark.timeout(20)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from tensordict import TensorDict
@@ -190,7 +190,6 @@ def test_a_list_never_passes_for_one_of_its_members(numbers, gold):
         assert outcome(str(gold), separator.join(map(str, numbers))) != "right"
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.text(alphabet="\\{}[]()^_+-*/=<>,;|&!%$ 0129xyabctimesfraqlogn\n", max_size=60))
 def test_any_answer_gets_a_verdict(answer):
     assert outcome("x+1", answer, timeout_s=2) in {"right", "wrong", "unparsable", "timeout"}
@@ -283,7 +282,7 @@ def test_an_expression_of_the_question_is_no_answer_to_it():
     ],
 )
 def test_hostile_answers_end_in_time_without_passing(answer):
-    assert outcome(r"\frac{x}{2}", answer, timeout_s=1) in {"wrong", "unparsable", "timeout"}
+    assert outcome(r"\frac{x}{2}", answer, timeout_s=0.3) in {"wrong", "unparsable", "timeout"}
     assert outcome("1+x", "x+1") == "right"
 
 
@@ -365,14 +364,14 @@ def sample(solution: str, ground_truth: str) -> DataProto:
 
 def test_through_verls_loader_and_reward_manager():
     manager = reward_manager(timeout_s=1)
-    solutions = [r"\boxed{2} no \boxed{x+1}", r"\boxed{9^{9^{9^{9}}}x}", r"\boxed{x}", "nothing"] * 4
+    solutions = [r"\boxed{2} no \boxed{x+1}", r"\boxed{9^{9^{9^{9}}}x}", r"\boxed{x}", "nothing"]
 
     async def run():
         return await asyncio.gather(*[manager.run_single(sample(solution, "1+x")) for solution in solutions])
 
     rewards = manager.loop.run_until_complete(run())
-    assert [r["reward_extra_info"]["outcome"] for r in rewards] == ["right", "timeout", "wrong", "unparsable"] * 4
-    assert [r["reward_score"] for r in rewards] == [1.0, 0.0, 0.0, 0.0] * 4
+    assert [r["reward_extra_info"]["outcome"] for r in rewards] == ["right", "timeout", "wrong", "unparsable"]
+    assert [r["reward_score"] for r in rewards] == [1.0, 0.0, 0.0, 0.0]
     assert {tuple(r["reward_extra_info"]) for r in rewards} == {("score", "acc", "pred", "outcome")}
 
 

@@ -221,19 +221,23 @@ def test_each_thread_gets_its_own_answer_and_no_more_workers_than_asked_for(modu
     pool.close()
 
 
-def test_checks_have_the_workers_in_the_order_they_came_in(pool):
-    served = [0] * 6
-    end = time.monotonic() + 2
+def test_checks_have_the_workers_in_the_order_they_came_in(module):
+    pool = WorkerPool("functions_of_the_test:double", size=1, memory_mb=512)
+    served, threads = [], []
 
     def work(number):
-        while time.monotonic() < end:
-            pool.check(("work",), timeout_s=5)
-            served[number] += 1
+        served.append(pool.check((number,), timeout_s=5))
 
-    pool.check(("work",), timeout_s=5)
-    with ThreadPoolExecutor(6) as threads:
-        list(threads.map(work, range(6)))
-    assert max(served) <= 2 * min(served) + 2, served
+    with pool._slots.lend():
+        for number in range(6):
+            threads.append(threading.Thread(target=work, args=(number,)))
+            threads[-1].start()
+            while len(pool._slots._waiting) <= number:
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    assert served == [0, 2, 4, 6, 8, 10]
+    pool.close()
 
 
 def test_hangs_in_many_threads_disturb_nobody(pool):

@@ -7,7 +7,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fast.rewards.sandbox.test_sandbox_values import HASHABLE, PLAIN
@@ -21,9 +21,10 @@ from verl_cipo.rewards.sandbox.claims import (
     read_value,
 )
 from verl_cipo.rewards.sandbox.compare import same_exactly, same_value
-from verl_cipo.rewards.sandbox.supervisor import encode
+from verl_cipo.rewards.sandbox.inside.values import encode
 
-MOST_S = 0.05
+# A claim that is read in full, or hashed, takes seconds.
+MOST_S = 0.25
 
 
 def claim(value) -> bytes:
@@ -253,7 +254,6 @@ JSON_LIKE = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
 @given(JSON_LIKE, st.integers(1, 20_000), st.sampled_from(EXPECTED), st.booleans())
 def test_well_formed_claims_cost_little(part, times, expected, exact):
     """Any part repeated up to the 4 MiB that a run may claim."""

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verl_cipo.rewards.sandbox.compare import same_output, same_value
-from verl_cipo.rewards.sandbox.supervisor import encode
+from verl_cipo.rewards.sandbox.inside.values import encode
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cipo.rewards.sandbox.supervisor import MAX_DEPTH, MAX_ITEMS, NotPlainError, NoValueError, decode, encode
+from verl_cipo.rewards.sandbox.inside.values import MAX_DEPTH, MAX_ITEMS, NotPlainError, NoValueError, decode, encode
 
 HASHABLE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()

@@ -1,6 +1,6 @@
-"""Starts verl's own entry point on the CPU and watches it: environment, overrides, progress, memory.
+"""Starts verl's own entry point on the CPU and watches it: environment, progress, memory.
 
-Used by run.py and by the end-to-end tests; nothing here is needed to train on GPUs.
+Used by the demo, the benchmarks and the tests; nothing here is needed to train on GPUs.
 """
 
 import json
@@ -11,8 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import psutil
@@ -34,46 +33,6 @@ CPU_ENV = {
 MEMORY_SECONDS = 5.0
 HOST_LOCK = Path(f"/tmp/verl_cipo-{os.getuid()}.lock")
 """Beside the sockets of verl's weight sync, so that runs with a /tmp of their own do not exclude each other."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A prepared folder (prepare.py) and the shapes that fit it. Lengths are in tokens."""
-
-    folder: Path
-    prompt_length: int = 64
-    correction_prompt_length: int = 160
-    response_length: int = 64
-    train_batch_size: int = 16
-    n: int = 8
-    val_n: int = 4
-
-
-def overrides(task: Task) -> list[str]:
-    """verl options for ``task`` on one CPU, on top of the config ``cpu``."""
-    return [
-        f"data.train_files={task.folder / 'data' / 'train.parquet'}",
-        f"data.val_files={task.folder / 'data' / 'val.parquet'}",
-        f"data.train_batch_size={task.train_batch_size}",
-        f"data.max_prompt_length={task.prompt_length}",
-        f"data.max_response_length={task.response_length}",
-        "data.seed=1",
-        f"actor_rollout_ref.model.path={task.folder / 'model'}",
-        f"actor_rollout_ref.actor.ppo_mini_batch_size={task.train_batch_size}",
-        "actor_rollout_ref.actor.use_dynamic_bsz=true",
-        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=8192",
-        f"actor_rollout_ref.rollout.n={task.n}",
-        f"actor_rollout_ref.rollout.prompt_length={task.correction_prompt_length}",
-        f"actor_rollout_ref.rollout.max_model_len={task.correction_prompt_length + task.response_length}",
-        "actor_rollout_ref.rollout.max_num_seqs=256",
-        # For training/rollout_probs_diff_*: shows after every weight sync that vLLM serves the new weights.
-        "actor_rollout_ref.rollout.calculate_log_probs=true",
-        f"actor_rollout_ref.rollout.val_kwargs.n={task.val_n}",
-        "actor_rollout_ref.rollout.val_kwargs.temperature=1.0",
-        "actor_rollout_ref.rollout.val_kwargs.do_sample=true",
-        "trainer.logger=[console,file]",
-        "trainer.resume_mode=disable",
-    ]
 
 
 class TrainingFailed(RuntimeError):
@@ -140,7 +99,51 @@ def only_run() -> Iterator[None]:
         yield
 
 
-@only_run()
+_KEEP_CLUSTER = """
+import ray, sys
+started = ray.init(num_cpus=16, num_gpus=1, include_dashboard=False, log_to_driver=False)
+print(started.address_info["address"], flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def ray_cluster(log: Path) -> Iterator[str]:
+    """A Ray cluster for several runs, one after another; yields its address.
+
+    Its first job is none of them, so they share no socket with a run that starts a cluster itself.
+
+    ``log`` gets what it says.
+    """
+    # Engines are no processes of Ray: they must go with the actor that started them.
+    reap = {"RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true"}
+    with FileLock(f"{HOST_LOCK}.cluster"), open(log, "w") as log_file:
+        keeper = subprocess.Popen(
+            [sys.executable, "-c", _KEEP_CLUSTER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log_file,
+            env={**os.environ, **CPU_ENV, **reap},
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            address = next((line.strip() for line in keeper.stdout), None)
+            if address is None:
+                raise TrainingFailed(f"no Ray cluster started: {log.read_text(errors='replace')[-2000:]}")
+            yield address
+        finally:
+            _end(keeper)
+
+
+def _in_cluster(address: str, env: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Options and environment of a run in the cluster at ``address``, whose processes are to have ``env``."""
+    options = ["ray_kwargs.ray_init.num_cpus=null", "++ray_kwargs.ray_init.num_gpus=null"]
+    options += [f"++ray_kwargs.ray_init.runtime_env.env_vars.{name}='{value}'" for name, value in env.items()]
+    # A cluster asks for a token, which its start left in the user's home; who joins it must be told.
+    return options, {**env, "RAY_ADDRESS": address, "RAY_AUTH_MODE": "token"}
+
+
 def train(
     options: list[str],
     *,
@@ -150,6 +153,7 @@ def train(
     config_args: tuple[str, ...] = ("--config-path", "pkg://verl_cipo.config", "--config-name", "cpu"),
     env: dict[str, str] | None = None,
     timeout: float | None = None,
+    cluster: str | None = None,
 ) -> int:
     """Run ``python -m verl.trainer.main_ppo`` with ``options`` and wait for it.
 
@@ -162,6 +166,7 @@ def train(
         config_args: which config; empty for verl's own.
         env: added to :data:`CPU_ENV`.
         timeout: seconds after which the run is ended.
+        cluster: address of a :func:`ray_cluster`; without one the run starts its own, and is the only such run.
 
     Returns:
         Peak memory of all its processes in MiB, as the sum of proportional set sizes, so that pages which processes
@@ -170,7 +175,11 @@ def train(
     Raises:
         TrainingFailed: non-zero exit, time-out, or another run on this machine.
     """
-    output = output.resolve()
+    with only_run() if cluster is None else nullcontext():
+        return _train(options, output.resolve(), resume, on_line, config_args, env or {}, timeout, cluster)
+
+
+def _train(options, output, resume, on_line, config_args, env, timeout, cluster) -> int:
     output.mkdir(parents=True, exist_ok=True)
     kept, metrics, log = output / "metrics.jsonl", output / "metrics.part.jsonl", output / "train.log"
     if resume is not None:
@@ -187,14 +196,17 @@ def train(
             f"trainer.resume_from_path={checkpoint}",
             "trainer.val_before_train=false",
         ]
-    environment = {**os.environ, **CPU_ENV, "VERL_FILE_LOGGER_PATH": str(metrics), **(env or {})}
+    env = {"VERL_FILE_LOGGER_PATH": str(metrics), **env}
+    if cluster is not None:
+        more, env = _in_cluster(cluster, env)
+        options = [*options, *more]
     with open(log, "w") as log_file:
         process = subprocess.Popen(
             [sys.executable, "-m", "verl.trainer.main_ppo", *config_args, *options],
             stdout=log_file,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=environment,
+            env={**os.environ, **CPU_ENV, **env},
             cwd=output,  # Hydra leaves a log where it runs
             start_new_session=True,
         )
