@@ -5,7 +5,7 @@ PYTHON ?= python3
 # Steps of the demo's CIPO run; empty for the demo's own number. make demo STEPS=3 is a smoke run.
 STEPS ?=
 DEMO_DIR ?= outputs/demo
-# Extra arguments of pytest, for both tiers: make test PYTEST_ARGS="-k checkpoint"
+# Extra arguments for pytest, in both tiers: make test PYTEST_ARGS="-k checkpoint"
 PYTEST_ARGS ?=
 # The verl that make contracts checks: a release, a wheel, or a folder with its source.
 VERL ?= 0.9.0
@@ -33,10 +33,10 @@ demo: venv ## train a small model with CIPO on the CPU: real verl, Ray, FSDP2 an
 	$(BIN) examples/tiny/run.py --output $(DEMO_DIR) $(if $(STEPS),--steps $(STEPS))
 
 test test-all: export TEST_TOOLS := 1
-test: lint ## linters, checks of the docs, the tests of both tiers; docs/testing.md
+test: lint ## linters, checks of the docs, fast and real tests (docs/testing.md)
 	@tools/test.sh $(PYTEST_ARGS)
 
-test-all: lint ## all that test does and all that is left for the night: about an hour
+test-all: lint ## everything that test does, and the nightly tests: about an hour
 	@tools/test.sh --nightly $(PYTEST_ARGS)
 	@tools/contracts.sh 0.9.0
 	$(BIN) examples/tiny/run.py --output outputs/nightly
@@ -44,7 +44,7 @@ test-all: lint ## all that test does and all that is left for the night: about a
 contracts: venv ## tests/contracts with another verl: make contracts VERL=0.9.0, or a wheel
 	@tools/contracts.sh $(VERL)
 
-lint: venv ## ruff, pyright, and what the docs point at
+lint: venv ## ruff, pyright, and checks of the docs
 	$(BIN) -m ruff check .
 	$(BIN) -m ruff format --check .
 	$(BIN) -m pyright --pythonpath $(BIN)
