@@ -1,18 +1,18 @@
-# make demo and make test do all set-up themselves: both make and reuse .venv (tools/setup_venv.sh).
-# It is made of requirements/constraints-cpu.txt, so every machine gets the versions that were tested.
+# make demo and make test set everything up themselves: both create .venv or reuse it (tools/setup_venv.sh).
+# Its versions come from requirements/constraints-cpu.txt, so every machine gets those that were tested.
 
 PYTHON ?= python3
-# Steps of the demo's CIPO run; empty: the demo's own number. make demo STEPS=3 is a smoke run.
+# Steps of the demo's CIPO run; empty for the demo's own number. make demo STEPS=3 is a smoke run.
 STEPS ?=
 DEMO_DIR ?= outputs/demo
-# Extra arguments of pytest, for both tiers: make test PYTEST_ARGS="-k checkpoint"
+# Extra arguments for pytest, in both tiers: make test PYTEST_ARGS="-k checkpoint"
 PYTEST_ARGS ?=
-# The verl that make contracts examines: a release, a wheel, or a folder with its source.
+# The verl that make contracts checks: a release, a wheel, or a folder with its source.
 VERL ?= 0.9.0
-# torch goes in first and decides which build all others use. Where pip's index gives the CUDA build, everything runs on
-# the CPU all the same, but .venv takes 7.1 GB in place of 4.1. To get the CPU build there, name its index as well:
+# torch is installed first and decides which build all others use. If pip's index gives the CUDA build, everything still
+# runs on the CPU, but .venv takes 7.1 GB instead of 4.1. To get the CPU build there, add its index:
 #   make demo PIP_ARGS="--extra-index-url <the index of torch's CPU builds>"
-# or hand in a wheel: make demo TORCH=/path/to/torch-2.13.0+cpu-....whl
+# or pass a wheel: make demo TORCH=/path/to/torch-2.13.0+cpu-....whl
 TORCH ?= torch==2.13.0
 PIP_ARGS ?=
 
@@ -26,17 +26,17 @@ BIN := .venv/bin/python
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1 \t/' | expand -t 12
 
-venv: ## make or bring up to date .venv
+venv: ## create or update .venv
 	@tools/setup_venv.sh
 
 demo: venv ## train a small model with CIPO on the CPU: real verl, Ray, FSDP2 and vLLM
 	$(BIN) examples/tiny/run.py --output $(DEMO_DIR) $(if $(STEPS),--steps $(STEPS))
 
 test test-all: export TEST_TOOLS := 1
-test: lint ## linters, checks of the docs, the tests of both tiers; docs/testing.md
+test: lint ## linters, checks of the docs, fast and real tests (docs/testing.md)
 	@tools/test.sh $(PYTEST_ARGS)
 
-test-all: lint ## all that test does and all that is left for the night: about an hour
+test-all: lint ## everything that test does, and the nightly tests: about an hour
 	@tools/test.sh --nightly $(PYTEST_ARGS)
 	@tools/contracts.sh 0.9.0
 	$(BIN) examples/tiny/run.py --output outputs/nightly
@@ -44,13 +44,13 @@ test-all: lint ## all that test does and all that is left for the night: about a
 contracts: venv ## tests/contracts with another verl: make contracts VERL=0.9.0, or a wheel
 	@tools/contracts.sh $(VERL)
 
-lint: venv ## ruff, pyright, and what the docs point at
+lint: venv ## ruff, pyright, and checks of the docs
 	$(BIN) -m ruff check .
 	$(BIN) -m ruff format --check .
 	$(BIN) -m pyright --pythonpath $(BIN)
 	$(BIN) tools/check_docs.py
 
-doctor: venv ## check the environment and say what to mend
+doctor: venv ## check the environment and say what to fix
 	$(BIN) -m verl_cipo.doctor
 
 clean: ## remove outputs and caches, keep .venv

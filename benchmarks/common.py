@@ -22,7 +22,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
     """A parser with the options that all have: --quick and --json."""
     result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--quick", action="store_true", help="smaller and fewer, under a minute")
-    result.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    result.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     return result
 
 

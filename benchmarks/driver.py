@@ -15,7 +15,7 @@ estimator   verl's compute_advantage with adv_estimator=cipo, less what it takes
 metrics     the metrics of the batch, rho and the guard
 
 coordinator bytes   what the rollout workers send to the coordinator, a process of its own, and get back in a step of
-schedule=replay, in MB, as Ray serialises it: ranks and references of all attempts, then those of the drawn anchors. The
+schedule=replay, in MB, as Ray serializes it: ranks and references of all attempts, then those of the drawn anchors. The
 texts stay on the node that made them, but for those of the drawn anchors, which are not counted; 5 MB are the limit.
 
 The limit of the time is a tenth of verl's compute_advantage for GRPO on the same batch, plus 50 ms; over a limit the

@@ -94,7 +94,7 @@ def main() -> int:
     parser.add_argument("--chars", type=int, default=4000, help="mean length of a response (default 4000)")
     parser.add_argument("--bias", action="store_true", help="simulate the estimators' bias in place of timing")
     parser.add_argument("--draws", type=int, default=10_000, help="simulated problems of --bias (default 10000)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     args = parser.parse_args()
     figures: Any
     if args.bias:

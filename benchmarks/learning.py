@@ -1,16 +1,16 @@
 """Does CIPO learn more than GRPO? The reference experiment, with the controls and ablations.
 
-    python benchmarks/learning.py --quick                       # two small runs, the path alone: under 5 minutes
+    python benchmarks/learning.py --quick                       # two small runs that check the path: under 5 minutes
     python benchmarks/learning.py --seeds 11 12 13              # the main arms; a run takes 10 to 15 minutes alone
     python benchmarks/learning.py --seeds 11 --arms all         # and the ablations
     python benchmarks/learning.py --seeds 11 12 13 --json benchmarks/results/learning.json
     python benchmarks/learning.py --setting demo --seeds 11     # the same on the demo's own, easier task
 
 Each run makes a model, trains it through `verl.trainer.main_ppo` (real Ray, FSDP2 and vLLM) and samples held-out
-problems with `python -m verl_cipo.evaluate`. Runs are kept below --output one by one: a second call does what is
-missing and prints the table of all that is there. With --json, runs that were published in the folder beside FILE that
-is named like it count as done.
-Start no other verl run on the same machine meanwhile: docs/troubleshooting.md, "A run stands still after some steps".
+problems with `python -m verl_cipo.evaluate`. Each run is kept below --output: a second call does only what is
+missing, and prints the table of all runs. With --json, runs that were published in the folder next to FILE with the
+same name count as done.
+Start no other verl run on this machine meanwhile: docs/troubleshooting.md, "A run stands still after some steps".
 The settings were chosen on seeds below 10; report on others.
 """
 
@@ -65,16 +65,16 @@ def main() -> int:
     parser.add_argument("--arms", nargs="+", default=["main"], metavar="ARM", help=f"main, all, or {', '.join(ARMS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[11], help="default 11")
     parser.add_argument("--setting", choices=list(SETTINGS), default="full", help="default full, the reference")
-    parser.add_argument("--quick", action="store_true", help="a setting that shows the path and no learning")
+    parser.add_argument("--quick", action="store_true", help="a small setting that checks the path, not learning")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE.json", help="write the summary there, raw metrics into the folder FILE/"
+        "--json", type=Path, metavar="FILE.json", help="write the summary there, and raw metrics to the folder FILE/"
     )
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write learning.png and learning-training.png")
     args = parser.parse_args()
     names = {"main": [arm.name for arm in MAIN], "all": list(ARMS)}
     wanted = [CONTROL, "cipo"] if args.quick else [n for name in args.arms for n in names.get(name, [name])]
     if unknown := [name for name in wanted if name not in ARMS]:
-        parser.error(f"--arms {' '.join(unknown)}: allowed are main, all, {', '.join(ARMS)}")
+        parser.error(f"--arms {' '.join(unknown)}: expected main, all, {', '.join(ARMS)}")
     setting = QUICK if args.quick else SETTINGS[args.setting]
     output = (args.output / ("quick" if args.quick else args.setting)).resolve()
 

@@ -63,10 +63,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2, help="iterations of each run (default 2)")
     parser.add_argument("--mini-batches", type=int, default=2, help=f"mini-batches of {PROMPTS} prompts (default 2)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     args, options = parser.parse_known_args()
     if PROMPTS % args.mini_batches:
-        parser.error(f"--mini-batches {args.mini_batches}: allowed are the divisors of {PROMPTS}")
+        parser.error(f"--mini-batches {args.mini_batches}: expected the divisors of {PROMPTS}")
     figures = {}
     with tempfile.TemporaryDirectory() as scratch:
         task = Path(scratch) / "task"

@@ -12,7 +12,7 @@ simulated: verl's and CIPO's rollout workers on an engine whose decoding is simu
 1,024 concurrent sequences (generation/simulated.py, generation/engine.py). The workers' processor time is real, so the
 figures differ a little from run to run, though not with the load of the machine. Seconds are the mean over seeds.
 vllm_cpu: real Ray, TransferQueue and vLLM with a tiny model, the arms in turn, round by round (generation/trainer.py).
-Seconds are the median over rounds; they and their ratios want a machine that does nothing else.
+Seconds are the median over rounds; they and their ratios need a machine that does nothing else.
 """
 
 import argparse
@@ -105,14 +105,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed; with vLLM half the prompts, 2 rounds")
     parser.add_argument("--only", choices=("simulated", "vllm"), help="leave the other one out")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     parser.add_argument("--seeds", type=int, help="of the simulation (default 5, quick: 1)")
     parser.add_argument("--rounds", type=int, help="with vLLM, after one that warms up (default 10, quick: 2)")
     parser.add_argument(
         "--max-attempt-tokens",
         type=int,
         metavar="N",
-        help="show only the last N tokens of an attempt in its correction prompt: tells what the longer prompts cost",
+        help="show only the last N tokens of an attempt in its correction prompt, to see what longer prompts cost",
     )
     engine = parser.add_argument_group("simulation")
     for option, default in asdict(Speed()).items():

@@ -1,16 +1,16 @@
-"""Some hundred real steps in which everything around CIPO fails at random: what was lost, and did memory grow?
+"""A few hundred real steps in which everything around CIPO fails at random: what was lost, and did memory grow?
 
     python benchmarks/soak.py --steps 200 --json outputs/soak.json     # 19 minutes on 2 cores
     python benchmarks/soak.py --quick                                  # 24 steps, one kill: 5 minutes on 2 cores
 
 Real verl, Ray, FSDP2 and vLLM on the demo's model, 4 prompts x 4 attempts a step, no validation. Drawn at random
 (soak_faults.py): the verifier raises, hangs or returns garbage; a session raises; a correction hangs until
-``correction_timeout``; a row cannot be stored; all processes get SIGKILL at some moment of a step, and the run goes on
-from its last checkpoint. Then it is counted:
+``correction_timeout``; a row cannot be stored; all processes get SIGKILL at some moment of a step, and the run resumes
+from its last checkpoint. Then the benchmark counts:
 
 steps     every step was logged once, in order
 rows      in every step, attempts and corrections that were trained plus those that a fault is known to have cost (a
-          session that raised, a row that was not stored, a correction that hung, a verifier that was asked in vain) are
+          session that raised, a row that was not stored, a correction that hung, a verifier that never answered) are
           the 4 x 4 attempts and the n_corrections of every anchor that was not skipped
 anchors   in every step one a prompt (replay_fraction = 1)
 verdicts  every score that was trained is a verdict of the verifier: 0 or 1
@@ -192,9 +192,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser(__doc__)
     options.add_argument("--steps", type=int, default=STEPS)
     options.add_argument("--kills", type=int, default=KILLS)
-    options.add_argument("--seed", type=int, default=1, help="of the faults; processes draw beside one another")
+    options.add_argument("--seed", type=int, default=1, help="seed of the faults; each process draws its own")
     options.add_argument("--schedule", choices=("streaming", "barrier", "replay"), default="streaming")
-    options.add_argument("--output", type=Path, default=Path("outputs/soak"), help="made anew")
+    options.add_argument("--output", type=Path, default=Path("outputs/soak"), help="folder of the run; deleted first")
     args: argparse.Namespace = options.parse_args(arguments)
     steps, kills = (QUICK_STEPS, QUICK_KILLS) if args.quick else (args.steps, args.kills)
     output = args.output.resolve()

@@ -7,8 +7,8 @@ From one model, for a number of batches of 16 prompts: 8 and 16 attempts a promp
 and of 16 right ones of the first 8 attempts, drawn and weighed by the package's own code. With the model as it is, the
 policy gradient of each is compared with the gradient of pass@1 that a much larger sample of other prompts gives.
 
-A step of Adam has nearly the same length whatever the gradient's, so what a step gains is, to first order, in
-proportion to the cosine between its gradient and that of pass@1: of two arms the one with the larger cosine learns
+A step of Adam has nearly the same length whatever the gradient's, so the gain of a step is, to first order,
+proportional to the cosine between its gradient and that of pass@1: of two arms the one with the larger cosine learns
 faster. Plain PyTorch, no verl: this explains the runs of learning.py, it does not take part in them.
 """
 
@@ -322,7 +322,7 @@ def main() -> int:
     parser.add_argument("--batches", type=int, default=16, help=f"of {PROMPTS} prompts (default 16)")
     parser.add_argument("--goal", type=int, default=256, help="other prompts for the gradient of pass@1 (default 256)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     args = parser.parse_args()
     questions = read_questions(args.task)
     if (wanted := args.batches * PROMPTS + args.goal) > len(questions):

@@ -44,7 +44,7 @@ def readme_problems(page: Path) -> Iterator[str]:
     """Length, leftovers, and knobs that CIPO does not have."""
     lines = page.read_text().splitlines()
     if len(lines) >= README_LINES:
-        yield f"{len(lines)} lines, allowed are fewer than {README_LINES}"
+        yield f"{len(lines)} lines, expected fewer than {README_LINES}"
     yield from (f"unfinished: {line}" for line in lines if re.search(r"\b(TODO|TBD)\b", line))
     named = [name for line in lines if line.startswith("| `") for name in re.findall(r"`([\w.]+)`", line.split("|")[1])]
     knobs = CIPOConfig().to_mapping()

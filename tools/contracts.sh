@@ -15,26 +15,26 @@ die() {
 }
 
 [ $# -ge 1 ] || die "which verl? tools/contracts.sh 0.9.0, or a wheel, or a folder of source"
-command -v "$BIN" >/dev/null || die "there is no $BIN: make venv first"
-WANTED=$1
+command -v "$BIN" >/dev/null || die "there is no $BIN: run make venv first"
+ASKED=$1
 shift
 
 fetch() { # fetch REQUIREMENT FOLDER
     rm -rf "$2" "$2.part"
     "$BIN" -m pip --disable-pip-version-check --no-input install --quiet --no-deps --no-compile --target "$2.part" "$1" ||
-        die "verl $WANTED cannot be had, pip's reason is above. Without a network: tools/contracts.sh path/to/its.whl"
+        die "verl $ASKED could not be downloaded; pip's reason is above. Without a network: tools/contracts.sh path/to/its.whl"
     # verl's wheel has packages `tests` and `scripts` beside verl, which would stand in the way of ours.
     rm -rf "$2.part/tests" "$2.part/scripts" "$2.part/bin"
     mv "$2.part" "$2"
 }
 
-if [ -e "$WANTED" ]; then
+if [ -e "$ASKED" ]; then
     FOLDER=$(realpath -m "$CACHE")/given
-    fetch "$WANTED" "$FOLDER"
+    fetch "$ASKED" "$FOLDER"
     VERSION=$("$BIN" -c "import sys; from importlib.metadata import distributions as d
 print(next(x.version for x in d(path=sys.argv[1:]) if x.name == 'verl'))" "$FOLDER")
 else
-    VERSION=$WANTED
+    VERSION=$ASKED
     FOLDER=$(realpath -m "$CACHE")/$VERSION
     [ -d "$FOLDER/verl" ] || fetch "verl==$VERSION" "$FOLDER"
 fi

@@ -58,7 +58,7 @@ check_machine() {
     command -v "$PYTHON" >/dev/null ||
         die "there is no $PYTHON; install Python 3.10, 3.11 or 3.12, or name one: make PYTHON=/path/to/python3.11 ..."
     "$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' ||
-        die "$PYTHON is $("$PYTHON" -V 2>&1), needed is 3.10, 3.11 or 3.12: make PYTHON=/path/to/python3.11 ..."
+        die "$PYTHON is $("$PYTHON" -V 2>&1), but 3.10, 3.11 or 3.12 is required: make PYTHON=/path/to/python3.11 ..."
     if ! "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null; then
         apt_install "python$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv" \
             "$PYTHON lacks the venv module"
@@ -85,7 +85,7 @@ run_step() { # run_step TITLE COMMAND...
     local start=$SECONDS
     if ! "$@" >>"$LOG" 2>&1; then
         tail -n 25 "$LOG" >&2
-        die "step $step of $STEPS failed; all it wrote is in $LOG. The next try starts over."
+        die "step $step of $STEPS failed; its output is in $LOG. The next try starts over."
     fi
     say "      done in $((SECONDS - start)) s"
 }

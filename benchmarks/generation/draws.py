@@ -22,7 +22,7 @@ def quantile(law: str, u: float, *, median: float, spread: float) -> float:
         return median * math.exp(spread * NormalDist().inv_cdf(u))
     if law == "pareto":
         return median * (2 * (1 - u)) ** -spread
-    raise ValueError(f"law = {law!r}: allowed is one of lognormal, pareto")
+    raise ValueError(f"law = {law!r}: expected one of lognormal, pareto")
 
 
 def verdict(data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any] | None = None) -> float:

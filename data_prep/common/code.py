@@ -28,7 +28,7 @@ _DEFINES = re.compile(r"^\s*(?:def|class)\s", re.MULTILINE)
 
 def max_tests_option(parser: argparse.ArgumentParser) -> None:
     """--max_tests: tests cost time at every check, and some problems have hundreds."""
-    parser.add_argument("--max_tests", type=positive, help="keep the first this many tests (default: all)")
+    parser.add_argument("--max_tests", type=positive, help="keep the first MAX_TESTS tests (default: all)")
 
 
 def request(question: str, *, starter: str = "", fn_name: str = "") -> str:

@@ -250,7 +250,7 @@ def _parser(dataset: DataSet, doc: str) -> argparse.ArgumentParser:
         help=f"questions are compared by their runs of this many words ({RUN_WORDS})",
     )
     parser.add_argument(
-        "--skip_malformed", action="store_true", help="name malformed rows, count them and go on without them"
+        "--skip_malformed", action="store_true", help="report malformed rows, count them and continue without them"
     )
     parser.add_argument("--hf_revision", help="branch, tag or commit on the hub (default: its main branch)")
     if dataset.tried:

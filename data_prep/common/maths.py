@@ -75,7 +75,7 @@ def question_and_answer(
 
     question, answer, id: names of the field, the first that is there counts; solution: fields whose last boxed
     expression is the answer where there is no answer field; keep: fields that go into extra_info as text;
-    check: (row, answer, field) -> answer, to normalise it or raise PrepError.
+    check: (row, answer, field) -> answer, to normalize it or raise PrepError.
     """
 
     def convert(row: Row, args: argparse.Namespace) -> Example:

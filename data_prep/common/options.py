@@ -8,7 +8,7 @@ def positive(text: str) -> int:
     try:
         value = int(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: allowed is an integer >= 1") from error
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an integer >= 1") from error
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: allowed is an integer >= 1")
+        raise argparse.ArgumentTypeError(f"{text}: expected an integer >= 1")
     return value

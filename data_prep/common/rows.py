@@ -85,7 +85,7 @@ class Row:
         if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
             raise self.fault(name, _kind(value), "text or a number")
         if isinstance(value, float) and math.isinf(value):
-            raise self.fault(name, "a number without end", "text or a finite number")
+            raise self.fault(name, "an infinite number", "text or a finite number")
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         return self._utf8(name, str(value).strip())

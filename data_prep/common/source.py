@@ -43,7 +43,7 @@ def fetch(hub: str, revision: str | None, config: str | None) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise PrepError(
-            f"{hub}: not to be had from the hub ({reason}); give a local copy with --local_dataset_path"
+            f"{hub}: could not be fetched from the hub ({reason}); give a local copy with --local_dataset_path"
         ) from error
 
 
@@ -56,7 +56,7 @@ def find_files(path: Path, split: str, *, only_split: bool, config: str | None) 
     Raises: PrepError when the path does not exist; returns [] when it holds nothing of this split.
     """
     if not path.exists():
-        raise PrepError(f"{path}: not there; expected a file or folder of the data set's published files")
+        raise PrepError(f"{path}: not found; expected a file or folder of the data set's published files")
     if path.is_file():
         if path.suffix not in FORMATS:
             raise PrepError(f"{path}: the ending is {path.suffix or 'missing'}; expected one of {', '.join(FORMATS)}")

@@ -1,4 +1,4 @@
-"""Make the demo's data and model from nothing, offline: word problems, and a tiny model that has learned their format.
+"""Make the demo's data and model from scratch, offline: word problems, and a tiny model that has learned their format.
 
     python examples/tiny/prepare.py --output outputs/demo/start [--seed 1] [--quick]
 
@@ -175,14 +175,14 @@ def prepare(output: Path, settings: Settings) -> dict:
 
 def report(result: dict, quick: bool) -> str:
     """The table that the command prints."""
-    lines = [f"{'held-out, sampled at temperature 1':38}value   wanted"]
+    lines = [f"{'held-out, sampled at temperature 1':38}value   target"]
     for name, (low, high) in TARGETS.items():
-        wanted = f"at least {low:.2f}" if high == 1.0 else f"{low:.2f} to {high:.2f}"
-        lines.append(f"{name:38}{result[name]:5.3f}   {'(quick run: no promise)' if quick else wanted}")
+        target = f"at least {low:.2f}" if high == 1.0 else f"{low:.2f} to {high:.2f}"
+        lines.append(f"{name:38}{result[name]:5.3f}   {'(quick run: not checked)' if quick else target}")
     for name in ("format", "parameters", "vocabulary", "steps", "tokens", "seconds", "seed"):
         lines.append(f"{name:38}{result[name]:,}" if name != "format" else f"{name:38}{result[name]:5.3f}")
     if not quick and not result["on_target"]:
-        lines.append("The warmed model is outside the wanted range; training from it may show less.")
+        lines.append("The warmed-up model is outside the target range; training from it may show less.")
     return "\n".join(lines)
 
 

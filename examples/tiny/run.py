@@ -1,13 +1,13 @@
-"""The demo: CIPO in real verl with real vLLM on a CPU, from nothing.
+"""The demo: CIPO in real verl with real vLLM on a CPU, from scratch.
 
     python examples/tiny/run.py --output outputs/demo            # about 10 minutes on 2 cores
     python examples/tiny/run.py --output outputs/demo --steps 3  # a smoke run
 
-    python examples/tiny/run.py --output outputs/demo --resume   # goes on from the newest checkpoint
+    python examples/tiny/run.py --output outputs/demo --resume   # resumes from the newest checkpoint
 
 Makes a small model, tokenizer and data set (prepare.py), then trains through `verl.trainer.main_ppo` with
 `algorithm.adv_estimator=cipo`. Writes metrics.jsonl, curves.png, summary.json and train.log into --output.
-Further options go to verl as they are: `run.py --output DIR algorithm.cipo.lambda_corr=0.5`.
+Further options go to verl unchanged: `run.py --output DIR algorithm.cipo.lambda_corr=0.5`.
 """
 
 import argparse
@@ -42,9 +42,9 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
     parser.add_argument("--steps", type=int, default=STEPS, help=f"RL steps (default {STEPS})")
     parser.add_argument("--algo", choices=["cipo", "grpo"], default="cipo", help="grpo runs the baseline")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
+    parser.add_argument("--resume", action="store_true", help="resume from the newest checkpoint in --output")
     parser.add_argument(
-        "--save-every", type=int, default=0, metavar="STEPS", help="checkpoint so often (default never)"
+        "--save-every", type=int, default=0, metavar="STEPS", help="steps between checkpoints (default: never)"
     )
     parser.add_argument("--seed", type=int, default=1, help="seed of the model, the data and their order")
     args, verl_options = parser.parse_known_args()
@@ -52,7 +52,7 @@ def main() -> int:
         parser.error(f"--steps {args.steps}: at least 1")
     unknown = [option for option in verl_options if "=" not in option]
     if unknown:
-        parser.error(f"not an option of the demo and not KEY=VALUE for verl: {' '.join(unknown)}")
+        parser.error(f"neither an option of the demo nor KEY=VALUE for verl: {' '.join(unknown)}")
     # Ended from outside, the run must still end the processes it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Around all of it: --output may be the folder of a run that is under way, which must lose nothing.

@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 from tests.contracts.store import FUNCTIONS, Store
-from verl_cipo.doctor import VERL_WANTED, fits
+from verl_cipo.doctor import VERL_REQUIRED, fits
 
 BROKEN = {
     "0.9.0": {
@@ -25,7 +25,7 @@ BROKEN = {
 }
 """Contracts that a version outside of the range is known to break, and why: CI holds that it breaks no other."""
 
-if not fits(version("verl"), VERL_WANTED):
+if not fits(version("verl"), VERL_REQUIRED):
     # A module of verl's name `tests` may be installed beside verl, so ours is found by its folder.
     folder = str(Path(__file__).parents[1] / "real")
     sys.path.append(folder)
@@ -73,7 +73,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     import verl
 
     what, files = marker.args
-    text = f"{what} changed in verl {verl.__version__}; on it stands {', '.join(files)}"
+    text = f"{what} changed in verl {verl.__version__}; used by {', '.join(files)}"
     report.sections.insert(0, ("seam", text))
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is not None:

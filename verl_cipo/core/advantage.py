@@ -35,9 +35,9 @@ def group_relative(
     Groups of one size share one call for their means and one for their std. Returns a new tensor of shape (N,).
     """
     if scores.dim() != 1 or len(group) != len(scores):
-        raise ValueError(f"scores {tuple(scores.shape)} and {len(group)} group names: allowed is one shape (N,)")
+        raise ValueError(f"scores {tuple(scores.shape)} and {len(group)} group names: expected one shape (N,)")
     if scores.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"scores are {scores.dtype}: allowed are float32 and float64")
+        raise TypeError(f"scores are {scores.dtype}: expected float32 and float64")
     values = scores.detach().cpu()
     codes = _codes(group)
     grouped = values[torch.from_numpy(np.argsort(codes, kind="stable"))]
@@ -107,7 +107,7 @@ def stream_scales(
     Raises: ValueError on another loss_agg_mode.
     """
     if loss_agg_mode not in LOSS_AGG_MODES:
-        raise ValueError(f"loss_agg_mode = {loss_agg_mode!r}: allowed is one of {', '.join(LOSS_AGG_MODES)}")
+        raise ValueError(f"loss_agg_mode = {loss_agg_mode!r}: expected one of {', '.join(LOSS_AGG_MODES)}")
     by_rows = loss_agg_mode in SEQ_MEAN_MODES
     n_base, n_corr = (n_base_seqs, n_corr_seqs) if by_rows else (n_base_tokens, n_corr_tokens)
     if n_corr == 0:
@@ -171,7 +171,7 @@ def two_stream_advantage(
     ):
         raise ValueError(
             f"token_level_rewards {tuple(token_level_rewards.shape)}, response_mask {tuple(response_mask.shape)}, "
-            f"loss_tokens {loss_tokens.shape} and {len(rows)} rows: allowed are (N, T), (N, T), (N,) and N"
+            f"loss_tokens {loss_tokens.shape} and {len(rows)} rows: expected (N, T), (N, T), (N,) and N"
         )
     real = np.flatnonzero(rows.stream != PADDING)
     session = _codes(rows.session[real])
@@ -235,7 +235,7 @@ def _final_rows(rows: Rows, real: np.ndarray, session: np.ndarray) -> np.ndarray
     if (count != 1).any():
         wrong = int(np.flatnonzero(count != 1)[0])
         name = rows.session[real][session == wrong][0]
-        raise ValueError(f"session {name!r} has {count[wrong]} final rows: allowed is 1")
+        raise ValueError(f"session {name!r} has {count[wrong]} final rows: expected 1")
     final = np.empty(n_sessions, dtype=np.int64)
     final[session[is_final]] = real[is_final]
     return final

@@ -53,7 +53,7 @@ class Group:
     def __post_init__(self) -> None:
         sessions = [attempt.session for attempt in self.attempts]
         if len(set(sessions)) != len(sessions):
-            raise ValueError(f"group {self.uid!r} has the sessions {sessions}: allowed is one attempt a session")
+            raise ValueError(f"group {self.uid!r} has the sessions {sessions}: expected one attempt per session")
 
     @property
     def pass_rate(self) -> float:
@@ -168,10 +168,10 @@ class AnchorSelector:
         quota: Mapping[bool, int] | None = None,
     ) -> None:
         if schedule not in ("streaming", "barrier"):
-            raise ValueError(f"schedule = {schedule!r}: allowed is one of streaming, barrier")
+            raise ValueError(f"schedule = {schedule!r}: expected one of streaming, barrier")
         if n_groups < 0 or budget < 0 or not 0 <= rho <= 1:
             raise ValueError(
-                f"n_groups = {n_groups!r}, budget = {budget!r}, rho = {rho!r}: allowed are >= 0, >= 0 and [0, 1]"
+                f"n_groups = {n_groups!r}, budget = {budget!r}, rho = {rho!r}: expected >= 0, >= 0 and [0, 1]"
             )
         self._streaming = schedule == "streaming"
         self._n_groups = n_groups
@@ -200,7 +200,7 @@ class AnchorSelector:
         if self.complete:
             raise ValueError(f"group {group.uid!r} is one more than the {self._n_groups} that were announced")
         if group.uid in self._seen:
-            raise ValueError(f"group {group.uid!r} was added before: allowed is once")
+            raise ValueError(f"group {group.uid!r} was already added")
         self._seen.add(group.uid)
         is_medium = medium(group.pass_rate, **self._band)
         for rank, attempt in ranks(group, **self._draw):

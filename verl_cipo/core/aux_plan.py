@@ -264,7 +264,7 @@ def pair_up(groups: Sequence[Group], anchors: Sequence[Attempt], *, seed: int, s
         if anchor.correct:
             continue
         if anchor.uid not in position:
-            raise ValueError(f"anchor of uid {anchor.uid!r}: allowed are the {len(ring)} prompts of the batch")
+            raise ValueError(f"anchor of uid {anchor.uid!r}: expected one of the {len(ring)} prompts of the batch")
         if not solved:
             break
         own = position[anchor.uid]

@@ -23,26 +23,26 @@ class PromptConfig:
     """How a correction prompt is made from a question and an attempt (`algorithm.cipo.prompt`)."""
 
     template: str = "math"
-    """Text of the correction prompt: math, code, the path of a file holding {question} and {attempt} once each, or the
-    text itself."""
+    """Text of the correction prompt: math, code, the path of a file that holds {question} and {attempt} once each, or
+    the text itself."""
     attempt_view: Literal["whole", "no_thinking", "tail"] = "no_thinking"
-    """Part of the attempt that is shown: whole, no_thinking (without <think> blocks), or tail (the end of it,
-    max_attempt_tokens long or as long as fits)."""
+    """Part of the attempt to show: whole; no_thinking, without <think> blocks; or tail, its end, max_attempt_tokens
+    long or as long as fits."""
     on_overflow: Literal["tail", "skip"] = "tail"
-    """When that part does not fit: tail shows the end of it, skip gives the anchor up (counted in the metrics)."""
+    """When that part does not fit: tail shows its end, skip drops the anchor (counted in the metrics)."""
     max_attempt_tokens: int | None = None
-    """Cap on the tokens of the attempt that are shown; null = what rollout.prompt_length leaves."""
+    """Most tokens of the attempt to show; null = as many as rollout.prompt_length leaves."""
     thinking_open: str = "<think>"
-    """What begins a thought, for attempt_view=no_thinking; may hold special tokens of the model."""
+    """Start of a thought, for attempt_view=no_thinking; may hold special tokens of the model."""
     thinking_close: str = "</think>"
-    """What ends a thought, likewise."""
+    """End of a thought, for the same."""
     path: InitVar[str] = f"{ROOT}.prompt"
 
     def __post_init__(self, path: str) -> None:
         _validate(self, path)
         if self.thinking_open == self.thinking_close:
             raise CIPOConfigError(
-                f"{path}.thinking_open = {path}.thinking_close = {self.thinking_open!r}: allowed are different texts"
+                f"{path}.thinking_open = {path}.thinking_close = {self.thinking_open!r}: they must differ"
             )
 
 
@@ -51,32 +51,32 @@ class AuxConfig:
     """The auxiliary correction loss (`algorithm.cipo.aux`), added to verl's policy loss; coef 0 leaves it out."""
 
     kind: Literal["nll", "contrastive"] = "nll"
-    """nll, log-likelihood of verified corrections; contrastive, those preferred over the failed attempt."""
+    """nll, log-likelihood of right corrections; contrastive, right corrections preferred over the wrong attempt."""
     coef: float = 0.0
     """Weight of the auxiliary loss; 0 = off. source=paired is trained by it alone."""
     beta: float = 2.0
     """Scale of the contrastive margin between mean log-probabilities per token."""
     distill_below: float = 0.0
-    """Right sampled corrections of failed attempts are, where the prompt's pass rate is below this, trained on the
-    plain prompt too (nll only); 0 = off."""
+    """Where a prompt's pass rate is below this, right sampled corrections of its wrong attempts are also trained on the
+    plain prompt (nll only); 0 = off."""
     path: InitVar[str] = f"{ROOT}.aux"
 
     def __post_init__(self, path: str) -> None:
         _validate(self, path)
         if self.distill_below > 0 and self.contrastive:
             raise CIPOConfigError(
-                f"{path}.distill_below = {self.distill_below!r} with {path}.kind = {self.kind!r}: there is no failed "
-                f"attempt to prefer the correction over, allowed is 0, or {path}.kind = 'nll'"
+                f"{path}.distill_below = {self.distill_below!r} with {path}.kind = {self.kind!r}: there is no wrong "
+                f"attempt to prefer the correction over; use 0, or {path}.kind = 'nll'"
             )
 
     @property
     def contrastive(self) -> bool:
-        """Whether corrections are preferred over failed attempts."""
+        """Whether corrections are preferred over wrong attempts."""
         return self.kind == "contrastive"
 
     @property
     def needs_attempts(self) -> bool:
-        """Whether the failed attempts of a step's corrections must be in its batch."""
+        """Whether the wrong attempts of a step's corrections must be in its batch."""
         return self.contrastive or self.distill_below > 0
 
 
@@ -90,56 +90,57 @@ class CIPOConfig:
     replay_fraction: float = 1.0
     """Anchors per step = round(replay_fraction * prompts); 0 trains plain GRPO."""
     source: Literal["resample", "paired", "both"] = "resample"
-    """Where corrections come from: resample, sampled from the policy; paired, failed attempts paired with right
-    rollouts of the step, no generation; both."""
+    """Where corrections come from: resample, sampled from the policy; paired, wrong attempts paired with right rollouts
+    of the step, without generation; or both."""
     n_corrections: int | None = None
     """Corrections per anchor, which form one group; null = rollout.n. A group of 1 would have no advantage."""
     schedule: Literal["streaming", "barrier", "replay", "auto"] = "auto"
     """When anchors are drawn: streaming, as prompts finish; barrier, after the last prompt of the batch; replay, from
-    the attempts of the step before, so that corrections are rolled out beside the attempts; auto, streaming, and replay
-    in asynchronous trainer modes, so that no prompt waits for another."""
+    the attempts of the previous step, so that corrections are rolled out beside the attempts; auto, streaming, and
+    replay in asynchronous trainer modes, so that no prompt waits for another."""
     lambda_corr: float = 1.0
-    """Weight of the correction stream against the base stream, each normalised by its own size."""
+    """Weight of the correction stream against the base stream, each normalized by its own size."""
     lambda_risk: float = 1.0
-    """Weight of the penalty on corrections that turn a correct anchor wrong; without algorithm.norm_adv_by_std_in_grpo
-    it is taken off their reward."""
+    """Weight of the penalty on corrections that turn a right anchor wrong; without algorithm.norm_adv_by_std_in_grpo it
+    is subtracted from their reward."""
     rho_init: float = 0.3
-    """Share of correct attempts among the anchors at step 1; rho_min <= rho_init <= rho_max."""
+    """Share of right attempts among the anchors at step 1; rho_min <= rho_init <= rho_max."""
     rho_min: float = 0.2
     """Lower bound of rho."""
     rho_max: float = 0.8
     """Upper bound of rho."""
     rho_target: float = 0.8
-    """Wanted retention: the share of corrections of correct anchors that stay correct."""
+    """Target retention: the share of corrections of right anchors that are right."""
     rho_gain: float = 0.8
     """Growth of rho per unit of retention below the target (w1)."""
     rho_drop_gain: float = 0.3
-    """Growth of rho per unit by which retention fell since the last step (w2)."""
+    """Growth of rho per unit that retention fell since the last step (w2)."""
     rho_patience_gain: float = 0.05
     """Growth of rho per consecutive step with retention below the target, at most 3 (w3)."""
     rho_adaptive: bool = True
     """Whether rho follows the retention; false keeps it at rho_init."""
     delta_low: float = 0.375
-    """Least pass rate of a prompt of medium difficulty, inclusive; anchors come from these first."""
+    """Lowest pass rate of a prompt of medium difficulty, inclusive; anchors come from these first."""
     delta_high: float = 0.75
     """Highest pass rate of a prompt of medium difficulty, inclusive."""
     correct_threshold: float | Mapping[str, float] = 0.5
-    """An attempt is right when its score is above this, where the verifier gives no `acc`; one number, or one for each
+    """An attempt is right when its score is above this; used where the verifier gives no `acc`. One number, or one per
     data_source, with `default` for those that are not named (0.5 without it)."""
     verifier_retries: int = 2
-    """How often a verifier that failed (an error, no verdict) is asked again before its session is given up."""
+    """How often a verifier that gave no verdict is asked again before its session is given up."""
     correction_timeout: float = 3600.0
-    """Seconds after which a correction session is given up, so that one cannot hold the step; those that the engines
-    sleep while verl trains (colocate_async) do not count."""
+    """Seconds after which a correction session is given up, so that one cannot hold up the step; the time that the
+    engines sleep while verl trains (colocate_async) does not count."""
     report_timeout: float = 3600.0
-    """Seconds without news of any prompt of a dispatch after which anchors are drawn without those that are missing, so
-    that an attempt that hangs, in a tool say, does not hold the corrections of the others."""
+    """Seconds without news from any prompt of a dispatch after which anchors are drawn without the missing prompts, so
+    that an attempt that hangs, in a tool for example, does not hold up the corrections of others."""
     guard: Literal["off", "warn", "adapt"] = "warn"
-    """Watch for collapse (docs/guard.md): off; warn, in log and metrics; adapt, also lower lambda_corr meanwhile."""
+    """Watch for collapse (docs/guard.md): off; warn, in log and metrics; adapt, which also lowers lambda_corr during an
+    alarm."""
     val_corrections: int = 1
     """Second-turn corrections per validation attempt; 0 turns them off."""
     seed: int = 1
-    """Seed of the draw of anchors."""
+    """Seed for drawing anchors."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     """The correction prompt."""
     aux: AuxConfig = field(default_factory=AuxConfig)
@@ -154,22 +155,22 @@ class CIPOConfig:
             values = [getattr(self, name) for name in names]
             if values != sorted(values):
                 held = ", ".join(f"{path}.{name} = {value!r}" for name, value in zip(names, values, strict=True))
-                raise CIPOConfigError(f"{held}: allowed is {' <= '.join(names)}")
+                raise CIPOConfigError(f"{held}: expected {' <= '.join(names)}")
         if self.source == "paired" and self.aux.coef == 0:
             raise CIPOConfigError(
-                f"{path}.source = 'paired' with {path}.aux.coef = 0: pairs are trained by the auxiliary loss alone, "
+                f"{path}.source = 'paired' with {path}.aux.coef = 0: only the auxiliary loss trains pairs; "
                 f"set {path}.aux.coef above 0"
             )
         if self.source == "paired" and self.aux.distill_below > 0:
             raise CIPOConfigError(
                 f"{path}.aux.distill_below = {self.aux.distill_below!r} with {path}.source = 'paired': no corrections "
-                f"are sampled, allowed is 0, or {path}.source = 'resample' or 'both'"
+                f"are sampled; use 0, or {path}.source = 'resample' or 'both'"
             )
 
     def scheduled(self, *, asynchronous: bool) -> "CIPOConfig":
         """This with schedule=auto resolved: replay for an `asynchronous` trainer, else streaming.
 
-        What `aux` trains may need the failed attempts in the batch, where replay does not have them: streaming too.
+        What `aux` trains may need the wrong attempts in the batch, where replay does not have them: streaming too.
         """
         if self.schedule != "auto":
             return self
@@ -212,7 +213,7 @@ class CIPOConfig:
 
     @property
     def replays(self) -> bool:
-        """Whether anchors are drawn from the attempts of the step before."""
+        """Whether anchors are drawn from the attempts of the previous step."""
         return self.rolls_out and self.schedule == "replay"
 
     @property
@@ -234,14 +235,14 @@ def _validate(config: CIPOConfig | PromptConfig | AuxConfig, path: str) -> None:
         value = getattr(config, knob.name)
         if (section := _SECTIONS.get(knob.name)) is not None:
             if not isinstance(value, section):
-                allowed = f"allowed is a mapping (a {section.__name__} in code)"
+                allowed = f"expected a mapping (a {section.__name__} in code)"
                 raise CIPOConfigError(f"{path}.{knob.name} = {value!r}: {allowed}")
             continue
         rule = rule_of(knob)
         try:
             value = rule.read(value)
         except ValueError:
-            raise CIPOConfigError(f"{path}.{knob.name} = {value!r}: allowed is {rule.allowed}") from None
+            raise CIPOConfigError(f"{path}.{knob.name} = {value!r}: expected {rule.allowed}") from None
         object.__setattr__(config, knob.name, value)
 
 
@@ -249,7 +250,7 @@ def _known_keys(cls: type, mapping: Any, path: str) -> dict[str, Any]:
     """A copy of `mapping`, all of whose keys are fields of `cls`."""
     allowed = [knob.name for knob in fields(cls)]
     if not isinstance(mapping, Mapping):
-        raise CIPOConfigError(f"{path} = {mapping!r}: allowed is a mapping with the keys {', '.join(allowed)}")
+        raise CIPOConfigError(f"{path} = {mapping!r}: expected a mapping with the keys {', '.join(allowed)}")
     for key, value in mapping.items():
         if key not in allowed:
             sections = _SECTIONS.items() if cls is CIPOConfig else ()
@@ -257,5 +258,5 @@ def _known_keys(cls: type, mapping: Any, path: str) -> dict[str, Any]:
             places = {name.rpartition(".")[2]: name for name in allowed + inner}
             near = difflib.get_close_matches(str(key), places, n=1)
             hint = f" Did you mean {path}.{places[near[0]]}?" if near else ""
-            raise CIPOConfigError(f"{path}.{key} = {value!r}: unknown key.{hint} Allowed are {', '.join(allowed)}")
+            raise CIPOConfigError(f"{path}.{key} = {value!r}: unknown key.{hint} Expected one of {', '.join(allowed)}")
     return dict(mapping)

@@ -2,7 +2,7 @@
 
 A policy may learn to repeat the attempt that it is shown, and correction training may cost what the policy could do
 before. A step measures these on few anchors, so a change counts in units of the noise that the signal itself shows from
-step to step. docs/guard.md says what was tried.
+step to step. docs/guard.md says how often the alarms are wrong, and how late.
 """
 
 import math
@@ -144,7 +144,7 @@ class GuardState:
         """Back from `to_mapping`. Raises: TypeError on a missing or an unknown key."""
         known = {item.name for item in fields(cls)}
         if set(values) != known:
-            raise TypeError(f"guard state with the keys {sorted(values)}: allowed are exactly {sorted(known)}")
+            raise TypeError(f"guard state with the keys {sorted(values)}: expected exactly {sorted(known)}")
         plain = ("start_entropy", "alarms", "lambda_factor")
         levels = {name: Level(**values[name]) for name in known.difference(plain)}
         return cls(
@@ -162,7 +162,7 @@ def update_guard(state: GuardState, signals: Signals) -> GuardState:
         measured = getattr(signals, item.name)
         level: Level = getattr(state, item.name)
         if measured is not None and not math.isfinite(measured):
-            raise ValueError(f"signal {item.name} = {measured!r}: allowed is a finite number or None")
+            raise ValueError(f"signal {item.name} = {measured!r}: expected a finite number or None")
         levels[item.name] = level if measured is None else level.add(measured)
     state = replace(state, **levels)
     if state.start_entropy is None and state.entropy.count == LIMITS.start_steps:

@@ -27,11 +27,11 @@ def aux_weights(token_mask: Tensor, sign: Tensor, *, optimizer_steps: int) -> Te
     Raises: ValueError on other shapes or signs, fewer than one step, and a row to be trained that has no token.
     """
     if token_mask.dim() != 2 or sign.shape != token_mask.shape[:1]:
-        raise ValueError(f"token_mask {tuple(token_mask.shape)}, sign {tuple(sign.shape)}: allowed are (N, T), (N,)")
+        raise ValueError(f"token_mask {tuple(token_mask.shape)}, sign {tuple(sign.shape)}: expected (N, T), (N,)")
     if not torch.isin(sign, torch.tensor([CHOSEN, REJECTED, UNTRAINED], device=sign.device)).all():
-        raise ValueError(f"sign holds {sign.unique().tolist()}: allowed are {CHOSEN}, {REJECTED}, {UNTRAINED}")
+        raise ValueError(f"sign holds {sign.unique().tolist()}: expected {CHOSEN}, {REJECTED}, {UNTRAINED}")
     if optimizer_steps < 1:
-        raise ValueError(f"optimizer_steps = {optimizer_steps!r}: allowed is >= 1")
+        raise ValueError(f"optimizer_steps = {optimizer_steps!r}: expected >= 1")
     trained = (token_mask != 0) & (sign != UNTRAINED).unsqueeze(-1)
     tokens = trained.sum(dim=-1)
     if ((sign != UNTRAINED) & (tokens == 0)).any():
@@ -70,7 +70,7 @@ def partner_scores(old_log_prob: Tensor, weights: Tensor, sign: Tensor, pair: Te
         or (sign[second] != CHOSEN).any()
     ):
         rows = list(zip(pair[order].tolist(), sign[order].tolist(), strict=True))
-        raise ValueError(f"(pair, sign) of the trained rows: {rows}; allowed is one {CHOSEN}, one {REJECTED} a pair")
+        raise ValueError(f"(pair, sign) of the trained rows: {rows}; expected one {CHOSEN}, one {REJECTED} a pair")
     score = mean_log_prob(old_log_prob.detach(), weights).float()
     partner[first], partner[second] = score[second], score[first]
     return partner
@@ -84,7 +84,7 @@ def nll(log_prob: Tensor, weights: Tensor) -> Tensor:
 def contrastive(log_prob: Tensor, weights: Tensor, sign: Tensor, partner: Tensor, *, beta: float) -> Tensor:
     """Sum over rows of row weight * -logsigmoid(beta * sign * (s - partner)), s the row's mean log-probability.
 
-    The reference-free, length-normalised preference of SimPO (arXiv 2405.14734) without its margin, our choice [W]:
+    The reference-free, length-normalized preference of SimPO (arXiv 2405.14734) without its margin, our choice [W]:
     -logsigmoid(beta * (s_chosen - s_rejected)). The two rows of a pair may lie in different micro-batches or on
     different ranks, hence each sees the other as it was under the old policy. At the old policy the two gradients add
     up to that of the preference; further on each side saturates by itself. Both rows hold the pair's loss, so the sum
@@ -109,4 +109,4 @@ def aux_loss(
     if kind == "contrastive":
         loss = contrastive(log_prob, weights, sign, partner, beta=beta)
         return loss, loss.detach() / 2
-    raise ValueError(f"kind = {kind!r}: allowed is nll or contrastive")
+    raise ValueError(f"kind = {kind!r}: expected nll or contrastive")

@@ -29,7 +29,7 @@ TEMPLATES = {
     "in one fenced code block.",
 }
 
-# What is learnt from it is the solution of the first problem; the attempt is at another one, as a worked example.
+# What is learned from it is the solution of the first problem; the attempt is at another one, as a worked example.
 ADJACENT_TEMPLATE = """{question}
 
 Here is another problem and an attempt at it:
@@ -61,7 +61,7 @@ def load_template(template: str) -> str:
     """
     if template in TEMPLATES:
         return TEMPLATES[template]
-    allowed = f"allowed is {TEMPLATE_ALLOWED}"
+    allowed = f"expected {TEMPLATE_ALLOWED}"
     kind, text = "text", template
     if not _PLACEHOLDER.search(template) and "\n" not in template:
         try:

@@ -21,7 +21,7 @@ CHOSEN, REJECTED, UNTRAINED = 1.0, -1.0, 0.0
 MARK = "cipo"
 """Where a row holds its `Mark`: in `extra_fields` of its agent loop's output, a column of V0's batch."""
 
-_GROUP = re.compile(r"(.*?)(?:_([cp])(\d+)([arq]?))?", re.DOTALL)
+_END = re.compile(r"_([cp])(\d+)([arq]?)\Z")
 
 
 class GroupName(NamedTuple):
@@ -42,8 +42,11 @@ class GroupName(NamedTuple):
     @classmethod
     def parse(cls, name: str) -> "GroupName":
         """The parts of a name."""
-        prompt, kind, number, use = _GROUP.fullmatch(name).groups()
-        return cls(prompt) if kind is None else cls(prompt, kind, int(number), use)
+        prompt, end = name, _END.search(name)
+        if end is None:
+            return cls(prompt)
+        kind, number, use = end.groups()
+        return cls(prompt[: end.start()], kind, int(number), use)
 
     def __str__(self) -> str:
         return f"{self.prompt}_{self.kind}{self.number}{self.use}" if self.kind else self.prompt
@@ -133,12 +136,12 @@ class Rows:
     def __post_init__(self) -> None:
         shapes = {item.name: np.shape(getattr(self, item.name)) for item in fields(self)}
         if len(set(shapes.values())) != 1 or len(shapes["stream"]) != 1:
-            raise ValueError(f"shapes {shapes}: allowed is one shape (N,)")
+            raise ValueError(f"shapes {shapes}: expected one shape (N,)")
         if not np.isin(self.stream, (BASE, CORRECTION, PADDING)).all():
-            raise ValueError(f"stream holds {np.unique(self.stream)}: allowed are {BASE}, {CORRECTION}, {PADDING}")
+            raise ValueError(f"stream holds {np.unique(self.stream)}: expected {BASE}, {CORRECTION}, {PADDING}")
         for name in ("final", "correct", "anchor_correct"):
             if (dtype := getattr(self, name).dtype).kind != "b":
-                raise TypeError(f"{name} is {dtype}: allowed is bool")
+                raise TypeError(f"{name} is {dtype}: expected bool")
 
     def __len__(self) -> int:
         return len(self.stream)
@@ -174,7 +177,7 @@ class RowTable:
     def __post_init__(self) -> None:
         lengths = {item.name: len(getattr(self, item.name)) for item in fields(self)}
         if len(set(lengths.values())) != 1:
-            raise ValueError(f"lengths {lengths}: allowed is one")
+            raise ValueError(f"lengths {lengths}: expected one")
 
     @classmethod
     def of_marks(
@@ -227,7 +230,7 @@ class RowTable:
         for i in np.flatnonzero((rows.stream == BASE) & rows.final):
             key = self.keys[i]
             attempt = Attempt(
-                uid=rows.group[i],
+                uid=str(rows.group[i]),
                 index=self.index[i],
                 session=RowKey.parse(key).session,
                 correct=bool(rows.correct[i]),
@@ -250,11 +253,11 @@ class RowTable:
         for key in sorted(map(RowKey.parse, self.right_corrections()), key=lambda key: key.session):
             first.setdefault(key.group, str(key))
         rows = self.rows
-        of_session = {rows.session[i]: self.keys[i] for i in np.flatnonzero((rows.stream == BASE) & rows.final)}
+        of_session = {str(rows.session[i]): self.keys[i] for i in np.flatnonzero((rows.stream == BASE) & rows.final)}
         attempts = {}
         for group, key in first.items():
-            name = GroupName.parse(group)
-            attempt = RowKey(name.prompt, name.number).rollout
+            prompt, _, number, _ = GroupName.parse(group)
+            attempt = RowKey(prompt, number or 0).rollout
             # An attempt whose row could not be stored still was corrected.
             if attempt in of_session:
                 attempts[key] = of_session[attempt]

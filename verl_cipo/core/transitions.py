@@ -28,7 +28,7 @@ class Transitions:
         """Count; both are bool of shape (N,), one entry per correction."""
         anchor, result = np.asarray(anchor_correct, dtype=bool), np.asarray(correct, dtype=bool)
         if anchor.shape != result.shape or anchor.ndim != 1:
-            raise ValueError(f"shapes {anchor.shape} and {result.shape}: allowed is one shape (N,)")
+            raise ValueError(f"shapes {anchor.shape} and {result.shape}: expected one shape (N,)")
         return cls(
             cc=int((anchor & result).sum()),
             cw=int((anchor & ~result).sum()),

@@ -72,7 +72,7 @@ def ratio_interval(parts: ArrayLike, totals: ArrayLike, **how: Any) -> Interval:
     parts, totals = _finite(parts), _finite(totals)
     if parts.shape != totals.shape or not (totals > 0).any():
         raise ValueError(
-            f"parts of shape {parts.shape} over totals of shape {totals.shape}: allowed is one shape with a total > 0"
+            f"parts of shape {parts.shape} over totals of shape {totals.shape}: expected one shape with a total > 0"
         )
     parts, totals = parts[totals > 0], totals[totals > 0]
 
@@ -108,7 +108,7 @@ def sign_test(differences: ArrayLike) -> SignTest:
 def _finite(values: ArrayLike) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
-        raise ValueError(f"values of shape {values.shape}: allowed are finite ones, one or more, in one dimension")
+        raise ValueError(f"values of shape {values.shape}: expected one or more finite values in one dimension")
     return values
 
 

@@ -27,7 +27,7 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> np.ndarray:
     """
     n, c = np.broadcast_arrays(np.asarray(n, dtype=np.int64), np.asarray(c, dtype=np.int64))
     if k < 1 or (n < k).any():
-        raise ValueError(f"pass@{k} of {n.min() if n.size else 0} samples: allowed is 1 <= k <= n")
+        raise ValueError(f"pass@{k} of {n.min() if n.size else 0} samples: expected 1 <= k <= n")
     if ((c < 0) | (c > n)).any():
         raise ValueError("the number of right samples lies outside [0, n]")
     # The binomials themselves would overflow from n = 1030 on. Where n - c < k one factor is 0.
@@ -68,9 +68,9 @@ def maj_at_k(
     correct = np.asarray(correct, dtype=bool)
     n = len(votes)
     if correct.shape != (n,):
-        raise ValueError(f"{n} votes and verdicts of shape {correct.shape}: allowed is one length")
+        raise ValueError(f"{n} votes and verdicts of shape {correct.shape}: expected one length")
     if any(not 1 <= k <= n for k in ks):
-        raise ValueError(f"maj@K of {n} samples for K in {list(ks)}: allowed is 1 <= K <= n")
+        raise ValueError(f"maj@K of {n} samples for K in {list(ks)}: expected 1 <= K <= n")
     code_of: dict[str, int] = {}
     codes = np.array([code_of.setdefault(vote, len(code_of)) if vote else -1 for vote in votes])
     if not code_of:

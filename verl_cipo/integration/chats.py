@@ -42,7 +42,7 @@ def warn_of_thinking(tokenizer: Any, prompt: PromptConfig) -> None:
 def _warn_of_thinking(others: tuple[str, ...], prompt: PromptConfig) -> None:
     if others:
         logger.warning(
-            "the tokenizer knows %s, and algorithm.cipo.prompt.attempt_view=no_thinking leaves out what stands between "
+            "the tokenizer knows %s, and algorithm.cipo.prompt.attempt_view=no_thinking leaves out the text between "
             "%s and %s: if the model thinks between others, set prompt.thinking_open and prompt.thinking_close",
             ", ".join(others),
             prompt.thinking_open,

@@ -1,4 +1,4 @@
-"""What is checked and told in the driver, before any worker starts: lengths, the model's limits, the data set's rows.
+"""What the driver checks and reports before any worker starts: lengths, the model's limits, the data set's rows.
 
 verl finds out in a worker, at the first sequence that is too long, hours in. Corrections are the longest sequences of a
 run: their prompt holds question and attempt.
@@ -134,7 +134,7 @@ def load_model(config: DictConfig) -> Any | None:
         cause = error if isinstance(error, OSError) else error.__cause__
         if not isinstance(cause, OSError):
             raise
-        logger.warning("the prompt budget is checked later, the driver cannot load the tokenizer: %s", cause)
+        logger.warning("the driver cannot load the tokenizer, so prompt lengths are checked later: %s", cause)
         return None
 
 
@@ -168,8 +168,8 @@ def check_prompt_length(config: DictConfig, cipo: CIPOConfig, tokenizer: Any) ->
     if length < needed:
         raise CIPOConfigError(
             f"actor_rollout_ref.rollout.prompt_length={length} is too small for any correction: the correction prompt "
-            f"alone takes {needed} tokens, allow that plus question and attempt "
-            f"(data.max_prompt_length + data.max_response_length + {needed} loses nothing)"
+            f"alone takes {needed} tokens; allow that plus question and attempt "
+            f"(data.max_prompt_length + data.max_response_length + {needed} shows every attempt in full)"
         )
 
 
@@ -200,21 +200,21 @@ def check_questions(dataset: Sequence[Mapping[str, Any]], cipo: CIPOConfig) -> N
     without = [number for number, row in rows.items() if not _has_text_question(row["raw_prompt"])]
     if without and len(without) == len(rows):
         raise CIPOConfigError(
-            f"data.train_files: none of the {len(rows)} rows looked at has a text question, row {without[0]} for one: "
-            "its last user message is missing or holds parts (images, say) in place of a text. CIPO corrects text "
-            "questions only, use algorithm.adv_estimator=grpo for others"
+            f"data.train_files: none of the {len(rows)} rows looked at has a text question; in row {without[0]}, for "
+            "example, the last user message is missing or holds parts (such as images) instead of text. CIPO corrects "
+            "text questions only; use algorithm.adv_estimator=grpo for others"
         )
     if without:
         logger.warning(
-            "data.train_files: %d of the %d rows looked at have no text question (images, say); they are trained as "
-            "GRPO trains them and counted as cipo/anchors/skipped/no_text_question",
+            "data.train_files: %d of the %d rows looked at have no text question (but images, for example); they are "
+            "trained as in GRPO and counted as cipo/anchors/skipped/no_text_question",
             len(without),
             len(rows),
         )
     if len(rows) > 1 and len({str(row["index"]) for row in rows.values()}) == 1:
         logger.warning(
-            "data.train_files: all %d rows looked at have extra_info.index=%s; number the rows, CIPO tells prompts "
-            "apart by it when it draws anchors",
+            "data.train_files: all %d rows looked at have extra_info.index=%s; number the rows: CIPO "
+            "identifies prompts by it when it draws anchors",
             len(rows),
             rows[numbers[0]]["index"],
         )
@@ -224,13 +224,13 @@ def _check_row(number: int, row: Mapping[str, Any]) -> None:
     for name in NEEDED:
         if name not in row:
             raise CIPOConfigError(
-                f"data.train_files: row {number} has no {name!r}, a data set of your own (data.custom_cls) must give it"
+                f"data.train_files: row {number} has no {name!r}; your own data set (data.custom_cls) must provide it"
             )
     messages = row["raw_prompt"]
     if isinstance(messages, str) or not all(isinstance(message, Mapping) for message in messages):
         raise CIPOConfigError(
             f"data.train_files: raw_prompt of row {number} is not a list of messages but {str(messages)[:60]!r}: CIPO "
-            "puts the attempt into the chat, so it needs role and content, not a text or token ids"
+            "puts the attempt into the chat, so it needs role and content, not plain text or token ids"
         )
 
 
@@ -245,5 +245,5 @@ def announce(config: DictConfig, cipo: CIPOConfig) -> None:
     if cipo.val_corrections > 0 and (trainer.val_before_train or trainer.test_freq > 0 or trainer.val_only):
         print(
             f"[verl_cipo] {ROOT}.val_corrections={cipo.val_corrections}: a validation samples "
-            f"{1 + cipo.val_corrections} times as many answers as without; set it to 0 for none of them"
+            f"{1 + cipo.val_corrections} times as many answers as without second turns; set it to 0 to turn them off"
         )

@@ -1,4 +1,4 @@
-"""Reading ``algorithm.cipo``, and refusing the settings of verl that CIPO cannot honour.
+"""Reading ``algorithm.cipo``, and refusing the settings of verl that do not work with CIPO.
 
 It hooks into nothing: what takes effect in verl is in switch.py.
 """
@@ -33,7 +33,7 @@ def cipo_config(config: DictConfig) -> CIPOConfig:
     """
     section = OmegaConf.select(config, "algorithm.cipo", default=OmegaConf.create())
     if not OmegaConf.is_dict(section):
-        raise CIPOConfigError(f"algorithm.cipo={section!r}: allowed are options algorithm.cipo.<knob>=<value>")
+        raise CIPOConfigError(f"algorithm.cipo={section!r}: expected options algorithm.cipo.<knob>=<value>")
     mapping = OmegaConf.to_container(section, resolve=True)
     match mapping:
         case {"prompt": {"template": [*pieces]}} if all(isinstance(piece, str) for piece in pieces):
@@ -70,7 +70,7 @@ def write_back(config: DictConfig, cipo: CIPOConfig) -> None:
 
 
 def check_combination(config: DictConfig) -> CIPOConfig:
-    """Refuse the settings of verl that CIPO cannot honour.
+    """Refuse the settings of verl that do not work with CIPO.
 
     Returns:
         the validated ``algorithm.cipo``.
@@ -87,18 +87,18 @@ def check_combination(config: DictConfig) -> CIPOConfig:
     cipo = cipo_config(config)
     (_check_v1 if config.trainer.use_v1 else _check_v0)(config, cipo, refuse)
     if config.critic.enable:
-        refuse("critic.enable", "CIPO has no critic, leave it null or false")
+        refuse("critic.enable", "CIPO has no critic; leave it null or false")
     _check_reward_model(config, refuse)
     if OmegaConf.select(config, "algorithm.filter_groups.enable"):
         refuse("algorithm.filter_groups.enable", "group filtering would judge attempts and corrections as one group")
     if config.actor_rollout_ref.rollout.n < 2:
-        refuse("actor_rollout_ref.rollout.n", "a group of one attempt has no group-relative advantage, use at least 2")
+        refuse("actor_rollout_ref.rollout.n", "a group of one attempt has no group-relative advantage; use at least 2")
     if OmegaConf.select(config, "skip.rollout_tq.enable"):
         refuse("skip.rollout_tq.enable", "corrections belong to the rollouts of their step, not to stored ones")
     if config.actor_rollout_ref.actor.shuffle and (cipo.rolls_out or cipo.pairs):
         refuse(
             "actor_rollout_ref.actor.shuffle",
-            "rows are ordered so that each mini-batch holds both streams in the batch's proportion, set it to false",
+            "rows are ordered so that each mini-batch holds both streams in the batch's proportion; set it to false",
         )
     _check_pipeline(config, refuse)
     if config.actor_rollout_ref.rollout.get("full_determinism"):
@@ -169,8 +169,8 @@ def _check_reward_model(config: DictConfig, refuse: Callable[[str, str], None]) 
     if config.reward.custom_reward_function.path is None:
         refuse(
             "reward.custom_reward_function.path",
-            "verl 0.9.1 then scores by the reward model alone and fails at each session for want of its "
-            "reward_extra_info; name a function that asks the model at its reward_router_address",
+            "verl 0.9.1 then scores by the reward model alone, without the reward_extra_info that it needs; "
+            "name a function that asks the model at its reward_router_address",
         )
 
 
@@ -182,13 +182,13 @@ def _check_pipeline(config: DictConfig, refuse: Callable[[str, str], None]) -> N
     sizes = ("actor.use_dynamic_bsz", "rollout.log_prob_use_dynamic_bsz", "ref.log_prob_use_dynamic_bsz")
     for size in sizes:
         if not OmegaConf.select(config, f"actor_rollout_ref.{size}"):
-            refuse(key, f"micro-batches of a fixed size do not fill its groups, set actor_rollout_ref.{size}=true")
+            refuse(key, f"micro-batches of a fixed size do not fill its groups; set actor_rollout_ref.{size}=true")
 
 
 def _check_aux(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str], None]) -> None:
     """Refuse what the auxiliary loss cannot be trained with."""
     if OmegaConf.select(config, "distillation.enabled"):
-        refuse("distillation.enabled", "verl's distillation loss takes the place of the one that aux.coef adds to")
+        refuse("distillation.enabled", "verl's distillation loss replaces the loss that aux.coef adds to")
     appends = cipo.appends_rows
     if appends and OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode"):
         refuse(
@@ -199,31 +199,31 @@ def _check_aux(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str]
     if appends and OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") == "geo_mean":
         refuse(
             "actor_rollout_ref.actor.policy_loss.loss_mode",
-            "geo_mean divides by all rows of a micro-batch, those too that only the auxiliary loss trains (pairs, the "
-            "contrastive loss, aux.distill_below, lambda_corr=0)",
+            "geo_mean divides by all rows of a micro-batch, including those for the auxiliary loss alone (pairs, "
+            "contrastive, aux.distill_below, lambda_corr=0)",
         )
     for engine in ("megatron", "veomni"):
         replay = f"actor_rollout_ref.actor.{engine}.router_replay.mode"
         if appends and OmegaConf.select(config, replay) not in (None, "disabled"):
             refuse(
                 replay,
-                "no routing is known of rows made for the auxiliary loss (pairs, contrastive, aux.distill_below, "
+                "the routing of rows made for the auxiliary loss is not known (pairs, contrastive, aux.distill_below, "
                 "lambda_corr=0)",
             )
     for tools in ("tool_config_path", "function_tool_path"):
         if cipo.pairs and OmegaConf.select(config, f"actor_rollout_ref.rollout.multi_turn.{tools}"):
             refuse(
                 f"actor_rollout_ref.rollout.multi_turn.{tools}",
-                f"the prompt of a pair is rendered without tools, use {ROOT}.source=resample",
+                f"the prompt of a pair is rendered without tools; use {ROOT}.source=resample",
             )
     if not cipo.replays:
         return
-    gone = f"with {ROOT}.schedule=replay: the failed attempts of the step before are not in the batch"
+    gone = f"with {ROOT}.schedule=replay: the wrong attempts of the previous step are not in the batch"
     if cipo.aux.contrastive:
         raise CIPOConfigError(
-            f"{ROOT}.aux.kind=contrastive {gone}, use another schedule, {ROOT}.aux.kind=nll or {ROOT}.source=paired"
+            f"{ROOT}.aux.kind=contrastive {gone}; use another schedule, {ROOT}.aux.kind=nll or {ROOT}.source=paired"
         )
     if cipo.aux.distill_below > 0:
         raise CIPOConfigError(
-            f"{ROOT}.aux.distill_below={cipo.aux.distill_below} {gone}, use another schedule or set it to 0"
+            f"{ROOT}.aux.distill_below={cipo.aux.distill_below} {gone}; use another schedule or set it to 0"
         )

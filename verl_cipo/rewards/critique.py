@@ -33,8 +33,6 @@ def compute_score(
         ValueError: the ground truth is something else.
     """
     if ground_truth not in ("correct", "wrong"):
-        raise ValueError(
-            f"ground truth of data source {data_source!r} is {ground_truth!r}: allowed is correct or wrong"
-        )
+        raise ValueError(f"ground truth of data source {data_source!r} is {ground_truth!r}: expected correct or wrong")
     pred = read_label(solution_str)
     return result(Outcome.RIGHT if pred == ground_truth else Outcome.WRONG if pred else Outcome.UNPARSABLE, pred)

@@ -44,7 +44,7 @@ def test_estimator_writes_its_figures(tmp_path, capsys):
 def test_estimator_tells_a_difference(monkeypatch):
     original = estimator.compute_cipo_advantage
     monkeypatch.setattr(estimator, "compute_cipo_advantage", lambda *a, **k: (original(*a, **k)[0] + 1e-3, None))
-    with pytest.raises(RuntimeError, match="16 rows.*allowed is 1e-6"):
+    with pytest.raises(RuntimeError, match="16 rows.*more than 1e-6"):
         estimator.measure(16, 8, rounds=1)
 
 

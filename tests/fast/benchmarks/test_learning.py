@@ -162,7 +162,7 @@ def test_arms_sample_alike_and_differ_in_what_they_say():
 def test_a_run_of_other_settings_is_refused(tmp_path):
     (tmp_path / "cipo_seed1").mkdir()
     (tmp_path / "cipo_seed1" / "made_with.json").write_text('{"seed": 2}')
-    with pytest.raises(ValueError, match="cipo_seed1 holds a run made with .* remove it or take another --output"):
+    with pytest.raises(ValueError, match="cipo_seed1 holds a run made with .* remove it or use another --output"):
         runs.run(ARMS["cipo"], 1, learning.QUICK, tmp_path)
 
 
@@ -194,4 +194,4 @@ def test_unknown_arm_is_named(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["learning.py", "--arms", "grop"])
     with pytest.raises(SystemExit):
         learning.main()
-    assert "--arms grop: allowed are main, all, base, grpo" in capsys.readouterr().err
+    assert "--arms grop: expected main, all, base, grpo" in capsys.readouterr().err

@@ -167,7 +167,7 @@ def test_draws_follow_their_law():
     assert quantile("lognormal", 0.8413447460685429, median=600, spread=0.5) == pytest.approx(600 * math.exp(0.5))
     assert quantile("pareto", 0.5, median=600, spread=0.5) == pytest.approx(600)
     assert quantile("pareto", 0.875, median=600, spread=0.5) == pytest.approx(1200)
-    with pytest.raises(ValueError, match="allowed is one of lognormal, pareto"):
+    with pytest.raises(ValueError, match="expected one of lognormal, pareto"):
         quantile("normal", 0.5, median=1, spread=1)
 
 

@@ -92,7 +92,7 @@ def test_rho_is_the_share_of_correct_anchors():
 
 def test_medium_prompts_come_first():
     hard, medium_, easy = group("hard", "cwww"), group("medium", "ccww"), group("easy", "cccc")
-    # 1/4, 2/4 and 4/4: only the second is in [.375, .75]; it has just the two of each kind that are wanted.
+    # 1/4, 2/4 and 4/4: only the second is in [.375, .75]; it has just the two of each kind that are needed.
     assert set(ids(draw([hard, medium_, easy], budget=4, rho=0.5))) == {("medium", s) for s in range(4)}
     # One more failed one has to come from the rest: `hard` alone has any.
     anchors = draw([hard, medium_, easy], budget=5, rho=0.4)
@@ -275,7 +275,7 @@ def test_streaming_by_hand():
     assert all(anchor.index == 0 for anchor in first)
     # Not medium (1/8): nothing is given out, though 3 were allowed.
     assert chooser.add(group(1, "cwwwwwww")) == []
-    # Medium: 4 are allowed, 2 are out. Wanted correct after 3: round(1.2) = 1, after 4: round(1.6) = 2.
+    # Medium: 4 are allowed, 2 are out. Right ones due after 3: round(1.2) = 1, after 4: round(1.6) = 2.
     # The new prompt is first in the round-robin: index 0 gave one of each kind already.
     third = chooser.add(group(2, "ccww"))
     assert [anchor.correct for anchor in third] == [False, True]
@@ -319,7 +319,7 @@ def test_misuse_is_refused():
     how = {"budget": 2, "rho": 0.5, "seed": 1, "step": 1}
     chooser = selector("streaming", "12", how)
     chooser.add(group(0, "cw"))
-    with pytest.raises(ValueError, match="'u0' was added before"):
+    with pytest.raises(ValueError, match="'u0' was already added"):
         chooser.add(group(0, "cw"))
     chooser.add(group(1, "cw"))
     with pytest.raises(ValueError, match="'u2' is one more than the 2"):

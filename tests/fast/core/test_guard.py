@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.guard import drawn
 from verl_cipo.core.guard import ALARMS, LIMITS, GuardState, Level, Signals, explain, update_guard
 
 shares = st.floats(0, 1)
@@ -202,17 +203,6 @@ def test_nothing_is_said_about_changes_before_the_noise_is_known():
         flat, accuracy=replace(flat.accuracy, count=4, value=0.5), best_accuracy=replace(flat.accuracy, spread=0.0)
     )
     assert run(Signals(accuracy=0.9), state=still).alarms == ("accuracy",)
-
-
-def drawn_share(rng: random.Random, groups: int, mean: float) -> float:
-    """Share of right ones among `groups` groups of 8 whose own rates differ widely, as those of the demo do."""
-    rates = [rng.betavariate(2 * mean, 2 * (1 - mean)) for _ in range(groups)]
-    return sum(rng.random() < rate for rate in rates for _ in range(8)) / (8 * groups)
-
-
-def drawn(rng: random.Random, w2c: float, c2c: float, accuracy: float) -> Signals:
-    """A step of the demo's size with rho at .8: 16 prompts, 3 failed and 13 correct anchors."""
-    return Signals(w2c=drawn_share(rng, 3, w2c), c2c=drawn_share(rng, 13, c2c), accuracy=drawn_share(rng, 16, accuracy))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -66,8 +66,8 @@ def test_the_nll_of_all_steps_is_that_many_means(signs, steps, width):
 @pytest.mark.parametrize(
     ("mask", "sign", "steps", "message"),
     [
-        (MASK, torch.zeros(3), 1, "allowed are"),
-        (MASK[0], torch.zeros(4), 1, "allowed are"),
+        (MASK, torch.zeros(3), 1, "expected"),
+        (MASK[0], torch.zeros(4), 1, "expected"),
         (MASK, torch.tensor([0.5, 0, 0, 0]), 1, "sign holds"),
         (MASK, torch.zeros(4), 0, "optimizer_steps = 0"),
         (MASK * torch.tensor([[1], [0], [1], [1]]), torch.tensor([0, 1.0, 0, 0]), 1, r"rows \[1\]"),

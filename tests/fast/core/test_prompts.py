@@ -70,7 +70,7 @@ def test_a_template_that_cannot_be_used_names_key_and_value(tmp_path, content, s
         path.write_bytes(content)
     with pytest.raises(CIPOConfigError) as caught:
         load_template(str(path))
-    for part in ("algorithm.cipo.prompt.template", repr(str(path)), said, "allowed is math, code, the path"):
+    for part in ("algorithm.cipo.prompt.template", repr(str(path)), said, "expected math, code, the path"):
         assert part in str(caught.value)
 
 

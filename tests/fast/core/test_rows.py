@@ -101,7 +101,7 @@ def test_rows_of_a_foreign_batch_are_an_error():
 
 
 def test_lengths_must_agree():
-    with pytest.raises(ValueError, match=r"lengths .*'tokens': 3.*: allowed is one"):
+    with pytest.raises(ValueError, match=r"lengths .*'tokens': 3.*: expected one"):
         RowTable.of_marks(["a_0_0"], [Mark(correct=True)], index=[0], scores=np.zeros(1), tokens=np.zeros(3))
 
 

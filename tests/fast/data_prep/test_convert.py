@@ -148,7 +148,7 @@ def test_a_split_of_which_no_row_is_left_is_an_error(gsm_run, tmp_path, capsys, 
 
 def test_a_source_that_is_missing_or_has_no_split_is_an_error(run, tmp_path, write, capsys):
     assert run("gsm8k", tmp_path / "nothing") == 1
-    assert f"{tmp_path}/nothing: not there" in capsys.readouterr().err
+    assert f"{tmp_path}/nothing: not found" in capsys.readouterr().err
     write(tmp_path / "raw" / "validation.jsonl", [gsm("One?")])
     assert run("gsm8k", tmp_path / "raw") == 1
     assert "expected train or test in the name of each file" in capsys.readouterr().err

@@ -58,7 +58,7 @@ def test_nan_is_null_and_infinity_is_no_scalar():
     assert row.scalar_or_empty("a") == row.text_or_empty("a") == ""
     fails(row.scalar, "a", message="f:1: field a: missing or null; expected text or a number")
     for name in "cd":
-        fails(row.scalar, name, message=f"f:1: field {name}: a number without end; expected text or a finite number")
+        fails(row.scalar, name, message=f"f:1: field {name}: an infinite number; expected text or a finite number")
 
 
 def test_the_file_of_a_row():

@@ -173,7 +173,9 @@ def test_questions_with_images_alone_are_refused(tmp_path, tokenizer):
     with pytest.raises(CIPOConfigError) as refused:
         check_questions(found, CIPOConfig())
     message = str(refused.value)
-    assert message.startswith("data.train_files: none of the 4 rows looked at has a text question, row 0 for one")
+    assert message.startswith(
+        "data.train_files: none of the 4 rows looked at has a text question; in row 0, for example"
+    )
     assert "images" in message and "adv_estimator=grpo" in message
 
 

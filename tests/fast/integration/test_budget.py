@@ -75,7 +75,7 @@ def test_a_driver_that_cannot_read_the_model_leaves_the_check_to_the_trainer(cap
         composed = compose("ppo_trainer", overrides=[f"actor_rollout_ref.model.path={tmp_path / 'not' / 'here'}"])
     with caplog.at_level(logging.WARNING, logger="verl_cipo"):
         assert not check_model(composed, CIPOConfig())
-    assert "the prompt budget is checked later" in caplog.text
+    assert "prompt lengths are checked later" in caplog.text
 
 
 def test_a_model_section_that_cannot_be_used_is_still_an_error(task_folder):

@@ -309,12 +309,12 @@ def test_a_rollout_of_its_own_needs_verls_hybrid_engine():
         switched("trainer.v1.trainer_mode=separate_async", off)
     # The other modes do not read it.
     switched("trainer.v1.trainer_mode=colocate_async", off)
-    # Once verl has mended it, the refusal may go.
+    # Once verl has fixed it, the refusal may go.
     from verl.trainer.ppo.v1 import PPOTrainerSeparateAsync, trainer_separate_async
 
     assert "flush=True" in inspect.getsource(PPOTrainerSeparateAsync._setup)
     with pytest.raises(TypeError, match="flush"):
-        trainer_separate_async.logger.info("told", flush=True)
+        trainer_separate_async.logger.info("note", flush=True)
 
 
 def test_a_reward_model_needs_a_function_that_asks_it():
@@ -325,7 +325,7 @@ def test_a_reward_model_needs_a_function_that_asks_it():
 
 
 def test_verls_reward_worker_gives_no_extra_info_of_a_reward_model():
-    """Its agent loop reads result["reward_extra_info"]. Once verl has mended it, the refusal may go."""
+    """Its agent loop reads result["reward_extra_info"]. Once verl has fixed it, the refusal may go."""
     from verl.experimental.reward_loop import RewardLoopWorker
 
     class Worker(RewardLoopWorker):
@@ -443,6 +443,6 @@ def test_the_schedule_follows_the_trainer_mode():
 
 def test_full_determinism_needs_an_engine_whose_seed_is_known():
     switched("actor_rollout_ref.rollout.full_determinism=true", "actor_rollout_ref.rollout.name=sglang")
-    with pytest.raises(CIPOConfigError, match="rollout.name=naive.*allowed are vllm, sglang, trtllm"):
+    with pytest.raises(CIPOConfigError, match="rollout.name=naive.*expected vllm, sglang, trtllm"):
         switched("actor_rollout_ref.rollout.full_determinism=true", "actor_rollout_ref.rollout.name=naive")
     switched("actor_rollout_ref.rollout.name=naive")

@@ -56,7 +56,7 @@ def test_a_sound_environment_passes_every_check():
 
 
 @pytest.mark.parametrize(
-    ("facts", "name", "found", "mend"),
+    ("facts", "name", "found", "fix"),
     [
         (dataclasses.replace(SOUND, python="3.13.1"), "python", "3.13.1", "Python 3.10, 3.11 or 3.12"),
         (with_versions(verl=None), "verl", "not installed", "pip install 'verl>=0.9.1,<0.10'"),
@@ -74,18 +74,18 @@ def test_a_sound_environment_passes_every_check():
         (with_environ(VERL_USE_EXTERNAL_PLUGINS="a,b"), "entry point", "=a,b", "add cipo to it"),
     ],
 )
-def test_what_keeps_training_from_starting_is_one_error_with_its_remedy(facts, name, found, mend):
+def test_what_keeps_training_from_starting_is_one_error_with_its_fix(facts, name, found, fix):
     checks = failed(facts)
 
     assert list(checks) == [name]
     assert checks[name].level == "error"
     assert found in checks[name].found
-    assert mend in checks[name].mend
+    assert fix in checks[name].fix
     assert doctor.fails(list(checks.values()))
 
 
 @pytest.mark.parametrize(
-    ("facts", "name", "mend"),
+    ("facts", "name", "fix"),
     [
         (with_versions(transformers="5.6.0"), "transformers", "pip install 'transformers!=5.6.0,<5.11,>=5.5.3'"),
         (dataclasses.replace(SOUND, cuda_devices=0), "accelerator", "the workers need one"),
@@ -94,11 +94,11 @@ def test_what_keeps_training_from_starting_is_one_error_with_its_remedy(facts, n
         (with_environ(VERL_PLATFORM="cpu"), "accelerator", "vLLM's CPU build"),
     ],
 )
-def test_what_only_may_go_wrong_is_a_warning(facts, name, mend):
+def test_what_only_may_go_wrong_is_a_warning(facts, name, fix):
     checks = failed(facts)
 
     assert list(checks) == [name]
-    assert mend in checks[name].mend
+    assert fix in checks[name].fix
     assert not doctor.fails(list(checks.values()))
 
 
@@ -118,7 +118,7 @@ def test_other_environments_that_train_pass(facts):
     assert failed(facts) == {}
 
 
-def test_a_missing_sandbox_is_a_warning_with_its_remedy():
+def test_a_missing_sandbox_is_a_warning_with_its_fix():
     facts = dataclasses.replace(SOUND, sandbox_problem="bwrap is not on PATH; apt-get install bubblewrap")
     checks = {check.name: check for check in doctor.check_facts(facts)}
     assert not checks["sandbox"].ok and "apt-get install bubblewrap" in doctor.table([checks["sandbox"]])
@@ -177,9 +177,9 @@ def test_the_table_has_one_line_a_check_and_ends_with_the_remedy():
     lines = doctor.table(checks).splitlines()
 
     assert len(lines) == len(checks)
-    assert "FAIL    verl            0.8.0 (wanted: >=0.9.1,<0.10) -> pip install 'verl>=0.9.1,<0.10'" in lines
+    assert "FAIL    verl            0.8.0 (required: >=0.9.1,<0.10) -> pip install 'verl>=0.9.1,<0.10'" in lines
     assert "ok      torch           2.11.0" in lines
-    assert any(line.startswith("info    flash-attn      not installed (wanted: on GPUs") for line in lines)
+    assert any(line.startswith("info    flash-attn      not installed (required: on GPUs") for line in lines)
 
 
 @pytest.mark.parametrize(("versions", "status"), [({}, 0), ({"verl": "0.8.0"}, 1)])
@@ -191,7 +191,7 @@ def test_json_and_exit_status(monkeypatch, capsys, versions, status):
     assert doctor.main(["--json"]) == status
 
     checks = json.loads(capsys.readouterr().out)
-    assert all(set(check) == {"name", "ok", "level", "found", "wanted", "mend"} for check in checks)
+    assert all(set(check) == {"name", "ok", "level", "found", "required", "fix"} for check in checks)
     assert [check["name"] for check in checks if not check["ok"]] == list(versions)
 
 

@@ -1,4 +1,4 @@
-"""What is declared, pinned and shipped; and that the set-up script reuses, renews and mends `.venv`."""
+"""What is declared, pinned and shipped; and that the set-up script reuses, renews and repairs `.venv`."""
 
 import ast
 import email
@@ -82,8 +82,10 @@ def test_the_range_of_verl_is_the_same_wherever_it_is_written():
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "VERL_SUPPORTED"
     ]
 
-    assert declared == Requirement(f"verl{doctor.VERL_WANTED}").specifier == Requirement(f"verl{plugin}").specifier
-    assert Requirement(f"x{doctor.PYTHON_WANTED}").specifier == Requirement(f"x{PROJECT['requires-python']}").specifier
+    assert declared == Requirement(f"verl{doctor.VERL_REQUIRED}").specifier == Requirement(f"verl{plugin}").specifier
+    assert (
+        Requirement(f"x{doctor.PYTHON_REQUIRED}").specifier == Requirement(f"x{PROJECT['requires-python']}").specifier
+    )
 
 
 def test_constraints_are_plain_pins():
@@ -285,7 +287,7 @@ def test_setup_starts_over_in_a_folder_that_was_moved(setup):
     ("environ", "reason"),
     [
         ({"PYTHON": "/no/such/python"}, "there is no /no/such/python; install Python 3.10, 3.11 or 3.12"),
-        ({"PYTHON_FAILS": "1"}, "Python 3.11.7, needed is 3.10, 3.11 or 3.12"),
+        ({"PYTHON_FAILS": "1"}, "Python 3.11.7, but 3.10, 3.11 or 3.12 is required"),
     ],
 )
 def test_setup_ends_with_one_line_when_there_is_no_fitting_python(setup, environ, reason):

@@ -23,5 +23,5 @@ def test_a_critique_is_scored_against_what_the_response_is():
     assert right == {"score": 1.0, "acc": True, "pred": "wrong", "outcome": "right"}
     assert compute_score("s", r"\boxed{wrong}", "correct")["outcome"] == "wrong"
     assert compute_score("s", "no idea", "correct") == {"score": 0.0, "acc": False, "pred": "", "outcome": "unparsable"}
-    with pytest.raises(ValueError, match="'s' is '4': allowed is correct or wrong"):
+    with pytest.raises(ValueError, match="'s' is '4': expected correct or wrong"):
         compute_score("s", "", "4")

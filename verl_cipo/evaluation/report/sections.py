@@ -87,8 +87,8 @@ def _learning(arms: Sequence[Arm], window: int) -> Section:
     section = Section(
         name="learning",
         title="Learning",
-        lead=f"Share of held-out attempts that are right at once (turn 1, pass@1: {over}) and once the policy has been "
-        "shown its attempt and asked to correct it (turn 2); beside it, the same of the training batches.",
+        lead=f"Share of held-out attempts that are right at once (turn 1, pass@1: {over}) and after the policy has "
+        "seen its attempt and was asked to correct it (turn 2); next to it, the same for the training batches.",
     )
     kinds = [("turn 1", "val-core/*/mean@n or cipo/val/accuracy_turn1", read), _metric("turn 2", TURN2)]
     section.add_lines("validation", "Held-out problems solved", arms, kinds, points=True)
@@ -106,8 +106,8 @@ def _pass_k(arms: Sequence[Arm], bad: list[BadLine]) -> Section:
     section = Section(
         name="passk",
         title="pass@K",
-        lead="Chance that one of K held-out attempts is right, by the unbiased estimator, from the validation's dumps: "
-        "at the last step that all seeds of an arm have dumped, and, dashed, at their first.",
+        lead="Chance that at least one of K held-out attempts is right (unbiased), from the validation's dumps: "
+        "at the last step that all seeds of an arm have dumped and, dashed, at their first.",
     )
     lines = []
     for index, arm in enumerate(arms):
@@ -128,8 +128,8 @@ def _transitions(arms: Sequence[Arm], window: int) -> Section:
     section = Section(
         name="transitions",
         title="What corrections do",
-        lead="Verdict on the attempt, then on its correction: c is right, w is wrong; w\u2192c repairs, c\u2192w "
-        "spoils. The pictures on top show training, those below the held-out problems.",
+        lead="Verdict on the attempt, then on its correction: c is right, w is wrong; w\u2192c corrects, c\u2192w "
+        "breaks. The upper pictures show training, the lower ones held-out problems.",
     )
     trained, held_out = ("cipo/transitions", "training", {"window": window}), ("cipo/val", "held-out", {"points": True})
     for prefix, where, how in (trained, held_out):
@@ -143,8 +143,8 @@ def _replay(arms: Sequence[Arm], window: int) -> Section:
     section = Section(
         name="replay",
         title="Replay ratio and retention",
-        lead="rho is the share of right attempts wanted among a step's anchors. It rises while retention, the share of "
-        "corrections of right attempts that stay right, is below its target.",
+        lead="rho is the target share of right attempts among a step's anchors. It rises while retention, the share of "
+        "corrections of right attempts that are right, is below its target.",
     )
     section.add_lines("rho", "rho", arms, [_metric("", "cipo/rho")])
     section.add_lines("retention", "Retention", arms, [_metric("", "cipo/retention")], window=window)
@@ -155,7 +155,7 @@ def _collapse(arms: Sequence[Arm], window: int) -> Section:
     section = Section(
         name="collapse",
         title="Copying and alarms",
-        lead="A policy that learns to repeat what it is shown keeps right attempts right and repairs nothing.",
+        lead="A policy that learns to repeat what it is shown keeps right attempts right and corrects nothing.",
     )
     kinds = [_metric("", "cipo/copy_rate")]
     section.add_lines("copies", "Corrections that repeat their attempt, training", arms, kinds, window=window)
@@ -186,7 +186,7 @@ def _cost(arms: Sequence[Arm], window: int) -> Section:
         "tokens spent since the first step logged.",
     )
     kinds = [_metric("attempts", "cipo/tokens/base"), _metric("corrections", "cipo/tokens/correction")]
-    section.add_lines("tokens", "Response tokens a step", arms, kinds, window=window, shares=False)
+    section.add_lines("tokens", "Response tokens per step", arms, kinds, window=window, shares=False)
     read, _ = first_turn(arms)
     lines, lacking = [], []
     for index, arm in enumerate(arms):

@@ -39,7 +39,7 @@ class Curve:
 def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
     """Mean of each of (N,) values with up to window - 1 before it. Raises: ValueError for a window below 1."""
     if window < 1:
-        raise ValueError(f"a window of {window} values: allowed is 1 or more")
+        raise ValueError(f"a window of {window} values: expected 1 or more")
     sums = np.cumsum(np.concatenate([[0.0], values]))
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)

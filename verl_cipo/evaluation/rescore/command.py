@@ -50,7 +50,7 @@ def _judged(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The figures of all steps, written after each."""
     for name, least in (("changes", 0), ("workers", 1)):
         if getattr(args, name) < least:
-            raise EvaluationError(f"--{name} {getattr(args, name)}: allowed is {least} or more")
+            raise EvaluationError(f"--{name} {getattr(args, name)}: expected {least} or more")
     files = step_files(args.rescore, args.steps)
     how = Strictness(
         verifier=args.verifier,

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Run a suite; args.output is a folder. Returns the exit status."""
     for name in ("limit", "batch", "threads"):
         if (value := getattr(args, name)) is not None and value < 1:
-            raise EvaluationError(f"--{name} {value}: allowed is 1 or more")
+            raise EvaluationError(f"--{name} {value}: expected 1 or more")
     benchmarks = [_with_options(benchmark, args) for benchmark in _chosen(args)]
     # Everything that can be wrong is looked at before the model is loaded.
     check_files(benchmarks, args.data_dir)
@@ -97,7 +97,7 @@ def _with_options(benchmark: Benchmark, args: argparse.Namespace) -> Benchmark:
     sampling = replace(benchmark.sampling, **{name: value for name, value in given.items() if value is not None})
     corrections = benchmark.corrections if args.corrections is None else args.corrections
     if corrections < 0:
-        raise EvaluationError(f"--corrections {corrections}: allowed is 0 or more")
+        raise EvaluationError(f"--corrections {corrections}: expected 0 or more")
     return replace(benchmark, sampling=sampling, corrections=corrections)
 
 
@@ -126,6 +126,6 @@ def _pairs(option: str, args: argparse.Namespace) -> dict[str, Any]:
     for text in getattr(args, option.removeprefix("--").replace("-", "_")):
         name, sign, value = text.partition("=")
         if not sign or not name.isidentifier():
-            raise EvaluationError(f"{option} {text}: allowed is KEY=VALUE")
+            raise EvaluationError(f"{option} {text}: expected KEY=VALUE")
         found[name] = yaml.safe_load(value)
     return found

@@ -105,7 +105,7 @@ def _number(setting: str, given: Any) -> float:
     try:
         return float(given)
     except (TypeError, ValueError):
-        raise EvaluationError(f"{setting}: allowed is a number") from None
+        raise EvaluationError(f"{setting}: expected a number") from None
 
 
 class VLLMEngine:

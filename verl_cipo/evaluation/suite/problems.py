@@ -36,11 +36,9 @@ class Sampling:
             ("max_tokens", isinstance(self.max_tokens, int) and self.max_tokens >= 1, "an integer >= 1"),
         ):
             if not fine:
-                raise EvaluationError(f"sampling.{name} = {getattr(self, name)!r}: allowed is {allowed}")
+                raise EvaluationError(f"sampling.{name} = {getattr(self, name)!r}: expected {allowed}")
         if self.temperature == 0 and self.n > 1:
-            raise EvaluationError(
-                f"sampling.n = {self.n} with temperature 0: the attempts would be equal, allowed is 1"
-            )
+            raise EvaluationError(f"sampling.n = {self.n} with temperature 0: the attempts would be equal, expected 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +154,7 @@ def _suite(name: str, suites: Mapping, benchmarks: Mapping, where: str, above: t
     if name not in suites:
         near = difflib.get_close_matches(name, suites, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise EvaluationError(f"suite {name!r} is not in {where}.{hint} Allowed are {', '.join(suites)}")
+        raise EvaluationError(f"suite {name!r} is not in {where}.{hint} Expected one of {', '.join(suites)}")
     place = f"{where}: suites.{name}"
     if "suites" in (suites[name] or {}):
         parts = _table(suites[name], place, {"suites"})["suites"]
@@ -165,7 +163,7 @@ def _suite(name: str, suites: Mapping, benchmarks: Mapping, where: str, above: t
     knobs = {knob.name for knob in fields(Sampling)}
     sampling = Sampling(**_table(suite["sampling"], f"{place}.sampling", knobs))
     if not isinstance(suite["corrections"], int) or suite["corrections"] < 0:
-        raise EvaluationError(f"{place}.corrections = {suite['corrections']!r}: allowed is an integer >= 0")
+        raise EvaluationError(f"{place}.corrections = {suite['corrections']!r}: expected an integer >= 0")
     found = []
     for one, own in suite["benchmarks"].items():
         if one not in benchmarks:
@@ -179,7 +177,7 @@ def _suite(name: str, suites: Mapping, benchmarks: Mapping, where: str, above: t
         )
         if described["verifier"] not in VERIFIERS:
             raise EvaluationError(
-                f"{where}: benchmarks.{one}.verifier = {described['verifier']!r}: allowed is one of "
+                f"{where}: benchmarks.{one}.verifier = {described['verifier']!r}: expected one of "
                 f"{', '.join(VERIFIERS)}"
             )
         found.append(
@@ -191,9 +189,9 @@ def _suite(name: str, suites: Mapping, benchmarks: Mapping, where: str, above: t
 def _table(value: Any, where: str, allowed: set[str], required: set[str] | None = None) -> dict[str, Any]:
     """The mapping, all of whose keys are allowed; all allowed ones are required unless said otherwise."""
     if not isinstance(value, Mapping):
-        raise EvaluationError(f"{where} is {value!r}: allowed is a mapping with the keys {', '.join(sorted(allowed))}")
+        raise EvaluationError(f"{where} is {value!r}: expected a mapping with the keys {', '.join(sorted(allowed))}")
     if unknown := sorted(set(value) - allowed):
-        raise EvaluationError(f"{where} has the unknown keys {unknown}: allowed are {', '.join(sorted(allowed))}")
+        raise EvaluationError(f"{where} has the unknown keys {unknown}: expected {', '.join(sorted(allowed))}")
     if missing := sorted((allowed if required is None else required) - set(value)):
         raise EvaluationError(f"{where} lacks the keys {', '.join(missing)}")
     return dict(value)

@@ -40,15 +40,13 @@ def load_function(name: str) -> Callable[..., Any]:
     """
     place, _, function = BUILT_IN.get(name, name).rpartition(":")
     if not place:
-        raise EvaluationError(
-            f"verifier {name!r}: allowed is {', '.join(BUILT_IN)}, package.module:name or file.py:name"
-        )
+        raise EvaluationError(f"verifier {name!r}: expected {', '.join(BUILT_IN)}, package.module:name or file.py:name")
     try:
         found = getattr(_module(place), function)
     except (ImportError, OSError, SyntaxError, AttributeError) as error:
         raise EvaluationError(f"verifier {name!r}: {error}") from error
     if inspect.iscoroutinefunction(found):
-        raise EvaluationError(f"verifier {name!r} is asynchronous: allowed is a plain function")
+        raise EvaluationError(f"verifier {name!r} is asynchronous: expected a plain function")
     return found
 
 

@@ -1,4 +1,4 @@
-"""A correction that is given up stops generating, where the engine heeds it: vLLM does.
+"""A correction that is given up stops generating, where the engine supports it: vLLM does.
 
 verl's client awaits a Ray call to a rollout server. When the session that awaits is cancelled, the call goes on: the
 request keeps its slot in the engine until it ends by itself, and a drain of the engine waits for it.

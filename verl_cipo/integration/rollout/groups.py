@@ -104,7 +104,7 @@ def read_attempts(
         texts = [prompt.decode(ids) for ids in responses]
         return texts, prompt.refusals(list(messages), texts)
     except Exception:
-        logger.exception("no correction prompt can be made of a prompt, whose attempts are not corrected")
+        logger.exception("no correction prompt can be built for a prompt; its attempts are not corrected")
         return [""] * len(responses), ["prompt_failed"] * len(responses)
 
 
@@ -127,7 +127,7 @@ def lost_alone(name: str, *, timeout_s: float, counts: Counter) -> Iterator[None
 
 
 def asked_again(prompt_ids: Sequence[int], attempt_prompt_ids: Sequence[int]) -> bool:
-    """Whether a correction session asked what its attempt was asked, since its agent loop does not heed raw_prompt.
+    """Whether a correction session asked what its attempt was asked, since its agent loop ignores raw_prompt.
 
     Args:
         attempt_prompt_ids: empty where they are not known.

@@ -1,4 +1,4 @@
-"""The agent-loop manager of CIPO: dispatches prompts to the workers of rollouts.py, with the coordinator beside them.
+"""The agent-loop manager of CIPO: dispatches prompts to the workers, with the coordinator next to them.
 
 Seam: ``rollout.agent.agent_loop_manager_class`` names :class:`CIPOAgentLoopManager`.
 """

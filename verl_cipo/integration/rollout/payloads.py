@@ -55,7 +55,9 @@ def fetched(candidates: Iterable[Candidate]) -> list[Candidate]:
                 text, shared = ray.get(payload)
                 payload = text, ray.get(shared)[0]
             except ray.exceptions.RayError as error:
-                logger.error("an attempt of prompt %s is lost to the checkpoint: %s", candidate.attempt.index, error)
+                logger.error(
+                    "an attempt of prompt %s is missing from the checkpoint: %s", candidate.attempt.index, error
+                )
                 continue
         found.append(replace(candidate, payload=payload))
     return found

@@ -24,7 +24,7 @@ def seed_name(rollout: Mapping[str, Any]) -> str:
     if engine not in SEED_OF_ENGINE:
         raise CIPOConfigError(
             f"actor_rollout_ref.rollout.full_determinism=true with actor_rollout_ref.rollout.name={engine}: how it "
-            f"takes the seed of a request is not known, allowed are {', '.join(SEED_OF_ENGINE)}, or "
+            f"takes the seed of a request is not known, expected {', '.join(SEED_OF_ENGINE)}, or "
             "full_determinism=false"
         )
     return SEED_OF_ENGINE[engine]

@@ -116,7 +116,7 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
                     await self._attempts_ended(group, *context)
         except Exception:
             # verl guards neither its first nor its last word on a prompt, without which a trainer waits for ever.
-            logger.exception("the status of prompt %s could not be stored, it is given up as a failure", group.uid)
+            logger.exception("the status of prompt %s could not be stored; the prompt counts as failed", group.uid)
             partition = "val" if validate else "train"
             await tq.async_kv_put(key=group.uid, partition_id=partition, tag={"status": "failure"})
         finally:
@@ -129,7 +129,7 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
         except Exception:
             group.counts["attempts/failed_sessions"] += 1
             name = RowKey(group.uid, kwargs["session_id"]).rollout
-            logger.exception("attempt %s failed, its row is missing", name)
+            logger.exception("attempt %s failed; its row is missing", name)
         finally:
             group.pending -= 1
             if group.pending == 0:
@@ -182,7 +182,7 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
             anchor = group.anchors[number]
             if asked_again(outcome.prompt_ids, anchor.prompt_ids):
                 group.counts["corrections/not_asked"] += 1
-                logger.error("a correction asked the plain prompt again: its agent loop does not heed raw_prompt")
+                logger.error("a correction asked the plain prompt again: its agent loop ignores raw_prompt")
             outcome.text = await self._off_the_loop(self._prompt.decode, final.response_ids)
             outcome.copied = await self._off_the_loop(self._prompt.repeats, anchor.shown, outcome.text)
             group.corrections[number, kwargs["session_id"]] = outcome
@@ -278,7 +278,7 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
                 anchor = Anchor(candidate.attempt.session, text, candidate.attempt.correct, data, asked)
                 await self._start(group, number, anchor, self._n, sampling_params, trajectory, prompt)
         except Exception:
-            logger.exception("corrections of the step before, beside prompt %s, were lost", group.uid)
+            logger.exception("corrections of the previous step's anchors, hosted by prompt %s, were lost", group.uid)
 
     async def _correct_validation(
         self, group: PromptGroup, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]

@@ -79,7 +79,7 @@ def load(folder: str, config: CIPOConfig, *, wants_pool: bool) -> tuple[TrainerS
     initial = TrainerState.initial(config)
     path = os.path.join(folder, STATE_FILE)
     if not os.path.exists(path):
-        logger.warning("%s is missing, it was saved without CIPO: rho starts at %s", path, initial.rho.rho)
+        logger.warning("%s is missing, so it was saved without CIPO: rho starts at %s", path, initial.rho.rho)
         return initial, None
     with open(path) as file:
         values = json.load(file)
@@ -87,7 +87,7 @@ def load(folder: str, config: CIPOConfig, *, wants_pool: bool) -> tuple[TrainerS
     rho = resumed_rho(saved, config, rho_init=values.get("rho_init"))
     if rho != saved:
         logger.warning(
-            "%s: rho was %g, it goes on at %g, since algorithm.cipo has rho_adaptive=%s rho_init=%g rho_min=%g "
+            "%s: rho was %g and continues at %g, because algorithm.cipo has rho_adaptive=%s rho_init=%g rho_min=%g "
             "rho_max=%g now",
             *(path, saved.rho, rho.rho),
             *(config.rho_adaptive, config.rho_init, config.rho_min, config.rho_max),

@@ -61,7 +61,7 @@ class Controller:
     def _watch(self, measured: Mapping[str, float], step: int) -> dict[str, float]:
         entropy = measured.get("actor/entropy")
         if entropy is not None and not math.isfinite(entropy):
-            logger.error("step %d: actor/entropy is %s, the guard leaves it out", step, entropy)
+            logger.error("step %d: actor/entropy is %s; the guard ignores it", step, entropy)
             entropy = None
         signals = Signals(
             w2c=measured.get("cipo/transitions/w2c"),

@@ -70,9 +70,9 @@ def compute_cipo_advantage(
         batch_rows = _current.get()
     except LookupError:
         raise RuntimeError(
-            "adv_estimator=cipo was called outside the CIPO trainer, so corrections cannot be told from attempts. "
+            "adv_estimator=cipo was called outside the CIPO trainer, so attempts and corrections look alike. "
             "Start training with `python -m verl.trainer.main_ppo algorithm.adv_estimator=cipo`; "
-            "`python -m verl_cipo.doctor` tells why the switch is off."
+            "`python -m verl_cipo.doctor` says why the switch is off."
         ) from None
     if len(batch_rows.rows.stream) != token_level_rewards.shape[0]:
         raise ValueError(

@@ -60,8 +60,8 @@ class CIPOTrainerMixin:
         self.cipo = settle(config)
         if self.verl_mode != "sync" and self.cipo.rolls_out and not self.cipo.replays:
             logger.warning(
-                "algorithm.cipo.schedule=%s with trainer_mode=%s: the prompts of a dispatch can be trained when all of "
-                "them are rolled out, since anchors are drawn among them; schedule=replay waits for none",
+                "algorithm.cipo.schedule=%s with trainer_mode=%s: no prompt of a dispatch can be trained before all "
+                "of them are rolled out, because anchors are drawn among them; schedule=replay does not wait",
                 self.cipo.schedule,
                 self.verl_mode,
             )
@@ -137,7 +137,7 @@ class CIPOTrainerMixin:
             )
             self._aux.append(aux)
         if self.cipo.lambda_corr == 0:
-            # Without weight a correction still would enter entropy, KL and the loss's normaliser.
+            # Even without weight, a correction would enter entropy, KL and the loss's normalizer.
             batch = cleared(batch, table.correction_keys())
         batch.reorder(table.stable_order(batch.keys, seed=self.cipo.seed, step=self.global_steps))
         # verl cuts mini-batches in this order.

@@ -93,7 +93,7 @@ def append_rows(batch: DataProto, plan: AuxPlan, *, pad_token_id: int, optimizer
     row_of = {key: row for row, key in enumerate(keys)}
     taken = np.array([row_of[row.source] for row in rows], dtype=np.int64)
     if SIGN in tensors:
-        raise ValueError(f"the batch has {SIGN!r}: rows were appended before, allowed is once")
+        raise ValueError(f"the batch has {SIGN!r}: rows were appended before, expected once")
     source = torch.from_numpy(taken)
     old_width = tensors["prompts"].shape[1]
     width = max([old_width, *(len(row.prompt_ids) for row in rows)])

@@ -2,7 +2,7 @@
 
 Seam: ``rollout.agent.agent_loop_manager_class`` names :class:`CIPOAgentLoopManagerV0`. verl's V0 trainer asks it for a
 step's attempts in one call and takes exactly as many rows back, so the corrections stay here until the trainer
-(legacy.py) appends them to the batch. The workers are :class:`CIPOAgentLoopWorkerV0`, which overrides
+(trainer.py) appends them to the batch. The workers are :class:`CIPOAgentLoopWorkerV0`, which overrides
 
 * ``_run_agent_loop``: marks each row with what it is, and lets a session that fails cost nothing but its own row,
 * ``_compute_score``: asks a verifier that failed again,
@@ -139,7 +139,7 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
                 mark = await asyncio.to_thread(self._mark_of_attempt, output, kwargs, validate=validate)
             except Exception:
                 self._counts["attempts/failed_sessions"] += 1
-                logger.exception("attempt %s failed, its row is missing", name)
+                logger.exception("attempt %s failed; its row is missing", name)
                 return LostAttempt({**columns, "raw_prompt": kwargs["raw_prompt"]})
         else:
             mark = None
@@ -176,7 +176,7 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
         text = self._prompt.decode(unpadded(output.response_ids[0], output.attention_mask[0]))
         if asked_again(unpadded_prompt(output.prompt_ids[0], output.attention_mask[0]), anchor["prompt_ids"]):
             self._counts["corrections/not_asked"] += 1
-            logger.error("a correction asked the plain prompt again: its agent loop does not heed raw_prompt")
+            logger.error("a correction asked the plain prompt again: its agent loop ignores raw_prompt")
         return Mark(
             correct=self._verdict(output, prompt),
             anchor=GroupName.parse(prompt["uid"]).anchor,
@@ -202,7 +202,7 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
         kept = [output for output in inputs if output is not None]
         rolled = [output for output in kept if not isinstance(output, LostAttempt)]
         if kept and not rolled:
-            raise NoRowsError(f"all {len(kept)} attempts of a rollout worker failed, the log above says why")
+            raise NoRowsError(f"all {len(kept)} attempts of a rollout worker failed; the log above says why")
         rows = [
             output.row(rolled, pad_token_id=self.tokenizer.pad_token_id) if isinstance(output, LostAttempt) else output
             for output in kept

@@ -117,7 +117,7 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
         whole = attempts if corrections is None else joined(attempts, corrections)
         self._sampled = row_table(whole)
         self._metrics = metrics
-        # Without weight a correction still would enter entropy, KL and the loss's normaliser.
+        # Even without weight, a correction would enter entropy, KL and the loss's normalizer.
         trained = np.arange(len(attempts if self.cipo.lambda_corr == 0 else whole))
         keys = [self._sampled.keys[row] for row in trained]
         # The order of the V1 trainers.

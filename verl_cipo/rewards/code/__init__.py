@@ -95,7 +95,7 @@ def compute_score(
         ("float_tolerance", float_tolerance, 0),
     ):
         if not value >= least:
-            raise ValueError(f"reward_kwargs.{name} = {value!r}: allowed is {least} or more")
+            raise ValueError(f"reward_kwargs.{name} = {value!r}: expected {least} or more")
     memory_mb = _whole("memory_mb", memory_mb, MIN_MEMORY_MB)
     workers = _whole("workers", workers, 1)
     max_tests = None if max_tests is None else _whole("max_tests", max_tests, 1)
@@ -119,13 +119,13 @@ def compute_score(
 def _whole(name: str, value: float, least: int) -> int:
     """The integer, which a configuration may write as 512.0."""
     if isinstance(value, bool | str | None) or not least <= value < math.inf or value != int(value):
-        raise ValueError(f"reward_kwargs.{name} = {value!r}: allowed is a whole number, {least} or more")
+        raise ValueError(f"reward_kwargs.{name} = {value!r}: expected a whole number, {least} or more")
     return int(value)
 
 
 def _validate(backend: str, allow_unsafe: bool, url: str | None) -> None:
     if backend not in BACKENDS:
-        raise ValueError(f"reward_kwargs.backend = {backend!r}: allowed is one of {', '.join(BACKENDS)}")
+        raise ValueError(f"reward_kwargs.backend = {backend!r}: expected one of {', '.join(BACKENDS)}")
     if backend == "subprocess" and not allow_unsafe:
         raise ValueError(
             "reward_kwargs.backend = 'subprocess' is no sandbox: programs read this machine's files, the expected "
@@ -133,7 +133,7 @@ def _validate(backend: str, allow_unsafe: bool, url: str | None) -> None:
         )
     if (backend == "sandbox_fusion") != bool(url):
         raise ValueError(
-            f"reward_kwargs.backend = {backend!r} with sandbox_fusion_url = {url!r}: allowed is backend=sandbox_fusion "
+            f"reward_kwargs.backend = {backend!r} with sandbox_fusion_url = {url!r}: expected backend=sandbox_fusion "
             "with a URL, and another backend without"
         )
 

@@ -302,7 +302,7 @@ def tolerance_of(extra_info: dict | None) -> float | None:
     if given is None:
         return None
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
-        raise ValueError(f"extra_info.tolerance = {given!r}: allowed is a number above 0, or none")
+        raise ValueError(f"extra_info.tolerance = {given!r}: expected a number above 0, or none")
     return float(given)
 
 

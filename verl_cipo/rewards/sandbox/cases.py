@@ -66,7 +66,7 @@ def read_tests(ground_truth: str | dict[str, Any], max_tests: int | None = None)
 def _read_tests(ground_truth: str | dict[str, Any]) -> list[Test]:
     data = _json(ground_truth, "ground_truth") if isinstance(ground_truth, str) else ground_truth
     if not isinstance(data, dict):
-        raise ValueError(f"ground_truth is a {type(data).__name__}: allowed is an object, {_LAYOUTS}")
+        raise ValueError(f"ground_truth is a {type(data).__name__}: expected an object, {_LAYOUTS}")
     # A column of a parquet file holds every key, with None where a row has none; verl fills two beside assert_case.
     given = {key: value for key, value in data.items() if value is not None}
     if "assert_case" in given:
@@ -78,7 +78,7 @@ def _read_tests(ground_truth: str | dict[str, Any]) -> list[Test]:
     if {"inputs", "outputs"} <= keys <= {"inputs", "outputs", "fn_name"}:
         inputs, outputs = _list(given, "inputs"), _list(given, "outputs")
         if len(inputs) != len(outputs):
-            raise ValueError(f"ground_truth has {len(inputs)} inputs and {len(outputs)} outputs: allowed is one each")
+            raise ValueError(f"ground_truth has {len(inputs)} inputs and {len(outputs)} outputs: expected one each")
         name = given.get("fn_name")
         return _call_tests(name, inputs, outputs) if name else _program_tests(inputs, outputs)
     if {"asserts"} <= keys <= {"asserts", "entry_point", "setup"}:
@@ -88,10 +88,10 @@ def _read_tests(ground_truth: str | dict[str, Any]) -> list[Test]:
         # LeetCode's methods are named Solution().f, and a call finds them by f.
         entry_point = _text(given, "entry_point").removeprefix("Solution().")
         if not entry_point.isidentifier():
-            raise ValueError(f"entry_point = {entry_point!r}: allowed is a name")
+            raise ValueError(f"entry_point = {entry_point!r}: expected a name")
         source = f"{_text(given, 'setup')}\n{_text(given, 'check')}\ncheck({entry_point})\n"
         return [CheckTest(_source(source, "check"), entry_point)]
-    raise ValueError(f"ground_truth has the keys {sorted(data)}: allowed are {_LAYOUTS}")
+    raise ValueError(f"ground_truth has the keys {sorted(data)}: expected {_LAYOUTS}")
 
 
 def _program_tests(inputs: list[Any], outputs: list[Any]) -> list[Test]:
@@ -103,7 +103,7 @@ def _program_tests(inputs: list[Any], outputs: list[Any]) -> list[Test]:
 
 def _call_tests(name: Any, inputs: list[Any], outputs: list[Any]) -> list[Test]:
     if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"fn_name = {name!r}: allowed is a name")
+        raise ValueError(f"fn_name = {name!r}: expected a name")
     pairs = []
     for i, (given, expected) in enumerate(zip(inputs, outputs, strict=True)):
         if isinstance(given, str):
@@ -113,7 +113,7 @@ def _call_tests(name: Any, inputs: list[Any], outputs: list[Any]) -> list[Test]:
         elif isinstance(given, list):
             args = given
         else:
-            raise ValueError(f"inputs[{i}] is a {type(given).__name__}: allowed is a list, or text with JSON lines")
+            raise ValueError(f"inputs[{i}] is a {type(given).__name__}: expected a list, or text with JSON lines")
         pairs.append((args, expected))
     # APPS and TACO wrap the outputs of many, not all, problems in a list.
     wrapped = all(isinstance(expected, list) and len(expected) == 1 for _, expected in pairs)
@@ -135,7 +135,7 @@ def _assert_tests(sources: list[str], setup: str, entry_point: str) -> list[Test
     if len(names) != 1:
         # The others may be helpers that are given expected outputs; a program could define them as it likes.
         raise ValueError(
-            f"asserts call {sorted(names) or 'nothing'} that they and setup do not define: allowed is one name, the "
+            f"asserts call {sorted(names) or 'nothing'} that they and setup do not define: expected one name, the "
             "solution's; define the others in setup, or say which it is in entry_point"
         )
     (name,) = names
@@ -224,7 +224,7 @@ def _lines(value: Any, where: str) -> str:
         return value
     if isinstance(value, list) and all(isinstance(line, str) for line in value):
         return "\n".join(value)
-    raise ValueError(f"{where} is a {type(value).__name__}: allowed is text, or a list of lines")
+    raise ValueError(f"{where} is a {type(value).__name__}: expected text, or a list of lines")
 
 
 def _json(text: str, where: str) -> Any:
@@ -236,19 +236,19 @@ def _json(text: str, where: str) -> Any:
 
 def _list(data: dict[str, Any], key: str) -> list[Any]:
     if not isinstance(data[key], list) or not data[key]:
-        raise ValueError(f"{key} is {data[key]!r}: allowed is a list with at least one entry")
+        raise ValueError(f"{key} is {data[key]!r}: expected a list with at least one entry")
     return data[key]
 
 
 def _text(data: dict[str, Any], key: str) -> str:
     if not isinstance(value := data.get(key, ""), str):
-        raise ValueError(f"{key} is a {type(value).__name__}: allowed is text")
+        raise ValueError(f"{key} is a {type(value).__name__}: expected text")
     return value
 
 
 def _source(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{where} is a {type(value).__name__}: allowed is Python source")
+        raise ValueError(f"{where} is a {type(value).__name__}: expected Python source")
     try:
         ast.parse(value)
     except SyntaxError as error:

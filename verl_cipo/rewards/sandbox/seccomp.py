@@ -174,7 +174,7 @@ def _start(machine: str | None) -> tuple[int, list[bytes]]:
     """The column of the tables, and code that kills on another architecture and loads the call's number."""
     machine = machine or platform.machine()
     if machine not in _ARCHITECTURES:
-        raise ValueError(f"machine = {machine!r}: allowed is one of {', '.join(_ARCHITECTURES)}")
+        raise ValueError(f"machine = {machine!r}: expected one of {', '.join(_ARCHITECTURES)}")
     column, arch = _ARCHITECTURES[machine]
     return column, [
         _op(_LOAD, _ARCH),

@@ -230,7 +230,7 @@ def test_more_arms_than_colors_are_refused(tmp_path, capsys):
 def test_numbers_below_one_are_refused(tmp_path, option, capsys):
     with pytest.raises(SystemExit):
         report.main([str(tmp_path), "--output", "x.html", option, "0"])
-    assert "allowed is 1 or more" in capsys.readouterr().err
+    assert "expected 1 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("library", ["matplotlib", "jinja2"])

@@ -71,7 +71,7 @@ def test_weights_that_do_not_fit_are_an_error(checkpoint):
 
 
 def test_what_is_no_number_is_an_error(checkpoint):
-    with pytest.raises(EvaluationError, match="^--engine kv_cache_memory_bytes=much: allowed is a number$"):
+    with pytest.raises(EvaluationError, match="^--engine kv_cache_memory_bytes=much: expected a number$"):
         options(checkpoint, {"kv_cache_memory_bytes": "much"})
 
 

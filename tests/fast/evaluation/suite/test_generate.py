@@ -248,7 +248,7 @@ def test_a_verifier_that_fails_ends_the_run_and_keeps_what_is_written(raised, to
 
 @pytest.mark.parametrize(
     "name, told",
-    [("maths", "allowed is math, code, critique"), ("os:nothing", "nothing"), ("gone.py:f", "No such file")],
+    [("maths", "expected math, code, critique"), ("os:nothing", "nothing"), ("gone.py:f", "No such file")],
 )
 def test_a_reward_function_that_is_not_there_is_named(name, told):
     with pytest.raises(EvaluationError, match=told):

@@ -112,10 +112,10 @@ def test_a_template_is_read_before_the_model_is_loaded(data, engine, monkeypatch
     "more, told",
     [
         (["--benchmarks", "two"], "--benchmarks two: not in suite s, which has one"),
-        (["--limit", "0"], "--limit 0: allowed is 1 or more"),
+        (["--limit", "0"], "--limit 0: expected 1 or more"),
         (["--corrections", "-1"], "--corrections -1"),
         (["--samples", "0"], "sampling.n = 0"),
-        (["--engine", "dtype"], "--engine dtype: allowed is KEY=VALUE"),
+        (["--engine", "dtype"], "--engine dtype: expected KEY=VALUE"),
         (["--prompt", "view=whole"], "prompt.view = 'whole': unknown key"),
         (["--prompt", "attempt_view=half"], "attempt_view = 'half'"),
         (["--reward", "nothing"], "verifier 'nothing'"),

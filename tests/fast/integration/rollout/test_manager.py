@@ -81,7 +81,7 @@ def test_a_text_whose_worker_is_gone_is_left_out_of_the_checkpoint(monkeypatch, 
 
     monkeypatch.setattr(payloads.ray, "get", get)
     assert payloads.fetched(candidates) == candidates[1:]
-    assert "is lost to the checkpoint" in caplog.text
+    assert "is missing from the checkpoint" in caplog.text
 
 
 def test_a_generation_ends_when_nobody_waits_for_it_any_more():

@@ -735,7 +735,7 @@ def test_texts_that_are_lost_cost_the_corrections_alone(world, monkeypatch, capl
     monkeypatch.setattr(payloads, "fetch", lost)
     roll(world, schedule="replay", pool=[old_group("a", "w")])
     assert len(rows(world)) == N and ("status", "p0", "finished") in world
-    assert "beside prompt p0, were lost" in caplog.text
+    assert "hosted by prompt p0, were lost" in caplog.text
 
 
 def test_a_copy_is_told_by_what_was_shown(world):
@@ -755,7 +755,7 @@ def test_a_copy_in_the_validation_is_told_likewise(world):
     assert [turn["copied"] for turn in record["corrections"]] == [True, False]
 
 
-def test_an_agent_loop_that_does_not_heed_raw_prompt_is_noticed(world, monkeypatch, caplog):
+def test_an_agent_loop_that_ignores_raw_prompt_is_noticed(world, monkeypatch, caplog):
     base = rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class
     whole = base._run_agent_loop
 
@@ -764,7 +764,7 @@ def test_an_agent_loop_that_does_not_heed_raw_prompt_is_noticed(world, monkeypat
 
     monkeypatch.setattr(base, "_run_agent_loop", run_agent_loop)
     stats = roll(world)
-    assert stats["corrections/not_asked"] == N and "does not heed raw_prompt" in caplog.text
+    assert stats["corrections/not_asked"] == N and "ignores raw_prompt" in caplog.text
 
 
 def test_prompts_of_one_index_are_told_apart_by_what_they_ask(world):

@@ -70,7 +70,7 @@ def test_the_config_outranks_the_checkpoint_and_says_so(tmp_path, caplog, knobs,
     with caplog.at_level(logging.WARNING, logger="verl_cipo"):
         state, _ = load(str(tmp_path), CIPOConfig(**knobs), wants_pool=False)
     assert state == replace(moved, rho=replace(moved.rho, rho=rho))
-    assert f"rho was 0.44, it goes on at {rho:g}" in caplog.text
+    assert f"rho was 0.44 and continues at {rho:g}" in caplog.text
 
 
 def test_a_checkpoint_that_does_not_know_its_rho_init_goes_on_where_it_was(tmp_path, caplog):

@@ -442,13 +442,13 @@ def test_a_copy_is_told_by_the_view_that_was_shown(monkeypatch):
     ]
 
 
-def test_an_agent_loop_that_does_not_heed_raw_prompt_is_noticed(monkeypatch, caplog):
+def test_an_agent_loop_that_ignores_raw_prompt_is_noticed(monkeypatch, caplog):
     async def run(sampling_params, **kwargs):
         return padded("ab", 1.0, asked=(0, 7))
 
     made = worker(monkeypatch, run)
     session(made, "u_c2", 1, ANCHORED)
-    assert made._counts["corrections/not_asked"] == 1 and "does not heed raw_prompt" in caplog.text
+    assert made._counts["corrections/not_asked"] == 1 and "ignores raw_prompt" in caplog.text
 
 
 def test_places_count_the_rows_of_a_uid():

@@ -30,5 +30,5 @@ def test_two_different_units_stay_different():
 
 @pytest.mark.parametrize("tolerance", [0, -1, float("nan"), float("inf"), "0.1", True])
 def test_what_is_no_tolerance(tolerance):
-    with pytest.raises(ValueError, match=r"extra_info\.tolerance = .*: allowed is a number above 0, or none"):
+    with pytest.raises(ValueError, match=r"extra_info\.tolerance = .*: expected a number above 0, or none"):
         outcome("4.2", "4.2", tolerance)
