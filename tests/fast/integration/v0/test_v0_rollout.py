@@ -449,7 +449,3 @@ def test_an_agent_loop_that_does_not_heed_raw_prompt_is_noticed(monkeypatch, cap
     made = worker(monkeypatch, run)
     session(made, "u_c2", 1, ANCHORED)
     assert made._counts["corrections/not_asked"] == 1 and "does not heed raw_prompt" in caplog.text
-
-
-def test_places_count_the_rows_of_a_uid():
-    assert legacy_rollouts._places(np.array(["a", "a", "b", "a"])).tolist() == [0, 1, 0, 2]
