@@ -45,6 +45,7 @@ from verl_cipo.integration.v0.rows import (
     SESSION,
     marks,
     objects,
+    places,
     prompt_ids,
     response_ids,
     row_table,
@@ -229,7 +230,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             the attempts, empty rows in the place of lost ones: verl takes as many rows as it asked for.
         """
         started = time.monotonic()
-        prompts.non_tensor_batch[SESSION] = _places(prompts.non_tensor_batch["uid"])
+        prompts.non_tensor_batch[SESSION] = places(prompts.non_tensor_batch["uid"])
         output = super().generate_sequences(prompts)
         ended = time.monotonic()
         if prompts.meta_info.get("validate", False):
@@ -395,13 +396,3 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
                 attempt_record(prompt, session=session, text=mark.text, correct=mark.correct, corrections=own)
             )
         self._reports.add_validation(records, counts + self._faults())
-
-
-def _places(uids: Sequence[str]) -> np.ndarray:
-    """(N,) int64: the place of each row among those of its uid."""
-    seen: Counter = Counter()
-    places = np.empty(len(uids), dtype=np.int64)
-    for i, uid in enumerate(uids):
-        places[i] = seen[uid]
-        seen[uid] += 1
-    return places

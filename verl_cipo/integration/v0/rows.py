@@ -1,5 +1,6 @@
 """The V0 trainer's batch, verl's DataProto: what its rows are, corrections joined to it, rows that fill it up."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,16 @@ def objects(values: Sequence[Any]) -> np.ndarray:
 def marks(batch: DataProto) -> list[Mark]:
     """What the workers noted on each row."""
     return [Mark.from_mapping(mark) for mark in batch.non_tensor_batch[MARK]]
+
+
+def places(uids: Sequence[str]) -> np.ndarray:
+    """(N,) int64: the place of each row among those of its uid."""
+    seen: Counter = Counter()
+    places = np.empty(len(uids), dtype=np.int64)
+    for i, uid in enumerate(uids):
+        places[i] = seen[uid]
+        seen[uid] += 1
+    return places
 
 
 def row_keys(batch: DataProto) -> list[str]:

@@ -7,7 +7,6 @@ import asyncio
 from collections import Counter
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -449,7 +448,3 @@ def test_an_agent_loop_that_ignores_raw_prompt_is_noticed(monkeypatch, caplog):
     made = worker(monkeypatch, run)
     session(made, "u_c2", 1, ANCHORED)
     assert made._counts["corrections/not_asked"] == 1 and "ignores raw_prompt" in caplog.text
-
-
-def test_places_count_the_rows_of_a_uid():
-    assert legacy_rollouts._places(np.array(["a", "a", "b", "a"])).tolist() == [0, 1, 0, 2]

@@ -6,7 +6,7 @@ import torch
 
 from tests.fast.integration.scored_batch import R, scored
 from verl_cipo.core.advantage import BASE, CORRECTION
-from verl_cipo.integration.v0.rows import Padding, joined, objects, response_ids, row_table
+from verl_cipo.integration.v0.rows import Padding, joined, objects, places, response_ids, row_table
 
 
 def attempts():
@@ -106,3 +106,7 @@ def test_padding_stands_where_it_was_put_and_nothing_trains_it():
 def test_a_full_batch_is_handed_over_as_it_is():
     batch, padding = attempts(), Padding(np.ones(4, dtype=bool))
     assert padding.add(batch) is batch and padding.remove(batch) is batch
+
+
+def test_places_count_the_rows_of_a_uid():
+    assert places(np.array(["a", "a", "b", "a"])).tolist() == [0, 1, 0, 2]
