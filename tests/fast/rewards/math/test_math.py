@@ -381,6 +381,7 @@ def test_verl_is_told_of_unknown_reward_kwargs():
         manager.loop.run_until_complete(manager.run_single(sample(r"\boxed{1}", "1")))
 
 
+@pytest.mark.nightly
 def test_in_a_ray_actor():
     class Scorer:
         async def score(self, solution):

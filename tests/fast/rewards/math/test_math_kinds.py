@@ -35,7 +35,9 @@ def test_a_false_equation_answers_nothing(answer):
 
 
 @pytest.mark.parametrize("answer", ["I", "x=x", r"\emptyset", r"\frac{0}{0}", "x^2=-3.7", r"\{\}", "E"])
-def test_what_is_true_of_everything_or_nothing_answers_nothing(answer):
-    references = {row["reference"] for row in ROWS} - {"I", "E", r"\emptyset", "\u2205", "x=x"}
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.nightly)])
+def test_what_is_true_of_everything_or_nothing_answers_nothing(answer, step):
+    """step: by day a third of the references, spread over all kinds."""
+    references = sorted({row["reference"] for row in ROWS} - {"I", "E", r"\emptyset", "\u2205", "x=x"})[::step]
     accepted = [gold for gold in references if compute_score("test", rf"\boxed{{{answer}}}", gold)["acc"]]
     assert accepted == []
