@@ -24,7 +24,7 @@ README_LINES = 120
 def lost_files(page: Path) -> Iterator[str]:
     """Local links and file names that lead nowhere."""
     text = page.read_text()
-    paths = [(name, page.parent / name) for name in LINK.findall(text) if "://" not in name]
+    paths = [(name, page.parent / name) for name in LINK.findall(text) if not re.match(r"\w+:", name)]
     paths += [(name, ROOT / name) for name in NAMED.findall(text)]
     # docs/method.md names modules from inside the package.
     paths += [(name, ROOT / "verl_cipo" / name) for name in re.findall(r"`((?:core|integration)/\w+\.py)`", text)]

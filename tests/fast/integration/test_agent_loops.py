@@ -271,7 +271,10 @@ ROUTING = "actor_rollout_ref.actor.megatron.router_replay.mode"
             ],
             [VIRTUAL, "set actor_rollout_ref.ref.log_prob_use_dynamic_bsz=true"],
         ),
-        ([*MEGATRON, *AUX, f"{ROUTING}=R3"], [f"{ROUTING}=R3", "routing of rows made for the auxiliary loss is not known"]),
+        (
+            [*MEGATRON, *AUX, f"{ROUTING}=R3"],
+            [f"{ROUTING}=R3", "routing of rows made for the auxiliary loss is not known"],
+        ),
     ],
     ids=["tools", "function tools", "stored rollouts", "virtual stages", "virtual stages, reference", "routing"],
 )
