@@ -17,5 +17,8 @@ tier() { # tier FOLDERS-AND-OPTIONS...
 }
 
 tier tests/fast tests/contracts -n 2 --dist worksteal "$@"
-tier tests/real -n 2 "$@"
+# Two real runs at a time take 14 GB.
+available=$(awk '/MemAvailable/ { print int($2 / 1000000) }' /proc/meminfo)
+[ "$available" -ge 16 ] && at_a_time=2 || at_a_time=0
+tier tests/real -n "$at_a_time" "$@"
 exit "$status"

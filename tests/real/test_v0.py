@@ -38,7 +38,7 @@ def v1_run(run, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def v0_resumed_run(run, tmp_path_factory, v0_run):
-    """Goes on from v0_run's checkpoint: two workers and mini-batches, a flaky verifier."""
+    """Goes on from v0_run's checkpoint: two workers and mini-batches, a verifier that fails, at times for good."""
     return run(
         tmp_path_factory.mktemp("v0_resumed"),
         *SHARED,
@@ -51,6 +51,8 @@ def v0_resumed_run(run, tmp_path_factory, v0_run):
         "actor_rollout_ref.rollout.agent.num_workers=2",
         "actor_rollout_ref.actor.ppo_mini_batch_size=2",
         f"reward.custom_reward_function.path={Path(__file__).with_name('flaky_reward.py')}",
+        "+reward.custom_reward_function.reward_kwargs.lost=0.25",
+        "+algorithm.cipo.correct_threshold={openai/gsm8k:0.5,default:2}",
     )
 
 
@@ -186,9 +188,17 @@ def test_pairs_and_preferences_are_trained_on_v0(v0_run):
 
 
 @pytest.mark.nightly
-def test_a_verifier_that_failed_once_is_asked_again_on_v0(v0_resumed_run):
-    assert sum(metrics["cipo/verifier/errors"] for metrics in v0_resumed_run.steps) > 0
-    assert all(metrics["cipo/verifier/given_up"] == 0 for metrics in v0_resumed_run.steps)
+def test_a_session_without_a_verdict_costs_its_own_row_on_v0(v0_resumed_run):
+    lost_attempts = 0
+    for step, metrics in enumerate(v0_resumed_run.steps, start=STEPS + 1):
+        lost = {kind: metrics[f"cipo/{kind}/failed_sessions"] for kind in ("attempts", "corrections")}
+        lost_attempts += lost["attempts"]
+        assert metrics["cipo/verifier/errors"] > metrics["cipo/verifier/given_up"] == sum(lost.values())
+        base, corrections, _ = streams(v0_resumed_run.rollouts(step))
+        assert sum(map(len, base.values())) == PROMPTS * N - lost["attempts"]
+        assert sum(map(len, corrections.values())) == metrics["cipo/anchors/total"] * N - lost["corrections"]
+        assert metrics["actor/grad_norm"] > 0
+    assert lost_attempts > 0
 
 
 @pytest.mark.nightly
