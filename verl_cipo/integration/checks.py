@@ -13,7 +13,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
-from verl_cipo.integration.chats import Chats
+from verl_cipo.integration.rendering import Rendering
 
 logger = logging.getLogger("verl_cipo")
 
@@ -164,7 +164,7 @@ def check_prompt_length(config: DictConfig, cipo: CIPOConfig, tokenizer: Any) ->
     if not cipo.corrects:
         return
     length = config.actor_rollout_ref.rollout.prompt_length
-    needed = Chats.of(config, cipo, tokenizer).prompt.minimum_tokens()
+    needed = Rendering.of(config, cipo, tokenizer).prompt.minimum_tokens()
     if length < needed:
         raise CIPOConfigError(
             f"actor_rollout_ref.rollout.prompt_length={length} is too small for any correction: the correction prompt "

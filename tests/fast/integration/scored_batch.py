@@ -8,7 +8,7 @@ from verl.utils.model import compute_position_id_with_mask
 
 from verl_cipo.core.config import AuxConfig, CIPOConfig
 from verl_cipo.core.prompts import CorrectionPrompt
-from verl_cipo.integration.chats import Chats
+from verl_cipo.integration.rendering import Rendering
 from verl_cipo.integration.v0.aux import append_rows, plan_of_batch
 from verl_cipo.integration.v0.rows import objects, row_table
 
@@ -78,7 +78,7 @@ def scored(outcomes, *, width=3, channels=None, seed=0, extra=True):
 
 
 def chats_of(config, *, prompt_length=10_000):
-    """Chats over characters for tokens."""
+    """Rendering over characters for tokens."""
     prompt = CorrectionPrompt(
         config.prompt,
         prompt_length=prompt_length,
@@ -86,13 +86,13 @@ def chats_of(config, *, prompt_length=10_000):
         encode=encode,
         decode=decode,
     )
-    return Chats(prompt=prompt, encode=encode_chat)
+    return Rendering(prompt=prompt, encode=encode_chat)
 
 
 def appended(batch, *, kind="nll", step=1, optimizer_steps=1, **knobs):
     """The batch with the auxiliary loss's rows and fields, and the counts of its plan."""
     config = CIPOConfig(**{"source": "paired", "replay_fraction": 4.0, "aux": AuxConfig(kind=kind, coef=0.1)} | knobs)
-    plan = plan_of_batch(batch, row_table(batch), config=config, chats=chats_of(config), step=step)
+    plan = plan_of_batch(batch, row_table(batch), config=config, rendering=chats_of(config), step=step)
     grown = append_rows(batch, plan, pad_token_id=PAD, optimizer_steps=optimizer_steps)
     return grown, plan.counts
 

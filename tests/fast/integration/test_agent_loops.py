@@ -18,8 +18,8 @@ from examples.tiny.tokenizer import build_tokenizer
 from verl_cipo.core.config import CIPOConfig, CIPOConfigError
 from verl_cipo.core.prompts import TAIL_MARK
 from verl_cipo.integration import settings
-from verl_cipo.integration.chats import Chats
 from verl_cipo.integration.checks import check_questions
+from verl_cipo.integration.rendering import Rendering
 from verl_cipo.integration.rollout.worker import agent_loop_prompt
 from verl_cipo.integration.train import trainer
 
@@ -82,8 +82,8 @@ def test_prompts_made_in_the_driver_are_rendered_with_the_template_options(token
             "actor_rollout_ref": {"rollout": {"prompt_length": 450}},
         }
     )
-    chats = Chats.of(config, CIPOConfig(), tokenizer)
-    assert tokenizer.decode(chats.encode(QUESTION)) == "user:1+1?;" + "-" * 10
+    rendering = Rendering.of(config, CIPOConfig(), tokenizer)
+    assert tokenizer.decode(rendering.encode(QUESTION)) == "user:1+1?;" + "-" * 10
 
 
 # What the templates of four families do beside the turns: an empty thought; a date, and what depends on tools; a system
@@ -118,7 +118,7 @@ def test_the_driver_renders_a_chat_as_the_agent_loops_do(family, options):
     )
     builder = create_continuous_token_builder(made, hf_model_type=family, chat_template_kwargs=options)
     for chat in ([{"role": "system", "content": "Be brief."}, *QUESTION], QUESTION):
-        assert Chats.of(config, CIPOConfig(), made).encode(chat) == builder.build_initial_tokens(chat)
+        assert Rendering.of(config, CIPOConfig(), made).encode(chat) == builder.build_initial_tokens(chat)
 
 
 def test_a_chat_of_several_turns_keeps_what_precedes_the_last_question(tokenizer):

@@ -25,7 +25,7 @@ from verl_cipo.core.aux_plan import AuxPlan, Shown, plan_aux
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.losses import PARTNER, SIGN, WEIGHTS, aux_weights, partner_scores
 from verl_cipo.core.rows import RowTable
-from verl_cipo.integration.chats import Chats
+from verl_cipo.integration.rendering import Rendering
 
 ZERO = (
     "response_mask",
@@ -91,7 +91,7 @@ class AuxRows:
 
 
 def add_aux_rows(
-    batch: KVBatchMeta, table: RowTable, *, config: CIPOConfig, chats: Chats, step: int, in_stream: bool
+    batch: KVBatchMeta, table: RowTable, *, config: CIPOConfig, rendering: Rendering, step: int, in_stream: bool
 ) -> tuple[KVBatchMeta, AuxRows]:
     """Plan what the auxiliary loss trains, and append the rows that it needs.
 
@@ -118,7 +118,7 @@ def add_aux_rows(
         }
 
     plan = plan_aux(
-        table, shown, config=config, prompt=chats.prompt, encode=chats.encode, step=step, in_stream=in_stream
+        table, shown, config=config, prompt=rendering.prompt, encode=rendering.encode, step=step, in_stream=in_stream
     )
     aux = AuxRows(plan, {str(new.key): read[new.source]["response_mask"] for new in plan.rows})
     if not plan.rows:

@@ -29,8 +29,8 @@ from verl_cipo.core.aux_plan import aux_metrics
 from verl_cipo.core.config import CIPOConfigError
 from verl_cipo.core.metrics import batch_metrics
 from verl_cipo.core.rows import RowTable
-from verl_cipo.integration.chats import Chats
 from verl_cipo.integration.checks import check_prompt_length, check_questions
+from verl_cipo.integration.rendering import Rendering
 from verl_cipo.integration.settings import MANAGER_CLASS, TRAINER_OF_MODE, settle
 from verl_cipo.integration.train.aux import AuxRows, add_aux_rows
 from verl_cipo.integration.train.controller import Controller, report_second_turns
@@ -81,7 +81,7 @@ class CIPOTrainerMixin:
     def _init_tokenizer(self) -> None:
         super()._init_tokenizer()
         check_prompt_length(self.config, self.cipo, self.tokenizer)
-        self._chats = Chats.of(self.config, self.cipo, self.tokenizer)
+        self._rendering = Rendering.of(self.config, self.cipo, self.tokenizer)
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
@@ -131,7 +131,7 @@ class CIPOTrainerMixin:
                 batch,
                 table,
                 config=self.cipo,
-                chats=self._chats,
+                rendering=self._rendering,
                 step=self.global_steps,
                 in_stream=self.cipo.lambda_corr > 0,
             )

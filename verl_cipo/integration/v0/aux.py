@@ -15,7 +15,7 @@ from verl_cipo.core.aux_plan import AuxPlan, NewRow, Shown, plan_aux
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.losses import PARTNER, SIGN, WEIGHTS, aux_weights, partner_scores
 from verl_cipo.core.rows import RowTable
-from verl_cipo.integration.chats import Chats
+from verl_cipo.integration.rendering import Rendering
 from verl_cipo.integration.train.aux import ZERO, check_keys, in_channels
 from verl_cipo.integration.v0.rows import objects, prompt_ids, response_ids, row_keys
 
@@ -25,7 +25,7 @@ PAIR = "cipo_aux_pair"
 _SEQUENCE = ("prompts", "responses", "input_ids", "attention_mask", "position_ids")
 
 
-def plan_of_batch(batch: DataProto, table: RowTable, *, config: CIPOConfig, chats: Chats, step: int) -> AuxPlan:
+def plan_of_batch(batch: DataProto, table: RowTable, *, config: CIPOConfig, rendering: Rendering, step: int) -> AuxPlan:
     """What the auxiliary loss trains of ``batch``, which is as it will be trained: rows without a token are left out.
 
     Args:
@@ -52,8 +52,8 @@ def plan_of_batch(batch: DataProto, table: RowTable, *, config: CIPOConfig, chat
         table,
         shown,
         config=config,
-        prompt=chats.prompt,
-        encode=chats.encode,
+        prompt=rendering.prompt,
+        encode=rendering.encode,
         step=step,
         trained=(batch.batch["response_mask"] != 0).any(dim=-1).numpy(),
     )

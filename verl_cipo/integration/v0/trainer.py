@@ -30,8 +30,8 @@ from verl_cipo.core.config import CIPOConfigError
 from verl_cipo.core.metrics import batch_metrics
 from verl_cipo.core.rows import APPENDED, RowTable
 from verl_cipo.integration import ChangedSeamError
-from verl_cipo.integration.chats import Chats
 from verl_cipo.integration.checks import check_prompt_length, check_questions
+from verl_cipo.integration.rendering import Rendering
 from verl_cipo.integration.settings import MANAGER_CLASS_V0, settle
 from verl_cipo.integration.train.controller import Controller, report_second_turns
 from verl_cipo.integration.train.estimator import NAME, BatchRows, rows_of_batch
@@ -89,7 +89,7 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
         super().__init__(config, *args, **kwargs)
         check_prompt_length(config, self.cipo, self.tokenizer)
         check_questions(self.train_dataset, self.cipo)
-        self._chats = Chats.of(config, self.cipo, self.tokenizer)
+        self._rendering = Rendering.of(config, self.cipo, self.tokenizer)
 
     def init_workers(self) -> None:
         super().init_workers()
@@ -181,7 +181,7 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
 
     def _with_aux_rows(self, batch: DataProto, own: dict[str, float]) -> tuple[DataProto, Padding]:
         """``batch`` with the fields of the auxiliary loss and the rows that it needs, arranged anew."""
-        plan = plan_of_batch(batch, self._rows, config=self.cipo, chats=self._chats, step=self.global_steps)
+        plan = plan_of_batch(batch, self._rows, config=self.cipo, rendering=self._rendering, step=self.global_steps)
         grown = append_rows(batch, plan, pad_token_id=self.tokenizer.pad_token_id, optimizer_steps=self._steps)
         own |= aux_metrics([plan])
         streams = np.concatenate([self._rows.rows.stream, np.full(len(plan.rows), APPENDED, dtype=np.int8)])

@@ -66,7 +66,7 @@ def grown(store, *, in_stream=True, **options):
     config = CIPOConfig.from_mapping({"aux": {"coef": 1.0, **options.pop("aux", {})}, **options})
     batch = store.meta(*ROWS)
     table = fetch_table(batch, threshold=lambda _: 0.5)
-    return add_aux_rows(batch, table, config=config, chats=chats_of(config), step=1, in_stream=in_stream)
+    return add_aux_rows(batch, table, config=config, rendering=chats_of(config), step=1, in_stream=in_stream)
 
 
 def written(store, batch, aux, *, optimizer_steps=1, contrastive=False) -> dict[str, dict]:

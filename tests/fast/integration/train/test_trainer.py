@@ -76,7 +76,7 @@ class Trainer(CIPOTrainerMixin, Verl):
         self.agent_loop_manager = Manager()
         self.global_steps = 7
         self.weights = []
-        self._tables, self._aux, self._advantage_seconds, self._chats = [], [], 0.0, None
+        self._tables, self._aux, self._advantage_seconds, self._rendering = [], [], 0.0, None
         self._scale_of_terms = 1.0
 
 

@@ -326,7 +326,7 @@ def test_a_step_keeps_nothing_of_the_one_before():
 
 
 class Chat:
-    """Chats, as far as pairs need it."""
+    """Rendering, as far as pairs need it."""
 
     class prompt:
         @staticmethod
@@ -345,7 +345,7 @@ class Chat:
 @pytest.mark.parametrize("kind", ["nll", "contrastive"])
 def test_the_auxiliary_loss_gets_its_rows_and_the_trainer_keeps_its_own(monkeypatch, kind):
     trainer = made(corrections(), source="both", replay_fraction=0.5, aux=AuxConfig(coef=0.1, kind=kind))
-    trainer._chats = Chat
+    trainer._rendering = Chat
     trainer.tokenizer = type("Tokenizer", (), {"pad_token_id": 0})
 
     def log_prob(self, batch):
@@ -371,7 +371,7 @@ def test_the_auxiliary_loss_gets_its_rows_and_the_trainer_keeps_its_own(monkeypa
 def test_distilled_corrections_are_trained_and_counted(monkeypatch, below, rows):
     """The three right corrections of prompt 0, of whose four attempts one is right."""
     trainer = made(corrections(), aux=AuxConfig(coef=0.1, distill_below=below))
-    trainer._chats, trainer.tokenizer = Chat, type("Tokenizer", (), {"pad_token_id": 0})
+    trainer._rendering, trainer.tokenizer = Chat, type("Tokenizer", (), {"pad_token_id": 0})
     metrics = one_step(trainer, attempts(), monkeypatch)
     (trained,) = trainer.actor_rollout_wg.trained
     assert metrics["cipo/aux/distilled"] == metrics["cipo/rows/aux"] == rows

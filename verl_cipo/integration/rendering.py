@@ -1,4 +1,4 @@
-"""Chats in the driver: correction prompts and attempts as a run's tokenizer renders and reads them."""
+"""Rendering in the driver: correction prompts and attempts as a run's tokenizer renders and reads them."""
 
 import functools
 import logging
@@ -51,7 +51,7 @@ def _warn_of_thinking(others: tuple[str, ...], prompt: PromptConfig) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chats:
+class Rendering:
     """Making prompts in the driver, where no agent loop renders the chat (tools are left out)."""
 
     prompt: CorrectionPrompt
@@ -59,7 +59,7 @@ class Chats:
     """Tokens of a chat, with the generation prompt."""
 
     @classmethod
-    def of(cls, config: DictConfig, cipo: CIPOConfig, tokenizer: Any) -> "Chats":
+    def of(cls, config: DictConfig, cipo: CIPOConfig, tokenizer: Any) -> "Rendering":
         """With the tokenizer and the chat template options of a run."""
         warn_of_thinking(tokenizer, cipo.prompt)
         options = OmegaConf.to_container(config.data.get("apply_chat_template_kwargs") or OmegaConf.create({}))

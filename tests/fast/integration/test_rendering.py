@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.prompts import correction_prompt
-from verl_cipo.integration import chats
-from verl_cipo.integration.chats import Chats
+from verl_cipo.integration import rendering
+from verl_cipo.integration.rendering import Rendering
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -80,9 +80,9 @@ def test_a_marker_may_be_made_of_special_tokens_and_text():
 
 
 def made_in_the_driver(made, **knobs):
-    chats._warn_of_thinking.cache_clear()
+    rendering._warn_of_thinking.cache_clear()
     config = OmegaConf.create({"data": {}, "actor_rollout_ref": {"rollout": {"prompt_length": 100}}})
-    return Chats.of(config, CIPOConfig.from_mapping({"prompt": knobs}), made)
+    return Rendering.of(config, CIPOConfig.from_mapping({"prompt": knobs}), made)
 
 
 def test_a_vocabulary_with_other_markers_warns(caplog):
