@@ -10,7 +10,8 @@ from run to run:
 | `loops_run` | streaming, verl's own config, tools, custom loops, KL, entropy, rollout correction, a flaky verifier |
 | `async_run` | verl's colocated asynchronous trainer, the math verifier |
 | `v0_run` | verl's V0 trainer, the contrastive loss |
-| `grpo_run`, `stock_run` | GRPO with the plugin and without it |
+
+By night there are more, of GRPO with the plugin and without it among them (docs/testing.md).
 """
 
 import json

@@ -4,7 +4,7 @@ import pytest
 
 from tests.real.conftest import GREEDY, STOCK, Run
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.nightly]
 
 
 @pytest.fixture(scope="session")

@@ -1,52 +1,11 @@
 """Trainer modes and schedules in real runs of verl and vLLM."""
 
-import json
-
 import pytest
 
 from tests.real.conftest import PROMPTS, N, cpu_options, streams
 from tests.real.demo import STEPS
 
 pytestmark = pytest.mark.real
-
-COLOCATED = [
-    "algorithm.adv_estimator=cipo",
-    "+algorithm.cipo.source=both",
-    "+algorithm.cipo.aux.coef=0.5",
-    # Seeds: of so few prompts, unseeded rollouts may all be wrong, and then there is nothing to pair.
-    "actor_rollout_ref.rollout.full_determinism=true",
-    # Replayed anchors are those of the step before, so that no prompt waits for another.
-    "+algorithm.cipo.schedule=replay",
-    "trainer.v1.trainer_mode=colocate_async",
-]
-
-
-@pytest.fixture(scope="session")
-def async_run(run_alone, tmp_path_factory):
-    """verl's colocated asynchronous trainer, replayed anchors, pairs, importance weights, our math verifier."""
-    return run_alone(
-        tmp_path_factory.mktemp("async"),
-        *COLOCATED,
-        "reward.custom_reward_function.path=pkg://verl_cipo.rewards.math",
-        "reward.custom_reward_function.name=compute_score",
-        "algorithm.rollout_correction.rollout_is=token",
-        "algorithm.rollout_correction.rollout_is_threshold=2.0",
-        "trainer.total_training_steps=4",
-        "trainer.save_freq=3",
-    )
-
-
-@pytest.fixture(scope="session")
-def async_resumed_run(run_alone, tmp_path_factory, async_run):
-    """Goes on from async_run's checkpoint of step 3, with prompts in flight."""
-    return run_alone(
-        tmp_path_factory.mktemp("async_resumed"),
-        *COLOCATED,
-        "trainer.resume_mode=resume_path",
-        f"trainer.resume_from_path={async_run.folder / 'checkpoints' / 'global_step_3'}",
-        "trainer.val_before_train=false",
-        "trainer.total_training_steps=5",
-    )
 
 
 @pytest.fixture(scope="session")
@@ -68,42 +27,6 @@ def separate_run(run_alone, tmp_path_factory):
         "trainer.test_freq=-1",
         "trainer.val_before_train=false",
     )
-
-
-def test_colocated_asynchronous_training(async_run):
-    assert "[verl_cipo] trainer CIPOTrainerColocateAsync" in async_run.log
-    assert [line["step"] for line in async_run.metrics if "training/global_step" in line["data"]] == [1, 2, 3, 4]
-    assert any(metrics["cipo/rows/correction"] > 0 for metrics in async_run.steps), "nothing was replayed"
-    for metrics in async_run.steps:
-        assert metrics["cipo/rows/base"] == 16
-        assert metrics["training/off_policy/trajectory_staleness/max"] >= 0
-        assert metrics["rollout_corr/rollout_is_mean"] == pytest.approx(1.0, abs=0.2)
-
-
-def test_the_math_verifier_judges_a_real_run(async_run):
-    rows = [json.loads(line) for line in (async_run.folder / "validation" / "4.jsonl").read_text().splitlines()]
-    outcomes = {row["outcome"] for row in rows}
-    assert "right" in outcomes and outcomes <= {"right", "wrong", "unparsable"}
-    for row in rows:
-        assert row["score"] == float(row["outcome"] == "right") == row["acc"]
-        if row["outcome"] == "right":
-            assert row["output"].rstrip().endswith(f"#### {row['pred']}") and row["pred"] == row["gts"]
-
-
-def test_an_asynchronous_checkpoint_holds_the_pool(async_run):
-    folder = async_run.folder / "checkpoints" / "global_step_3"
-    assert async_run.cipo_json(3)["rho"]["rho"] > 0
-    assert (folder / "cipo_pool.pt").exists() and (folder / "transfer_queue").exists()
-
-
-@pytest.mark.nightly
-def test_asynchronous_training_goes_on_from_its_checkpoint(async_run, async_resumed_run):
-    saved = async_run.cipo_json(3)
-    assert [line["step"] for line in async_resumed_run.metrics] == [4, 5]
-    first, second = async_resumed_run.steps
-    assert first["cipo/rho"] == saved["rho"]["rho"]
-    assert first["cipo/rows/base"] == second["cipo/rows/base"] == 16
-    assert first["cipo/rows/correction"] + second["cipo/rows/correction"] > 0
 
 
 @pytest.mark.nightly
