@@ -121,10 +121,8 @@ def test_corrections_go_through_the_loop_of_their_prompt(loops_run, step):
         corrections = [group for group in groups if "_c" in group]
         assert {group.split("_c")[0] for group in corrections} <= groups.keys(), "the loop of another prompt"
         corrected += len(corrections)
-    metrics = loops_run.steps[step - 1]
-    # The tiny model may say nothing, which is not worth correcting.
-    skipped = sum(value for name, value in metrics.items() if name.startswith("cipo/anchors/skipped/"))
-    assert corrected == PROMPTS - skipped
+    # The tiny model may say nothing: such an attempt is left out before the draw, and another takes its place.
+    assert corrected == loops_run.steps[step - 1]["cipo/anchors/total"] == PROMPTS
 
 
 @pytest.mark.parametrize("step", [1, 2])
