@@ -14,7 +14,7 @@ import transfer_queue
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
-from tests.contracts.store import FUNCTIONS, Store
+from tests.contracts.support.store import FUNCTIONS, Store
 from verl_cipo.doctor import VERL_REQUIRED, fits
 
 BROKEN = {

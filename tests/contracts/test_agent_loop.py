@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 
-from tests.contracts.seams import check_accepts, check_parameters, load, parameters, seam
+from tests.contracts.support.seams import check_accepts, check_parameters, load, parameters, seam
 
 WORKER, MANAGER = "verl.trainer.ppo.v1:AgentLoopWorkerTQ", "verl.trainer.ppo.v1:AgentLoopManagerTQ"
 OUTPUT = "verl.experimental.agent_loop:AgentLoopOutput"

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.contracts.seams import check_accepts, load, seam
+from tests.contracts.support.seams import check_accepts, load, seam
 
 BASE = "verl.trainer.ppo.v1:PPOTrainer"
 TRAINER, STATE = "verl_cipo/integration/train/trainer.py", "verl_cipo/integration/train/checkpoint.py"

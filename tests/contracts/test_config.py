@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 
 from tests.conftest import ROOT
-from tests.contracts.seams import load, seam
+from tests.contracts.support.seams import load, seam
 
 READ = {
     "verl_cipo/integration/switch.py": """

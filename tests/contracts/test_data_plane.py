@@ -8,7 +8,7 @@ import torch
 import transfer_queue as tq
 from tensordict import NonTensorData, TensorDict
 
-from tests.contracts.seams import check_accepts, check_parameters, load, parameters, seam
+from tests.contracts.support.seams import check_accepts, check_parameters, load, parameters, seam
 
 BUFFER = "verl.trainer.ppo.v1.replay_buffer"
 ROWS, AUX = "verl_cipo/integration/train/rows.py", "verl_cipo/integration/train/aux.py"

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from tests.contracts.seams import calls_in_order, check_parameters, load, seam
+from tests.contracts.support.seams import calls_in_order, check_parameters, load, seam
 
 BASE = "verl.trainer.ppo.v1:PPOTrainer"
 DUMPS, REPORT, LAUNCH = (

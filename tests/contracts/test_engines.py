@@ -12,7 +12,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from tests.contracts.seams import calls_in_order, check_parameters, load, seam
+from tests.contracts.support.seams import calls_in_order, check_parameters, load, seam
 
 LOSS, BATCHES = "verl_cipo/integration/train/loss.py", "verl_cipo/integration/train/joint_update.py"
 ENGINES = {"fsdp": "dp", "megatron": "megatron", "veomni": "veomni", "torchtitan": "torchtitan"}

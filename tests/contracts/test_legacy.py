@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 
-from tests.contracts.seams import calls_in_order, check_accepts, check_parameters, load, parameters, seam
+from tests.contracts.support.seams import calls_in_order, check_accepts, check_parameters, load, parameters, seam
 
 V0, WORKER = "verl.trainer.ppo.ray_trainer:RayPPOTrainer", "verl.experimental.agent_loop:AgentLoopWorker"
 MANAGER = "verl.experimental.agent_loop:AgentLoopManager"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tensordict import NonTensorData, TensorDict
 
-from tests.contracts.seams import check_parameters, load, seam
+from tests.contracts.support.seams import check_parameters, load, seam
 
 LOSS, WORKERS = "verl.workers.utils.losses", "verl.workers.engine_workers"
 OURS = "verl_cipo/integration/train/loss.py"

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from tests.contracts.seams import check_parameters, load, seam
+from tests.contracts.support.seams import check_parameters, load, seam
 
 CPU = "verl_cipo/integration/cpu/platform.py"
 PLATFORM = "verl.plugin.platform"

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-from tests.contracts.seams import calls_in_order, check_parameters, load, parameters, seam
+from tests.contracts.support.seams import calls_in_order, check_parameters, load, parameters, seam
 
 
 @seam("verl/__init__.py, entry points of the group verl.plugins", "verl_cipo/plugin.py", "pyproject.toml")
@@ -93,7 +93,9 @@ def test_the_task_runner_makes_the_configured_manager():
         def __getattr__(self, name):
             return lambda: name
 
-    config = {"actor_rollout_ref": {"rollout": {"agent": {"agent_loop_manager_class": "tests.contracts.seams.load"}}}}
+    config = {
+        "actor_rollout_ref": {"rollout": {"agent": {"agent_loop_manager_class": "tests.contracts.support.seams.load"}}}
+    }
     runner = SimpleNamespace(config=OmegaConf.create(config), trainer=Trainer())
     main_ppo = load("verl.trainer.main_ppo")
     original, main_ppo.load_class_from_fqn = (
@@ -105,7 +107,7 @@ def test_the_task_runner_makes_the_configured_manager():
     finally:
         main_ppo.load_class_from_fqn = original
     name, arguments = made[0]
-    assert name == "tests.contracts.seams.load" and runner.agent_loop_manager == "manager"
+    assert name == "tests.contracts.support.seams.load" and runner.agent_loop_manager == "manager"
     assert set(arguments) == {"config", "llm_client", "teacher_client", "reward_loop_worker_handles"}
 
 

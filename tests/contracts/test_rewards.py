@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 
-from tests.contracts.seams import check_accepts, load, seam
+from tests.contracts.support.seams import check_accepts, load, seam
 from verl_cipo.core.verdict import fault, verdict
 
 MANAGERS = "verl.experimental.reward_loop.reward_manager"

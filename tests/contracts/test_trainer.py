@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
 
-from tests.contracts.seams import calls_in_order, check_parameters, load, seam
+from tests.contracts.support.seams import calls_in_order, check_parameters, load, seam
 
 BASE = "verl.trainer.ppo.v1:PPOTrainer"
 TRAINER = "verl_cipo/integration/train/trainer.py"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.contracts.seams import check_parameters, load, parameters, seam
+from tests.contracts.support.seams import check_parameters, load, parameters, seam
 
 BASE = "verl.trainer.ppo.v1:PPOTrainer"
 TRAINER, JOINT = "verl_cipo/integration/train/trainer.py", "verl_cipo/integration/train/joint_update.py"

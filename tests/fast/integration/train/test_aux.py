@@ -6,7 +6,7 @@ import torch
 import transfer_queue as tq
 from verl.trainer.ppo.padding_utils import construct_minimal_padding_template
 
-from tests.contracts.store import FUNCTIONS, Store
+from tests.contracts.support.store import FUNCTIONS, Store
 from tests.fast.integration.scored_batch import FIELDS, R, appended, chats_of, decode, encode, scored
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.losses import PARTNER, SIGN, WEIGHTS

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_module
 from verl.trainer.ppo.ray_trainer import compute_advantage
 from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_add_to_batch
 
-from tests.contracts.store import FUNCTIONS, Store
+from tests.contracts.support.store import FUNCTIONS, Store
 from tests.fast.integration.scored_batch import scored
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.integration.train.controller import Controller
