@@ -11,7 +11,7 @@ from run to run:
 | `async_run` | verl's colocated asynchronous trainer, the math verifier |
 | `v0_run` | verl's V0 trainer, the contrastive loss |
 
-By night there are more, of GRPO with the plugin and without it among them (docs/testing.md).
+Nightly there are more, of GRPO with the plugin and without it among them (docs/testing.md).
 """
 
 import json
