@@ -5,6 +5,9 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+LOOK_AGAIN_S = 1.0
+"""Seconds between looks at engines that sleep."""
+
 
 class AwakeClock:
     """A clock that stands still while the engines sleep.
@@ -16,6 +19,9 @@ class AwakeClock:
     def __init__(self, now: Callable[[], float] = time.monotonic):
         self._now = now
         self._naps: list[tuple[float, float]] = []
+        """Start and end of each, ended ones alone."""
+        self._napped = 0.0
+        """Seconds of them all."""
         self._asleep_since: float | None = None
 
     def sleep(self) -> None:
@@ -26,22 +32,29 @@ class AwakeClock:
     def wake(self) -> None:
         """The engines wake up; they may be awake already."""
         if self._asleep_since is not None:
-            self._naps.append((self._asleep_since, self._now()))
+            end = self._now()
+            self._naps.append((self._asleep_since, end))
+            self._napped += end - self._asleep_since
             self._asleep_since = None
 
     def time(self) -> float:
         """Seconds awake; only differences mean something."""
-        now = self._now()
-        return now - self._slept(now, 0.0)
+        return (self._now() if self._asleep_since is None else self._asleep_since) - self._napped
+
+    def wait(self, left: float) -> float:
+        """After how many seconds to look again whether ``left`` seconds awake are over."""
+        return max(left, 0.0 if self._asleep_since is None else LOOK_AGAIN_S)
 
     def slept(self, last: float) -> float:
         """How many of the ``last`` seconds the engines slept."""
         now = self._now()
-        return self._slept(now, now - last)
-
-    def _slept(self, now: float, since: float) -> float:
-        naps = self._naps if self._asleep_since is None else [*self._naps, (self._asleep_since, now)]
-        return sum(max(0.0, end - max(start, since)) for start, end in naps)
+        since = now - last
+        total = 0.0 if self._asleep_since is None else now - max(self._asleep_since, since)
+        for start, end in reversed(self._naps):
+            if end <= since:
+                break
+            total += end - max(start, since)
+        return total
 
 
 async def within(
@@ -62,6 +75,8 @@ async def within(
             left = timeout_s + await slept(age) - age
             if left <= 0:
                 raise asyncio.TimeoutError
+            # Of engines that sleep nothing is used up meanwhile.
+            left = max(left, LOOK_AGAIN_S)
         return await task
     finally:
         if not task.done():

@@ -172,7 +172,7 @@ class AnchorCoordinator:
         while batch.unreported:
             left = batch.heard_at + self.config.report_timeout - self._clock.time()
             try:
-                return await asyncio.wait_for(batch.decided[uid].get(), max(left, 0))
+                return await asyncio.wait_for(batch.decided[uid].get(), self._clock.wait(left))
             except asyncio.TimeoutError:  # noqa: UP041, another class than TimeoutError in Python 3.10
                 if self._clock.time() >= batch.heard_at + self.config.report_timeout:
                     self._give_up(batch)

@@ -8,6 +8,7 @@ import pytest
 
 from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.config import CIPOConfig
+from verl_cipo.integration.rollout import awake
 from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
 
 
@@ -373,6 +374,23 @@ def test_groups_that_do_not_report_count_as_empty_after_a_while(caplog):
     assert len(drawn) == 3 and stats["anchors/unreported"] == 1
     assert waited >= 0.1, "the clock starts anew with every report"
     assert "1 of 3 prompts have not reported" in caplog.text and caplog.text.rstrip().endswith("without c")
+
+
+def test_groups_are_waited_for_while_the_engines_sleep(monkeypatch):
+    monkeypatch.setattr(awake, "LOOK_AGAIN_S", 0.01)
+
+    async def run():
+        actor = coordinator(schedule="barrier", report_timeout=0.1)
+        await actor.open(0, uids=["a", "b"], rho=0.0, step=1)
+        await actor.add(0, group("a", 0, MIXED), {})
+        await actor.engines_sleep()
+        drained = asyncio.create_task(drain(actor, 0, "a"))
+        ended, _ = await asyncio.wait({drained}, timeout=0.4)
+        assert not ended and await actor.slept(0.2) == pytest.approx(0.2)
+        await actor.engines_wake()
+        return await drained
+
+    assert len(asyncio.run(run())) == 2
 
 
 def test_a_batch_that_reports_is_not_hurried():
