@@ -131,6 +131,7 @@ def roll(
     rollout=None,
     texts=None,
     chats=None,
+    columns=None,
     popped=None,
     **options,
 ):
@@ -163,6 +164,7 @@ def roll(
                         or [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"Q{i}?"}],
                         "agent_name": "single_turn_agent",
                         "global_steps": 1,
+                        **(columns or {}),
                         rollouts.TICKET: ticket,
                         "__rollout_n__": (n_of or {}).get(i, 1 if validate else N),
                     },
@@ -242,9 +244,9 @@ def test_the_correction_prompt_is_the_configured_one():
     assert "one fenced code block" in message["content"] and "<think>so</think>4" in message["content"]
 
 
-@pytest.mark.parametrize("threshold", [1.0, {"other": 0.0, "default": 1.0}])
+@pytest.mark.parametrize("threshold", [1.0, {"other": 0.0, "default": 1.0}, {"toy": 1.0, "default": 0.0}])
 def test_correct_threshold_decides_where_the_verifier_gives_no_acc(world, threshold):
-    stats = roll(world, correct_threshold=threshold)
+    stats = roll(world, correct_threshold=threshold, columns={"data_source": "toy"})
     assert stats["anchors/correct"] == 0 and stats["anchors/failed"] == 1, "a score of 1 is not above 1"
 
 

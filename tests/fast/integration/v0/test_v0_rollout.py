@@ -255,8 +255,8 @@ def internal(text, score):
     )
 
 
-def session(made, uid, number=0, anchor=None, validate=False):
-    kwargs = {"uid": uid, "session_id": number, "index": 8, "agent_name": "single", "raw_prompt": CHAT}
+def session(made, uid, number=0, anchor=None, validate=False, **columns):
+    kwargs = {"uid": uid, "session_id": number, "index": 8, "agent_name": "single", "raw_prompt": CHAT, **columns}
     if anchor is not None:
         kwargs[ANCHOR] = anchor
     trajectory = {"step": 3, "validate": validate}
@@ -333,6 +333,16 @@ def test_a_session_that_fails_costs_its_own_row(monkeypatch):
     assert batch.batch["response_mask"].sum(dim=-1).tolist() == [2, 0] and response_ids(batch, 1) == []
     assert batch.batch["rm_scores"].sum(dim=-1).tolist() == [1, 0]
     assert without_lost(batch).non_tensor_batch["uid"].tolist() == ["u"]
+
+
+@pytest.mark.parametrize(("threshold", "right"), [(0.5, True), ({"toy": 0.9, "default": 0.1}, False)])
+def test_the_threshold_is_that_of_the_data_source(monkeypatch, threshold, right):
+    async def run(sampling_params, **kwargs):
+        return padded("ab", 0.7)
+
+    made = worker(monkeypatch, run, correct_threshold=threshold)
+    for output in (session(made, "u", 0, data_source="toy"), session(made, "u_c2", 1, ANCHORED, data_source="toy")):
+        assert output.extra_fields["cipo"]["correct"] is right
 
 
 def test_a_worker_that_lost_all_attempts_ends_the_run(monkeypatch):
