@@ -56,6 +56,13 @@ class GroupName(NamedTuple):
         """The number of the anchor that a correction corrects; None of any other row."""
         return self.number if self.kind == "c" and not self.use else None
 
+    @property
+    def attempt(self) -> "RowKey":
+        """The first row of attempt n of the prompt, which {prompt}_c{n} corrects but with schedule=replay."""
+        if self.number is None:
+            raise ValueError(f"{self} is the group of a prompt's attempts: expected one of a single attempt")
+        return RowKey(self.prompt, self.number)
+
 
 def correction_group(prompt: str, anchor: int) -> str:
     """The name of the group of an anchor's corrections."""
@@ -256,8 +263,7 @@ class RowTable:
         of_session = {str(rows.session[i]): self.keys[i] for i in np.flatnonzero((rows.stream == BASE) & rows.final)}
         attempts = {}
         for group, key in first.items():
-            prompt, _, number, _ = GroupName.parse(group)
-            attempt = RowKey(prompt, number or 0).rollout
+            attempt = GroupName.parse(group).attempt.rollout
             # An attempt whose row could not be stored still was corrected.
             if attempt in of_session:
                 attempts[key] = of_session[attempt]

@@ -96,6 +96,11 @@ def retried(right: ArrayLike, attempts: ArrayLike) -> np.ndarray:
     return right / (attempts - 1)
 
 
+def correction_record(text: str, *, correct: bool, score: float | None, copied: bool) -> dict[str, Any]:
+    """A correction as `attempt_record` holds it."""
+    return {"correction": text, "correct": correct, "score": score, "copied": copied}
+
+
 def attempt_record(
     prompt: Mapping[str, Any], *, session: int, text: str, correct: bool, corrections: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -103,7 +108,7 @@ def attempt_record(
 
     Args:
         prompt: its row of the data set, with ``uid`` and ``raw_prompt``.
-        corrections: ``correction`` (its text), ``correct``, ``score`` and ``copied`` of each.
+        corrections: records of :func:`correction_record`.
     """
     return {
         "uid": prompt["uid"],

@@ -168,3 +168,9 @@ def test_appended_rows_keep_their_place_in_the_stable_order():
     assert ordered == [keys[::-1][i] for i in whole.stable_order(keys[::-1], seed=1, step=1)]
     assert [key[0] for key in ordered] in (list("aaabbbb"), list("bbbbaaa"))
     assert whole.streams(keys).tolist() == [BASE, BASE, BASE, CORRECTION, APPENDED, APPENDED, APPENDED]
+
+
+def test_the_attempt_of_a_correction_has_the_number_of_its_group():
+    assert str(GroupName.parse("u_c3").attempt) == "u_3_0" and GroupName.parse("u_c3").attempt.rollout == "u_3"
+    with pytest.raises(ValueError, match="u is the group of a prompt's attempts"):
+        GroupName.parse("u").attempt  # noqa: B018

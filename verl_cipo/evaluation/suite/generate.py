@@ -19,7 +19,7 @@ from verl_cipo.core.config import CIPOConfig, PromptConfig
 from verl_cipo.core.draws import session_seed
 from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt, strip_thinking
 from verl_cipo.core.rows import RowKey
-from verl_cipo.core.transitions import attempt_record, is_copy
+from verl_cipo.core.transitions import attempt_record, correction_record, is_copy
 from verl_cipo.evaluation.jsonl import AppendLog, EvaluationError, same_settings
 from verl_cipo.evaluation.output import write_json
 from verl_cipo.evaluation.suite.engine import Completion, Engine
@@ -172,15 +172,10 @@ class _Protocol:
         )
         made: dict[str, list[dict[str, Any]]] = {anchor.row["uid"]: [] for anchor in batch}
         for (anchor, request, _), answer, found in zip(turns, answers, verified, strict=True):
+            copied = prompt.repeats(request.shown, answer.text)
             made[anchor.row["uid"]].append(
-                {
-                    "correction": answer.text,
-                    "correct": found.correct,
-                    "score": found.score,
-                    "copied": prompt.repeats(request.shown, answer.text),
-                    "response_tokens": answer.tokens,
-                    "truncated": answer.truncated,
-                }
+                correction_record(answer.text, correct=found.correct, score=found.score, copied=copied)
+                | {"response_tokens": answer.tokens, "truncated": answer.truncated}
             )
         return [
             attempt_record(

@@ -33,7 +33,7 @@ from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import origin
 from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt
 from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, correction_group
-from verl_cipo.core.transitions import attempt_record
+from verl_cipo.core.transitions import attempt_record, correction_record
 from verl_cipo.core.verdict import verdict
 from verl_cipo.integration.rollout import payloads
 from verl_cipo.integration.rollout.awake import within
@@ -297,12 +297,7 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
                 text=attempt.text,
                 correct=attempt.correct,
                 corrections=[
-                    {
-                        "correction": outcome.text,
-                        "correct": outcome.correct,
-                        "score": outcome.score,
-                        "copied": outcome.copied,
-                    }
+                    correction_record(outcome.text, correct=outcome.correct, score=outcome.score, copied=outcome.copied)
                     for (anchor, _), outcome in sorted(group.corrections.items(), key=lambda item: item[0])
                     if anchor == session
                 ],

@@ -38,7 +38,7 @@ class TrainerState:
         return cls(rho=RhoState.initial(config), guard=GuardState.initial())
 
 
-def folder(config: DictConfig, step: int) -> str:
+def step_folder(config: DictConfig, step: int) -> str:
     """Where verl saves the checkpoint of a step."""
     return os.path.join(config.trainer.default_local_dir, f"global_step_{step}")
 

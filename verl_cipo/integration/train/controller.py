@@ -85,7 +85,7 @@ class Controller:
         Args:
             pool: that of schedule=replay; None where the trainer has none.
         """
-        checkpoint.save(checkpoint.folder(config, step), self._state, self._config, pool)
+        checkpoint.save(checkpoint.step_folder(config, step), self._state, self._config, pool)
 
     def load(self, config: DictConfig, *, step: int) -> dict[str, Any] | None:
         """Read the state from the checkpoint that verl has loaded; ``step`` is 0 where it started from scratch.

@@ -32,7 +32,7 @@ from verl_cipo.core.anchors import Attempt, Group, anchor_budget, medium, select
 from verl_cipo.core.draws import origin
 from verl_cipo.core.prompts import Request
 from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, correction_group
-from verl_cipo.core.transitions import attempt_record
+from verl_cipo.core.transitions import attempt_record, correction_record
 from verl_cipo.core.verdict import verdict
 from verl_cipo.integration.rollout.cancelling import EndsRequests
 from verl_cipo.integration.rollout.groups import asked_again, lost_alone, read_attempts
@@ -385,7 +385,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         corrections: dict[str, list[dict[str, Any]]] = {}
         if turns is not None:
             for uid, mark in zip(turns.non_tensor_batch["uid"], marks(turns), strict=True):
-                turn = {"correction": mark.text, "correct": mark.correct, "score": mark.score, "copied": mark.copied}
+                turn = correction_record(mark.text, correct=mark.correct, score=mark.score, copied=mark.copied)
                 corrections.setdefault(uid, []).append(turn)
         records = []
         for row in attempts:

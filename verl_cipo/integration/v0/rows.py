@@ -79,8 +79,8 @@ def joined(batch: DataProto, corrections: DataProto) -> DataProto:
         corrections: with the columns of a rollout.
     """
     row_of = {key: row for row, key in enumerate(row_keys(batch))}
-    groups = [GroupName.parse(uid) for uid in corrections.non_tensor_batch["uid"]]
-    source = np.array([row_of[str(RowKey(group.prompt, group.anchor))] for group in groups])
+    uids = corrections.non_tensor_batch["uid"]
+    source = np.array([row_of[str(GroupName.parse(uid).attempt)] for uid in uids])
     tensors = {}
     for key, own in batch.batch.items():
         new = corrections.batch[key] if key in corrections.batch else own[torch.from_numpy(source)]

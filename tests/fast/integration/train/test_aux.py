@@ -7,24 +7,12 @@ import transfer_queue as tq
 from verl.trainer.ppo.padding_utils import construct_minimal_padding_template
 
 from tests.contracts.support.store import FUNCTIONS, Store
+from tests.fast.core.test_aux_plan import ROWS
 from tests.fast.integration.scored_batch import FIELDS, R, appended, chats_of, decode, encode, scored
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.losses import PARTNER, SIGN, WEIGHTS
 from verl_cipo.integration.train.aux import add_aux_rows, aux_row, aux_tag
 from verl_cipo.integration.train.rows import fetch_table
-
-# key -> (answer, right, anchor right or None for an attempt)
-ROWS = {
-    "a_0_0": ("yes", True, None),
-    "a_1_0": ("nope", False, None),
-    "a_2_0": ("never", False, None),
-    "b_0_0": ("no", False, None),
-    "b_1_0": ("not so", False, None),
-    "a_c1_0_0": ("wrong", False, False),
-    "a_c1_1_0": ("now yes", True, False),
-    "a_c1_2_0": ("yes!", True, False),
-    "a_c0_0_0": ("yes", True, True),
-}
 
 
 def text(row: dict, name: str) -> str:

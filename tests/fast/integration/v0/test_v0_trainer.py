@@ -1,6 +1,6 @@
 """CIPO's V0 trainer: how it gets verl's place, and what a step does to rows, advantages and mini-batches.
 
-verl's workers are replaced; tests/real/test_v0.py has the whole path. The rollout side: test_legacy_rollouts.py.
+verl's workers are replaced; tests/real/test_v0.py has the whole path. The rollout side: test_v0_rollout.py.
 """
 
 import gc
