@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.json_file import write_json
-from verl_cipo.core.guard import GuardState, Signals, update_guard
+from verl_cipo.core.steering.guard import GuardState, Signals, update_guard
 
 SIZES = {"demo": 1, "large": 8}
 STILL = {"w2c": 0.45, "c2c": 0.65, "accuracy": 0.5}

@@ -138,7 +138,7 @@ def test_the_actors_dataclass_is_made_of_its_place_in_the_config(actor):
     assert actor.policy_loss.get("loss_mode", "vanilla") == "vanilla"
 
 
-@seam("core_algos.agg_loss, its modes", "verl_cipo/core/advantage.py", "verl_cipo/core/losses.py")
+@seam("core_algos.agg_loss, its modes", "verl_cipo/core/advantage.py", "verl_cipo/core/aux_loss/losses.py")
 def test_losses_are_joined_over_tokens_or_over_sequences():
     agg = load("verl.trainer.ppo.core_algos:agg_loss")
     loss, mask = torch.tensor([[1.0, 3.0], [5.0, 0.0]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]])

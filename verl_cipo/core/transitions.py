@@ -48,7 +48,7 @@ class Transitions:
 
     @property
     def retention(self) -> float | None:
-        """What steers rho (core.replay): c2c."""
+        """What steers rho (core.steering.rho): c2c."""
         return self.c2c
 
     def rates(self) -> dict[str, float]:

@@ -1,12 +1,13 @@
-"""The auxiliary loss's rows in TransferQueue: what ``core.aux_plan`` has decided is appended and marked here.
+"""The auxiliary loss's rows in TransferQueue: what ``core.aux_loss.plan`` has decided is appended and marked here.
 
 An appended row is a response that was rolled out, under another prompt. Its response mask, rewards, log-probabilities
 and advantages are zero, as those of verl's own padding rows are, so policy loss, KL, entropy, their normalisers,
-rollout-correction weights and group statistics do not see it. It is trained through the fields of ``core.losses``
-alone. What does see it are means over rows: the sequence-level metrics of rollout correction, and the policy loss
-geo_mean, which divides by all rows of a micro-batch; and the policy loss bypass_mode refuses a micro-batch of nothing
-else. Any moment after the reward is right to add such rows. In the V1 trainers it is ``_balance_batch``, so that verl
-pads and spreads them with the others, and the tag ``is_padding`` keeps them out of its data metrics.
+rollout-correction weights and group statistics do not see it. It is trained through the fields of
+``core.aux_loss.losses`` alone. What does see it are means over rows: the sequence-level metrics of rollout correction,
+and the policy loss geo_mean, which divides by all rows of a micro-batch; and the policy loss bypass_mode refuses a
+micro-batch of nothing else. Any moment after the reward is right to add such rows. In the V1 trainers it is
+``_balance_batch``, so that verl pads and spreads them with the others, and the tag ``is_padding`` keeps them out of its
+data metrics.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,9 +22,9 @@ from transfer_queue import KVBatchMeta
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.utils.padding import response_to_nested
 
-from verl_cipo.core.aux_plan import AuxPlan, Shown, plan_aux
+from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS, aux_weights, partner_scores
+from verl_cipo.core.aux_loss.plan import AuxPlan, Shown, plan_aux
 from verl_cipo.core.config import CIPOConfig
-from verl_cipo.core.losses import PARTNER, SIGN, WEIGHTS, aux_weights, partner_scores
 from verl_cipo.core.rows import RowTable
 from verl_cipo.integration.rendering import Rendering
 
@@ -60,7 +61,7 @@ class AuxRows:
     """Tokens that the policy wrote, of appended rows: their own mask is empty."""
 
     def put_fields(self, batch: KVBatchMeta, *, optimizer_steps: int, contrastive: bool) -> KVBatchMeta:
-        """Write the fields of ``core.losses`` for all rows of ``batch``, padding included.
+        """Write the fields of ``core.aux_loss.losses`` for all rows of ``batch``, padding included.
 
         Args:
             batch: in the order of the update, with ``old_log_probs`` where the loss is contrastive.

@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from verl_cipo.core.config import CIPOConfig
-from verl_cipo.core.guard import GuardState
-from verl_cipo.core.replay import RhoState, resumed_rho
+from verl_cipo.core.steering.guard import GuardState
+from verl_cipo.core.steering.rho import RhoState, resumed_rho
 
 logger = logging.getLogger("verl_cipo")
 

@@ -9,9 +9,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from verl_cipo.core.config import CIPOConfig
-from verl_cipo.core.guard import ALARMS, Signals, explain, update_guard
 from verl_cipo.core.metrics import check_names
-from verl_cipo.core.replay import update_rho
+from verl_cipo.core.steering.guard import ALARMS, Signals, explain, update_guard
+from verl_cipo.core.steering.rho import update_rho
 from verl_cipo.core.transitions import dump_second_turns, second_turn_metrics
 from verl_cipo.integration.train import checkpoint
 

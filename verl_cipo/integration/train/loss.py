@@ -19,8 +19,8 @@ from verl.workers.config import ActorConfig
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding
 
+from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS, aux_loss
 from verl_cipo.core.config import AuxConfig, CIPOConfig
-from verl_cipo.core.losses import PARTNER, SIGN, WEIGHTS, aux_loss
 
 METRIC = "cipo_aux_loss"
 """Name under which the workers report; verl's trainers put ``actor/`` in front of it."""
@@ -59,8 +59,8 @@ def cipo_loss(
     Args:
         model_output: ``log_probs`` over the packed tokens of the micro-batch, and what else ``ppo_loss`` reads.
         data: the micro-batch, its fields nested (TransferQueue) or padded (DataProto), where ``aux.coef`` is above 0
-            with the three fields named in ``core.losses`` on every row: weights over the response tokens, sign and
-            partner a scalar a row.
+            with the three fields named in ``core.aux_loss.losses`` on every row: weights over the response tokens, sign
+            and partner a scalar a row.
         dp_group: passed on.
         config: ``actor_rollout_ref.actor`` as verl's dataclass; ``ppo_loss`` writes ``global_batch_info`` into it.
         aux: kind, coefficient and beta.

@@ -25,7 +25,7 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, PPOTrainerSync, register_trainer
 
 from verl_cipo.core.advantage import SEQ_MEAN_MODES, term_scale
-from verl_cipo.core.aux_plan import aux_metrics
+from verl_cipo.core.aux_loss.plan import aux_metrics
 from verl_cipo.core.config import CIPOConfigError
 from verl_cipo.core.metrics import batch_metrics
 from verl_cipo.core.rows import RowTable

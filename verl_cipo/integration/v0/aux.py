@@ -1,4 +1,4 @@
-"""The auxiliary loss's rows in verl's DataProto: what ``core.aux_plan`` has decided is appended and marked here.
+"""The auxiliary loss's rows in verl's DataProto: what ``core.aux_loss.plan`` has decided is appended and marked here.
 
 What of verl sees an appended row is said in ``train.aux``.
 """
@@ -11,9 +11,9 @@ from tensordict import TensorDict
 from torch import Tensor
 from verl import DataProto
 
-from verl_cipo.core.aux_plan import AuxPlan, NewRow, Shown, plan_aux
+from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS, aux_weights, partner_scores
+from verl_cipo.core.aux_loss.plan import AuxPlan, NewRow, Shown, plan_aux
 from verl_cipo.core.config import CIPOConfig
-from verl_cipo.core.losses import PARTNER, SIGN, WEIGHTS, aux_weights, partner_scores
 from verl_cipo.core.rows import RowTable
 from verl_cipo.integration.rendering import Rendering
 from verl_cipo.integration.train.aux import ZERO, check_keys, in_channels
@@ -78,7 +78,7 @@ def append_rows(batch: DataProto, plan: AuxPlan, *, pad_token_id: int, optimizer
         batch: prompts padded on the left, responses on the right.
         plan: its rows may be none; the fields are there all the same.
         pad_token_id: fills prompts on the left.
-        optimizer_steps: see ``core.losses.aux_weights``. The partner of contrastive rows stays 0 until
+        optimizer_steps: see ``core.aux_loss.losses.aux_weights``. The partner of contrastive rows stays 0 until
             :func:`fill_partners`.
 
     Raises:

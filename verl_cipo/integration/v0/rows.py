@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict
 from verl import DataProto
 
-from verl_cipo.core.losses import PARTNER, SIGN, WEIGHTS
+from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS
 from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, RowTable
 from verl_cipo.integration.train.aux import ZERO
 

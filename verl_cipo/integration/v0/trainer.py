@@ -25,7 +25,7 @@ from verl.trainer import main_ppo_v0
 from verl.trainer.ppo import ray_trainer
 
 from verl_cipo.core.advantage import term_scale
-from verl_cipo.core.aux_plan import aux_metrics
+from verl_cipo.core.aux_loss.plan import aux_metrics
 from verl_cipo.core.config import CIPOConfigError
 from verl_cipo.core.metrics import batch_metrics
 from verl_cipo.core.rows import APPENDED, RowTable

@@ -7,10 +7,10 @@ import transfer_queue as tq
 from verl.trainer.ppo.padding_utils import construct_minimal_padding_template
 
 from tests.contracts.support.store import FUNCTIONS, Store
-from tests.fast.core.test_aux_plan import ROWS
+from tests.fast.core.aux_loss.test_plan import ROWS
 from tests.fast.integration.scored_batch import FIELDS, R, appended, chats_of, decode, encode, scored
+from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS
 from verl_cipo.core.config import CIPOConfig
-from verl_cipo.core.losses import PARTNER, SIGN, WEIGHTS
 from verl_cipo.integration.train.aux import add_aux_rows, aux_row, aux_tag
 from verl_cipo.integration.train.rows import fetch_table
 

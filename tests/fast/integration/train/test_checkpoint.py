@@ -8,8 +8,9 @@ import pytest
 
 from verl_cipo.core.anchors import Attempt
 from verl_cipo.core.config import CIPOConfig
-from verl_cipo.core.guard import GuardState, Signals, update_guard
-from verl_cipo.core.replay import Candidate, RhoState, update_rho
+from verl_cipo.core.replay import Candidate
+from verl_cipo.core.steering.guard import GuardState, Signals, update_guard
+from verl_cipo.core.steering.rho import RhoState, update_rho
 from verl_cipo.integration.train.checkpoint import POOL_FILE, STATE_FILE, TrainerState, load, save
 
 CONFIG = CIPOConfig()

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_cipo.core.config import CIPOConfig
-from verl_cipo.core.guard import ALARMS
+from verl_cipo.core.steering.guard import ALARMS
 from verl_cipo.integration.train.checkpoint import TrainerState
 from verl_cipo.integration.train.controller import Controller, report_second_turns
 

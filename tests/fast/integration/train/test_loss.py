@@ -26,8 +26,8 @@ from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import left_right_2_no_padding
 
 from verl_cipo.core.advantage import LOSS_AGG_MODES
+from verl_cipo.core.aux_loss.losses import aux_loss, aux_weights, partner_scores
 from verl_cipo.core.config import AuxConfig, CIPOConfig
-from verl_cipo.core.losses import aux_loss, aux_weights, partner_scores
 from verl_cipo.integration.train import loss as loss_module
 from verl_cipo.integration.train.loss import METRIC, TERM_SCALE, build_loss, cipo_loss, scales_terms
 from verl_cipo.integration.train.loss import TERMS as TERMS_SCALED

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
 
 from verl_cipo.core.config import AuxConfig, CIPOConfig
-from verl_cipo.core.guard import ALARMS
 from verl_cipo.core.rows import Mark, RowTable
+from verl_cipo.core.steering.guard import ALARMS
 from verl_cipo.integration.train import estimator, loss
 from verl_cipo.integration.train import trainer as trainer_module
 from verl_cipo.integration.train.checkpoint import TrainerState

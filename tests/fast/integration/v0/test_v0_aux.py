@@ -13,7 +13,7 @@ from verl.utils.model import compute_position_id_with_mask
 from verl.workers.utils.padding import left_right_2_no_padding
 
 from tests.fast.integration.scored_batch import FIELDS, PAD, R, appended, decode, encode, scored, text_of
-from verl_cipo.core.aux_plan import AuxPlan, NewRow
+from verl_cipo.core.aux_loss.plan import AuxPlan, NewRow
 from verl_cipo.core.config import AuxConfig
 from verl_cipo.core.rows import RowKey
 from verl_cipo.integration.v0.aux import append_rows, fill_partners

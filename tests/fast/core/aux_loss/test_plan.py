@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verl_cipo.core.anchors import Attempt, Group
-from verl_cipo.core.aux_plan import COUNTED, AuxPlan, Shown, aux_metrics, pair_up, plan_aux
+from verl_cipo.core.aux_loss.plan import COUNTED, AuxPlan, Shown, aux_metrics, pair_up, plan_aux
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.metrics import check_names
 from verl_cipo.core.prompts import CorrectionPrompt

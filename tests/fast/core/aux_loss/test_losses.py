@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cipo.core.losses import aux_loss, aux_weights, contrastive, mean_log_prob, nll, partner_scores
+from verl_cipo.core.aux_loss.losses import aux_loss, aux_weights, contrastive, mean_log_prob, nll, partner_scores
 
 MASK = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 1], [1, 1, 1, 1], [0, 1, 0, 0]])
 

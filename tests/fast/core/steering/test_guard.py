@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.guard import drawn
-from verl_cipo.core.guard import ALARMS, LIMITS, GuardState, Level, Signals, explain, update_guard
+from verl_cipo.core.steering.guard import ALARMS, LIMITS, GuardState, Level, Signals, explain, update_guard
 
 shares = st.floats(0, 1)
 signals = st.builds(

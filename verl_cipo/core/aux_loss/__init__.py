@@ -1,0 +1,1 @@
+"""What is trained beside the policy loss: which rows, and by what."""

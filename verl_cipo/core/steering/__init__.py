@@ -1,0 +1,1 @@
+"""What moves from step to step by what was measured."""
