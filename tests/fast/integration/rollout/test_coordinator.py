@@ -358,8 +358,8 @@ def test_groups_that_do_not_report_count_as_empty_after_a_while(caplog):
         await actor.open(0, uids=["a", "b", "c"], rho=0.0, step=1)
         await actor.add(0, group("a", 0, MIXED), {})
         await asyncio.sleep(0.07)
-        await actor.add(0, group("b", 1, MIXED), {})
         started = time.monotonic()
+        await actor.add(0, group("b", 1, MIXED), {})
         a, b = await asyncio.gather(drain(actor, 0, "a"), drain(actor, 0, "b"))
         waited = time.monotonic() - started
         # It comes late, is told so, and can be closed.
