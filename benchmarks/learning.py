@@ -4,14 +4,15 @@
     python benchmarks/learning.py --seeds 11 12 13              # the main arms; a run takes 10 to 15 minutes alone
     python benchmarks/learning.py --seeds 11 --arms all         # and the ablations
     python benchmarks/learning.py --seeds 11 12 13 --json benchmarks/results/learning.json
-    python benchmarks/learning.py --setting demo --seeds 11     # the same on the demo's own, easier task
+    python benchmarks/learning.py --tasks demo stuck --seeds 11 # the same on other tasks
+    python benchmarks/learning.py --engine replica --tasks stuck --seeds 1 2   # screening, without verl
 
 Each run makes a model, trains it through `verl.trainer.main_ppo` (real Ray, FSDP2 and vLLM) and samples held-out
-problems with `python -m verl_cipo.evaluate`. Each run is kept below --output: a second call does only what is
-missing, and prints the table of all runs. With --json, runs that were published in the folder next to FILE with the
-same name count as done.
-Start no other verl run on this machine meanwhile: docs/troubleshooting.md, "A run stands still after some steps".
-The settings were chosen on seeds below 10; report on others.
+problems with `python -m verl_cipo.evaluate`; with --engine replica it is trained and sampled in plain PyTorch by
+benchmarks/experiment/replica.py. Each run is kept below --output: a second call does only what is missing, and prints
+the tables of all runs. With --json, runs that were published in the folder next to FILE with the same name count as
+done. Start no other verl run on this machine meanwhile: docs/troubleshooting.md, "A run stands still after some steps".
+Settings and arms were chosen on seeds below 10; report on others.
 """
 
 import argparse
@@ -25,36 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.experiment import figures, pictures
 from benchmarks.experiment.arms import ARMS, CONTROL, MAIN
-from benchmarks.experiment.runs import MADE_WITH, RESULT, Setting, record, run
+from benchmarks.experiment.runs import MADE_WITH, RESULT, run
+from benchmarks.experiment.setting import QUICK, TASKS, Setting, record
 from benchmarks.json_file import write_json
-from examples.tiny import prepare
-from examples.tiny.problems import Level
-from examples.tiny.warmup import Warmup
 from verl_cipo.evaluation.output import plain
 from verl_cipo.integration.cpu import launch
 
-FULL = Setting(
-    task=prepare.Settings(
-        level=Level(events=(3, 5)), val=192, warmup=Warmup(steps=500, stop_pass1=0.28, stop_w2c=0.18)
-    ),
-    steps=60,
-)
-DEMO = Setting(task=prepare.Settings(val=192), steps=40)
-SETTINGS = {"full": FULL, "demo": DEMO}
-QUICK = Setting(
-    task=prepare.Settings(
-        train=64,
-        val=16,
-        level=prepare.QUICK.level,
-        shape=prepare.QUICK.shape,
-        warmup=Warmup(steps=60, rows=24, lr=1e-2, own_from=1000, look_from=60, stop_pass1=0.0, stop_w2c=0.0),
-    ),
-    steps=2,
-    prompts=4,
-    n=4,
-    samples=8,
-    turn_samples=2,
-)
 COLUMNS = ("pass@1", "pass@8", "pass@32", "w2c", "w2c_over_retry", "c2w", "turn2", "copy_rate_failed")
 
 
@@ -64,7 +41,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("outputs/learning"), help="where the runs are kept")
     parser.add_argument("--arms", nargs="+", default=["main"], metavar="ARM", help=f"main, all, or {', '.join(ARMS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[11], help="default 11")
-    parser.add_argument("--setting", choices=list(SETTINGS), default="full", help="default full, the reference")
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=["full"], help="default full, the reference")
+    parser.add_argument("--engine", choices=["verl", "replica"], default="verl", help="what trains, default verl")
     parser.add_argument("--quick", action="store_true", help="a small setting that checks the path, not learning")
     parser.add_argument(
         "--json", type=Path, metavar="FILE.json", help="write the summary there, and raw metrics to the folder FILE/"
@@ -75,23 +53,27 @@ def main() -> int:
     wanted = [CONTROL, "cipo"] if args.quick else [n for name in args.arms for n in names.get(name, [name])]
     if unknown := [name for name in wanted if name not in ARMS]:
         parser.error(f"--arms {' '.join(unknown)}: expected main, all, {', '.join(ARMS)}")
-    setting = QUICK if args.quick else SETTINGS[args.setting]
-    output = (args.output / ("quick" if args.quick else args.setting)).resolve()
-
+    tasks = {"quick": QUICK} if args.quick else {name: TASKS[name] for name in args.tasks}
+    output = args.output.resolve() / ("" if args.engine == "verl" else args.engine)
     if args.json:
-        restore(raw_folder(args.json), output, setting)
+        for name, setting in tasks.items():
+            restore(raw_folder(args.json) / name, output / name, setting)
     # Seed by seed, so that what is done compares all arms.
     for seed in args.seeds:
-        done = [run(ARMS[name], seed, setting, output) for name in dict.fromkeys(wanted)]
-        print(f"seed {seed}: {len(done)} runs", flush=True)
-    found = read(output)
-    summary = summarise(found)
-    print(table(summary))
+        for task, setting in tasks.items():
+            done = [run(ARMS[a], seed, setting, output / task, engine=args.engine) for a in dict.fromkeys(wanted)]
+            print(f"{task}, seed {seed}: {len(done)} runs", flush=True)
+    summaries = {}
+    for task in tasks:
+        found = read(output / task)
+        summaries[task] = summarise(found)
+        print(f"\n{task}\n\n{table(summaries[task])}")
+        if args.plots:
+            end = "" if task == "full" else f"-{task}"
+            pictures.plot_differences(summaries[task]["minus_control"], args.plots / f"learning{end}.png")
+            pictures.plot_training(training(found, output / task), args.plots / f"learning-training{end}.png")
     if args.json:
-        write(args.json, summary, output)
-    if args.plots:
-        pictures.plot_differences(summary["minus_grpo_equal_rollouts"], args.plots / "learning.png")
-        pictures.plot_training(training(found, output), args.plots / "learning-training.png")
+        write(args.json, summaries, output, engine=args.engine)
     return 0
 
 
@@ -116,10 +98,9 @@ def summarise(found: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
         "setting": setting,
         "seeds": sorted(set(found.get("cipo", {})) & set(control)),
         "arms": {name: figures.summary_of(runs) for name, runs in found.items()},
-        "cipo_minus_grpo_equal_rollouts": differences.get("cipo", {}),
-        "minus_grpo_equal_rollouts": differences,
+        "minus_control": differences,
         "minus_grpo": {name: figures.difference(found[name], same_n) for name in ours},
-        "pass@1_by_start_minus_grpo_equal_rollouts": {
+        "pass@1_by_start_minus_control": {
             name: figures.difference_by_start(runs, control, found.get("base", {}))
             for name, runs in found.items()
             if name not in ("base", CONTROL)
@@ -138,10 +119,10 @@ def table(summary: dict[str, Any]) -> str:
         cells = [f"{100 * arm[column]['mean']:.1f}" for column in columns]
         cells += [f"{arm['tokens']['mean']:,.0f}", f"{arm['train_s']['mean']:.0f}"]
         lines.append(f"| {name} | {len(arm['seeds'])} | " + " | ".join(cells) + " |")
-    lines += _differences(f"minus {CONTROL}", {c: c for c in columns}, summary["minus_grpo_equal_rollouts"])
+    lines += _differences(f"minus {CONTROL}", {c: c for c in columns}, summary["minus_control"])
     if any(summary["minus_grpo"].values()):
         lines += _differences("minus grpo", {c: c for c in columns}, summary["minus_grpo"])
-    by_start = summary["pass@1_by_start_minus_grpo_equal_rollouts"]
+    by_start = summary["pass@1_by_start_minus_control"]
     kinds = [kind for kind in figures.STARTS if all(kind in one for one in by_start.values() if one)]
     titles = {kind: f"{kind}: solved {_share(*figures.STARTS[kind])} at the start" for kind in kinds}
     if any(by_start.values()):
@@ -186,20 +167,26 @@ def raw_folder(file: Path) -> Path:
     return file.with_suffix("")
 
 
-def write(file: Path, summary: dict[str, Any], output: Path) -> None:
-    """The summary, and in the folder of its name each run's metrics and, as the last line, its result."""
-    raw = raw_folder(file)
-    raw.mkdir(parents=True, exist_ok=True)
-    for result in sorted(output.glob(f"*/{RESULT}")):
-        metrics = result.parent / "metrics.jsonl"
-        lines = metrics.read_bytes() if metrics.exists() else b""
-        # No time in the header: the same runs give the same bytes.
-        with (
-            open(raw / f"{result.parent.name}.jsonl.gz", "wb") as target,
-            gzip.GzipFile("", "wb", 9, target, 0) as packed,
-        ):
-            packed.write(lines + result.read_bytes())
-    write_json(file, plain(summary))
+def write(file: Path, summaries: dict[str, Any], output: Path, *, engine: str) -> None:
+    """The summaries by task, beside those of other tasks that the file has; and of each run metrics and result.
+
+    They lie in the folder of the file's name, one for each task, the result as the last line.
+    """
+    for task in summaries:
+        raw = raw_folder(file) / task
+        raw.mkdir(parents=True, exist_ok=True)
+        for result in sorted((output / task).glob(f"*/{RESULT}")):
+            metrics = result.parent / "metrics.jsonl"
+            lines = metrics.read_bytes() if metrics.exists() else b""
+            # No time in the header: the same runs give the same bytes.
+            with (
+                open(raw / f"{result.parent.name}.jsonl.gz", "wb") as target,
+                gzip.GzipFile("", "wb", 9, target, 0) as packed,
+            ):
+                packed.write(lines + result.read_bytes())
+    before = json.loads(file.read_text()) if file.exists() else {"tasks": {}}
+    tasks = before["tasks"] | plain(summaries)
+    write_json(file, {"engine": engine, "default_arm": "cipo", "tasks": tasks})
 
 
 def restore(raw: Path, output: Path, setting: Setting) -> None:

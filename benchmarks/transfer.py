@@ -25,13 +25,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.experiment.policy import Policy, Sample
 from benchmarks.json_file import write_json
-from examples.tiny.evaluate import is_right, prompt_ids
-from examples.tiny.task import Task
 from verl_cipo.core.advantage import BASE, CORRECTION, Rows, two_stream_advantage
 from verl_cipo.core.anchors import Attempt, Group, anchor_budget, select_anchors
 from verl_cipo.core.config import CIPOConfig
@@ -45,67 +42,21 @@ CONTROL = "GRPO, twice the rollouts"
 
 @dataclass(frozen=True)
 class Question:
-    """A problem of the task."""
+    """A problem of the task: its number, the chat that asks it, and the right answer."""
 
     index: int
-    text: str
-    answer: int
+    chat: list[dict]
+    answer: str
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A response to a prompt, as token ids and text, and whether it is right."""
-
-    prompt: list[int]
-    response: list[int]
-    text: str
-    right: bool
-
-
-class Policy:
-    """A model that samples, and whose policy gradient is taken."""
-
-    def __init__(self, folder: Path):
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-
-    @torch.no_grad()
-    def sample(self, asked: Sequence[tuple[str, int]]) -> list[Sample]:
-        """A response to each (user message, right answer), drawn at temperature 1."""
-        found: list[Sample] = []
-        for at in range(0, len(asked), 256):
-            part = asked[at : at + 256]
-            prompts = [prompt_ids(self.tokenizer, message) for message, _ in part]
-            batch = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
-            drawn = self.model.generate(
-                **batch, max_new_tokens=Task.response_length, do_sample=True, temperature=1.0, top_k=0, top_p=1.0
-            )
-            for prompt, row, (_, answer) in zip(prompts, drawn[:, batch["input_ids"].shape[1] :], part, strict=True):
-                ids = row.tolist()
-                if self.tokenizer.eos_token_id in ids:
-                    ids = ids[: ids.index(self.tokenizer.eos_token_id) + 1]
-                text = self.tokenizer.decode(ids, skip_special_tokens=True)
-                found.append(Sample(prompt, ids, text, is_right(text, answer)))
-        return found
-
-    def gradient(self, samples: Sequence[Sample], weights: np.ndarray) -> Tensor:
-        """(parameters,) gradient of the sum of each sample's log-likelihood times its weight."""
-        self.model.zero_grad()
-        rows = [(s.prompt, s.response, float(w)) for s, w in zip(samples, weights, strict=True) if w]
-        rows.sort(key=lambda row: len(row[0]) + len(row[1]))
-        for at in range(0, len(rows), 64):
-            part = rows[at : at + 64]
-            length = max(len(p) + len(r) for p, r, _ in part)
-            ids = torch.tensor([p + r + [0] * (length - len(p) - len(r)) for p, r, _ in part])
-            weight = torch.tensor(
-                [[0.0] * len(p) + [w] * len(r) + [0.0] * (length - len(p) - len(r)) for p, r, w in part]
-            )
-            # No mask: padding is on the right, where a causal model does not see it.
-            chosen = log_softmax(self.model(input_ids=ids).logits[:, :-1], dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
-            (chosen * weight[:, 1:]).sum().backward()
-        return torch.cat(
-            [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in self.model.parameters()]
-        )
+def gradient(policy: Policy, samples: Sequence[Sample], weights: np.ndarray) -> Tensor:
+    """(parameters,) gradient of the sum of each sample's log-likelihood times its weight."""
+    policy.model.zero_grad()
+    rows = [(s.prompt, s.response, float(w)) for s, w in zip(samples, weights, strict=True) if w]
+    for places, log_prob in policy.log_probs([(prompt, response) for prompt, response, _ in rows]):
+        (log_prob.sum(dim=-1) * torch.tensor([rows[place][2] for place in places])).sum().backward()
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in policy.model.parameters()]
+    return torch.cat([part.flatten() for part in parts])
 
 
 def weights_of(samples: Sequence[Sample], *, n: int, anchors: Sequence[Attempt] | None = None) -> np.ndarray:
@@ -158,9 +109,9 @@ def one_batch(policy: Policy, questions: Sequence[Question], *, step: int) -> Ba
     def add(stream: str, samples: Sequence[Sample], *, n: int, anchors: Sequence[Attempt] | None = None) -> None:
         rates = np.array([s.right for s in samples], dtype=float).reshape(-1, n).mean(axis=1)
         batch.right[stream], batch.mixed[stream] = float(rates.mean()), float(((rates > 0) & (rates < 1)).mean())
-        batch.gradient[stream] = policy.gradient(samples, weights_of(samples, n=n, anchors=anchors))
+        batch.gradient[stream] = gradient(policy, samples, weights_of(samples, n=n, anchors=anchors))
 
-    twice = policy.sample([(q.text, q.answer) for q in questions for _ in range(2 * N)])
+    twice = policy.sample([(q.chat, q.answer) for q in questions for _ in range(2 * N)])
     attempts = [s for i, s in enumerate(twice) if i % (2 * N) < N]
     add("attempts", attempts, n=N)
     add("attempts, twice", twice, n=2 * N)
@@ -182,7 +133,8 @@ def one_batch(policy: Policy, questions: Sequence[Question], *, step: int) -> Ba
         asked = []
         for anchor in anchors:
             question, attempt = questions[int(anchor.uid)], attempts[int(anchor.uid) * N + anchor.session]
-            asked += [(render(TEMPLATES["math"], question.text, attempt.text.strip()), question.answer)] * N
+            text = render(TEMPLATES["math"], question.chat[0]["content"], attempt.text.strip())
+            asked += [([{"role": "user", "content": text}], question.answer)] * N
         add(corrections_at(rho), policy.sample(asked), n=N, anchors=anchors)
     return batch
 
@@ -198,11 +150,11 @@ class Goal:
         """From `samples` attempts at each question."""
         halves = []
         for part in (questions[::2], questions[1::2]):
-            drawn = policy.sample([(q.text, q.answer) for q in part for _ in range(samples)])
+            drawn = policy.sample([(q.chat, q.answer) for q in part for _ in range(samples)])
             right = np.array([s.right for s in drawn], dtype=float).reshape(-1, samples)
             # Against the mean of the others, which keeps the estimate unbiased.
             weights = (right - right.mean(axis=1, keepdims=True)) / (samples - 1) / len(part)
-            halves.append(policy.gradient(drawn, weights.flatten()))
+            halves.append(gradient(policy, drawn, weights.flatten()))
         return cls((halves[0], halves[1]))
 
     @property
@@ -258,10 +210,7 @@ def measure(goal: Goal, gradients: Sequence[Tensor]) -> dict[str, float]:
 def read_questions(task: Path) -> list[Question]:
     """The training problems of a task folder that `examples/tiny/prepare.py` made."""
     rows = pq.read_table(task / "data" / "train.parquet").to_pylist()
-    return [
-        Question(row["extra_info"]["index"], row["prompt"][0]["content"], int(row["reward_model"]["ground_truth"]))
-        for row in rows
-    ]
+    return [Question(row["extra_info"]["index"], row["prompt"], row["reward_model"]["ground_truth"]) for row in rows]
 
 
 def compare(goal: Goal, batches: Sequence[Batch]) -> dict[str, dict[str, dict[str, float]]]:

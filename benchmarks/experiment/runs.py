@@ -11,14 +11,14 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from benchmarks.experiment import replica
 from benchmarks.experiment.arms import Arm
-from examples.tiny import prepare
+from benchmarks.experiment.setting import TURNS, Setting, prepared, record
 from examples.tiny.task import Task, overrides
 from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, read_objects
 from verl_cipo.integration.cpu import launch
@@ -28,36 +28,13 @@ MADE_WITH = "made_with.json"
 WEIGHTS_DIFFER = 1e-3
 """Between the probabilities of a token in training and in vLLM, both in float32: above it, other weights sampled it."""
 SUITE = "held_out"
-TURNS = ("c2c", "c2w", "w2c", "w2w", "copies_failed")
-"""What is counted of the corrections of a problem."""
 UNTRAINED = {"commit": "", "tokens": 0, "train_s": 0.0, "wall_s": 0.0}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What all arms share.
-
-    task: problems and starting model, its seed replaced by the run's; steps: optimizer steps, one a batch; prompts: a
-    step; n: attempts a prompt; samples: attempts at each held-out problem; turn_samples: how many of them are followed
-    by a correction turn, which are drawn anew.
-    """
-
-    task: prepare.Settings
-    steps: int
-    prompts: int = 16
-    n: int = 8
-    learning_rate: float = 1e-4
-    samples: int = 32
-    turn_samples: int = 8
-
-
-def record(settings: Arm | Setting) -> dict[str, Any]:
-    """As it stands in the files of a run."""
-    return json.loads(json.dumps(asdict(settings)))  # tuples become lists, as they come back from a file
-
-
-def run(arm: Arm, seed: int, setting: Setting, output: Path) -> dict[str, Any]:
+def run(arm: Arm, seed: int, setting: Setting, output: Path, *, engine: str = "verl") -> dict[str, Any]:
     """The result of one run, made now or read from `output`.
+
+    engine: verl, or replica for `experiment.replica`, which has no `commit`.
 
     Returns:
         `right`: per held-out problem, right attempts out of `samples`; `turns`: per problem, the numbers of
@@ -75,12 +52,18 @@ def run(arm: Arm, seed: int, setting: Setting, output: Path) -> dict[str, Any]:
     if (folder / RESULT).exists():
         return json.loads((folder / RESULT).read_text())
     task = output / "tasks" / f"seed{seed}"
-    prepare.prepare(task, replace(setting.task, seed=seed))
+    prepared(setting, seed, task)
+    if engine == "replica":
+        return _kept(folder, {**replica.run(arm, seed, setting, task, folder), "made_with": made_with})
     trained = _train(arm, seed, setting, task, folder) if arm.algo else UNTRAINED
     evaluation = folder / "evaluation"
     checkpoint = folder / "checkpoint" if arm.algo else task / "model"
     _sample(checkpoint, setting, task, evaluation, log=folder / "evaluate.log")
-    result = {**trained, **counts(evaluation), "made_with": made_with}
+    return _kept(folder, {**trained, **counts(evaluation), "made_with": made_with})
+
+
+def _kept(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """`result`, written into the folder of its run."""
     (folder / "result.tmp").write_text(json.dumps(result) + "\n")
     (folder / "result.tmp").replace(folder / RESULT)
     return result
@@ -205,11 +188,11 @@ def counts(evaluation: Path) -> dict[str, Any]:
     for row in _lines(evaluation / "attempts" / "0.jsonl"):
         right[row["uid"].split("_")[0].rpartition("-")[2]] += row["acc"]
     turns: dict[str, dict[str, int]] = {problem: dict.fromkeys(TURNS, 0) for problem in right}
-    for record in _lines(evaluation / "turns" / "corrections" / "0.jsonl"):
-        found = turns[record["uid"].rpartition("-")[2]]
-        for correction in record["corrections"]:
-            found[("c" if record["anchor_correct"] else "w") + "2" + ("c" if correction["correct"] else "w")] += 1
-            found["copies_failed"] += correction["copied"] and not record["anchor_correct"]
+    for attempt in _lines(evaluation / "turns" / "corrections" / "0.jsonl"):
+        found = turns[attempt["uid"].rpartition("-")[2]]
+        for correction in attempt["corrections"]:
+            found[("c" if attempt["anchor_correct"] else "w") + "2" + ("c" if correction["correct"] else "w")] += 1
+            found["copies_failed"] += correction["copied"] and not attempt["anchor_correct"]
     order = sorted(right, key=int)
     return {"right": [right[problem] for problem in order], "turns": [turns[problem] for problem in order]}
 

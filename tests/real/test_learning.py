@@ -8,6 +8,7 @@ import pytest
 from benchmarks import learning
 from benchmarks.experiment import runs
 from benchmarks.experiment.arms import CONTROL
+from benchmarks.experiment.setting import QUICK
 
 pytestmark = [pytest.mark.real, pytest.mark.nightly]
 
@@ -18,18 +19,20 @@ def test_the_small_setting_runs_is_kept_and_is_written(tmp_path, monkeypatch, ca
         "sys.argv", ["learning.py", "--quick", "--output", str(tmp_path / "runs"), "--json", str(summary)]
     )
     assert learning.main() == 0
-    first = json.loads(summary.read_text())
+    written = summary.read_text()
+    first = json.loads(written)["tasks"]["quick"]
     assert first["seeds"] == [11] and set(first["arms"]) == {CONTROL, "cipo"}
-    assert {"diff", "ci95"} <= first["cipo_minus_grpo_equal_rollouts"]["pass@8"].keys()
-    steps, prompts, n = learning.QUICK.steps, learning.QUICK.prompts, learning.QUICK.n
-    kept = {path.name: gzip.decompress(path.read_bytes()).splitlines() for path in summary.parent.glob("learning/*.gz")}
+    assert {"diff", "ci95"} <= first["minus_control"]["cipo"]["pass@8"].keys()
+    steps, prompts, n = QUICK.steps, QUICK.prompts, QUICK.n
+    files = summary.parent.glob("learning/quick/*.gz")
+    kept = {path.name: gzip.decompress(path.read_bytes()).splitlines() for path in files}
     assert set(kept) == {"cipo_seed11.jsonl.gz", f"{CONTROL}_seed11.jsonl.gz"}
     *metrics, last = map(json.loads, kept["cipo_seed11.jsonl.gz"])
     assert [line["data"]["cipo/rows/correction"] for line in metrics] == [prompts * n] * steps
-    assert len(last["right"]) == learning.QUICK.task.val and last["tokens"] > 0
+    assert len(last["right"]) == QUICK.task.val and last["tokens"] > 0
 
     # What is done is not done again: neither trains without verl.
     monkeypatch.setattr(runs.launch, "train", None)
     assert learning.main() == 0
-    assert json.loads(summary.read_text()) == first
+    assert summary.read_text() == written
     assert "| cipo | 1 |" in capsys.readouterr().out

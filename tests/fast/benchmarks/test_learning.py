@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from benchmarks import learning
 from benchmarks.experiment import figures, pictures, runs
 from benchmarks.experiment.arms import ABLATIONS, ARMS, CONTROL
+from benchmarks.experiment.setting import QUICK, TASKS, record
 from verl_cipo.core.config import CIPOConfig
 
 TURNS = {"c2c": 3, "c2w": 1, "w2c": 1, "w2w": 3, "copies_failed": 1}
@@ -61,10 +62,12 @@ def test_a_rate_without_such_attempts_is_not_a_number():
 
 def test_what_is_not_a_number_is_null_in_the_file(tmp_path):
     runs_ = {1: result("cipo", 1, [0, 0], turns=[TURNS | {"c2c": 0, "c2w": 0}] * 2)}
-    learning.write(tmp_path / "learning.json", learning.summarise({"cipo": runs_}), tmp_path)
+    summaries = {"full": learning.summarise({"cipo": runs_})}
+    learning.write(tmp_path / "learning.json", summaries, tmp_path, engine="verl")
     written = json.loads((tmp_path / "learning.json").read_text(), parse_constant=pytest.fail)
-    assert written["arms"]["cipo"]["c2c"] == {"mean": None, "ci95": None, "values": [None]}
-    assert written["commits"] == ["c"]
+    full = written["tasks"]["full"]
+    assert full["arms"]["cipo"]["c2c"] == {"mean": None, "ci95": None, "values": [None]}
+    assert full["commits"] == ["c"]
 
 
 def test_interval_over_seeds_is_students():
@@ -116,18 +119,21 @@ def test_table_shows_arms_and_differences():
 
 def test_published_runs_of_the_same_setting_count_as_done(tmp_path):
     raw, output = tmp_path / "results" / "learning", tmp_path / "runs"
-    made_with = {"arm": runs.record(ARMS["cipo"]), "seed": 1, "setting": runs.record(learning.QUICK)}
+    made_with = {"arm": record(ARMS["cipo"]), "seed": 1, "setting": record(QUICK)}
     done = result("cipo", 1, [4, 0], made_with=made_with)
-    folder = output / "cipo_seed1"
+    folder = output / "quick" / "cipo_seed1"
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text('{"step": 1, "data": {"cipo/rho": 0.3}}\n')
     (folder / runs.RESULT).write_text(json.dumps(done) + "\n")
-    learning.write(raw.parent / "learning.json", learning.summarise(learning.read(output)), output)
+    file = raw.parent / "learning.json"
+    learning.write(file, {"quick": learning.summarise(learning.read(output / "quick"))}, output, engine="verl")
+    learning.write(file, {"other": learning.summarise(learning.read(output / "quick"))}, output, engine="verl")
+    assert list(json.loads(file.read_text())["tasks"]) == ["quick", "other"]
 
-    learning.restore(raw, tmp_path / "other", learning.FULL)
+    learning.restore(raw / "quick", tmp_path / "other", TASKS["full"])
     assert not (tmp_path / "other").exists()
-    learning.restore(raw, tmp_path / "again", learning.QUICK)
-    assert runs.run(ARMS["cipo"], 1, learning.QUICK, tmp_path / "again") == done
+    learning.restore(raw / "quick", tmp_path / "again", QUICK)
+    assert runs.run(ARMS["cipo"], 1, QUICK, tmp_path / "again") == done
     found = learning.read(tmp_path / "again")
     assert learning.training(found, tmp_path / "again") == {"cipo": [[{"cipo/rho": 0.3}]]}
 
@@ -135,7 +141,7 @@ def test_published_runs_of_the_same_setting_count_as_done(tmp_path):
 def test_pictures_show_every_arm(tmp_path):
     found = {CONTROL: {s: result(CONTROL, s, [2, 2]) for s in (1, 2)}, "grpo": {1: result("grpo", 1, [2, 1])}}
     found |= {"cipo": {s: result("cipo", s, [4, s]) for s in (1, 2)}, "paired": {3: result("paired", 3, [1, 1])}}
-    differences = learning.summarise(found)["minus_grpo_equal_rollouts"]
+    differences = learning.summarise(found)["minus_control"]
     pictures.plot_differences(differences, tmp_path / "new" / "learning.png")
     steps = [{"critic/score/mean": 0.25, "cipo/accuracy/base": 0.5, "cipo/rho": 0.3}, {"critic/score/mean": 0.5}]
     curves = {CONTROL: [[{"critic/score/mean": 0.25}]], "cipo": [steps, steps]}
@@ -163,7 +169,7 @@ def test_a_run_of_other_settings_is_refused(tmp_path):
     (tmp_path / "cipo_seed1").mkdir()
     (tmp_path / "cipo_seed1" / "made_with.json").write_text('{"seed": 2}')
     with pytest.raises(ValueError, match="cipo_seed1 holds a run made with .* remove it or use another --output"):
-        runs.run(ARMS["cipo"], 1, learning.QUICK, tmp_path)
+        runs.run(ARMS["cipo"], 1, QUICK, tmp_path)
 
 
 @pytest.mark.parametrize("difference", [0.5, math.nan])
@@ -178,15 +184,15 @@ def test_a_trained_run_is_kept_only_if_its_rollouts_came_from_its_weights(tmp_pa
     def train(options, *, output):
         lines = [
             {"step": step, "data": {"training/global_step": step, "training/rollout_probs_diff_max": 0.5}}
-            for step in range(1, learning.QUICK.steps + 1)
+            for step in range(1, QUICK.steps + 1)
         ]
         (output / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (output / "checkpoints" / f"global_step_{learning.QUICK.steps}" / "actor" / "huggingface").mkdir(parents=True)
+        (output / "checkpoints" / f"global_step_{QUICK.steps}" / "actor" / "huggingface").mkdir(parents=True)
 
-    monkeypatch.setattr(runs.prepare, "prepare", lambda *_: None)
+    monkeypatch.setattr(runs, "prepared", lambda *_: None)
     monkeypatch.setattr(runs.launch, "train", train)
     with pytest.raises(RuntimeError, match="at step 1 vLLM"):
-        runs.run(ARMS["cipo"], 1, learning.QUICK, tmp_path)
+        runs.run(ARMS["cipo"], 1, QUICK, tmp_path)
     assert not list(tmp_path.glob("*/trained.json"))
 
 

@@ -8,7 +8,9 @@ import torch
 from torch.nn.functional import log_softmax
 
 from benchmarks import transfer
-from benchmarks.transfer import Goal, Sample
+from benchmarks.experiment import policy as sampling
+from benchmarks.experiment.policy import Policy, Sample
+from benchmarks.transfer import Goal
 from examples.tiny import prepare
 from verl_cipo.core.anchors import Attempt
 
@@ -75,10 +77,10 @@ def task(tmp_path_factory):
 
 
 def test_gradient_is_that_of_the_weighted_log_likelihood(task):
-    policy = transfer.Policy(task / "model")
+    policy = Policy(task / "model")
     rows = [Sample([9, 8, 7], [6, 5], "", True), Sample([4], [3, 2, 1, 6], "", False), Sample([4], [3], "", False)]
     weights = np.array([0.5, -2.0, 0.0])
-    found = policy.gradient(rows, weights)
+    found = transfer.gradient(policy, rows, weights)
     policy.model.zero_grad()
     for row, weight in zip(rows, weights, strict=True):
         ids = torch.tensor([row.prompt + row.response])
@@ -92,7 +94,7 @@ def test_gradient_is_that_of_the_weighted_log_likelihood(task):
 def test_the_table_has_every_stream_and_arm(task, monkeypatch, capsys, tmp_path):
     """A model that has learned nothing is right by the lots of this test."""
     lots = np.random.default_rng(0)
-    monkeypatch.setattr(transfer, "is_right", lambda text, answer: lots.random() < 0.4)
+    monkeypatch.setattr(sampling, "is_right", lambda text, answer: lots.random() < 0.4)
     monkeypatch.setattr(transfer.Task, "response_length", 4)
     file = tmp_path / "transfer.json"
     monkeypatch.setattr(

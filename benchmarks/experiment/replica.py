@@ -1,0 +1,318 @@
+"""A step of CIPO or GRPO in plain PyTorch: this package's core modules without verl, Ray and vLLM, to screen arms fast.
+
+It asks, draws, weighs and updates as the V0 trainer does, with the package's own code for everything that CIPO decides.
+One optimizer step a batch, so that the policy's ratio is 1 and no clipping takes part. docs/results.md says how well it
+agrees with runs through verl.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+from torchdata.stateful_dataloader.sampler import RandomSampler
+
+from benchmarks.experiment.arms import Arm
+from benchmarks.experiment.policy import Policy, Sample
+from benchmarks.experiment.setting import TURNS, Setting
+from examples.tiny.task import Task
+from verl_cipo.core.advantage import two_stream_advantage
+from verl_cipo.core.anchors import Attempt, anchor_budget, select_anchors
+from verl_cipo.core.aux_loss.losses import aux_loss, aux_weights, partner_scores
+from verl_cipo.core.aux_loss.plan import AuxPlan, Shown, aux_metrics, plan_aux
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.metrics import batch_metrics
+from verl_cipo.core.prompts import correction_prompt
+from verl_cipo.core.rows import Mark, RowKey, RowTable, correction_group
+from verl_cipo.core.steering.rho import RhoState, update_rho
+
+KNOB = "+algorithm.cipo."
+
+
+@dataclass(frozen=True)
+class Row:
+    """A response of the step: its key, what is noted on it, the chat that it answers, and the response."""
+
+    key: RowKey
+    mark: Mark
+    index: int
+    messages: list[dict]
+    sample: Sample
+
+
+class Replica:
+    """The trainer of one run.
+
+    Args:
+        folder: of the task, as `prepare` makes it.
+        arm: its options for verl that begin with :data:`KNOB` are read; others are refused.
+        seed: of the order of problems, of the sampling and of the draws.
+        setting: what all arms share.
+    """
+
+    def __init__(self, folder: Path, arm: Arm, seed: int, setting: Setting):
+        torch.manual_seed(seed)
+        self.policy = Policy(folder / "model")
+        self._setting, self._n, self._seed = setting, setting.n * arm.rollouts, seed
+        self.cipo = knobs(arm, seed)
+        self._rho = RhoState.initial(self.cipo)
+        tokenizer = self.policy.tokenizer
+        self._prompt = correction_prompt(
+            self.cipo,
+            tokenizer,
+            prompt_length=Task.correction_prompt_length,
+            count_tokens=lambda messages: len(self.policy.ids(messages)),
+        )
+        self._optimizer = torch.optim.AdamW(self.policy.model.parameters(), lr=setting.learning_rate, weight_decay=0.01)
+        self._problems = pq.read_table(folder / "data" / "train.parquet").to_pylist()
+        self._batches = self._draw_batches()
+
+    def _draw_batches(self) -> Iterator[list[dict[str, Any]]]:
+        """Batches of problems in the order in which verl's trainer takes them."""
+        sampler = RandomSampler(self._problems, generator=torch.Generator().manual_seed(self._seed))
+        while True:
+            order, size = list(sampler), self._setting.prompts
+            for at in range(0, len(order) - size + 1, size):
+                yield [self._problems[i] for i in order[at : at + size]]
+
+    def step(self, number: int) -> dict[str, float]:
+        """Roll out, train, and move rho; returns the metrics of the step, named as through verl."""
+        started = time.monotonic()
+        problems = {f"{number}p{i}": problem for i, problem in enumerate(next(self._batches))}
+        rows = self._attempts(problems)
+        rows += self._corrections(problems, rows, number)
+        table = table_of(rows)
+        sampled = time.monotonic()
+        measured = batch_metrics(table) | self._update(rows, table, number)
+        measured["cipo/rho"] = self._rho.rho
+        self._rho = update_rho(self._rho, measured.get("cipo/retention"), config=self.cipo)
+        counts = Counter(row.mark.anchor_correct for row in rows if row.key.session == 0)
+        measured |= {"cipo/anchors/total": float(counts[True] + counts[False])}
+        measured |= {"timing_s/gen": sampled - started, "timing_s/step": time.monotonic() - started}
+        return measured
+
+    def _attempts(self, problems: dict[str, dict[str, Any]]) -> list[Row]:
+        asked = [(uid, session, problem) for uid, problem in problems.items() for session in range(self._n)]
+        samples = self.policy.sample([(problem["prompt"], answer_of(problem)) for _, _, problem in asked])
+        return [
+            Row(
+                RowKey(uid, session),
+                Mark(correct=sample.right, score=float(sample.right)),
+                problem["extra_info"]["index"],
+                problem["prompt"],
+                sample,
+            )
+            for (uid, session, problem), sample in zip(asked, samples, strict=True)
+        ]
+
+    def _corrections(self, problems: dict[str, dict[str, Any]], attempts: Sequence[Row], number: int) -> list[Row]:
+        if not self.cipo.rolls_out:
+            return []
+        groups, _ = table_of(attempts).attempts()
+        band = {"delta_low": self.cipo.delta_low, "delta_high": self.cipo.delta_high}
+        anchors = select_anchors(
+            groups,
+            budget=anchor_budget(len(groups), self.cipo.replay_fraction),
+            rho=self._rho.rho,
+            seed=self.cipo.seed,
+            step=number,
+            **band,
+        )
+        of_key = {row.key: row for row in attempts}
+        asked: list[tuple[Attempt, int, Row, Any]] = []
+        for anchor in anchors:
+            row = of_key[RowKey(anchor.uid, anchor.session)]
+            request, _ = self._prompt.request(row.messages, row.sample.text)
+            if request is not None:
+                asked += [(anchor, i, row, request) for i in range(self.cipo.n_corrections or self._setting.n)]
+        samples = self.policy.sample(
+            [(request.messages, answer_of(problems[anchor.uid])) for anchor, _, _, request in asked]
+        )
+        return [
+            Row(
+                RowKey(correction_group(anchor.uid, anchor.session), i),
+                Mark(
+                    correct=sample.right,
+                    score=float(sample.right),
+                    anchor=anchor.session,
+                    anchor_correct=anchor.correct,
+                    copied=self._prompt.repeats(request.shown, sample.text),
+                ),
+                row.index,
+                request.messages,
+                sample,
+            )
+            for (anchor, i, row, request), sample in zip(asked, samples, strict=True)
+        ]
+
+    def _update(self, rows: Sequence[Row], table: RowTable, number: int) -> dict[str, float]:
+        """One optimizer step on all rows; returns what it measured."""
+        in_stream = self.cipo.lambda_corr > 0
+        trained = [i for i, row in enumerate(rows) if in_stream or row.mark.anchor_correct is None]
+        plan = self._plan(rows, table, number, in_stream=in_stream)
+        samples = {str(row.key): row.sample for row in rows}
+        keys = [str(rows[i].key) for i in trained] + [str(new.key) for new in plan.rows]
+        pairs = [(rows[i].sample.prompt, rows[i].sample.response) for i in trained]
+        pairs += [(new.prompt_ids, samples[new.source].response) for new in plan.rows]
+        width = max(len(response) for _, response in pairs)
+        mask = torch.zeros(len(pairs), width)
+        for i, (_, response) in enumerate(pairs):
+            mask[i, : len(response)] = 1
+        policy_mask = mask.clone()
+        policy_mask[len(trained) :] = 0
+        weight = -self._advantages([rows[i] for i in trained], table, trained, mask) / policy_mask.sum()
+        aux = self._aux_fields(plan, keys, pairs, mask)
+        self._optimizer.zero_grad()
+        aux_value = 0.0
+        for places, log_prob in self.policy.log_probs(pairs):
+            loss = (weight[places] * log_prob).sum()
+            if aux is not None:
+                own = [field[places] for field in aux]
+                term, value = aux_loss(log_prob, *own, kind=self.cipo.aux.kind, beta=self.cipo.aux.beta)
+                loss, aux_value = loss + self.cipo.aux.coef * term, aux_value + float(value)
+            loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), 1.0)
+        self._optimizer.step()
+        measured = {"actor/grad_norm": float(norm), "tokens": float(sum(len(row.sample.response) for row in rows))}
+        measured["trained_tokens"] = float(sum(len(prompt) + len(response) for prompt, response in pairs))
+        return measured | (aux_metrics([plan]) | {"cipo/aux/loss": aux_value} if aux is not None else {})
+
+    def _advantages(self, trained: Sequence[Row], table: RowTable, places: Sequence[int], mask: Tensor) -> Tensor:
+        """(N, T) advantages of all rows of the update, 0 for those that the policy loss does not train."""
+        rewards = torch.zeros(len(trained), mask.shape[1])
+        rewards[:, 0] = torch.tensor([row.sample.right for row in trained], dtype=torch.float32)
+        found = torch.zeros_like(mask)
+        found[: len(trained)] = two_stream_advantage(
+            rewards,
+            mask[: len(trained)],
+            table.rows.take(np.array(places)),
+            lambda_corr=self.cipo.lambda_corr,
+            lambda_risk=self.cipo.lambda_risk,
+            norm_by_std=True,
+            loss_agg_mode="token-mean",
+        )
+        return found
+
+    def _plan(self, rows: Sequence[Row], table: RowTable, number: int, *, in_stream: bool) -> AuxPlan:
+        if self.cipo.aux.coef == 0:
+            return AuxPlan()
+        of_key = {str(row.key): row for row in rows}
+
+        def shown(keys: Sequence[str]) -> dict[str, Shown]:
+            found = {key: of_key[key] for key in keys}
+            return {
+                key: Shown(row.sample.prompt, row.sample.response, row.messages, images=False)
+                for key, row in found.items()
+            }
+
+        return plan_aux(
+            table,
+            shown,
+            config=self.cipo,
+            prompt=self._prompt,
+            encode=self.policy.ids,
+            step=number,
+            in_stream=in_stream,
+        )
+
+    def _aux_fields(
+        self, plan: AuxPlan, keys: Sequence[str], pairs: Sequence[tuple[list[int], list[int]]], mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Weights, signs and partners of the auxiliary loss; None where it is off."""
+        if self.cipo.aux.coef == 0:
+            return None
+        signs, numbers = plan.signs(keys)
+        sign, partner = torch.tensor(signs), torch.zeros(len(keys))
+        weights = aux_weights(mask, sign, optimizer_steps=1)
+        if self.cipo.aux.contrastive:
+            old = torch.zeros_like(mask)
+            with torch.no_grad():
+                for places, log_prob in self.policy.log_probs(pairs):
+                    old[places] = log_prob
+            partner = partner_scores(old, weights, sign, torch.tensor(numbers))
+        return weights, sign, partner
+
+
+def knobs(arm: Arm, seed: int) -> CIPOConfig:
+    """`algorithm.cipo` of an arm; plain GRPO is that of no anchors. Raises: ValueError on an option of another kind."""
+    if arm.algo == "grpo":
+        return CIPOConfig(replay_fraction=0.0, val_corrections=0)
+    if other := [option for option in arm.options if not option.startswith(KNOB)]:
+        raise ValueError(f"arm {arm.name}: the replica does not know {' '.join(other)}")
+    mapping = OmegaConf.to_container(OmegaConf.from_dotlist([option.removeprefix(KNOB) for option in arm.options]))
+    assert isinstance(mapping, dict)
+    return CIPOConfig.from_mapping({"seed": seed, **{str(key): value for key, value in mapping.items()}})
+
+
+def answer_of(problem: dict[str, Any]) -> str:
+    """The right answer of a row of the data set."""
+    return problem["reward_model"]["ground_truth"]
+
+
+def table_of(rows: Sequence[Row]) -> RowTable:
+    """What the package's modules know of the rows."""
+    return RowTable.of_marks(
+        [str(row.key) for row in rows],
+        [row.mark for row in rows],
+        index=[row.index for row in rows],
+        scores=np.array([row.mark.score for row in rows]),
+        tokens=np.array([len(row.sample.response) for row in rows]),
+    )
+
+
+def run(arm: Arm, seed: int, setting: Setting, folder: Path, output: Path) -> dict[str, Any]:
+    """Train an arm and sample the held-out problems; returns what `runs.run` returns, but for `made_with`.
+
+    Writes metrics.jsonl into `output`, as verl does.
+    """
+    started, tokens, trained_s = time.monotonic(), 0.0, 0.0
+    if arm.algo is None:
+        policy = Policy(folder / "model")
+    else:
+        trainer = Replica(folder, arm, seed, setting)
+        policy = trainer.policy
+        with open(output / "metrics.jsonl", "w") as file:
+            for number in range(1, setting.steps + 1):
+                measured = trainer.step(number) | {"training/global_step": number}
+                tokens, trained_s = tokens + measured["tokens"], trained_s + measured["timing_s/step"]
+                file.write(json.dumps({"step": number, "data": measured}) + "\n")
+                file.flush()
+    found = held_out(policy, folder, setting)
+    wall_s = round(time.monotonic() - started, 1)
+    return {"commit": "", "tokens": round(tokens), "train_s": round(trained_s, 1), "wall_s": wall_s, **found}
+
+
+@torch.no_grad()
+def held_out(policy: Policy, folder: Path, setting: Setting) -> dict[str, Any]:
+    """`right` and `turns` of `runs.run`, sampled from the policy at the held-out problems."""
+    problems = pq.read_table(folder / "data" / "val.parquet").to_pylist()
+    prompt = correction_prompt(
+        CIPOConfig(),
+        policy.tokenizer,
+        prompt_length=Task.correction_prompt_length,
+        count_tokens=lambda messages: len(policy.ids(messages)),
+    )
+    torch.manual_seed(0)
+    first = [(problem["prompt"], answer_of(problem)) for problem in problems for _ in range(setting.samples)]
+    right = np.array([sample.right for sample in policy.sample(first)]).reshape(len(problems), -1).sum(axis=1)
+    anew = [(i, problem) for i, problem in enumerate(problems) for _ in range(setting.turn_samples)]
+    attempts = policy.sample([(problem["prompt"], answer_of(problem)) for _, problem in anew])
+    asked = [
+        (i, problem, attempt, request)
+        for (i, problem), attempt in zip(anew, attempts, strict=True)
+        if (request := prompt.request(problem["prompt"], attempt.text)[0]) is not None
+    ]
+    corrections = policy.sample([(request.messages, answer_of(problem)) for _, problem, _, request in asked])
+    turns = [dict.fromkeys(TURNS, 0) for _ in problems]
+    for (i, _, attempt, request), correction in zip(asked, corrections, strict=True):
+        turns[i][("c" if attempt.right else "w") + "2" + ("c" if correction.right else "w")] += 1
+        turns[i]["copies_failed"] += prompt.repeats(request.shown, correction.text) and not attempt.right
+    return {"right": right.tolist(), "turns": turns}

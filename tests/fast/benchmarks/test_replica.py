@@ -1,0 +1,137 @@
+"""benchmarks/experiment: the replica's step, what it samples, and the tasks of products."""
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.experiment import products, replica, runs
+from benchmarks.experiment.arms import ARMS, CONTROL, Arm
+from benchmarks.experiment.policy import Policy
+from benchmarks.experiment.setting import Setting
+from examples.tiny import prepare
+from examples.tiny.warmup import Warmup
+from verl_cipo.core.config import CIPOConfig
+
+SHAPE = prepare.Shape(hidden=32, layers=1, inner=64, heads=1, kv_heads=1)
+TASK = products.Products(parts=1, train=32, val=4, shape=SHAPE, warmup=Warmup(steps=2, rows=8))
+SETTING = Setting(task=TASK, steps=2, prompts=4, n=4, samples=4, turn_samples=2)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("task")
+    products.prepare_products(folder, TASK)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def policy(task):
+    return Policy(task / "model")
+
+
+def test_log_probs_are_the_models_own_whatever_rows_stand_together(policy, monkeypatch):
+    rows = [([5, 6, 7], [8, 9]), ([5], [6, 7, 8, 9]), ([9, 8, 7, 6, 5], [4])]
+    monkeypatch.setattr("benchmarks.experiment.policy.TOKENS_AT_ONCE", 10)
+    found, passes = {}, 0
+    for places, log_prob in policy.log_probs(rows):
+        passes += 1
+        found |= dict(zip(places, log_prob, strict=True))
+    assert passes == 2 and set(found) == {0, 1, 2}
+    for i, (prompt, response) in enumerate(rows):
+        logits = policy.model(input_ids=torch.tensor([prompt + response])).logits[0].log_softmax(dim=-1)
+        alone = [logits[len(prompt) - 1 + t, token] for t, token in enumerate(response)]
+        assert torch.allclose(found[i][: len(response)], torch.stack(alone), atol=1e-5)
+        assert not found[i][len(response) :].any()
+
+
+def test_what_is_sampled_has_the_frequencies_of_the_model(policy):
+    """The first token of 512 responses each to two chats of other lengths, drawn together."""
+    chats = [[{"role": "user", "content": text}] for text in ("What is 12*7?", "What is 12*7, 45*9, 80*3?")]
+    torch.manual_seed(1)
+    samples = policy.sample([(chat, "0") for _ in range(512) for chat in chats])
+    for chat, own in zip(chats, (samples[::2], samples[1::2]), strict=True):
+        logits = policy.model(input_ids=torch.tensor([policy.ids(chat)])).logits[0, -1]
+        top = logits.softmax(dim=-1).topk(3)
+        for share, token in zip(*(part.tolist() for part in top), strict=True):
+            seen = sum(sample.response[0] == token for sample in own) / 512
+            assert seen == pytest.approx(share, abs=4 * (share * (1 - share) / 512) ** 0.5)
+        ended = [sample for sample in own if sample.response[-1] == policy.tokenizer.eos_token_id]
+        assert all(policy.tokenizer.eos_token_id not in sample.response[:-1] for sample in own)
+        assert all(len(sample.response) == 64 for sample in own if sample not in ended)
+
+
+def test_a_step_trains_what_the_arm_says(task, monkeypatch):
+    """Right by lot: a model that has learned nothing is never right."""
+    lots = random.Random(3)
+    monkeypatch.setattr("benchmarks.experiment.policy.is_right", lambda text, answer: lots.random() < 0.5)
+    for name, corrections in (("cipo", 16), (CONTROL, 0)):
+        trainer = replica.Replica(task, ARMS[name], 1, SETTING)
+        before = [parameter.clone() for parameter in trainer.policy.model.parameters()]
+        first, second = trainer.step(1), trainer.step(2)
+        assert first["cipo/rows/base"] == (16 if corrections else 32)
+        assert first["cipo/rows/correction"] == corrections
+        assert first["cipo/anchors/total"] == (4 if corrections else 0)
+        assert (second["cipo/rho"] != first["cipo/rho"]) == bool(corrections)
+        moved = [(a - b).abs().max() for a, b in zip(before, trainer.policy.model.parameters(), strict=True)]
+        # Two steps of Adam.
+        assert 1e-5 < max(moved) <= 2.1e-4
+
+
+def test_an_auxiliary_loss_is_added(task, monkeypatch):
+    lots = random.Random(3)
+    monkeypatch.setattr("benchmarks.experiment.policy.is_right", lambda text, answer: lots.random() < 0.5)
+    for knobs, rows in (("aux.coef=0.1", 0), ("source=paired aux.coef=0.1", 4)):
+        options = tuple(f"{replica.KNOB}{knob}" for knob in knobs.split())
+        arm = Arm(name="a", what="", algo="cipo", options=options)
+        measured = replica.Replica(task, arm, 1, SETTING).step(1)
+        assert measured["cipo/aux/loss"] > 0 and measured["cipo/aux/rows"] > 0
+        assert measured["cipo/rows/aux"] == rows
+
+
+def test_an_option_of_verl_is_refused():
+    arm = Arm(name="a", what="", algo="cipo", options=("actor_rollout_ref.rollout.n=4",))
+    with pytest.raises(ValueError, match=r"arm a: the replica does not know actor_rollout_ref\.rollout\.n=4"):
+        replica.knobs(arm, 1)
+    assert replica.knobs(ARMS["lambda_2"], 7) == CIPOConfig(seed=7, lambda_corr=2.0)
+
+
+def test_a_run_is_kept_like_one_through_verl(tmp_path):
+    found = runs.run(ARMS["cipo"], 1, SETTING, tmp_path, engine="replica")
+    assert len(found["right"]) == len(found["turns"]) == 4 and found["tokens"] > 0
+    assert sum(found["turns"][0][name] for name in ("c2c", "c2w", "w2c", "w2w")) == 2
+    lines = (tmp_path / "cipo_seed1" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["data"]["cipo/rows/correction"] for line in lines] == [16, 16]
+    assert runs.run(ARMS["cipo"], 1, SETTING, tmp_path, engine="replica") == found
+
+
+# ---- tasks of products
+
+
+def test_a_problem_and_its_solution():
+    problem = products.Problem(((12, 7), (45, 9)))
+    assert problem.question == "What is 12*7, 45*9?"
+    assert (problem.answer, problem.solution) == ("084405", "#### 084405")
+
+
+def test_the_two_sides_of_the_split_share_no_problem():
+    rng = random.Random(0)
+    sides = [{products.draw(rng, TASK, from_held_out=held).question for _ in range(300)} for held in (False, True)]
+    assert not sides[0] & sides[1]
+
+
+def test_what_the_starting_model_is_taught():
+    rng = random.Random(0)
+    problem = products.Problem(((12, 7), (45, 8)))
+    misread = replace(TASK, misread=(7,), held=1.0)
+    assert products.taught_attempt(rng, misread, problem) == (72, 360)
+    assert products.taught_correction(rng, misread, problem, (72, 360)) == (84, 360)
+    assert products.taught_correction(rng, replace(misread, fix=0.0), problem, (72, 360)) == (72, 360)
+    slips = [products.taught_attempt(rng, replace(TASK, slip=1.0), problem) for _ in range(200)]
+    assert all(a != 84 and sum(x != y for x, y in zip(f"{a:03d}", "084", strict=True)) == 1 for a, _ in slips)
+    assert {f"{a:03d}"[0] for a, _ in slips} > {"0", "9"}
+    kept = [products.taught_correction(rng, replace(TASK, fix=0.25), problem, (85, 360)) for _ in range(400)]
+    assert {second for _, second in kept} == {360}
+    assert sum(first == 84 for first, _ in kept) == pytest.approx(100, abs=30)
