@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from verl_cipo.core.anchors import Attempt, Group
+from verl_cipo.core.anchors import Attempt, Group, Outcome
 from verl_cipo.core.draws import lot
 
 BASE, CORRECTION, PADDING, APPENDED = 0, 1, 2, 3
@@ -101,7 +101,10 @@ class Mark:
     refusal: why no correction prompt can be made of an attempt, where that was asked and none can;
     text: the response's, noted in a validation with a second turn;
     anchor: a correction's, by number; anchor_correct: the verdict on it, None for an attempt;
-    copied: whether a correction repeats what was shown of its anchor.
+    copied: whether a correction repeats what was shown of its anchor;
+    prompt_right, prompt_attempts, prompt_score, prompt_spread: of a correction, `anchors.Outcome` of its anchor's
+    prompt, None where it is not known;
+    question: of a correction whose anchor's prompt is not in its batch, the chat of that prompt.
     """
 
     correct: bool
@@ -113,6 +116,16 @@ class Mark:
     anchor: int | None = None
     anchor_correct: bool | None = None
     copied: bool = False
+    prompt_right: int | None = None
+    prompt_attempts: int | None = None
+    prompt_score: float | None = None
+    prompt_spread: float | None = None
+    question: list[dict] | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """What is known of the prompt of a correction's anchor."""
+        return Outcome(self.prompt_right, self.prompt_attempts, self.prompt_score, self.prompt_spread)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "Mark":

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from verl_cipo.core.anchors import Outcome
 from verl_cipo.core.rows import APPENDED, BASE, CORRECTION, PADDING, GroupName, Mark, RowKey, RowTable, correction_group
 
 
@@ -43,6 +44,11 @@ def test_a_key_is_the_group_the_session_and_the_output():
         anchor=st.none() | st.integers(0, 9),
         anchor_correct=st.none() | st.booleans(),
         copied=st.booleans(),
+        prompt_right=st.none() | st.integers(0, 9),
+        prompt_attempts=st.none() | st.integers(1, 9),
+        prompt_score=st.none() | st.floats(-1, 1),
+        prompt_spread=st.none() | st.floats(0, 1),
+        question=st.none() | st.just([{"role": "user", "content": "Q?"}]),
     )
 )
 def test_a_mark_travels_as_a_plain_dict(mark):
@@ -58,7 +64,9 @@ def test_marks_of_older_checkpoints_are_read():
     """Rows that wait in TransferQueue are saved with the checkpoint of an asynchronous run."""
     assert Mark.from_mapping({"correct": True}) == Mark(correct=True)
     stored = {"anchor": 0, "anchor_correct": False, "copied": True, "correct": True, "score": 1.0}
-    assert Mark.from_mapping(stored) == Mark(correct=True, score=1.0, anchor=0, anchor_correct=False, copied=True)
+    read = Mark.from_mapping(stored)
+    assert read == Mark(correct=True, score=1.0, anchor=0, anchor_correct=False, copied=True)
+    assert read.outcome == Outcome()
 
 
 def table(rows, index=None):

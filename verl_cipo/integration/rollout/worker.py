@@ -192,6 +192,7 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
                 anchor=number,
                 anchor_correct=anchor.correct,
                 copied=outcome.copied,
+                **anchor.outcome._asdict(),
             )
         for output in outputs:
             output.extra_fields[MARK] = mark.to_mapping()
@@ -275,7 +276,8 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
             anchors = await group.ticket["coordinator"].replayed.remote(group.ticket["batch"], group.uid)
             for number, candidate in enumerate(anchors):
                 text, data, asked = await payloads.fetch(candidate.payload)
-                anchor = Anchor(candidate.attempt.session, text, candidate.attempt.correct, data, asked)
+                attempt = candidate.attempt
+                anchor = Anchor(attempt.session, text, attempt.correct, data, asked, candidate.outcome)
                 await self._start(group, number, anchor, self._n, sampling_params, trajectory, prompt)
         except Exception:
             logger.exception("corrections of the previous step's anchors, hosted by prompt %s, were lost", group.uid)

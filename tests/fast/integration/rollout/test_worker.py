@@ -363,6 +363,22 @@ def test_a_replayed_correction_asks_about_its_own_prompt_and_has_the_step_of_its
     assert mark["anchor_correct"] is False
 
 
+def test_a_correction_is_marked_with_what_its_prompt_had(world):
+    """Scores 1, 0, 1, 0: mean and spread are both a half."""
+    roll(world, replay_fraction=4.0)
+    had = {"prompt_right": 2, "prompt_attempts": 4, "prompt_score": 0.5, "prompt_spread": 0.5}
+    marks = [(name, mark["cipo"]) for kind, name, *_, mark in world if kind == "row"]
+    assert all(had.items() <= mark.items() for name, mark in marks if "_c" in name)
+    assert not any(had.keys() & mark.keys() for name, mark in marks if "_c" not in name)
+
+
+def test_a_replayed_correction_is_marked_with_what_its_own_prompt_had(world):
+    roll(world, schedule="replay", pool=[old_group("a", "wwcw")])
+    mark = next(entry[3]["cipo"] for entry in world if entry[0] == "row" and "_c" in entry[1])
+    assert (mark["prompt_right"], mark["prompt_attempts"], mark["prompt_score"]) == (1, 4, 0.25)
+    assert mark["prompt_spread"] == pytest.approx(3**0.5 / 4)
+
+
 def test_replay_without_a_step_before_rolls_the_attempts_out(world):
     stats = roll(world, prompts=2, schedule="replay")
     assert stats["anchors/total"] == 0
