@@ -46,16 +46,20 @@ class Attempt:
 
 
 class Outcome(NamedTuple):
-    """What the attempts of a prompt had come to when one of them was drawn as an anchor; all None: it is not known.
+    """What the attempts of a prompt had come to when one of them was drawn as an anchor.
 
     prompt_right: how many of them were right; prompt_attempts: how many there were; prompt_score: mean of their raw
     scores; prompt_spread: standard deviation of these, as of the whole population.
     """
 
-    prompt_right: int | None = None
-    prompt_attempts: int | None = None
-    prompt_score: float | None = None
-    prompt_spread: float | None = None
+    prompt_right: int
+    prompt_attempts: int
+    prompt_score: float
+    prompt_spread: float
+
+    def at_most(self, pass_rate: float) -> bool:
+        """Whether no more than this share of the attempts was right."""
+        return self.prompt_right / self.prompt_attempts <= pass_rate + _TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,10 @@ class Group:
         return sum(attempt.correct for attempt in self.attempts) / len(self.attempts)
 
     @property
-    def outcome(self) -> Outcome:
-        """What a correction's row is told of the attempts; that of an empty group is not known."""
+    def outcome(self) -> Outcome | None:
+        """What a correction's row is told of the attempts; None when every session failed."""
         if not self.attempts:
-            return Outcome()
+            return None
         scores = [attempt.score for attempt in self.attempts]
         return Outcome(
             prompt_right=sum(attempt.correct for attempt in self.attempts),

@@ -13,13 +13,13 @@ class Candidate:
     """An attempt that may become an anchor of the next step.
 
     rank: its place among those of its kind, medium difficulty first; payload: what rolling its corrections out takes;
-    outcome: of its prompt, not known in the checkpoints of older versions.
+    outcome: of its prompt; None in a checkpoint of an older version.
     """
 
     rank: tuple[bool, Rank]
     attempt: Attempt
     payload: Any
-    outcome: Outcome = Outcome()
+    outcome: Outcome | None = None
 
     @property
     def medium(self) -> bool:

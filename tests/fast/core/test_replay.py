@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fast.core.test_anchors import BAND, group, ids
-from verl_cipo.core.anchors import Group, Outcome, quotas, select_anchors
+from verl_cipo.core.anchors import Group, quotas, select_anchors
 from verl_cipo.core.replay import ReplayPool
 
 shares = st.floats(0, 1)
@@ -60,10 +60,10 @@ def test_a_candidate_of_an_older_checkpoint_knows_nothing_of_its_prompt():
     (old,) = pool_of([group(0, "w")], capacity=1).candidates()
     del old.__dict__["outcome"]
     read = pickle.loads(pickle.dumps(old))
-    assert "outcome" not in read.__dict__ and read.outcome == Outcome()
+    assert "outcome" not in read.__dict__ and read.outcome is None
     pool = ReplayPool(capacity=1, seed=1, step=3, **BAND)
     pool.restore([replace(read, payload="other")])
-    assert pool.take({True: 0, False: 1}) == [replace(read, payload="other", outcome=Outcome())]
+    assert pool.take({True: 0, False: 1}) == [replace(read, payload="other", outcome=None)]
 
 
 @given(some_groups, st.integers(0, 8), shares)

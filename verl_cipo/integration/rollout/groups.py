@@ -40,8 +40,8 @@ class Anchor:
     prompt: Mapping[str, Any]
     prompt_ids: Sequence[int]
     """Tokens of its prompt; empty where they are not known."""
-    outcome: Outcome
-    """Of its prompt, when it was drawn."""
+    outcome: Outcome | None
+    """Of its prompt, when it was drawn; None in a pool that an older version has saved."""
     shown: Excerpt | None = None
     """What its correction prompt shows of it."""
 

@@ -192,10 +192,19 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
                 anchor=number,
                 anchor_correct=anchor.correct,
                 copied=outcome.copied,
-                **anchor.outcome._asdict(),
+                **(anchor.outcome._asdict() if anchor.outcome else {}),
+                question=self._question(anchor),
             )
         for output in outputs:
             output.extra_fields[MARK] = mark.to_mapping()
+
+    def _question(self, anchor: Anchor) -> list[dict] | None:
+        """The chat of an anchor's prompt where transfer needs it and the batch lacks it; None also if it is no text."""
+        chat = anchor.prompt["raw_prompt"]
+        needed = self._cipo.transfers and self._cipo.replays and not anchor.correct
+        if not needed or not all(isinstance(message.get("content"), str) for message in chat):
+            return None
+        return [dict(message) for message in chat]
 
     async def _agent_loop_postprocess(self, output: Any, validate: bool, **kwargs: Any) -> Any:
         name = GroupName.parse(kwargs["uid"])

@@ -149,7 +149,7 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
             copied=self._prompt.repeats(anchor["shown"], text),
             text=text if validate else None,
             score=float(output.reward_score) if validate else None,
-            **anchor["outcome"]._asdict(),
+            **(anchor["outcome"]._asdict() if anchor["outcome"] else {}),
         )
 
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
@@ -226,7 +226,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
     def _faults(self) -> Counter:
         return sum(ray.get([worker.pop_counts.remote() for worker in self.agent_loop_workers]), Counter())
 
-    def _select(self, output: DataProto, *, step: int) -> dict[int, Outcome]:
+    def _select(self, output: DataProto, *, step: int) -> dict[int, Outcome | None]:
         """The rows of ``output`` that become anchors, in their order, and the outcome of each one's prompt."""
         started = time.monotonic()
         groups, row_of = self._offered(output)
@@ -271,7 +271,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         return mark.refusal is None
 
     def _correct_if_it_can(
-        self, prompts: DataProto, output: DataProto, anchors: Mapping[int, Outcome], n: int, counts: Counter
+        self, prompts: DataProto, output: DataProto, anchors: Mapping[int, Outcome | None], n: int, counts: Counter
     ) -> DataProto | None:
         """:meth:`_correct`; an error there, in a chat template say, costs the corrections and never an attempt."""
         try:
@@ -284,7 +284,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             return None
 
     def _correct(
-        self, prompts: DataProto, output: DataProto, anchors: Mapping[int, Outcome], n: int, counts: Counter
+        self, prompts: DataProto, output: DataProto, anchors: Mapping[int, Outcome | None], n: int, counts: Counter
     ) -> DataProto | None:
         """Roll out ``n`` corrections of each of the rows ``anchors``; what fails or fits no prompt is counted."""
         fields, noted = prompts.non_tensor_batch, marks(output)
@@ -351,8 +351,8 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         noted = marks(output)
         attempts = [row for row in rolled if not noted[row].lost]
         counts: Counter = Counter()
-        correctable = {row: Outcome() for row in attempts if self._can_be_corrected(noted[row], counts)}
-        turns = self._correct_if_it_can(prompts, output, correctable, n, counts)
+        correctable = [row for row in attempts if self._can_be_corrected(noted[row], counts)]
+        turns = self._correct_if_it_can(prompts, output, dict.fromkeys(correctable), n, counts)
         corrections: dict[str, list[dict[str, Any]]] = {}
         if turns is not None:
             for uid, mark in zip(turns.non_tensor_batch["uid"], marks(turns), strict=True):
