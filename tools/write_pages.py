@@ -14,7 +14,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from verl_cipo.core.config import AuxConfig, CIPOConfig, PromptConfig
+from verl_cipo.core.config import AuxConfig, CIPOConfig, PromptConfig, TransferConfig
 from verl_cipo.core.knob_rules import rule_of
 from verl_cipo.core.metrics import METRICS, PREFIX
 
@@ -75,6 +75,7 @@ def tables() -> dict[str, str]:
         "knobs": knob_table(CIPOConfig),
         "knobs/prompt": knob_table(PromptConfig, "prompt."),
         "knobs/aux": knob_table(AuxConfig, "aux."),
+        "knobs/transfer": knob_table(TransferConfig, "transfer."),
         **{group: metric_table(names) for group, names in groups.items()},
     }
 

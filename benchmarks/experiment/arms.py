@@ -48,10 +48,11 @@ ABLATIONS = (
     ),
     _cipo("paired_05", "the same at .5; n doubled", "source=paired", "aux.coef=0.5", rollouts=2),
     _cipo(
-        "distilled",
-        "right corrections of mostly failing prompts trained on the plain prompt too, .1",
-        "aux.coef=0.1",
-        "aux.distill_below=0.5",
+        "regress",
+        "corrections of mostly failing prompts trained on the plain prompt too, .1",
+        "transfer.kind=regress",
+        "transfer.coef=0.1",
+        "transfer.below=0.5",
     ),
     _cipo("failed_only", "anchors are failed attempts", "rho_adaptive=false", "rho_init=0", "rho_min=0"),
     _cipo(

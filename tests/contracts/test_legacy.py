@@ -99,6 +99,17 @@ def test_the_workers_are_told_the_mini_batch_size_with_the_batch(config, monkeyp
     assert output.meta_info["metrics"]["actor/cipo_aux_loss"] == 2.0
 
 
+@seam("utils.metric.reduce_metrics", TRAINER)
+def test_metrics_of_an_update_may_be_reduced_before_the_trainer_does():
+    """It takes means of lists, and leaves a number as it is."""
+    reduce_metrics, metric = load("verl.utils.metric:reduce_metrics"), load("verl.utils.metric:Metric")
+    once = reduce_metrics({"a": [1.0, 3.0], "max_b": [1.0, 3.0], "c": metric("sum", 4.0), "d": 5.0})
+    assert once == {"a": 2.0, "max_b": 3.0, "c": 4.0, "d": 5.0}
+    assert reduce_metrics(dict(once)) == once
+    fit = inspect.getsource(load("verl.trainer.ppo.ray_trainer:RayPPOTrainer").fit)
+    assert 'reduce_metrics(actor_output.meta_info["metrics"])' in fit
+
+
 @seam("AgentLoopManager.__init__", ROLLOUTS)
 def test_the_manager_keeps_the_workers_class_that_is_set_before_its_constructor():
     made = object.__new__(load(MANAGER))

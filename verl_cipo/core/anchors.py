@@ -7,8 +7,10 @@ share an `index`, of several files say, share their draws too, and are then told
 
 import heapq
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from verl_cipo.core.draws import lot
 
@@ -43,6 +45,23 @@ class Attempt:
         return f"{self.origin}/{self.uid}" if self.origin else self.uid
 
 
+class Outcome(NamedTuple):
+    """What the attempts of a prompt had come to when one of them was drawn as an anchor.
+
+    prompt_right: how many of them were right; prompt_attempts: how many there were; prompt_score: mean of their raw
+    scores; prompt_spread: standard deviation of these, as of the whole population.
+    """
+
+    prompt_right: int
+    prompt_attempts: int
+    prompt_score: float
+    prompt_spread: float
+
+    def at_most(self, pass_rate: float) -> bool:
+        """Whether no more than this share of the attempts was right."""
+        return self.prompt_right / self.prompt_attempts <= pass_rate + _TOLERANCE
+
+
 @dataclass(frozen=True)
 class Group:
     """The attempts of one prompt in one step; sessions that failed are left out."""
@@ -61,6 +80,19 @@ class Group:
         if not self.attempts:
             return math.nan
         return sum(attempt.correct for attempt in self.attempts) / len(self.attempts)
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What a correction's row is told of the attempts; None when every session failed."""
+        if not self.attempts:
+            return None
+        scores = [attempt.score for attempt in self.attempts]
+        return Outcome(
+            prompt_right=sum(attempt.correct for attempt in self.attempts),
+            prompt_attempts=len(scores),
+            prompt_score=statistics.fmean(scores),
+            prompt_spread=statistics.pstdev(scores),
+        )
 
 
 def medium(pass_rate: float, *, delta_low: float, delta_high: float) -> bool:

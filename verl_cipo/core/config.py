@@ -56,28 +56,36 @@ class AuxConfig:
     """Weight of the auxiliary loss; 0 = off. source=paired is trained by it alone."""
     beta: float = 2.0
     """Scale of the contrastive margin between mean log-probabilities per token."""
-    distill_below: float = 0.0
-    """Where a prompt's pass rate is below this, right sampled corrections of its wrong attempts are also trained on the
-    plain prompt (nll only); 0 = off."""
     path: InitVar[str] = f"{ROOT}.aux"
 
     def __post_init__(self, path: str) -> None:
         _validate(self, path)
-        if self.distill_below > 0 and self.contrastive:
-            raise CIPOConfigError(
-                f"{path}.distill_below = {self.distill_below!r} with {path}.kind = {self.kind!r}: there is no wrong "
-                f"attempt to prefer the correction over; use 0, or {path}.kind = 'nll'"
-            )
 
     @property
     def contrastive(self) -> bool:
-        """Whether corrections are preferred over wrong attempts."""
-        return self.kind == "contrastive"
+        """Whether corrections are preferred over wrong attempts, which must then be in the batch."""
+        return self.coef > 0 and self.kind == "contrastive"
 
-    @property
-    def needs_attempts(self) -> bool:
-        """Whether the wrong attempts of a step's corrections must be in its batch."""
-        return self.contrastive or self.distill_below > 0
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """What corrections find, trained on the plain prompt (`algorithm.cipo.transfer`); added to verl's policy loss."""
+
+    kind: Literal["none", "inject", "regress"] = "none"
+    """none; inject, one right correction of a prompt as one more row of its attempts' group; regress, the
+    log-probability of all corrections of failed attempts, right and wrong, by their advantage over the attempts."""
+    coef: float = 0.3
+    """Weight of the term; 0 = off."""
+    below: float = 0.125
+    """Highest pass rate of the prompts whose corrections are trained so, inclusive."""
+    gamma: float = 0.1
+    """Shaping of inject: a token of probability p counts p / (p + gamma)."""
+    floor: float | None = -5.0
+    """For regress: tokens whose log-probability under the plain prompt is below this are left out; null = none are."""
+    path: InitVar[str] = f"{ROOT}.transfer"
+
+    def __post_init__(self, path: str) -> None:
+        _validate(self, path)
 
 
 @dataclass(frozen=True)
@@ -145,6 +153,8 @@ class CIPOConfig:
     """The correction prompt."""
     aux: AuxConfig = field(default_factory=AuxConfig)
     """The auxiliary correction loss."""
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+    """What corrections find, trained on the plain prompt."""
     path: InitVar[str] = ROOT
 
     def __post_init__(self, path: str) -> None:
@@ -161,21 +171,20 @@ class CIPOConfig:
                 f"{path}.source = 'paired' with {path}.aux.coef = 0: only the auxiliary loss trains pairs; "
                 f"set {path}.aux.coef above 0"
             )
-        if self.source == "paired" and self.aux.distill_below > 0:
+        if self.source == "paired" and self.transfer.kind != "none":
             raise CIPOConfigError(
-                f"{path}.aux.distill_below = {self.aux.distill_below!r} with {path}.source = 'paired': no corrections "
-                f"are sampled; use 0, or {path}.source = 'resample' or 'both'"
+                f"{path}.transfer.kind = {self.transfer.kind!r} with {path}.source = 'paired': no corrections are "
+                f"sampled; use {path}.transfer.kind = 'none', or {path}.source = 'resample' or 'both'"
             )
 
     def scheduled(self, *, asynchronous: bool) -> "CIPOConfig":
         """This with schedule=auto resolved: replay for an `asynchronous` trainer, else streaming.
 
-        What `aux` trains may need the wrong attempts in the batch, where replay does not have them: streaming too.
+        `aux.kind` contrastive needs the wrong attempts in the batch, where replay does not have them: streaming too.
         """
         if self.schedule != "auto":
             return self
-        needs_own = self.aux.coef > 0 and self.aux.needs_attempts
-        return replace(self, schedule="replay" if asynchronous and not needs_own else "streaming")
+        return replace(self, schedule="replay" if asynchronous and not self.aux.contrastive else "streaming")
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], *, path: str = ROOT) -> "CIPOConfig":
@@ -192,8 +201,19 @@ class CIPOConfig:
 
     @property
     def appends_rows(self) -> bool:
-        """Whether rows are made that the auxiliary loss alone trains."""
-        return self.pairs or self.aux.needs_attempts or self.lambda_corr == 0
+        """Whether rows are made that the policy loss does not train."""
+        of_aux = self.pairs or self.aux.contrastive or self.lambda_corr == 0
+        return self.transfers or (self.aux.coef > 0 and of_aux)
+
+    @property
+    def transfers(self) -> bool:
+        """Whether corrections are trained on the plain prompt."""
+        return self.transfer.kind != "none" and self.transfer.coef > 0 and self.rolls_out
+
+    @property
+    def adds_loss(self) -> bool:
+        """Whether something is added to verl's policy loss."""
+        return self.aux.coef > 0 or self.transfers
 
     def threshold(self, data_source: str | None) -> float:
         """`correct_threshold` for the rows of a data source."""
@@ -226,10 +246,15 @@ class CIPOConfig:
         return asdict(self)
 
 
-_SECTIONS: dict[str, Any] = {"prompt": PromptConfig, "aux": AuxConfig}
+_SECTIONS: dict[str, Any] = {"prompt": PromptConfig, "aux": AuxConfig, "transfer": TransferConfig}
+_REPLACED = {
+    f"{ROOT}.aux.distill_below": f"corrections are trained on the plain prompt by {ROOT}.transfer.kind=regress (or "
+    f"inject), for prompts with a pass rate of at most {ROOT}.transfer.below",
+}
+"""Knobs of older versions, and what does their work now."""
 
 
-def _validate(config: CIPOConfig | PromptConfig | AuxConfig, path: str) -> None:
+def _validate(config: CIPOConfig | PromptConfig | AuxConfig | TransferConfig, path: str) -> None:
     """Check every field against its rule; an int in a float field becomes a float."""
     for knob in fields(config):
         value = getattr(config, knob.name)
@@ -252,6 +277,8 @@ def _known_keys(cls: type, mapping: Any, path: str) -> dict[str, Any]:
     if not isinstance(mapping, Mapping):
         raise CIPOConfigError(f"{path} = {mapping!r}: expected a mapping with the keys {', '.join(allowed)}")
     for key, value in mapping.items():
+        if (now := _REPLACED.get(f"{path}.{key}")) is not None:
+            raise CIPOConfigError(f"{path}.{key} = {value!r}: this option is gone; {now}")
         if key not in allowed:
             sections = _SECTIONS.items() if cls is CIPOConfig else ()
             inner = [f"{name}.{knob.name}" for name, section in sections for knob in fields(section)]

@@ -18,8 +18,18 @@ class Rule:
     read: Callable[[Any], Any]
 
 
-def number(low: float | None = None, high: float | None = None, *, integer: bool = False, null: bool = False) -> Rule:
-    limits = "" if low is None else f" >= {low:g}" if high is None else f" in [{low:g}, {high:g}]"
+def number(
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    above: float | None = None,
+    integer: bool = False,
+    null: bool = False,
+) -> Rule:
+    if low is not None:
+        limits = f" >= {low:g}" if high is None else f" in [{low:g}, {high:g}]"
+    else:
+        limits = (f" > {above:g}" if above is not None else "") + (f" <= {high:g}" if high is not None else "")
     allowed = ("an integer" if integer else "a finite number") + limits + (" or null" if null else "")
 
     def read(value: Any) -> Any:
@@ -35,6 +45,8 @@ def number(low: float | None = None, high: float | None = None, *, integer: bool
             if not math.isfinite(value):
                 raise ValueError
         if (low is not None and value < low) or (high is not None and value > high):
+            raise ValueError
+        if above is not None and value <= above:
             raise ValueError
         return value
 
@@ -111,7 +123,10 @@ RULES: dict[str, Rule] = {
     # aux
     "coef": WEIGHT,
     "beta": WEIGHT,
-    "distill_below": SHARE,
+    # transfer; coef as above
+    "below": SHARE,
+    "gamma": number(above=0),
+    "floor": number(high=0, null=True),
 }
 """Knob -> rule; that of a knob whose type is a Literal follows from it."""
 

@@ -5,19 +5,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from verl_cipo.core.anchors import Attempt, Group, Rank, medium, ranks
+from verl_cipo.core.anchors import Attempt, Group, Outcome, Rank, medium, ranks
 
 
 @dataclass(frozen=True)
 class Candidate:
     """An attempt that may become an anchor of the next step.
 
-    rank: its place among those of its kind, medium difficulty first; payload: what rolling its corrections out takes.
+    rank: its place among those of its kind, medium difficulty first; payload: what rolling its corrections out takes;
+    outcome: of its prompt; None in a checkpoint of an older version.
     """
 
     rank: tuple[bool, Rank]
     attempt: Attempt
     payload: Any
+    outcome: Outcome | None = None
 
     @property
     def medium(self) -> bool:
@@ -43,9 +45,9 @@ class ReplayPool:
 
     def add(self, group: Group, payloads: Mapping[int, Any]) -> None:
         """Offer the attempts of a finished group; `payloads` has one for each session that is correctable."""
-        tier = not medium(group.pass_rate, **self._band)
+        tier, outcome = not medium(group.pass_rate, **self._band), group.outcome
         for rank, attempt in ranks(group, **self._draw):
-            self._keep(Candidate((tier, rank), attempt, payloads[attempt.session]))
+            self._keep(Candidate((tier, rank), attempt, payloads[attempt.session], outcome))
 
     def _keep(self, candidate: Candidate) -> None:
         kept = self._kept[candidate.attempt.correct]

@@ -7,15 +7,17 @@ replay buffer takes what precedes a key's first "_" for the uid of the prompt, w
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from functools import cached_property
+from itertools import chain
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from verl_cipo.core.anchors import Attempt, Group
+from verl_cipo.core.anchors import Attempt, Group, Outcome
 from verl_cipo.core.draws import lot
 
 BASE, CORRECTION, PADDING, APPENDED = 0, 1, 2, 3
-"""Streams: attempts, corrections, rows that fill a batch up, rows that only the auxiliary loss trains."""
+"""Streams: attempts, corrections, rows that fill a batch up, rows that the policy loss does not train."""
 CHOSEN, REJECTED, UNTRAINED = 1.0, -1.0, 0.0
 """What the auxiliary loss does to a row: make it likelier, less likely, nothing."""
 MARK = "cipo"
@@ -29,8 +31,8 @@ class GroupName(NamedTuple):
 
     {prompt}            the attempts of a prompt
     {prompt}_c{n}       corrections of its anchor n: the attempt's session, with schedule=replay a place in a list
-    {prompt}_c{n}{use}  rows made of these corrections for the auxiliary loss: a, as they are; q, the plain question;
-                        r, the rejected attempt
+    {prompt}_c{n}{use}  rows made of these corrections: a, as they are, and r, the rejected attempt, for the auxiliary
+                        loss; q, as answers to the plain question, for transfer
     {prompt}_p{n}       rows made of attempt n and a right rollout, its pair, for the auxiliary loss
     """
 
@@ -101,7 +103,10 @@ class Mark:
     refusal: why no correction prompt can be made of an attempt, where that was asked and none can;
     text: the response's, noted in a validation with a second turn;
     anchor: a correction's, by number; anchor_correct: the verdict on it, None for an attempt;
-    copied: whether a correction repeats what was shown of its anchor.
+    copied: whether a correction repeats what was shown of its anchor;
+    prompt_right, prompt_attempts, prompt_score, prompt_spread: of a correction, `anchors.Outcome` of its anchor's
+    prompt, None where it is not known;
+    question: of a correction whose anchor's prompt is not in its batch, the chat of that prompt.
     """
 
     correct: bool
@@ -113,6 +118,17 @@ class Mark:
     anchor: int | None = None
     anchor_correct: bool | None = None
     copied: bool = False
+    prompt_right: int | None = None
+    prompt_attempts: int | None = None
+    prompt_score: float | None = None
+    prompt_spread: float | None = None
+    question: list[dict] | None = None
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """Of the prompt of a correction's anchor, where it is known."""
+        known = (self.prompt_right, self.prompt_attempts, self.prompt_score, self.prompt_spread)
+        return None if None in known else Outcome(*cast(tuple[int, int, float, float], known))
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "Mark":
@@ -170,7 +186,8 @@ class RowTable:
 
     index: the id in the data set of each row's prompt, a correction has that of its anchor; scores: (N,) raw verifier
     scores; tokens: (N,) response tokens; copied: (N,) bool, a correction that repeats its attempt; origin: that of each
-    row's prompt, empty for a correction and where it is not known.
+    row's prompt, empty for a correction and where it is not known; outcome: of the prompt of a correction's anchor;
+    question: the chat of that prompt where it is not in the batch.
     """
 
     keys: list[str]
@@ -180,6 +197,8 @@ class RowTable:
     tokens: np.ndarray
     copied: np.ndarray
     origin: list[str]
+    outcome: list[Outcome | None]
+    question: list[list[dict] | None]
 
     def __post_init__(self) -> None:
         lengths = {item.name: len(getattr(self, item.name)) for item in fields(self)}
@@ -212,6 +231,8 @@ class RowTable:
             tokens=tokens,
             copied=np.array([mark.copied for mark in marks], dtype=bool),
             origin=[mark.origin for mark in marks],
+            outcome=[mark.outcome for mark in marks],
+            question=[mark.question for mark in marks],
         )
 
     @classmethod
@@ -219,15 +240,12 @@ class RowTable:
         """The rows of several batches after one another."""
         if len(tables) == 1:
             return tables[0]
-        return cls(
-            keys=[key for table in tables for key in table.keys],
-            rows=Rows.joined([table.rows for table in tables]),
-            index=[index for table in tables for index in table.index],
-            scores=np.concatenate([table.scores for table in tables]),
-            tokens=np.concatenate([table.tokens for table in tables]),
-            copied=np.concatenate([table.copied for table in tables]),
-            origin=[origin for table in tables for origin in table.origin],
-        )
+        columns: dict[str, Any] = {"rows": Rows.joined([table.rows for table in tables])}
+        for name in ("scores", "tokens", "copied"):
+            columns[name] = np.concatenate([getattr(table, name) for table in tables])
+        for name in ("keys", "index", "origin", "outcome", "question"):
+            columns[name] = list(chain.from_iterable(getattr(table, name) for table in tables))
+        return cls(**columns)
 
     def attempts(self) -> tuple[list[Group], dict[Attempt, str]]:
         """The attempts by prompt, and the key of each one's final row."""
@@ -269,20 +287,23 @@ class RowTable:
                 attempts[key] = of_session[attempt]
         return attempts
 
-    def plain_prompts(self, below: float) -> dict[str, str]:
-        """Right corrections of failed attempts of prompts that mostly fail -> a row with the plain prompt; as keys.
+    def plain_prompt(self, i: int) -> str | None:
+        """Key of a row with the plain prompt that correction `i` is of: the first output of an attempt at it.
 
-        That row is the first output of any attempt of the prompt: the corrected one may be missing.
-        below: what the prompt's pass rate must be under.
+        That of any attempt will do: the corrected one may be missing. None where the batch has none.
         """
-        hard = {group.uid for group in self.attempts()[0] if group.pass_rate < below}
-        first: dict[str, str] = {}
-        for i in np.flatnonzero(self.rows.stream == BASE):
+        key = self._asked.get(GroupName.parse(str(self.rows.group[i])).prompt)
+        return None if key is None or self.index[key] != self.index[i] else self.keys[key]
+
+    @cached_property
+    def _asked(self) -> dict[str, int]:
+        """Prompt -> the first row that shows it as it was asked: outputs that follow show those before them, too."""
+        first: dict[str, int] = {}
+        for i in np.flatnonzero(self.rows.stream == BASE).tolist():
             key = RowKey.parse(self.keys[i])
-            if key.group in hard and key.output == 0:
-                first.setdefault(key.group, self.keys[i])
-        prompts = {key: GroupName.parse(RowKey.parse(key).group).prompt for key in self.right_corrections()}
-        return {key: first[prompt] for key, prompt in prompts.items() if prompt in first}
+            if key.output == 0:
+                first.setdefault(key.group, i)
+        return first
 
     def correction_keys(self) -> list[str]:
         """Keys of the correction rows."""

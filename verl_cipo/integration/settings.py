@@ -103,8 +103,8 @@ def check_combination(config: DictConfig) -> CIPOConfig:
     _check_pipeline(config, refuse)
     if config.actor_rollout_ref.rollout.get("full_determinism"):
         seed_name(config.actor_rollout_ref.rollout)
-    if cipo.aux.coef > 0:
-        _check_aux(config, cipo, refuse)
+    if cipo.adds_loss:
+        _check_added_loss(config, cipo, refuse)
     needed = MANAGER_CLASS if config.trainer.use_v1 else MANAGER_CLASS_V0
     custom = OmegaConf.select(config, "actor_rollout_ref.rollout.agent.agent_loop_manager_class")
     # cipo_trainer.yaml names that of V1, whatever trainer is asked for.
@@ -148,11 +148,11 @@ def _check_v0(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str],
         refuse("skip.rollout.enable", "with trainer.use_v1=false a replayed rollout lacks what CIPO notes on its rows")
     if cipo.replays:
         refuse(f"{ROOT}.schedule", "trainer.use_v1=false knows no anchors of the step before, use barrier")
-    if cipo.lambda_corr == 0 and cipo.rolls_out and cipo.aux.coef > 0:
+    if cipo.lambda_corr == 0 and cipo.rolls_out and cipo.adds_loss:
         refuse(
             f"{ROOT}.lambda_corr",
-            f"with trainer.use_v1=false and {ROOT}.aux.coef above 0 corrections need a weight of their own, set it "
-            f"above 0, {ROOT}.source=paired or trainer.use_v1=true",
+            f"with trainer.use_v1=false and {ROOT}.aux.coef above 0 or {ROOT}.transfer.kind, corrections need a weight "
+            f"of their own, set it above 0, {ROOT}.source=paired without transfer or trainer.use_v1=true",
         )
 
 
@@ -185,45 +185,44 @@ def _check_pipeline(config: DictConfig, refuse: Callable[[str, str], None]) -> N
             refuse(key, f"micro-batches of a fixed size do not fill its groups; set actor_rollout_ref.{size}=true")
 
 
-def _check_aux(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str], None]) -> None:
-    """Refuse what the auxiliary loss cannot be trained with."""
+def _check_added_loss(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str], None]) -> None:
+    """Refuse what the auxiliary loss and transfer cannot be trained with."""
     if OmegaConf.select(config, "distillation.enabled"):
-        refuse("distillation.enabled", "verl's distillation loss replaces the loss that aux.coef adds to")
+        refuse("distillation.enabled", "verl's distillation loss replaces the loss that aux.coef and transfer add to")
     appends = cipo.appends_rows
+    which = "(pairs, contrastive, aux.coef with lambda_corr=0, transfer.kind)"
     if appends and OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode"):
         refuse(
             "algorithm.rollout_correction.bypass_mode",
-            "verl's loss then refuses a micro-batch of rows that only the auxiliary loss trains (pairs, contrastive, "
-            "aux.distill_below, lambda_corr=0), and there are no log-probabilities of the old policy to compare",
+            f"verl's loss then refuses a micro-batch of rows that the policy loss does not train {which}, and there "
+            "are no log-probabilities of the old policy to compare",
         )
     if appends and OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") == "geo_mean":
         refuse(
             "actor_rollout_ref.actor.policy_loss.loss_mode",
-            "geo_mean divides by all rows of a micro-batch, including those for the auxiliary loss alone (pairs, "
-            "contrastive, aux.distill_below, lambda_corr=0)",
+            f"geo_mean divides by all rows of a micro-batch, including those that it does not train {which}",
         )
     for engine in ("megatron", "veomni"):
         replay = f"actor_rollout_ref.actor.{engine}.router_replay.mode"
         if appends and OmegaConf.select(config, replay) not in (None, "disabled"):
             refuse(
                 replay,
-                "the routing of rows made for the auxiliary loss is not known (pairs, contrastive, aux.distill_below, "
-                "lambda_corr=0)",
+                f"the routing of rows that were never rolled out is not known {which}",
             )
-    for tools in ("tool_config_path", "function_tool_path"):
-        if cipo.pairs and OmegaConf.select(config, f"actor_rollout_ref.rollout.multi_turn.{tools}"):
+    for key in ("tool_config_path", "function_tool_path"):
+        tools = f"actor_rollout_ref.rollout.multi_turn.{key}"
+        if not OmegaConf.select(config, tools):
+            continue
+        if cipo.pairs and cipo.aux.coef > 0:
+            refuse(tools, f"the prompt of a pair is rendered without tools; use {ROOT}.source=resample")
+        if cipo.transfers and cipo.replays:
             refuse(
-                f"actor_rollout_ref.rollout.multi_turn.{tools}",
-                f"the prompt of a pair is rendered without tools; use {ROOT}.source=resample",
+                tools,
+                f"with {ROOT}.schedule=replay the plain prompt of a correction is rendered without tools; use another "
+                f"schedule or {ROOT}.transfer.kind=none",
             )
-    if not cipo.replays:
-        return
-    gone = f"with {ROOT}.schedule=replay: the wrong attempts of the previous step are not in the batch"
-    if cipo.aux.contrastive:
+    if cipo.replays and cipo.aux.contrastive:
         raise CIPOConfigError(
-            f"{ROOT}.aux.kind=contrastive {gone}; use another schedule, {ROOT}.aux.kind=nll or {ROOT}.source=paired"
-        )
-    if cipo.aux.distill_below > 0:
-        raise CIPOConfigError(
-            f"{ROOT}.aux.distill_below={cipo.aux.distill_below} {gone}; use another schedule or set it to 0"
+            f"{ROOT}.aux.kind=contrastive with {ROOT}.schedule=replay: the wrong attempts of the previous step are not "
+            f"in the batch; use another schedule, {ROOT}.aux.kind=nll or {ROOT}.source=paired"
         )

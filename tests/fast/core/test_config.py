@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cipo.core.config import AuxConfig, CIPOConfig, CIPOConfigError, PromptConfig
+from verl_cipo.core.config import AuxConfig, CIPOConfig, CIPOConfigError, PromptConfig, TransferConfig
 
 DEFAULTS = {
     "replay_fraction": 1.0,
@@ -39,7 +39,8 @@ DEFAULTS = {
         "thinking_open": "<think>",
         "thinking_close": "</think>",
     },
-    "aux": {"kind": "nll", "coef": 0.0, "beta": 2.0, "distill_below": 0.0},
+    "aux": {"kind": "nll", "coef": 0.0, "beta": 2.0},
+    "transfer": {"kind": "none", "coef": 0.3, "below": 0.125, "gamma": 0.1, "floor": -5.0},
 }
 SECTIONS = [key for key, value in DEFAULTS.items() if isinstance(value, dict)]
 LEAVES = [key for key in DEFAULTS if key not in SECTIONS] + [f"{s}.{key}" for s in SECTIONS for key in DEFAULTS[s]]
@@ -102,8 +103,16 @@ BAD = [
     ("aux.kind", "dpo", "one of nll, contrastive"),
     ("aux.coef", -0.1, "a finite number >= 0"),
     ("aux.beta", None, "a finite number >= 0"),
-    ("aux.distill_below", -0.1, "a finite number in [0, 1]"),
-    ("aux.distill_below", 1.1, "a finite number in [0, 1]"),
+    ("transfer.kind", "distil", "one of none, inject, regress"),
+    ("transfer.kind", None, "one of none, inject, regress"),
+    ("transfer.coef", -0.1, "a finite number >= 0"),
+    ("transfer.below", 1.1, "a finite number in [0, 1]"),
+    ("transfer.below", None, "a finite number in [0, 1]"),
+    ("transfer.gamma", 0, "a finite number > 0"),
+    ("transfer.gamma", math.inf, "a finite number > 0"),
+    ("transfer.floor", 0.1, "a finite number <= 0 or null"),
+    ("transfer.floor", -math.inf, "a finite number <= 0 or null"),
+    ("transfer.floor", "none", "a finite number <= 0 or null"),
     ("lambda_corr", math.nan, "a finite number >= 0"),
     ("lambda_corr", math.inf, "a finite number >= 0"),
     ("lambda_corr", False, "a finite number >= 0"),
@@ -255,6 +264,7 @@ def test_no_knob_is_undocumented_by_accident():
     assert {knob.name for knob in fields(CIPOConfig)} == set(DEFAULTS)
     assert {knob.name for knob in fields(PromptConfig)} == set(DEFAULTS["prompt"])
     assert {knob.name for knob in fields(AuxConfig)} == set(DEFAULTS["aux"])
+    assert {knob.name for knob in fields(TransferConfig)} == set(DEFAULTS["transfer"])
 
 
 def test_guard_off_survives_yaml():
@@ -268,25 +278,32 @@ def test_pairs_without_an_auxiliary_loss_would_train_nothing():
     assert config.pairs and not config.rolls_out
 
 
-@pytest.mark.parametrize(
-    ("others", "named"),
-    [
-        ({"aux": {"kind": "contrastive"}}, ["aux.kind = 'contrastive'", "aux.kind = 'nll'"]),
-        ({"source": "paired", "aux": {"coef": 0.1}}, ["algorithm.cipo.source = 'paired'", "'resample' or 'both'"]),
-    ],
-)
-def test_what_has_nothing_to_distil_is_refused(others, named):
-    message = message_of(others | {"aux": others["aux"] | {"distill_below": 0.25}})
-    assert message.startswith("algorithm.cipo.aux.distill_below = 0.25 with ") and "use 0, or" in message
-    assert all(part in message for part in named)
-    assert CIPOConfig.from_mapping(others | {"aux": others["aux"] | {"distill_below": 0}}).aux.distill_below == 0
+@pytest.mark.parametrize("kind", ["inject", "regress"])
+def test_transfer_needs_sampled_corrections(kind):
+    message = message_of({"source": "paired", "aux": {"coef": 0.1}, "transfer": {"kind": kind}})
+    assert message.startswith(f"algorithm.cipo.transfer.kind = '{kind}' with algorithm.cipo.source = 'paired'")
+    assert "'none'" in message and "'resample' or 'both'" in message
+    both = CIPOConfig.from_mapping({"source": "both", "aux": {"coef": 0.1}, "transfer": {"kind": kind}})
+    assert both.transfers and both.adds_loss and both.appends_rows
 
 
-@pytest.mark.parametrize("share", [0.25, 1])
-def test_sampled_corrections_are_distilled_by_nll(share):
-    for source in ("resample", "both"):
-        config = CIPOConfig.from_mapping({"source": source, "aux": {"coef": 0.1, "distill_below": share}})
-        assert config.aux.distill_below == share
+def test_transfer_is_off_without_weight_and_without_corrections():
+    assert CIPOConfig.from_mapping({"transfer": {"kind": "inject"}}).transfers
+    for off in (
+        {},
+        {"transfer": {"kind": "inject", "coef": 0}},
+        {"transfer": {"kind": "inject"}, "replay_fraction": 0},
+    ):
+        config = CIPOConfig.from_mapping(off)
+        assert not config.transfers and not config.adds_loss and not config.appends_rows
+    assert CIPOConfig.from_mapping({"transfer": {"floor": None}}).transfer.floor is None
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25])
+def test_the_option_that_transfer_replaces_says_so(value):
+    message = message_of({"aux": {"coef": 0.1, "distill_below": value}})
+    assert message.startswith(f"algorithm.cipo.aux.distill_below = {value}: this option is gone")
+    assert "algorithm.cipo.transfer.kind=regress" in message and "algorithm.cipo.transfer.below" in message
 
 
 def test_where_corrections_come_from():

@@ -69,6 +69,8 @@ def metrics_of(idx):
             tokens=TOKENS[idx],
             copied=COPIED[idx],
             origin=[""] * n,
+            outcome=[None] * n,
+            question=[None] * n,
         )
     )
 

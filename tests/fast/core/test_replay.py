@@ -52,6 +52,20 @@ def test_what_was_drawn_is_gone():
     assert len(pool) == 0
 
 
+def test_a_candidate_carries_what_its_prompt_had():
+    assert [c.outcome for c in pool_of([group(0, "cwww")], capacity=4).candidates()] == [group(0, "cwww").outcome] * 4
+
+
+def test_a_candidate_of_an_older_checkpoint_knows_nothing_of_its_prompt():
+    (old,) = pool_of([group(0, "w")], capacity=1).candidates()
+    del old.__dict__["outcome"]
+    read = pickle.loads(pickle.dumps(old))
+    assert "outcome" not in read.__dict__ and read.outcome is None
+    pool = ReplayPool(capacity=1, seed=1, step=3, **BAND)
+    pool.restore([replace(read, payload="other")])
+    assert pool.take({True: 0, False: 1}) == [replace(read, payload="other", outcome=None)]
+
+
 @given(some_groups, st.integers(0, 8), shares)
 def test_a_restored_pool_draws_the_same(verdicts, budget, rho):
     pool = pool_of([group(i, v) for i, v in enumerate(verdicts)], capacity=8)

@@ -43,6 +43,11 @@ def test_a_key_is_the_group_the_session_and_the_output():
         anchor=st.none() | st.integers(0, 9),
         anchor_correct=st.none() | st.booleans(),
         copied=st.booleans(),
+        prompt_right=st.none() | st.integers(0, 9),
+        prompt_attempts=st.none() | st.integers(1, 9),
+        prompt_score=st.none() | st.floats(-1, 1),
+        prompt_spread=st.none() | st.floats(0, 1),
+        question=st.none() | st.just([{"role": "user", "content": "Q?"}]),
     )
 )
 def test_a_mark_travels_as_a_plain_dict(mark):
@@ -58,7 +63,9 @@ def test_marks_of_older_checkpoints_are_read():
     """Rows that wait in TransferQueue are saved with the checkpoint of an asynchronous run."""
     assert Mark.from_mapping({"correct": True}) == Mark(correct=True)
     stored = {"anchor": 0, "anchor_correct": False, "copied": True, "correct": True, "score": 1.0}
-    assert Mark.from_mapping(stored) == Mark(correct=True, score=1.0, anchor=0, anchor_correct=False, copied=True)
+    read = Mark.from_mapping(stored)
+    assert read == Mark(correct=True, score=1.0, anchor=0, anchor_correct=False, copied=True)
+    assert read.outcome is None
 
 
 def table(rows, index=None):
@@ -142,8 +149,19 @@ def test_the_plain_prompt_is_the_first_output_of_any_attempt():
         "a_c1_0_0": (True, False),
         "b_c0_0_0": (True, False),
     }
-    assert table(rows).plain_prompts(0.51) == {"a_c1_0_0": "a_0_0"}
-    assert table(rows).plain_prompts(0.5) == {}
+    whole = table(rows)
+    assert [whole.plain_prompt(i) for i in (4, 5)] == ["a_0_0", "b_0_0"]
+    alone = {"b_1_1": (False, None), "b_c1_0_0": (True, False), "a_c1_0_0": (True, False)}
+    assert [table(alone).plain_prompt(i) for i in (1, 2)] == [None, None], "a later output, and no attempt"
+    assert table(rows, index=[1, 1, 1, 2, 1, 1]).plain_prompt(5) is None, "b hosts a correction of another prompt"
+
+
+def test_tables_are_joined():
+    assert RowTable.joined([FOUR]) is FOUR
+    both = RowTable.joined([FOUR, table({"b_0_0": (False, None)})])
+    assert both.keys == [*FOUR.keys, "b_0_0"] and both.rows.correct.tolist() == [True, False, True, False, False]
+    assert both.scores.tolist() == [1.0, 0.0, 1.0, 0.0, 0.0] and both.index == [7] * 5 and both.origin == [""] * 5
+    assert both.outcome == both.question == [None] * 5
 
 
 def test_the_order_of_prompts_that_share_an_index_does_not_depend_on_uids():

@@ -246,6 +246,7 @@ def test_the_trainer_looks_at_its_data_set_before_it_starts_workers():
 
 
 AUX = ["+algorithm.cipo.aux.coef=0.1", "+algorithm.cipo.source=both"]
+TRANSFER = ["+algorithm.cipo.transfer.kind=inject", "+algorithm.cipo.schedule=replay"]
 MEGATRON = ["model_engine=megatron", "actor_rollout_ref.rollout.name=vllm"]
 VIRTUAL = "actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size=2"
 ROUTING = "actor_rollout_ref.actor.megatron.router_replay.mode"
@@ -262,6 +263,15 @@ ROUTING = "actor_rollout_ref.actor.megatron.router_replay.mode"
             [*AUX, "actor_rollout_ref.rollout.multi_turn.function_tool_path=tools.py"],
             ["multi_turn.function_tool_path=tools.py", "source=resample"],
         ),
+        (
+            [*TRANSFER, "actor_rollout_ref.rollout.multi_turn.tool_config_path=tools.yaml"],
+            ["multi_turn.tool_config_path=tools.yaml", "schedule=replay", "transfer.kind=none"],
+        ),
+        (
+            [*TRANSFER, "actor_rollout_ref.rollout.multi_turn.function_tool_path=tools.py"],
+            ["multi_turn.function_tool_path=tools.py", "schedule=replay", "transfer.kind=none"],
+        ),
+        ([*MEGATRON, TRANSFER[0], f"{ROUTING}=R3"], [f"{ROUTING}=R3", "transfer.kind"]),
         (["skip.rollout_tq.enable=true"], ["skip.rollout_tq.enable=True"]),
         ([*MEGATRON, VIRTUAL], [VIRTUAL, "set actor_rollout_ref.actor.use_dynamic_bsz=true"]),
         (
@@ -273,10 +283,20 @@ ROUTING = "actor_rollout_ref.actor.megatron.router_replay.mode"
         ),
         (
             [*MEGATRON, *AUX, f"{ROUTING}=R3"],
-            [f"{ROUTING}=R3", "routing of rows made for the auxiliary loss is not known"],
+            [f"{ROUTING}=R3", "routing of rows that were never rolled out is not known"],
         ),
     ],
-    ids=["tools", "function tools", "stored rollouts", "virtual stages", "virtual stages, reference", "routing"],
+    ids=[
+        "tools",
+        "function tools",
+        "tools, replayed",
+        "function tools, replayed",
+        "routing, transfer",
+        "stored rollouts",
+        "virtual stages",
+        "virtual stages, reference",
+        "routing",
+    ],
 )
 def test_refused_with_one_line(overrides, words):
     with initialize_config_module("verl.trainer.config", version_base=None):
@@ -292,7 +312,7 @@ def test_refused_with_one_line(overrides, words):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["actor_rollout_ref.rollout.multi_turn.tool_config_path=tools.yaml"],
+        ["actor_rollout_ref.rollout.multi_turn.tool_config_path=tools.yaml", TRANSFER[0]],
         [*MEGATRON, VIRTUAL, "actor_rollout_ref.actor.use_dynamic_bsz=true"],
         [*MEGATRON, f"{ROUTING}=R3", AUX[0]],
     ],

@@ -191,10 +191,13 @@ def test_what_the_v0_trainer_cannot_serve(override):
     assert all(word in str(refused.value) for word in REFUSED_BY_V0[override]), str(refused.value)
 
 
-def test_v0_trains_corrections_by_the_auxiliary_loss_beside_a_weight_of_their_own_only():
-    aux = "+algorithm.cipo.aux.coef=0.1"
-    with pytest.raises(CIPOConfigError, match=r"algorithm\.cipo\.lambda_corr=0 .*or trainer\.use_v1=true"):
-        switched(V0, aux, "+algorithm.cipo.lambda_corr=0")
+def test_v0_trains_corrections_by_what_is_added_to_the_loss_beside_a_weight_of_their_own_only():
+    aux, transfer = "+algorithm.cipo.aux.coef=0.1", "+algorithm.cipo.transfer.kind=inject"
+    for added in (aux, transfer):
+        with pytest.raises(CIPOConfigError, match=r"algorithm\.cipo\.lambda_corr=0 .*or trainer\.use_v1=true"):
+            switched(V0, added, "+algorithm.cipo.lambda_corr=0")
+    switched(V0, transfer)
+    switched(transfer, "+algorithm.cipo.lambda_corr=0")
     switched(V0, aux, "+algorithm.cipo.lambda_corr=0", "+algorithm.cipo.source=paired")
     switched(V0, aux, "+algorithm.cipo.schedule=replay", "+algorithm.cipo.source=paired")
 
@@ -240,18 +243,22 @@ def test_within_ray_a_refusal_is_raised_and_not_an_exit(monkeypatch):
 
 
 CONTRASTIVE = ["+algorithm.cipo.aux.coef=0.1", "+algorithm.cipo.aux.kind=contrastive"]
-DISTILLED = [CONTRASTIVE[0], "+algorithm.cipo.aux.distill_below=0.25"]
+TRANSFER = "+algorithm.cipo.transfer.kind=inject"
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
         ([*CONTRASTIVE, "+algorithm.cipo.schedule=replay"], ["aux.kind=contrastive", "schedule=replay", "paired"]),
-        ([*DISTILLED, "+algorithm.cipo.schedule=replay"], ["aux.distill_below=0.25", "schedule=replay", "set it to 0"]),
         (
-            [*DISTILLED, "algorithm.rollout_correction.bypass_mode=true"],
-            ["algorithm.rollout_correction.bypass_mode=True", "aux.distill_below"],
+            [TRANSFER, "algorithm.rollout_correction.bypass_mode=true"],
+            ["algorithm.rollout_correction.bypass_mode=True", "transfer.kind"],
         ),
+        (
+            [TRANSFER, "actor_rollout_ref.actor.policy_loss.loss_mode=geo_mean"],
+            ["actor_rollout_ref.actor.policy_loss.loss_mode=geo_mean", "transfer.kind"],
+        ),
+        ([TRANSFER, "distillation.enabled=true"], ["distillation.enabled=True", "transfer"]),
         (
             [*CONTRASTIVE, "algorithm.rollout_correction.bypass_mode=true"],
             ["algorithm.rollout_correction.bypass_mode=True", "contrastive"],
@@ -266,7 +273,16 @@ DISTILLED = [CONTRASTIVE[0], "+algorithm.cipo.aux.distill_below=0.25"]
         ),
         ([CONTRASTIVE[0], "distillation.enabled=true"], ["distillation.enabled=True", "aux.coef"]),
     ],
-    ids=["replay", "replay distilled", "bypass distilled", "bypass", "bypass pairs", "geo_mean", "distillation"],
+    ids=[
+        "replay",
+        "bypass transfer",
+        "geo_mean transfer",
+        "distillation transfer",
+        "bypass",
+        "bypass pairs",
+        "geo_mean",
+        "distillation",
+    ],
 )
 def test_what_the_auxiliary_loss_cannot_be_trained_with(overrides, words):
     with pytest.raises(CIPOConfigError) as refused:
@@ -274,10 +290,18 @@ def test_what_the_auxiliary_loss_cannot_be_trained_with(overrides, words):
     assert all(word in str(refused.value) for word in words), str(refused.value)
 
 
+@pytest.mark.parametrize("off", ["+algorithm.cipo.transfer.coef=0", "+algorithm.cipo.replay_fraction=0"])
+def test_transfer_that_is_off_refuses_nothing(off):
+    switched(TRANSFER, off, "algorithm.rollout_correction.bypass_mode=true")
+
+
+def test_transfer_works_with_anchors_of_the_step_before():
+    switched(TRANSFER, "+algorithm.cipo.schedule=replay")
+
+
 def test_what_the_auxiliary_loss_can_be_trained_with():
     switched(*CONTRASTIVE, "+algorithm.cipo.schedule=replay", "+algorithm.cipo.source=paired")
     switched(CONTRASTIVE[0], "+algorithm.cipo.schedule=replay", "algorithm.rollout_correction.bypass_mode=true")
-    switched(*DISTILLED, "+algorithm.cipo.schedule=barrier")
 
 
 @pytest.mark.parametrize("mode", ["sync", "colocate_async", "separate_async"])
@@ -421,7 +445,8 @@ SCHEDULED = [
     ("sync", {"schedule": "replay"}, "replay"),
     # The failed attempts of a batch are needed there.
     ("colocate_async", {"aux": {"coef": 0.1, "kind": "contrastive"}}, "streaming"),
-    ("colocate_async", {"aux": {"coef": 0.1, "distill_below": 0.2}}, "streaming"),
+    ("colocate_async", {"aux": {"coef": 0.0, "kind": "contrastive"}}, "replay"),
+    ("colocate_async", {"transfer": {"kind": "inject"}}, "replay"),
     ("colocate_async", {"aux": {"coef": 0.1}}, "replay"),
 ]
 

@@ -1,16 +1,17 @@
-"""Which rows the auxiliary loss trains, and which are appended for it: one plan for both data planes.
+"""Which rows are trained beside the policy loss, and which are appended for it: one plan for both data planes.
 
-docs/method.md 13, 14, 15 and 17. Three kinds:
+docs/method.md 13, 14, 15 and 17. The auxiliary loss trains two kinds:
 
 * Corrections of failed attempts that were rolled out and are right; with `aux.kind` contrastive the first of each
   attempt, and an appended row that has the attempt as its response to the same prompt. A correction that the policy
   loss does not train is not in the batch and is appended, too.
-* With `aux.distill_below`, the right ones of prompts that mostly fail once more, appended as responses to the plain
-  question: what is right there is rarely sampled without the attempt. Our own option [W], not the paper's.
 * With `source` paired or both, pairs: each failed attempt is given a right rollout of the same step as its correction,
   of the same prompt, else of the nearest prompt that has one, whose solution is then learnt beside the failed attempt
   as a worked example. Nothing is generated. Appended is the right rollout under the prompt of the pair, and with
   contrastive the failed attempt under the same prompt.
+
+Transfer trains corrections of prompts that mostly fail as responses to the plain question (transfer.py). A row of that
+is appended for each.
 """
 
 from bisect import bisect_left
@@ -22,6 +23,9 @@ from typing import NamedTuple
 import numpy as np
 
 from verl_cipo.core.anchors import Attempt, Group, anchor_budget, select_anchors
+from verl_cipo.core.aux_loss.transfer import SKIP_REASONS as TRANSFER_REASONS
+from verl_cipo.core.aux_loss.transfer import SKIPPED as TRANSFER_SKIPPED
+from verl_cipo.core.aux_loss.transfer import Moved, moved_corrections
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import lot
 from verl_cipo.core.prompts import SKIP_REASONS, CorrectionPrompt
@@ -33,11 +37,16 @@ COUNTED = (
     "aux/rows",
     "aux/pairs",
     "aux/adjacent",
-    "aux/distilled",
     *(f"{_SKIPPED}{reason}" for reason in ("no_donor", "other_question", *SKIP_REASONS)),
     "rows/aux",
 )
-"""Counts that are logged every step, also where nothing happened."""
+"""Counts of the auxiliary loss that are logged every step, also where nothing happened."""
+TRANSFER_COUNTED = (
+    "transfer/rows",
+    "transfer/prompts",
+    *(f"{TRANSFER_SKIPPED}{reason}" for reason in TRANSFER_REASONS),
+)
+"""Likewise, of transfer."""
 
 
 @dataclass(frozen=True)
@@ -66,22 +75,24 @@ class NewRow:
     source: str
     messages: list[dict]
     prompt_ids: list[int]
-    sign: float
-    """CHOSEN or REJECTED."""
-    pair: int
+    sign: float = UNTRAINED
+    """What the auxiliary loss does to it."""
+    pair: int = -1
     """Its number; -1 where the row is in none."""
+    weight: float = 0.0
+    """What it counts for in transfer, `transfer.Moved`."""
 
 
 @dataclass(frozen=True)
 class AuxPlan:
-    """What the auxiliary loss trains of a batch; rows by key."""
+    """What is trained of a batch beside the policy loss; rows by key."""
 
     chosen: dict[str, int] = field(default_factory=dict)
     """Rows of the batch that are made likelier where they are -> number of the pair."""
     rows: list[NewRow] = field(default_factory=list)
     """To append."""
     counts: Counter = field(default_factory=Counter)
-    """Of COUNTED, but what follows from the rows."""
+    """Of COUNTED and TRANSFER_COUNTED, but what follows from the rows."""
 
     def signs(self, keys: Sequence[str], *, without: Collection[str] = ()) -> tuple[list[float], list[int]]:
         """Sign and pair of each row; without those rows that have lost all their tokens, nor their partners."""
@@ -92,15 +103,23 @@ class AuxPlan:
         found = [kept.get(key, (UNTRAINED, -1)) for key in keys]
         return [sign for sign, _ in found], [pair for _, pair in found]
 
+    def transfer_weights(self, keys: Sequence[str]) -> list[float]:
+        """What each row counts for in transfer."""
+        weights = {str(row.key): row.weight for row in self.rows}
+        return [weights.get(key, 0.0) for key in keys]
 
-def aux_metrics(plans: Sequence[AuxPlan]) -> dict[str, float]:
-    """Counts under cipo/ over the updates of a step."""
-    counts = Counter(dict.fromkeys(COUNTED, 0))
+
+def plan_metrics(plans: Sequence[AuxPlan], config: CIPOConfig) -> dict[str, float]:
+    """Counts under cipo/ over the updates of a step, of what is on."""
+    logged = (*(COUNTED if config.aux.coef > 0 else ()), *(TRANSFER_COUNTED if config.transfers else ()))
+    counts: Counter = Counter()
     for plan in plans:
         counts.update(plan.counts)
+        moved = sum(row.weight != 0 for row in plan.rows)
         counts["aux/rows"] += len(plan.chosen) + sum(row.sign == CHOSEN for row in plan.rows)
-        counts["rows/aux"] += len(plan.rows)
-    return {f"cipo/{name}": float(count) for name, count in counts.items()}
+        counts["rows/aux"] += len(plan.rows) - moved
+        counts["transfer/rows"] += moved
+    return {f"cipo/{name}": float(counts[name]) for name in logged}
 
 
 def plan_aux(
@@ -113,34 +132,36 @@ def plan_aux(
     step: int,
     in_stream: bool = True,
     trained: np.ndarray | None = None,
+    norm_by_std: bool = True,
 ) -> AuxPlan:
-    """Choose what the auxiliary loss trains.
+    """Choose what is trained beside the policy loss.
 
     table: the rows of the batch; shown: reads rows by key, called at most once, with all
     whose prompt or response is taken; encode: tokens of a chat with the generation
     prompt; step: the training step, with `config.seed` it decides the draws;
     in_stream: whether corrections are trained by the policy loss, too, and so are in the batch;
     trained: (N,) bool, rows with a token to train, the others are left out; None where all count, since rollout
-    correction has not rejected any yet.
+    correction has not rejected any yet;
+    norm_by_std: whether the run's advantages are divided by the std of their group.
     """
     usable = set(table.keys if trained is None else np.array(table.keys, dtype=object)[trained])
     contrastive = config.aux.contrastive
     plan = AuxPlan()
     corrections: Mapping[str, str | None] = {}
-    plain: Mapping[str, str] = {}
+    moved: list[Moved] = []
     pairs: list[Pair] = []
     key_of: dict[Attempt, str] = {}
-    if config.rolls_out:
+    if config.transfers:
+        moved = moved_corrections(table, plan.counts, config=config, step=step, norm_by_std=norm_by_std, usable=usable)
+    if config.rolls_out and config.aux.coef > 0:
         right = table.preferences() if contrastive else dict.fromkeys(table.right_corrections())
         corrections = {key: failed for key, failed in right.items() if {key, failed} <= usable | {None}}
-        # Of the other row only the prompt counts.
-        plain = {key: asked for key, asked in table.plain_prompts(config.aux.distill_below).items() if key in usable}
-    if config.pairs:
+    if config.pairs and config.aux.coef > 0:
         groups, key_of = table.attempts()
         kept = [Group(group.uid, tuple(a for a in group.attempts if key_of[a] in usable)) for group in groups]
         pairs = draw_pairs([group for group in kept if group.attempts], plan.counts, config=config, step=step)
 
-    read = [key for item in plain.items() for key in item]
+    read = [key for one in moved for key in (one.key, one.asked) if key is not None]
     if contrastive or not in_stream:
         read += [key for item in corrections.items() for key in item if key is not None]
     read += [key_of[attempt] for pair in pairs for attempt in (pair.anchor, pair.donor)]
@@ -150,7 +171,7 @@ def plan_aux(
         _append_corrections(plan, corrections, rows, in_stream=in_stream)
     else:
         plan.chosen.update({key: number for number, key in enumerate(corrections)})
-    _append_plain(plan, plain, rows)
+    _append_moved(plan, moved, rows, encode=encode)
     # Numbered after those of the corrections.
     for number, pair in enumerate(pairs, len(table.keys)):
         failed, right = key_of[pair.anchor], key_of[pair.donor]
@@ -185,14 +206,29 @@ def _append_corrections(
             plan.rows.append(_of_correction(key, "r", number, source=failed, asked=asked, sign=REJECTED, pair=number))
 
 
-def _append_plain(plan: AuxPlan, plain: Mapping[str, str], rows: Mapping[str, Shown]) -> None:
-    """Right corrections as responses to the plain question."""
-    for number, (key, asked) in enumerate(plain.items()):
-        if rows[key].images or rows[asked].images:
-            plan.counts[_NO_TEXT] += 1
+def _append_moved(
+    plan: AuxPlan, moved: Sequence[Moved], rows: Mapping[str, Shown], *, encode: Callable[[list[dict]], list[int]]
+) -> None:
+    """Corrections as responses to the plain question."""
+    prompts = set()
+    for one in moved:
+        asked = None if one.asked is None else rows[one.asked]
+        if rows[one.key].images or (asked is not None and asked.images):
+            plan.counts[f"{TRANSFER_SKIPPED}no_text_question"] += 1
             continue
-        plan.counts["aux/distilled"] += 1
-        plan.rows.append(_of_correction(key, "q", number, source=key, asked=rows[asked], sign=CHOSEN, pair=-1))
+        key = RowKey.parse(one.key)
+        messages = one.question if asked is None else asked.messages
+        plan.rows.append(
+            NewRow(
+                key=RowKey(str(GroupName.parse(key.group)._replace(use="q")), key.session),
+                source=one.key,
+                messages=messages,
+                prompt_ids=encode(messages) if asked is None else asked.prompt_ids,
+                weight=one.weight,
+            )
+        )
+        prompts.add(one.prompt)
+    plan.counts["transfer/prompts"] += len(prompts)
 
 
 def _of_correction(key: str, use: str, number: int, *, source: str, asked: Shown, sign: float, pair: int) -> NewRow:

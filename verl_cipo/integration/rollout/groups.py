@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from verl_cipo.core.anchors import Attempt, Group
+from verl_cipo.core.anchors import Attempt, Group, Outcome
 from verl_cipo.core.prompts import CorrectionPrompt, Excerpt
 
 logger = logging.getLogger("verl_cipo")
@@ -40,6 +40,8 @@ class Anchor:
     prompt: Mapping[str, Any]
     prompt_ids: Sequence[int]
     """Tokens of its prompt; empty where they are not known."""
+    outcome: Outcome | None
+    """Of its prompt, when it was drawn; None in a pool that an older version has saved."""
     shown: Excerpt | None = None
     """What its correction prompt shows of it."""
 
@@ -72,7 +74,7 @@ class PromptGroup:
     def own_anchor(self, session: int, prompt: Mapping[str, Any]) -> Anchor:
         """Attempt ``session`` of this prompt, whose data is ``prompt``, as an anchor."""
         attempt = self.attempts[session]
-        return Anchor(session, attempt.text, attempt.correct, prompt, attempt.prompt_ids)
+        return Anchor(session, attempt.text, attempt.correct, prompt, attempt.prompt_ids, self.report().outcome)
 
     def report(self) -> Group:
         """The attempts, as the coordinator ranks them."""

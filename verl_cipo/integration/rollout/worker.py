@@ -192,9 +192,19 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
                 anchor=number,
                 anchor_correct=anchor.correct,
                 copied=outcome.copied,
+                **(anchor.outcome._asdict() if anchor.outcome else {}),
+                question=self._question(anchor),
             )
         for output in outputs:
             output.extra_fields[MARK] = mark.to_mapping()
+
+    def _question(self, anchor: Anchor) -> list[dict] | None:
+        """The chat of an anchor's prompt where transfer needs it and the batch lacks it; None also if it is no text."""
+        chat = anchor.prompt["raw_prompt"]
+        needed = self._cipo.transfers and self._cipo.replays and not anchor.correct
+        if not needed or not all(isinstance(message.get("content"), str) for message in chat):
+            return None
+        return [dict(message) for message in chat]
 
     async def _agent_loop_postprocess(self, output: Any, validate: bool, **kwargs: Any) -> Any:
         name = GroupName.parse(kwargs["uid"])
@@ -275,7 +285,8 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
             anchors = await group.ticket["coordinator"].replayed.remote(group.ticket["batch"], group.uid)
             for number, candidate in enumerate(anchors):
                 text, data, asked = await payloads.fetch(candidate.payload)
-                anchor = Anchor(candidate.attempt.session, text, candidate.attempt.correct, data, asked)
+                attempt = candidate.attempt
+                anchor = Anchor(attempt.session, text, attempt.correct, data, asked, candidate.outcome)
                 await self._start(group, number, anchor, self._n, sampling_params, trajectory, prompt)
         except Exception:
             logger.exception("corrections of the previous step's anchors, hosted by prompt %s, were lost", group.uid)

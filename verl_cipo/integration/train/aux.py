@@ -1,13 +1,13 @@
-"""The auxiliary loss's rows in TransferQueue: what ``core.aux_loss.plan`` has decided is appended and marked here.
+"""Rows trained beside the policy loss, in TransferQueue: what ``core.aux_loss.plan`` decided is appended and marked.
 
 An appended row is a response that was rolled out, under another prompt. Its response mask, rewards, log-probabilities
 and advantages are zero, as those of verl's own padding rows are, so policy loss, KL, entropy, their normalisers,
 rollout-correction weights and group statistics do not see it. It is trained through the fields of
-``core.aux_loss.losses`` alone. What does see it are means over rows: the sequence-level metrics of rollout correction,
-and the policy loss geo_mean, which divides by all rows of a micro-batch; and the policy loss bypass_mode refuses a
-micro-batch of nothing else. Any moment after the reward is right to add such rows. In the V1 trainers it is
-``_balance_batch``, so that verl pads and spreads them with the others, and the tag ``is_padding`` keeps them out of its
-data metrics.
+``core.aux_loss.losses`` and ``core.aux_loss.transfer`` alone. What does see it are means over rows: the sequence-level
+metrics of rollout correction, and the policy loss geo_mean, which divides by all rows of a micro-batch; and the policy
+loss bypass_mode refuses a micro-batch of nothing else. Any moment after the reward is right to add such rows. In the V1
+trainers it is ``_balance_batch``, so that verl pads and spreads them with the others, and the tag ``is_padding`` keeps
+them out of its data metrics.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +24,7 @@ from verl.workers.utils.padding import response_to_nested
 
 from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS, aux_weights, partner_scores
 from verl_cipo.core.aux_loss.plan import AuxPlan, Shown, plan_aux
+from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS, transfer_weights
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.rows import RowTable
 from verl_cipo.integration.rendering import Rendering
@@ -54,21 +55,22 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class AuxRows:
-    """What the auxiliary loss trains of a batch."""
+    """What is trained of a batch beside the policy loss."""
 
     plan: AuxPlan
     token_mask: Mapping[str, Tensor]
     """Tokens that the policy wrote, of appended rows: their own mask is empty."""
 
-    def put_fields(self, batch: KVBatchMeta, *, optimizer_steps: int, contrastive: bool) -> KVBatchMeta:
-        """Write the fields of ``core.aux_loss.losses`` for all rows of ``batch``, padding included.
+    def put_fields(self, batch: KVBatchMeta, *, config: CIPOConfig, optimizer_steps: int) -> KVBatchMeta:
+        """Write the fields of ``core.aux_loss`` for all rows of ``batch``, padding included: of what is on.
 
         Args:
-            batch: in the order of the update, with ``old_log_probs`` where the loss is contrastive.
+            batch: in the order of the update, with ``old_log_probs`` where the auxiliary loss is contrastive.
 
         Returns:
             the batch, which now names these fields among those that the workers fetch.
         """
+        contrastive = config.aux.contrastive
         needed = ["response_mask", "old_log_probs"] if contrastive else ["response_mask"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=needed)
         nested = data["response_mask"]
@@ -76,14 +78,20 @@ class AuxRows:
         for i, key in enumerate(batch.keys):
             if key in self.token_mask:
                 mask[i, : len(self.token_mask[key])] = self.token_mask[key].to(mask.dtype)
-        # Rollout correction may have rejected all tokens of a row since.
-        empty = {key for key, row in zip(batch.keys, mask, strict=True) if not row.any()}
-        sign, pair = map(torch.tensor, self.plan.signs(batch.keys, without=empty))
-        weights = aux_weights(mask, sign, optimizer_steps=optimizer_steps)
-        partner = torch.zeros(len(batch.keys))
-        if contrastive:
-            partner = partner_scores(data["old_log_probs"].to_padded_tensor(padding=0.0), weights, sign, pair)
-        fields = {WEIGHTS: response_to_nested(weights, nested), SIGN: sign, PARTNER: partner}
+        fields = {}
+        if config.aux.coef > 0:
+            # Rollout correction may have rejected all tokens of a row since.
+            empty = {key for key, row in zip(batch.keys, mask, strict=True) if not row.any()}
+            sign, pair = map(torch.tensor, self.plan.signs(batch.keys, without=empty))
+            weights = aux_weights(mask, sign, optimizer_steps=optimizer_steps)
+            partner = torch.zeros(len(batch.keys))
+            if contrastive:
+                partner = partner_scores(data["old_log_probs"].to_padded_tensor(padding=0.0), weights, sign, pair)
+            fields |= {WEIGHTS: response_to_nested(weights, nested), SIGN: sign, PARTNER: partner}
+        if config.transfers:
+            row_weights = torch.tensor(self.plan.transfer_weights(batch.keys))
+            moved = transfer_weights(mask, row_weights, optimizer_steps=optimizer_steps)
+            fields[TRANSFER_WEIGHTS] = response_to_nested(moved, nested)
         return tq.kv_batch_put(
             keys=batch.keys,
             partition_id=batch.partition_id,
@@ -92,15 +100,24 @@ class AuxRows:
 
 
 def add_aux_rows(
-    batch: KVBatchMeta, table: RowTable, *, config: CIPOConfig, rendering: Rendering, step: int, in_stream: bool
+    batch: KVBatchMeta,
+    table: RowTable,
+    *,
+    config: CIPOConfig,
+    rendering: Rendering,
+    step: int,
+    in_stream: bool,
+    norm_by_std: bool,
 ) -> tuple[KVBatchMeta, AuxRows]:
-    """Plan what the auxiliary loss trains, and append the rows that it needs.
+    """Plan what is trained beside the policy loss, and append the rows that it needs.
 
     Args:
         batch: as sampled.
         table: its rows.
         step: the training step; with ``config.seed`` it decides the draw of pairs.
-        in_stream: whether corrections are trained by the policy loss as well; else right ones get rows of their own.
+        in_stream: whether corrections are trained by the policy loss as well; else the auxiliary loss gives right ones
+            rows of their own.
+        norm_by_std: ``algorithm.norm_adv_by_std_in_grpo``.
     """
     read: dict[str, dict[str, Any]] = {}
 
@@ -119,7 +136,14 @@ def add_aux_rows(
         }
 
     plan = plan_aux(
-        table, shown, config=config, prompt=rendering.prompt, encode=rendering.encode, step=step, in_stream=in_stream
+        table,
+        shown,
+        config=config,
+        prompt=rendering.prompt,
+        encode=rendering.encode,
+        step=step,
+        in_stream=in_stream,
+        norm_by_std=norm_by_std,
     )
     aux = AuxRows(plan, {str(new.key): read[new.source]["response_mask"] for new in plan.rows})
     if not plan.rows:

@@ -1,4 +1,4 @@
-"""The actor's loss: verl's own, with terms that weigh what they weigh in GRPO, and the auxiliary correction loss added.
+"""The actor's loss: verl's own, with terms that weigh what they weigh in GRPO; auxiliary loss and transfer added.
 
 Seam: ``set_loss_fn`` of verl's actor workers, which takes a function over a micro-batch and calls it as they would
 call verl's own ``ppo_loss``. That one is called unchanged, so every registered policy loss, KL and entropy term stays
@@ -20,10 +20,15 @@ from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding
 
 from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS, aux_loss
-from verl_cipo.core.config import AuxConfig, CIPOConfig
+from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS, transfer_loss
+from verl_cipo.core.config import AuxConfig, CIPOConfig, TransferConfig
 
 METRIC = "cipo_aux_loss"
 """Name under which the workers report; verl's trainers put ``actor/`` in front of it."""
+TRANSFER_METRIC = "cipo_transfer_loss"
+TRANSFERRED, TRANSFERRED_TOKENS = "cipo_transfer_log_prob", "cipo_transfer_tokens"
+"""Likewise: sum of the log-probabilities of the tokens that transfer trains, and their number."""
+NO_TRANSFER = TransferConfig()
 TERM_SCALE = "cipo_term_scale"
 """Goes with the batch to the workers: ``core.advantage.term_scale``; absent: 1."""
 TERMS = ("kl_loss_coef", "entropy_coeff")
@@ -49,45 +54,76 @@ def cipo_loss(
     *,
     config: ActorConfig,
     aux: AuxConfig,
+    transfer: TransferConfig = NO_TRANSFER,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """verl's ``ppo_loss``, its terms scaled, plus ``aux.coef`` times the auxiliary loss of the micro-batch.
+    """verl's ``ppo_loss``, its terms scaled, plus auxiliary loss and transfer of the micro-batch by their coefficients.
 
     Micro-batches and ranks hold parts of one sum. verl adds the gradients of micro-batches up and averages over the
-    ranks, so the term is multiplied by the number of ranks, as verl's ``agg_loss`` does. Megatron divides by the number
-    of micro-batches; verl's engine undoes that outside of the loss.
+    ranks, so each term is multiplied by the number of ranks, as verl's ``agg_loss`` does. Megatron divides by the
+    number of micro-batches; verl's engine undoes that outside of the loss.
 
     Args:
         model_output: ``log_probs`` over the packed tokens of the micro-batch, and what else ``ppo_loss`` reads.
         data: the micro-batch, its fields nested (TransferQueue) or padded (DataProto), where ``aux.coef`` is above 0
             with the three fields named in ``core.aux_loss.losses`` on every row: weights over the response tokens, sign
-            and partner a scalar a row.
+            and partner a scalar a row; with transfer with that of ``core.aux_loss.transfer``, over the tokens, too.
         dp_group: passed on.
         config: ``actor_rollout_ref.actor`` as verl's dataclass; ``ppo_loss`` writes ``global_batch_info`` into it.
         aux: kind, coefficient and beta.
+        transfer: kind none where it is off.
 
     Returns:
-        the scalar loss, and ``ppo_loss``'s metrics with ``cipo_aux_loss`` (before the coefficient) added where there is
-        one.
+        the scalar loss, and ``ppo_loss``'s metrics with those above added where there is such a loss, both before
+        their coefficients.
 
     Raises:
-        KeyError: the batch lacks one of the three fields.
+        KeyError: the batch lacks one of the fields.
     """
     config = _scaled(config, tu.get_non_tensor_data(data, TERM_SCALE, 1.0))
     loss, metrics = ppo_loss(config, model_output, data, dp_group)
-    if aux.coef == 0:
+    if aux.coef == 0 and transfer.kind == "none":
         return loss, metrics
-    log_prob = no_padding_2_padding(model_output["log_probs"], data)
-    fields = data.select(WEIGHTS, SIGN, PARTNER).to_padded_tensor()
-    term, value = aux_loss(log_prob, fields[WEIGHTS], fields[SIGN], fields[PARTNER], kind=aux.kind, beta=aux.beta)
-    dp_size = data["dp_size"]
-    metrics[METRIC] = Metric(value=dp_size * value, aggregation=AggregationType.SUM)
-    return loss + aux.coef * dp_size * term, metrics
+    log_prob, dp_size = no_padding_2_padding(model_output["log_probs"], data), data["dp_size"]
+
+    def report(name: str, value: torch.Tensor) -> None:
+        metrics[name] = Metric(value=dp_size * value, aggregation=AggregationType.SUM)
+
+    if aux.coef > 0:
+        fields = data.select(WEIGHTS, SIGN, PARTNER).to_padded_tensor()
+        term, value = aux_loss(log_prob, fields[WEIGHTS], fields[SIGN], fields[PARTNER], kind=aux.kind, beta=aux.beta)
+        report(METRIC, value)
+        loss = loss + aux.coef * dp_size * term
+    if transfer.kind != "none":
+        weights = data.select(TRANSFER_WEIGHTS).to_padded_tensor()[TRANSFER_WEIGHTS]
+        term = transfer_loss(log_prob, weights, kind=transfer.kind, gamma=transfer.gamma, floor=transfer.floor)
+        trained = weights != 0
+        report(TRANSFER_METRIC, term.detach())
+        report(TRANSFERRED, torch.where(trained, log_prob.detach(), 0.0).sum())
+        report(TRANSFERRED_TOKENS, trained.sum())
+        loss = loss + transfer.coef * dp_size * term
+    return loss, metrics
+
+
+def taken_metrics(metrics: dict[str, Any]) -> dict[str, float]:
+    """Take what :func:`cipo_loss` reported out of the metrics of an update, which verl has reduced, under CIPO's names.
+
+    verl leaves the update out until ``trainer.critic_warmup``: then there is nothing.
+    """
+    found = {}
+    for name, ours in ((METRIC, "aux"), (TRANSFER_METRIC, "transfer")):
+        if (loss := metrics.pop(f"actor/{name}", None)) is not None:
+            found[f"cipo/{ours}/loss"] = loss
+    total, tokens = (metrics.pop(f"actor/{name}", 0.0) for name in (TRANSFERRED, TRANSFERRED_TOKENS))
+    if tokens > 0:
+        found["cipo/transfer/mean_log_prob"] = total / tokens
+    return found
 
 
 def install_loss(worker_group: Any, config: DictConfig, cipo: CIPOConfig) -> None:
     """Give the actor's workers CIPO's loss where verl's own does not do."""
-    if cipo.aux.coef > 0 or scales_terms(config, cipo):
-        worker_group.set_loss_fn(build_loss(config.actor_rollout_ref.actor, cipo.aux))
+    if cipo.adds_loss or scales_terms(config, cipo):
+        transfer = cipo.transfer if cipo.transfers else NO_TRANSFER
+        worker_group.set_loss_fn(build_loss(config.actor_rollout_ref.actor, cipo.aux, transfer))
 
 
 def _scaled(config: ActorConfig, scale: float) -> ActorConfig:
@@ -98,11 +134,12 @@ def _scaled(config: ActorConfig, scale: float) -> ActorConfig:
     return scaled
 
 
-def build_loss(actor: DictConfig, aux: AuxConfig) -> partial:
+def build_loss(actor: DictConfig, aux: AuxConfig, transfer: TransferConfig = NO_TRANSFER) -> partial:
     """:func:`cipo_loss` for ``actor_rollout_wg.set_loss_fn``, configured as verl's worker configures ``ppo_loss``.
 
     Args:
         actor: the node ``actor_rollout_ref.actor`` of the run's config, in its place there (it refers to other nodes).
         aux: ``algorithm.cipo.aux``.
+        transfer: ``algorithm.cipo.transfer`` where it is on.
     """
-    return partial(cipo_loss, config=omega_conf_to_dataclass(actor), aux=aux)
+    return partial(cipo_loss, config=omega_conf_to_dataclass(actor), aux=aux, transfer=transfer)

@@ -5,9 +5,9 @@ Overridden methods, each calling verl's own:
 * ``_init_tokenizer``, ``_init_dataloader``: lengths and the data set's rows are checked before a worker starts,
 * ``on_init_end``: the loss is installed,
 * ``fit``: rho and the pool go to the rollout manager,
-* ``_balance_batch``: what each row is, rows for the auxiliary loss, a stable order,
+* ``_balance_batch``: what each row is, rows for what is added to the policy loss, a stable order,
 * ``_get_required_batch_multiple``, ``_update_actor``: one joint update with as many optimizer steps as GRPO,
-* ``_compute_advantage``: rows for the estimator, weights of the auxiliary loss,
+* ``_compute_advantage``: rows for the estimator, weights of what is added,
 * ``step``: metrics, rho, the guard,
 * ``_validate``: the second turn,
 * ``_save_checkpoint``, ``_load_checkpoint``: the controller's state and the pool,
@@ -25,7 +25,7 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, PPOTrainerSync, register_trainer
 
 from verl_cipo.core.advantage import SEQ_MEAN_MODES, term_scale
-from verl_cipo.core.aux_loss.plan import aux_metrics
+from verl_cipo.core.aux_loss.plan import plan_metrics
 from verl_cipo.core.config import CIPOConfigError
 from verl_cipo.core.metrics import batch_metrics
 from verl_cipo.core.rows import RowTable
@@ -36,8 +36,7 @@ from verl_cipo.integration.train.aux import AuxRows, add_aux_rows
 from verl_cipo.integration.train.controller import Controller, report_second_turns
 from verl_cipo.integration.train.estimator import NAME, BatchRows, rows_of_batch
 from verl_cipo.integration.train.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
-from verl_cipo.integration.train.loss import METRIC as AUX_METRIC
-from verl_cipo.integration.train.loss import install_loss, scales_terms
+from verl_cipo.integration.train.loss import install_loss, scales_terms, taken_metrics
 from verl_cipo.integration.train.rows import cleared, fetch_table, row_sums, rows_in_order, without_torn_rows
 
 logger = logging.getLogger("verl_cipo")
@@ -72,7 +71,7 @@ class CIPOTrainerMixin:
         self._tables: list[RowTable] = []
         """One for each update of the step: ``parameter_sync_step`` of them."""
         self._aux: list[AuxRows] = []
-        """Likewise, with an auxiliary loss."""
+        """Likewise, where something is added to the policy loss."""
         self._advantage_seconds = 0.0
         self._scale_of_terms = 1.0
         """``TERM_SCALE`` of the update."""
@@ -109,12 +108,8 @@ class CIPOTrainerMixin:
         batch = super().step(metrics, timing_raw)
         own = batch_metrics(RowTable.joined(self._tables))
         own["cipo/rows/padding"] = float(sum(tag.get("is_padding", False) for tag in batch.tags))
-        if self.cipo.aux.coef > 0:
-            own |= aux_metrics([aux.plan for aux in self._aux])
-            own["cipo/rows/padding"] -= own["cipo/rows/aux"]
-            # verl leaves the update out until trainer.critic_warmup.
-            if (loss := metrics.pop(f"actor/{AUX_METRIC}", None)) is not None:
-                own["cipo/aux/loss"] = loss
+        own |= plan_metrics([aux.plan for aux in self._aux], self.cipo) | taken_metrics(metrics)
+        own["cipo/rows/padding"] -= own.get("cipo/rows/aux", 0.0) + own.get("cipo/transfer/rows", 0.0)
         own |= {f"cipo/{name}": value for name, value in self.agent_loop_manager.pop_statistics().items()}
         own["cipo/seconds/advantage"] = self._advantage_seconds
         metrics.update(own)
@@ -126,7 +121,7 @@ class CIPOTrainerMixin:
         batch = without_torn_rows(batch)
         table = fetch_table(batch, threshold=self.cipo.threshold)
         self._tables.append(table)
-        if self.cipo.aux.coef > 0:
+        if self.cipo.adds_loss:
             batch, aux = add_aux_rows(
                 batch,
                 table,
@@ -134,6 +129,7 @@ class CIPOTrainerMixin:
                 rendering=self._rendering,
                 step=self.global_steps,
                 in_stream=self.cipo.lambda_corr > 0,
+                norm_by_std=self.config.algorithm.get("norm_adv_by_std_in_grpo", True),
             )
             self._aux.append(aux)
         if self.cipo.lambda_corr == 0:
@@ -171,10 +167,8 @@ class CIPOTrainerMixin:
         )
         with rows_of_batch(laid_out):
             batch = super()._compute_advantage(batch, metrics)
-        if self.cipo.aux.coef > 0:
-            batch = self._aux[-1].put_fields(
-                batch, optimizer_steps=self._optimizer_steps(), contrastive=self.cipo.aux.contrastive
-            )
+        if self.cipo.adds_loss:
+            batch = self._aux[-1].put_fields(batch, config=self.cipo, optimizer_steps=self._optimizer_steps())
         self._advantage_seconds += time.monotonic() - started
         return batch
 

@@ -1,4 +1,4 @@
-"""The auxiliary loss's rows in verl's DataProto: what ``core.aux_loss.plan`` has decided is appended and marked here.
+"""Rows trained beside the policy loss, in verl's DataProto: what ``core.aux_loss.plan`` decided is appended and marked.
 
 What of verl sees an appended row is said in ``train.aux``.
 """
@@ -13,6 +13,7 @@ from verl import DataProto
 
 from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS, aux_weights, partner_scores
 from verl_cipo.core.aux_loss.plan import AuxPlan, NewRow, Shown, plan_aux
+from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS, transfer_weights
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.rows import RowTable
 from verl_cipo.integration.rendering import Rendering
@@ -25,13 +26,24 @@ PAIR = "cipo_aux_pair"
 _SEQUENCE = ("prompts", "responses", "input_ids", "attention_mask", "position_ids")
 
 
-def plan_of_batch(batch: DataProto, table: RowTable, *, config: CIPOConfig, rendering: Rendering, step: int) -> AuxPlan:
-    """What the auxiliary loss trains of ``batch``, which is as it will be trained: rows without a token are left out.
+def plan_of_batch(
+    batch: DataProto,
+    table: RowTable,
+    *,
+    config: CIPOConfig,
+    rendering: Rendering,
+    step: int,
+    norm_by_std: bool = True,
+) -> AuxPlan:
+    """What is trained beside the policy loss of ``batch``, which is as it will be trained.
+
+    Rows without a token are left out.
 
     Args:
         batch: with a column ``raw_prompt``.
         table: its rows, in its order.
         step: the training step; with ``config.seed`` it decides the draws.
+        norm_by_std: ``algorithm.norm_adv_by_std_in_grpo``.
     """
     row_of = {key: row for row, key in enumerate(table.keys)}
     columns = batch.non_tensor_batch
@@ -56,11 +68,14 @@ def plan_of_batch(batch: DataProto, table: RowTable, *, config: CIPOConfig, rend
         encode=rendering.encode,
         step=step,
         trained=(batch.batch["response_mask"] != 0).any(dim=-1).numpy(),
+        norm_by_std=norm_by_std,
     )
 
 
-def append_rows(batch: DataProto, plan: AuxPlan, *, pad_token_id: int, optimizer_steps: int) -> DataProto:
-    """A new batch with the rows of ``plan`` after those of ``batch``, and the auxiliary fields on all of them.
+def append_rows(
+    batch: DataProto, plan: AuxPlan, *, config: CIPOConfig, pad_token_id: int, optimizer_steps: int
+) -> DataProto:
+    """A new batch with the rows of ``plan`` after those of ``batch``, and the fields of what is on on all of them.
 
     The rows of ``batch`` keep every bit, except that prompts are padded further on the left when a new one is longer.
     What a new row gets:
@@ -77,6 +92,7 @@ def append_rows(batch: DataProto, plan: AuxPlan, *, pad_token_id: int, optimizer
     Args:
         batch: prompts padded on the left, responses on the right.
         plan: its rows may be none; the fields are there all the same.
+        config: says which fields.
         pad_token_id: fills prompts on the left.
         optimizer_steps: see ``core.aux_loss.losses.aux_weights``. The partner of contrastive rows stays 0 until
             :func:`fill_partners`.
@@ -92,8 +108,8 @@ def append_rows(batch: DataProto, plan: AuxPlan, *, pad_token_id: int, optimizer
     keys = row_keys(batch)
     row_of = {key: row for row, key in enumerate(keys)}
     taken = np.array([row_of[row.source] for row in rows], dtype=np.int64)
-    if SIGN in tensors:
-        raise ValueError(f"the batch has {SIGN!r}: rows were appended before, expected once")
+    if found := {SIGN, TRANSFER_WEIGHTS} & tensors.keys():
+        raise ValueError(f"the batch has {sorted(found)}: rows were appended before, expected once")
     source = torch.from_numpy(taken)
     old_width = tensors["prompts"].shape[1]
     width = max([old_width, *(len(row.prompt_ids) for row in rows)])
@@ -132,11 +148,16 @@ def append_rows(batch: DataProto, plan: AuxPlan, *, pad_token_id: int, optimizer
         new = made[key] if key in made else tensor[source]
         out[key] = torch.cat([tensor, new.to(tensor.dtype)])
 
-    sign, pair = plan.signs([*keys, *(str(row.key) for row in rows)])
-    out[SIGN], out[PAIR] = torch.tensor(sign), torch.tensor(pair, dtype=torch.int64)
+    keys += [str(row.key) for row in rows]
     token_mask = torch.cat([tensors["response_mask"], tensors["response_mask"][source]])
-    out[WEIGHTS] = aux_weights(token_mask, out[SIGN], optimizer_steps=optimizer_steps)
-    out[PARTNER] = torch.zeros(len(token_mask))
+    if config.aux.coef > 0:
+        sign, pair = plan.signs(keys)
+        out[SIGN], out[PAIR] = torch.tensor(sign), torch.tensor(pair, dtype=torch.int64)
+        out[WEIGHTS] = aux_weights(token_mask, out[SIGN], optimizer_steps=optimizer_steps)
+        out[PARTNER] = torch.zeros(len(token_mask))
+    if config.transfers:
+        row_weights = torch.tensor(plan.transfer_weights(keys))
+        out[TRANSFER_WEIGHTS] = transfer_weights(token_mask, row_weights, optimizer_steps=optimizer_steps)
     return DataProto(
         batch=TensorDict(out, batch_size=[len(token_mask)]),
         non_tensor_batch=_append_non_tensors(batch.non_tensor_batch, rows, taken),

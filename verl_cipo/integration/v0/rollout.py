@@ -18,17 +18,15 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from numbers import Number
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import ray
-import torch
 from verl import DataProto
 from verl.experimental.agent_loop import AgentLoopManager, AgentLoopOutput, AgentLoopWorker
 
-from verl_cipo.core.anchors import Attempt, Group, anchor_budget, medium, select_anchors
+from verl_cipo.core.anchors import Attempt, Group, Outcome, anchor_budget, medium, select_anchors
 from verl_cipo.core.draws import origin
 from verl_cipo.core.prompts import Request
 from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, correction_group
@@ -41,6 +39,7 @@ from verl_cipo.integration.rollout.seeds import seeded
 from verl_cipo.integration.rollout.verify import verify
 from verl_cipo.integration.rollout.worker import NoRowsError, agent_loop_prompt
 from verl_cipo.integration.settings import cipo_config
+from verl_cipo.integration.v0.lost import LostAttempt
 from verl_cipo.integration.v0.rows import (
     SESSION,
     marks,
@@ -56,43 +55,8 @@ from verl_cipo.integration.v0.rows import (
 logger = logging.getLogger("verl_cipo")
 
 ANCHOR = "__cipo_anchor__"
-"""Column of a dispatched correction: ``correct`` and ``prompt_ids`` of the attempt that it corrects, and what is
-``shown`` of it."""
-
-
-@dataclass(frozen=True)
-class LostAttempt:
-    """An attempt that failed, in the place of its output."""
-
-    columns: dict[str, Any]
-    """What tells its row from others: ``uid``, ``session_id``, ``index``, ``raw_prompt``."""
-
-    def row(self, rolled: Sequence[Any], *, pad_token_id: int) -> Any:
-        """An empty row: no response, no reward. The prompt is that of another row, of the same prompt if there is one.
-
-        Args:
-            rolled: outputs of the worker that did not fail; not empty.
-        """
-        like = next((output for output in rolled if output.extra_fields["uid"] == self.columns["uid"]), rolled[0])
-        attention = like.attention_mask.clone()
-        attention[:, like.prompt_ids.shape[-1] :] = 0
-        info = like.extra_fields.get("reward_extra_info", {})
-        blank = {key: type(value)() if isinstance(value, Number | str) else None for key, value in info.items()}
-        mark = Mark(correct=False, lost=True, text="", score=0.0)
-        return like.model_copy(
-            update={
-                "response_ids": torch.full_like(like.response_ids, pad_token_id),
-                "response_mask": torch.zeros_like(like.response_mask),
-                "attention_mask": attention,
-                "reward_score": 0.0,
-                "extra_fields": {
-                    **like.extra_fields,
-                    **self.columns,
-                    "reward_extra_info": blank,
-                    MARK: mark.to_mapping(),
-                },
-            }
-        )
+"""Column of a dispatched correction: ``correct`` and ``prompt_ids`` of the attempt that it corrects, what is ``shown``
+of it, and the ``outcome`` of its prompt."""
 
 
 class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
@@ -185,6 +149,7 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
             copied=self._prompt.repeats(anchor["shown"], text),
             text=text if validate else None,
             score=float(output.reward_score) if validate else None,
+            **(anchor["outcome"]._asdict() if anchor["outcome"] else {}),
         )
 
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
@@ -261,8 +226,8 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
     def _faults(self) -> Counter:
         return sum(ray.get([worker.pop_counts.remote() for worker in self.agent_loop_workers]), Counter())
 
-    def _select(self, output: DataProto, *, step: int) -> list[int]:
-        """The rows of ``output`` that become anchors, in their order."""
+    def _select(self, output: DataProto, *, step: int) -> dict[int, Outcome | None]:
+        """The rows of ``output`` that become anchors, in their order, and the outcome of each one's prompt."""
         started = time.monotonic()
         groups, row_of = self._offered(output)
         band = {"delta_low": self._cipo.delta_low, "delta_high": self._cipo.delta_high}
@@ -275,10 +240,11 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             **band,
         )
         in_band = {group.uid: medium(group.pass_rate, **band) for group in groups}
+        outcomes = {group.uid: group.outcome for group in groups}
         for anchor in anchors:
             self._reports.count_anchor(anchor, in_band=in_band[anchor.uid])
         self._reports.step["seconds/selection"] += time.monotonic() - started
-        return sorted(row_of[anchor] for anchor in anchors)
+        return {row_of[anchor]: outcomes[anchor.uid] for anchor in sorted(anchors, key=row_of.__getitem__)}
 
     def _offered(self, output: DataProto) -> tuple[list[Group], dict[Attempt, int]]:
         """The attempts by prompt, those marked that cannot be corrected, which are counted; and the row of each."""
@@ -305,7 +271,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         return mark.refusal is None
 
     def _correct_if_it_can(
-        self, prompts: DataProto, output: DataProto, anchors: list[int], n: int, counts: Counter
+        self, prompts: DataProto, output: DataProto, anchors: Mapping[int, Outcome | None], n: int, counts: Counter
     ) -> DataProto | None:
         """:meth:`_correct`; an error there, in a chat template say, costs the corrections and never an attempt."""
         try:
@@ -318,7 +284,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             return None
 
     def _correct(
-        self, prompts: DataProto, output: DataProto, anchors: list[int], n: int, counts: Counter
+        self, prompts: DataProto, output: DataProto, anchors: Mapping[int, Outcome | None], n: int, counts: Counter
     ) -> DataProto | None:
         """Roll out ``n`` corrections of each of the rows ``anchors``; what fails or fits no prompt is counted."""
         fields, noted = prompts.non_tensor_batch, marks(output)
@@ -328,7 +294,12 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             if built is None:
                 counts[f"anchors/skipped/{skipped}"] += 1
                 continue
-            anchor = {"correct": noted[row].correct, "shown": built.shown, "prompt_ids": prompt_ids(output, row)}
+            anchor = {
+                "correct": noted[row].correct,
+                "shown": built.shown,
+                "prompt_ids": prompt_ids(output, row),
+                "outcome": anchors[row],
+            }
             source += [row] * n
             chats += [built.messages] * n
             columns += [anchor] * n
@@ -381,7 +352,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         attempts = [row for row in rolled if not noted[row].lost]
         counts: Counter = Counter()
         correctable = [row for row in attempts if self._can_be_corrected(noted[row], counts)]
-        turns = self._correct_if_it_can(prompts, output, correctable, n, counts)
+        turns = self._correct_if_it_can(prompts, output, dict.fromkeys(correctable), n, counts)
         corrections: dict[str, list[dict[str, Any]]] = {}
         if turns is not None:
             for uid, mark in zip(turns.non_tensor_batch["uid"], marks(turns), strict=True):

@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from verl import DataProto
 
 from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS
+from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS
 from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, RowTable
 from verl_cipo.integration.train.aux import ZERO
 
@@ -114,7 +115,7 @@ class Padding:
             return batch
         shortest = int(batch.batch["attention_mask"].sum(dim=-1).argmin())
         padded = batch.select_idxs(np.where(self.real, np.cumsum(self.real) - 1, shortest))
-        for key in (*ZERO, WEIGHTS, SIGN, PARTNER):
+        for key in (*ZERO, WEIGHTS, SIGN, PARTNER, TRANSFER_WEIGHTS):
             if key in padded.batch:
                 padded.batch[key][torch.from_numpy(~self.real)] = 0
         return padded

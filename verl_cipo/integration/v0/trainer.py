@@ -7,7 +7,7 @@ verl's TaskRunner builds ``RayPPOTrainer`` by that name, no option reaches it: :
   manager (rollout.py) has kept, join it, both in place, and the estimator is told what each row is,
 * ``_compute_old_log_prob``, ``_compute_ref_log_prob``, ``_update_actor``: workers get whole mini-batches, filled up by
   rows that nothing trains; the trainer's own batch never holds them,
-* ``_update_actor`` also appends what only the auxiliary loss trains, takes as many optimizer steps as GRPO, and ends
+* ``_update_actor`` also appends what the policy loss does not train, takes as many optimizer steps as GRPO, and ends
   the step: metrics, rho, the guard,
 * ``_log_rollout_data``: the dump gets each row's uid, as the V1 trainers' has it,
 * ``init_workers`` (the loss), ``_validate`` (the second turn), ``_save_checkpoint``/``_load_checkpoint``.
@@ -23,9 +23,10 @@ from omegaconf import DictConfig
 from verl import DataProto
 from verl.trainer import main_ppo_v0
 from verl.trainer.ppo import ray_trainer
+from verl.utils.metric import reduce_metrics
 
 from verl_cipo.core.advantage import term_scale
-from verl_cipo.core.aux_loss.plan import aux_metrics
+from verl_cipo.core.aux_loss.plan import plan_metrics
 from verl_cipo.core.config import CIPOConfigError
 from verl_cipo.core.metrics import batch_metrics
 from verl_cipo.core.rows import APPENDED, RowTable
@@ -36,8 +37,7 @@ from verl_cipo.integration.settings import MANAGER_CLASS_V0, settle
 from verl_cipo.integration.train.controller import Controller, report_second_turns
 from verl_cipo.integration.train.estimator import NAME, BatchRows, rows_of_batch
 from verl_cipo.integration.train.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
-from verl_cipo.integration.train.loss import METRIC as AUX_METRIC
-from verl_cipo.integration.train.loss import install_loss
+from verl_cipo.integration.train.loss import install_loss, taken_metrics
 from verl_cipo.integration.v0.aux import append_rows, fill_partners, plan_of_batch
 from verl_cipo.integration.v0.rows import Padding, joined, row_table, without_lost
 
@@ -163,7 +163,7 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
         padding = self._padding
         tokens = batch.batch["response_mask"].sum(dim=-1).numpy()
         scale = term_scale(self._rows.rows, tokens, loss_agg_mode=self._loss_agg_mode)
-        if self.cipo.aux.coef > 0:
+        if self.cipo.adds_loss:
             batch, padding = self._with_aux_rows(batch, own)
         padded = padding.add(batch)
         own["cipo/rows/padding"] = float(len(padded) - len(batch))
@@ -173,17 +173,24 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
             output = super()._update_actor(padded)
         finally:
             self.actor_rollout_wg = worker_group
-        reported = output.meta_info["metrics"]
-        if f"actor/{AUX_METRIC}" in reported:
-            reported["cipo/aux/loss"] = reported.pop(f"actor/{AUX_METRIC}")
-        self._end_step(own)
+        # verl reduces them once more, which a mean survives.
+        output.meta_info["metrics"] = reported = reduce_metrics(output.meta_info["metrics"])
+        self._end_step(own | taken_metrics(reported))
         return output
 
     def _with_aux_rows(self, batch: DataProto, own: dict[str, float]) -> tuple[DataProto, Padding]:
-        """``batch`` with the fields of the auxiliary loss and the rows that it needs, arranged anew."""
-        plan = plan_of_batch(batch, self._rows, config=self.cipo, rendering=self._rendering, step=self.global_steps)
-        grown = append_rows(batch, plan, pad_token_id=self.tokenizer.pad_token_id, optimizer_steps=self._steps)
-        own |= aux_metrics([plan])
+        """``batch`` with the fields of what is added to the loss and the rows that it needs, arranged anew."""
+        plan = plan_of_batch(
+            batch,
+            self._rows,
+            config=self.cipo,
+            rendering=self._rendering,
+            step=self.global_steps,
+            norm_by_std=self.config.algorithm.get("norm_adv_by_std_in_grpo", True),
+        )
+        pad = self.tokenizer.pad_token_id
+        grown = append_rows(batch, plan, config=self.cipo, pad_token_id=pad, optimizer_steps=self._steps)
+        own |= plan_metrics([plan], self.cipo)
         streams = np.concatenate([self._rows.rows.stream, np.full(len(plan.rows), APPENDED, dtype=np.int8)])
         arranged, padding = self._arranged(grown, np.array(interleaved(streams)), {})
         if self.cipo.aux.contrastive:

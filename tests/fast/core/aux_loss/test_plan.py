@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verl_cipo.core.anchors import Attempt, Group
-from verl_cipo.core.aux_loss.plan import COUNTED, AuxPlan, Shown, aux_metrics, pair_up, plan_aux
-from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.aux_loss.plan import COUNTED, AuxPlan, Shown, pair_up, plan_aux, plan_metrics
+from verl_cipo.core.config import AuxConfig, CIPOConfig
 from verl_cipo.core.metrics import check_names
 from verl_cipo.core.prompts import CorrectionPrompt
 from verl_cipo.core.rows import CHOSEN, REJECTED, Mark, RowKey, RowTable
@@ -130,47 +130,6 @@ def test_a_correction_that_shows_an_image_gets_no_row_of_its_own(options, skippe
     assert ("a_c1_1_0" in plan.chosen) == (skipped == 0) and "a_c1_1_0" not in {row.source for row in plan.rows}
 
 
-# ---- and once more on the plain prompt
-
-
-def distilled(rows=ROWS, below=0.34, **options):
-    """One of prompt a's three attempts is right: a rate of 1/3."""
-    plan = planned(rows, aux={"distill_below": below}, **options)
-    made = {key: (source, asked) for key, (source, asked, sign) in appended(plan).items() if "q_" in key}
-    assert plan.counts["aux/distilled"] == len(made)
-    return plan, made
-
-
-def test_right_corrections_of_mostly_failing_prompts_are_trained_on_the_plain_prompt_too():
-    plan, made = distilled()
-    assert made == {"a_c1q_0_0": ("a_c1_1_0", "a?"), "a_c1q_1_0": ("a_c1_2_0", "a?")}
-    assert len(plan.chosen) == 2 and all(row.sign == CHOSEN and row.pair == -1 for row in plan.rows)
-    assert distilled(source="both", replay_fraction=1.0)[1] == made
-
-
-@pytest.mark.parametrize("below", [0.0, 1 / 3])
-def test_corrections_of_other_prompts_are_not_distilled(below):
-    plan, made = distilled(below=below)
-    assert not made and len(plan.chosen) == 2
-
-
-def test_distilled_corrections_without_a_stream_get_both_rows():
-    plan, _ = distilled(in_stream=False)
-    assert list(appended(plan)) == ["a_c1a_0_0", "a_c1a_1_0", "a_c1q_0_0", "a_c1q_1_0"]
-
-
-def test_a_rejected_correction_is_not_distilled_and_a_rejected_attempt_still_shows_its_prompt():
-    plan, made = distilled(rejected=["a_c1_1_0", "a_0_0"])
-    assert made == {"a_c1q_0_0": ("a_c1_2_0", "a?")} and plan.chosen.keys() == {"a_c1_2_0"}
-
-
-@pytest.mark.parametrize(("shows", "skipped"), [("a_0_0", 2), ("a_c1_1_0", 1)])
-def test_an_image_is_not_distilled_and_stays_where_it_is(shows, skipped):
-    plan, made = distilled(images=[shows])
-    assert plan.counts[NO_TEXT] == skipped and len(made) == 2 - skipped
-    assert len(plan.chosen) == 2
-
-
 # ---- pairs
 
 
@@ -248,22 +207,21 @@ def test_rows_that_lost_all_tokens_take_their_partners_with_them_and_nobody_else
     assert set(everything) - set(trained("a_p2_0_0", "a_0_0", "padding")) == {"a_p2_0_0", "a_p2_1_0"}
     sign, pair = plan.signs(["a_0_0", "a_c1_1_0", "a_c1r_0_0"])
     assert (sign, pair) == ([0.0, CHOSEN, REJECTED], [-1, 0, 0])
-    # Those in no pair have no partner.
-    distilled_plan, _ = distilled()
-    assert distilled_plan.signs(["a_c1q_0_0", "a_c1q_1_0"], without=["a_c1q_0_0"])[0] == [0.0, CHOSEN]
 
 
 def test_counts_of_all_updates_of_a_step_are_added():
-    metrics = aux_metrics([planned(source="both", replay_fraction=4.0), distilled()[0]])
-    # Two corrections and four pairs; two corrections, both distilled.
-    assert metrics["cipo/aux/rows"] == 2 + 4 + 2 + 2 and metrics["cipo/rows/aux"] == 4 + 2
-    assert metrics["cipo/aux/pairs"] == 4 and metrics["cipo/aux/distilled"] == 2
+    config = CIPOConfig(aux=AuxConfig(coef=1.0))
+    metrics = plan_metrics([planned(source="both", replay_fraction=4.0), planned(in_stream=False)], config)
+    # Two corrections and four pairs; two corrections in rows of their own.
+    assert metrics["cipo/aux/rows"] == 2 + 4 + 2 and metrics["cipo/rows/aux"] == 4 + 2
+    assert metrics["cipo/aux/pairs"] == 4
     check_names(metrics)
-    assert aux_metrics([]) == {f"cipo/{name}": 0.0 for name in COUNTED}
+    assert plan_metrics([], config) == {f"cipo/{name}": 0.0 for name in COUNTED}
+    assert plan_metrics([], CIPOConfig()) == {}
 
 
 def test_appended_rows_are_in_no_group_of_the_batch():
-    plan = planned(source="both", replay_fraction=4.0, aux={"distill_below": 0.34})
+    plan = planned(source="both", replay_fraction=4.0, in_stream=False)
     assert not {row.key.group for row in plan.rows} & {RowKey.parse(key).group for key in ROWS}
 
 

@@ -4,6 +4,7 @@ Only what lies below a session (agent loop, reward loop, TransferQueue) is repla
 """
 
 import asyncio
+import pickle
 import threading
 from types import SimpleNamespace
 
@@ -361,6 +362,69 @@ def test_a_replayed_correction_asks_about_its_own_prompt_and_has_the_step_of_its
     assert "a?" in kwargs["raw_prompt"][-1]["content"] and "try 0" in kwargs["raw_prompt"][-1]["content"]
     mark = next(entry[3]["cipo"] for entry in world if entry[0] == "row" and "_c" in entry[1])
     assert mark["anchor_correct"] is False
+
+
+def test_a_correction_is_marked_with_what_its_prompt_had(world):
+    """Scores 1, 0, 1, 0: mean and spread are both a half."""
+    roll(world, replay_fraction=4.0)
+    had = {"prompt_right": 2, "prompt_attempts": 4, "prompt_score": 0.5, "prompt_spread": 0.5}
+    marks = [(name, mark["cipo"]) for kind, name, *_, mark in world if kind == "row"]
+    assert all(had.items() <= mark.items() for name, mark in marks if "_c" in name)
+    assert not any(had.keys() & mark.keys() for name, mark in marks if "_c" not in name)
+
+
+def test_a_replayed_correction_is_marked_with_what_its_own_prompt_had(world):
+    roll(world, schedule="replay", pool=[old_group("a", "wwcw")])
+    mark = next(entry[3]["cipo"] for entry in world if entry[0] == "row" and "_c" in entry[1])
+    assert (mark["prompt_right"], mark["prompt_attempts"], mark["prompt_score"]) == (1, 4, 0.25)
+    assert mark["prompt_spread"] == pytest.approx(3**0.5 / 4)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "noted"),
+    [
+        ({"transfer": {"kind": "inject"}}, True),
+        ({"transfer": {"kind": "inject", "coef": 0}}, False),
+        ({}, False),
+    ],
+)
+def test_a_replayed_correction_carries_the_plain_question_where_transfer_is_on(world, knobs, noted):
+    """The corrections of a right anchor are not transferred."""
+    roll(world, prompts=2, schedule="replay", pool=[old_group("a", "wc")], replay_fraction=1.0, **knobs)
+    marks = [entry[3]["cipo"] for entry in world if entry[0] == "row" and "_c" in entry[1]]
+    assert {mark["anchor_correct"] for mark in marks} == {True, False}
+    for mark in marks:
+        carried = noted and not mark["anchor_correct"]
+        assert mark.get("question") == ([{"role": "user", "content": "a?"}] if carried else None)
+
+
+def test_without_replay_the_plain_question_is_in_the_batch(world):
+    roll(world, replay_fraction=4.0, transfer={"kind": "inject"})
+    assert not any("question" in entry[3]["cipo"] for entry in world if entry[0] == "row")
+
+
+def test_a_question_with_an_image_is_not_carried():
+    worker = Worker(CIPOConfig.from_mapping({"schedule": "replay", "transfer": {"kind": "inject"}}), [])
+    image = [{"role": "user", "content": [{"type": "image"}]}, {"role": "user", "content": "Q?"}]
+    for chat, carried in ((image, None), (image[1:], image[1:])):
+        anchor = rollouts.Anchor(0, "try", False, {"raw_prompt": chat}, [], None)
+        assert worker._question(anchor) == carried
+
+
+def test_corrections_of_an_older_pool_are_rolled_out_and_know_nothing_of_their_prompt(world, monkeypatch):
+    """cipo_pool.pt of a version whose candidates have no outcome."""
+    whole = AnchorCoordinator.replayed
+
+    async def replayed(self, batch_id, uid):
+        found = await whole(self, batch_id, uid)
+        for candidate in found:
+            del candidate.__dict__["outcome"]
+        return pickle.loads(pickle.dumps(found))
+
+    monkeypatch.setattr(AnchorCoordinator, "replayed", replayed)
+    roll(world, schedule="replay", pool=[old_group("a", "w")], transfer={"kind": "inject"})
+    marks = [entry[3]["cipo"] for entry in world if entry[0] == "row" and "_c" in entry[1]]
+    assert len(marks) == N and all(mark["question"] and "prompt_attempts" not in mark for mark in marks)
 
 
 def test_replay_without_a_step_before_rolls_the_attempts_out(world):

@@ -9,7 +9,9 @@ from verl.trainer.ppo.padding_utils import construct_minimal_padding_template
 from tests.contracts.support.store import FUNCTIONS, Store
 from tests.fast.core.aux_loss.test_plan import ROWS
 from tests.fast.integration.scored_batch import FIELDS, R, appended, chats_of, decode, encode, scored
+from verl_cipo.core.anchors import Outcome
 from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS
+from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.integration.train.aux import add_aux_rows, aux_row, aux_tag
 from verl_cipo.integration.train.rows import fetch_table
@@ -54,11 +56,13 @@ def grown(store, *, in_stream=True, **options):
     config = CIPOConfig.from_mapping({"aux": {"coef": 1.0, **options.pop("aux", {})}, **options})
     batch = store.meta(*ROWS)
     table = fetch_table(batch, threshold=lambda _: 0.5)
-    return add_aux_rows(batch, table, config=config, rendering=chats_of(config), step=1, in_stream=in_stream)
+    how = {"config": config, "rendering": chats_of(config), "step": 1, "in_stream": in_stream, "norm_by_std": True}
+    return add_aux_rows(batch, table, **how)
 
 
-def written(store, batch, aux, *, optimizer_steps=1, contrastive=False) -> dict[str, dict]:
-    aux.put_fields(batch, optimizer_steps=optimizer_steps, contrastive=contrastive)
+def written(store, batch, rows, *, optimizer_steps=1, kind="nll", **knobs) -> dict[str, dict]:
+    config = CIPOConfig.from_mapping({"aux": {"coef": 1.0, "kind": kind}, **knobs})
+    rows.put_fields(batch, config=config, optimizer_steps=optimizer_steps)
     return {key: store.rows[key] for key in batch.keys}
 
 
@@ -74,25 +78,88 @@ def test_rows_of_the_batch_are_trained_where_they_are(store):
 
 
 def test_appended_rows_hold_a_response_under_another_prompt_which_this_loss_alone_trains(store):
-    batch, aux = grown(store, in_stream=False, aux={"distill_below": 1.0})
-    sources, new = ["a_c1_1_0", "a_c1_2_0"] * 2, batch.keys[len(ROWS) :]
-    assert new == ["a_c1a_0_0", "a_c1a_1_0", "a_c1q_0_0", "a_c1q_1_0"]
+    batch, aux = grown(store, in_stream=False)
+    sources, new = ["a_c1_1_0", "a_c1_2_0"], batch.keys[len(ROWS) :]
+    assert new == ["a_c1a_0_0", "a_c1a_1_0"]
     rows = written(store, batch, aux)
     for key, source in zip(new, sources, strict=True):
-        asked = "a?" if "q" in key else "a? try: ..."
+        asked = "a? try: ..."
         assert text(rows[key], "prompts") == asked and rows[key]["raw_prompt"] == [{"role": "user", "content": asked}]
         assert text(rows[key], "input_ids") == asked + text(rows[source], "responses")
         assert rows[key]["uid"] == key.rsplit("_", 2)[0]
         assert not rows[key]["response_mask"].any() and not rows[key]["rm_scores"].any()
         assert batch.tags[batch.keys.index(key)]["is_padding"] is True
-        assert rows[key][WEIGHTS].sum() == pytest.approx(1 / 4) and not rows[source][WEIGHTS].any()
+        assert rows[key][WEIGHTS].sum() == pytest.approx(1 / 2) and not rows[source][WEIGHTS].any()
+
+
+def note_outcomes(store):
+    """Of prompt a one of three attempts was right."""
+    for key, row in store.rows.items():
+        if "_c" in key:
+            row["extra_fields"]["cipo"] |= Outcome(1, 3, 1 / 3, 2**0.5 / 3)._asdict()
+
+
+def test_transfer_appends_corrections_under_the_plain_prompt(store):
+    note_outcomes(store)
+    on = {"aux": {"coef": 0.0}, "transfer": {"kind": "regress", "below": 0.5}}
+    batch, aux = grown(store, **on)
+    new = batch.keys[len(ROWS) :]
+    assert new == ["a_c1q_0_0", "a_c1q_1_0", "a_c1q_2_0"] and batch.keys[: len(ROWS)] == list(ROWS)
+    rows = written(store, batch, aux, optimizer_steps=2, **on)
+    # A = -1/3, 2/3, 2/3; two prompts, three rows of one, two steps; "wrong", "now yes" and "yes!".
+    for key, source, advantage, tokens in zip(
+        new, ["a_c1_0_0", "a_c1_1_0", "a_c1_2_0"], [-1 / 3, 2 / 3, 2 / 3], [5, 7, 4], strict=True
+    ):
+        row = rows[key]
+        assert text(row, "input_ids") == "a?" + text(rows[source], "responses")
+        assert row["raw_prompt"] == [{"role": "user", "content": "a?"}] and row["uid"] == "a_c1q"
+        assert row["position_ids"].tolist() == list(range(2 + tokens))
+        assert not row["response_mask"].any() and not row["rm_scores"].any() and not row["old_log_probs"].any()
+        assert row[TRANSFER_WEIGHTS].tolist() == pytest.approx([2 * advantage / 2 / 3 / tokens] * tokens)
+        assert batch.tags[batch.keys.index(key)]["is_padding"] is True
+    assert not any(rows[key][TRANSFER_WEIGHTS].any() for key in ROWS)
+    assert not any(name in row for row in rows.values() for name in (WEIGHTS, SIGN, PARTNER))
+
+
+def test_what_is_replayed_is_appended_under_a_prompt_that_the_batch_does_not_have(store):
+    note_outcomes(store)
+    for key, row in store.rows.items():
+        if "_c" in key:
+            row["extra_fields"]["cipo"]["question"] = [{"role": "user", "content": "old?"}]
+    on = {"transfer": {"kind": "inject", "below": 0.5}, "schedule": "replay"}
+    batch, aux = grown(store, aux={"coef": 0.0}, **on)
+    (new,) = batch.keys[len(ROWS) :]
+    row = written(store, batch, aux, aux={"coef": 0.0}, **on)[new]
+    assert text(row, "prompts") == "old?>" and text(row, "input_ids") == "old?>" + text(row, "responses")
+    # Scores 1, 0, 0 and 1: a mean of .5 and a variance of 1/3; three attempts, two prompts.
+    assert row[TRANSFER_WEIGHTS].sum() == pytest.approx(0.5 / (1 / 3) ** 0.5 / 3 / 2, rel=1e-4)
+
+
+def test_with_both_each_has_fields_of_its_own(store):
+    note_outcomes(store)
+    on = {"transfer": {"kind": "inject", "below": 0.5}}
+    batch, aux = grown(store, in_stream=False, **on)
+    rows = written(store, batch, aux, **on)
+    assert batch.keys[len(ROWS) : -1] == ["a_c1a_0_0", "a_c1a_1_0"] and "q" in batch.keys[-1]
+    assert {key for key, row in rows.items() if row[WEIGHTS].any()} == {"a_c1a_0_0", "a_c1a_1_0"}
+    assert {key for key, row in rows.items() if row[TRANSFER_WEIGHTS].any()} == {batch.keys[-1]}
+
+
+def test_a_row_that_wrote_nothing_is_not_transferred(store):
+    """A response of a tool alone."""
+    note_outcomes(store)
+    store.rows["a_c1_1_0"]["response_mask"] = torch.zeros(7, dtype=torch.int64)
+    on = {"aux": {"coef": 0.0}, "transfer": {"kind": "regress", "below": 0.5}}
+    batch, aux = grown(store, **on)
+    rows = written(store, batch, aux, **on)
+    assert not rows["a_c1q_1_0"][TRANSFER_WEIGHTS].any() and rows["a_c1q_2_0"][TRANSFER_WEIGHTS].any()
 
 
 def test_each_side_of_a_pair_sees_the_other(store):
     batch, aux = grown(store, aux={"kind": "contrastive"})
     (new,) = batch.keys[len(ROWS) :]
     store.rows[new]["old_log_probs"] = torch.tensor([-1.0, -2.0, -3.0, -6.0])  # mean -3
-    rows = written(store, batch, aux, contrastive=True)
+    rows = written(store, batch, aux, kind="contrastive")
     assert text(rows[new], "prompts") == text(rows["a_c1_1_0"], "prompts") and text(rows[new], "responses") == "nope"
     assert {key: row[SIGN].item() for key, row in rows.items() if row[SIGN]} == {"a_c1_1_0": 1.0, new: -1.0}
     assert rows["a_c1_1_0"][PARTNER] == -3.0 and rows[new][PARTNER] == -2.0
@@ -103,13 +170,13 @@ def test_a_pair_that_lost_a_side_is_left_out(store):
     """Rollout correction may reject every token of a row."""
     batch, aux = grown(store, aux={"kind": "contrastive"})
     store.rows["a_c1_1_0"]["response_mask"] = torch.zeros(7, dtype=torch.int64)
-    rows = written(store, batch, aux, contrastive=True)
+    rows = written(store, batch, aux, kind="contrastive")
     assert not any(row[WEIGHTS].any() or row[SIGN] for row in rows.values())
 
 
 def test_all_pairs_weigh_as_much_together_as_one_loss(store):
     batch, aux = grown(store, source="both", replay_fraction=2.0, aux={"kind": "contrastive"})
-    rows = written(store, batch, aux, contrastive=True)
+    rows = written(store, batch, aux, kind="contrastive")
     assert sum(row[SIGN] > 0 for row in rows.values()) == 3
     assert sum(row[WEIGHTS].sum().item() for row in rows.values()) == pytest.approx(2.0), "1 for each side"
     assert {text(rows[key], "responses") for key in ("a_p1_0_0", "a_p2_0_0")} == {"yes"}

@@ -35,6 +35,8 @@ from tests.fast.integration.train.test_loss import (
 )
 from tests.fast.integration.train.test_loss import with_fields as with_aux_fields
 from verl_cipo.core.advantage import LOSS_AGG_MODES
+from verl_cipo.core.aux_loss.transfer import transfer_weights
+from verl_cipo.core.config import TransferConfig
 from verl_cipo.integration.train.loss import METRIC, cipo_loss
 
 MEGATRON = Path(sys.prefix) / "megatron"
@@ -177,13 +179,16 @@ def all_rows(kind):
     rows["rollout_is_weights"] = 0.5 + torch.rand(
         rows["old_log_probs"].shape, generator=torch.Generator().manual_seed(2)
     )
-    return with_aux_fields(rows, kind)
+    moved = transfer_weights(rows["trained"], torch.tensor([0.0, 0.0, 0.0, 0.0, 0.75, -0.5]), optimizer_steps=1)
+    return with_aux_fields(rows, kind) | {"cipo_transfer_weights": moved}
 
 
 def loss_of(node, kind, mode="token-mean"):
-    """Everything that can be in it: clipped surrogate with importance weights, KL, entropy, the auxiliary term."""
+    """Everything that can be in it: clipped surrogate with importance weights, KL, entropy, what CIPO adds."""
     settings = {"use_kl_loss": True, "kl_loss_coef": 0.3, "entropy_coeff": 0.1, "loss_agg_mode": mode}
-    return partial(cipo_loss, config=actor_config(node, loss_scale_factor=5, **settings), aux=AUX[kind])
+    transfer = TransferConfig(kind="inject" if kind == "nll" else "regress", floor=-2.4)
+    config = actor_config(node, loss_scale_factor=5, **settings)
+    return partial(cipo_loss, config=config, aux=AUX[kind], transfer=transfer)
 
 
 def train(engine, policy, data, loss_fn):

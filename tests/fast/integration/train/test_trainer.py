@@ -3,6 +3,7 @@
 verl's part of a step is replaced; tests/real has the whole path.
 """
 
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,8 +14,10 @@ import transfer_queue as tq
 from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
 
-from verl_cipo.core.config import AuxConfig, CIPOConfig
-from verl_cipo.core.rows import Mark, RowTable
+from verl_cipo.core.aux_loss.plan import AuxPlan, NewRow
+from verl_cipo.core.config import AuxConfig, CIPOConfig, TransferConfig
+from verl_cipo.core.metrics import check_names
+from verl_cipo.core.rows import Mark, RowKey, RowTable
 from verl_cipo.core.steering.guard import ALARMS
 from verl_cipo.integration.train import estimator, loss
 from verl_cipo.integration.train import trainer as trainer_module
@@ -69,7 +72,10 @@ class Trainer(CIPOTrainerMixin, Verl):
     def __init__(self, guard="adapt", lambda_factor=1.0, **options):
         self.cipo = CIPOConfig(guard=guard, **{"lambda_corr": 2.0, **options})
         terms = {"use_kl_loss": False, "kl_loss_coef": 0.0, "entropy_coeff": 0.0}
-        self.config = OmegaConf.create({"actor_rollout_ref": {"actor": {"loss_agg_mode": "token-mean", **terms}}})
+        actor = {"loss_agg_mode": "token-mean", **terms}
+        self.config = OmegaConf.create(
+            {"algorithm": {"norm_adv_by_std_in_grpo": False}, "actor_rollout_ref": {"actor": actor}}
+        )
         state = TrainerState.initial(self.cipo)
         guard_state = replace(state.guard, lambda_factor=lambda_factor)
         self._controller = Controller(self.cipo, replace(state, guard=guard_state))
@@ -116,6 +122,7 @@ def balanced(monkeypatch):
 
         def add_aux_rows(batch, *_, **options):
             in_stream.append(options["in_stream"])
+            assert options["norm_by_std"] is False
             return batch, SimpleNamespace()
 
         monkeypatch.setattr(trainer_module, "fetch_table", lambda batch, threshold: table)
@@ -126,6 +133,26 @@ def balanced(monkeypatch):
         return batch.keys, cleared, in_stream
 
     return balance
+
+
+def test_what_is_transferred_is_logged_and_is_no_padding(monkeypatch):
+    moved = NewRow(key=RowKey("a_c1q", 0), source="a_c1_0_0", messages=[], prompt_ids=[], weight=0.5)
+    plan = AuxPlan(rows=[moved], counts=Counter({"transfer/prompts": 1}))
+
+    def step(self, metrics, timing_raw):
+        self._tables.append(TABLE)
+        self._aux.append(SimpleNamespace(plan=plan))
+        metrics |= {"actor/entropy": 1.0, "actor/cipo_transfer_loss": -2.0}
+        metrics |= {"actor/cipo_transfer_log_prob": -6.0, "actor/cipo_transfer_tokens": 4.0}
+        keys = [*KEYS, "a_c1q_0_0", "padding"]
+        return KVBatchMeta(partition_id="train", keys=keys, tags=[{"is_padding": i > 3} for i in range(6)])
+
+    monkeypatch.setattr(Verl, "step", step)
+    metrics = one_step(Trainer(transfer=TransferConfig(kind="inject")))
+    assert metrics["cipo/rows/padding"] == metrics["cipo/transfer/rows"] == metrics["cipo/transfer/prompts"] == 1
+    assert metrics["cipo/transfer/loss"] == -2.0 and metrics["cipo/transfer/mean_log_prob"] == -1.5
+    assert not any(name.startswith("actor/cipo") or "/aux" in name for name in metrics)
+    check_names(metrics)
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])
@@ -152,11 +179,24 @@ def test_the_order_of_the_prompts_is_drawn_by_the_seed(balanced):
     assert orders[2] == tuple(balanced(Trainer(seed=2), eight)[0])
 
 
-@pytest.mark.parametrize(("coef", "installed"), [(0.0, []), (0.5, [AuxConfig(coef=0.5, kind="contrastive")])])
-def test_the_loss_is_installed_where_it_has_weight(monkeypatch, coef, installed):
+PREFERS, INJECTS, OFF = AuxConfig(coef=0.5, kind="contrastive"), TransferConfig(kind="inject"), TransferConfig()
+
+
+@pytest.mark.parametrize(
+    ("knobs", "installed"),
+    [
+        ({}, []),
+        ({"aux": PREFERS}, [(PREFERS, OFF)]),
+        ({"transfer": INJECTS}, [(AuxConfig(), INJECTS)]),
+        ({"transfer": INJECTS, "aux": PREFERS}, [(PREFERS, INJECTS)]),
+        ({"transfer": INJECTS, "aux": PREFERS, "replay_fraction": 0}, [(PREFERS, OFF)]),
+        ({"transfer": TransferConfig(kind="inject", coef=0)}, []),
+    ],
+)
+def test_the_loss_is_installed_where_it_has_weight(monkeypatch, knobs, installed):
     losses = []
-    monkeypatch.setattr(loss, "build_loss", lambda actor, aux: aux)
-    trainer = Trainer(aux=AuxConfig(coef=coef, kind="contrastive"))
+    monkeypatch.setattr(loss, "build_loss", lambda actor, *added: added)
+    trainer = Trainer(**knobs)
     trainer.actor_rollout_wg = SimpleNamespace(set_loss_fn=losses.append)
     trainer.on_init_end()
     assert losses == installed
@@ -164,7 +204,7 @@ def test_the_loss_is_installed_where_it_has_weight(monkeypatch, coef, installed)
 
 def test_the_loss_is_installed_where_a_term_would_grow_with_the_corrections(monkeypatch):
     losses = []
-    monkeypatch.setattr(loss, "build_loss", lambda actor, aux: aux)
+    monkeypatch.setattr(loss, "build_loss", lambda actor, *added: added)
     trainer = Trainer()
     trainer.actor_rollout_wg = SimpleNamespace(set_loss_fn=losses.append)
     trainer.config.actor_rollout_ref.actor.update(entropy_coeff=0.01, loss_agg_mode="token-mean")
@@ -172,7 +212,7 @@ def test_the_loss_is_installed_where_a_term_would_grow_with_the_corrections(monk
     assert losses == []
     trainer.config.actor_rollout_ref.actor.loss_agg_mode = "seq-mean-token-mean"
     trainer.on_init_end()
-    assert losses == [AuxConfig(coef=0.0)]
+    assert losses == [(AuxConfig(coef=0.0), TransferConfig())]
     # Two attempts and two corrections.
     monkeypatch.setattr(trainer, "_loss_tokens", lambda batch: np.array([3, 3, 3, 3]))
     one_step(trainer)
@@ -180,20 +220,21 @@ def test_the_loss_is_installed_where_a_term_would_grow_with_the_corrections(monk
 
 
 @pytest.mark.parametrize(
-    ("coef", "kind", "put"), [(0.0, "nll", []), (0.5, "nll", [False]), (0.5, "contrastive", [True])]
+    ("knobs", "put"),
+    [({}, False), ({"aux": AuxConfig(coef=0.5)}, True), ({"transfer": TransferConfig(kind="inject")}, True)],
 )
-def test_the_update_gets_the_fields_of_the_loss(coef, kind, put):
+def test_the_update_gets_the_fields_of_the_loss(knobs, put):
     seen = []
 
-    def put_fields(batch, *, optimizer_steps, contrastive):
-        seen.append(contrastive)
+    def put_fields(batch, *, optimizer_steps, config):
+        seen.append(config)
         return batch
 
-    trainer = Trainer(aux=AuxConfig(coef=coef, kind=kind))
+    trainer = Trainer(**knobs)
     trainer._tables, trainer._aux = [TABLE], [SimpleNamespace(put_fields=put_fields)]
     trainer._optimizer_steps = lambda: 1
     trainer._compute_advantage(KVBatchMeta(partition_id="train", keys=KEYS, tags=[{} for _ in KEYS]), {})
-    assert seen == put
+    assert seen == [trainer.cipo] * put
 
 
 def test_timeouts_stand_still_while_the_engines_sleep():

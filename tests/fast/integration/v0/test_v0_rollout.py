@@ -15,6 +15,7 @@ from verl.experimental.agent_loop import AgentLoopManager, AgentLoopWorker
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, _InternalAgentLoopOutput
 
 from tests.fast.integration.scored_batch import R, decode, encode, scored
+from verl_cipo.core.anchors import Outcome
 from verl_cipo.core.config import AuxConfig, CIPOConfig
 from verl_cipo.core.draws import origin
 from verl_cipo.core.prompts import CorrectionPrompt, Excerpt, Request
@@ -90,6 +91,8 @@ def manager(monkeypatch, outcomes, workers, *, rho=0.5, n=4, val_n=1, **knobs):
 
 
 OUTCOMES = ["-+--", "++--", "----", "+---"]
+HAD = [Outcome(1, 4, 0.25, 0.1875**0.5), Outcome(2, 4, 0.5, 0.5), Outcome(0, 4, 0.0, 0.0)]
+HAD.append(HAD[0])
 
 
 def test_every_anchor_gets_n_corrections_of_its_own_prompt(monkeypatch):
@@ -115,6 +118,7 @@ def test_every_anchor_gets_n_corrections_of_its_own_prompt(monkeypatch):
             "correct": bool(rolled.non_tensor_batch["cipo"][row]["correct"]),
             "shown": Excerpt(text, cut=False),
             "prompt_ids": encode(f"Q{index}>"),
+            "outcome": HAD[index],
         }
     assert fields["priority"].tolist() == list(range(8))
     kept = made.pop_corrections()
@@ -264,7 +268,7 @@ def session(made, uid, number=0, anchor=None, validate=False, **columns):
 
 
 CHAT = [{"role": "user", "content": "Q"}]
-ANCHORED = {"shown": Excerpt("ab", cut=False), "correct": True, "prompt_ids": [7]}
+ANCHORED = {"shown": Excerpt("ab", cut=False), "correct": True, "prompt_ids": [7], "outcome": HAD[0]}
 
 
 def test_a_row_is_marked_and_the_agent_loop_is_shown_nothing_of_it(monkeypatch):
@@ -283,7 +287,7 @@ def test_a_row_is_marked_and_the_agent_loop_is_shown_nothing_of_it(monkeypatch):
         "index": 8,
     }
     correction = session(made, "u_c2", 1, ANCHORED)
-    mark = {"correct": True, "anchor": 2, "anchor_correct": True, "copied": True}
+    mark = {"correct": True, "anchor": 2, "anchor_correct": True, "copied": True, **HAD[0]._asdict()}
     assert correction.extra_fields["cipo"] == mark
     assert session(made, "u_c2", 1, ANCHORED, validate=True).extra_fields["cipo"] == {
         **mark,

@@ -19,7 +19,8 @@ from verl.trainer.ppo.ray_trainer import RayPPOTrainer, compute_advantage
 
 from tests.fast.integration.scored_batch import R, encode, scored
 from verl_cipo.core.advantage import BASE, CORRECTION, two_stream_advantage
-from verl_cipo.core.config import AuxConfig, CIPOConfig, CIPOConfigError
+from verl_cipo.core.anchors import Outcome
+from verl_cipo.core.config import AuxConfig, CIPOConfig, CIPOConfigError, TransferConfig
 from verl_cipo.integration import ChangedSeamError
 from verl_cipo.integration.train import estimator
 from verl_cipo.integration.train.checkpoint import TrainerState
@@ -125,6 +126,11 @@ def made(corrections=None, *, ranks=1, micro=None, reference=None, mini=2, n=4, 
 
 
 OUTCOMES = ["-+--", "++--", "----", "+---"]
+HAD = {
+    "u0": Outcome(1, 4, 0.25, 3**0.5 / 4),
+    "u1": Outcome(2, 4, 0.5, 0.5),
+    "u2": Outcome(0, 4, 0.0, 0.0),
+}
 
 
 def attempts():
@@ -139,19 +145,19 @@ def corrections(outcomes=("+-++", "----", "-+++"), anchors=("u0_c0", "u2_c1", "u
     batch.non_tensor_batch["index"] = np.array([int(uid[1]) for uid in batch.non_tensor_batch["uid"]])
     batch.non_tensor_batch["cipo"] = objects(
         [
-            {"correct": mark == "+", "anchor_correct": uid == "u1_c0", "copied": False}
+            {"correct": mark == "+", "anchor_correct": uid == "u1_c0", "copied": False, **HAD[uid[:2]]._asdict()}
             for mark, uid in zip(marks, batch.non_tensor_batch["uid"], strict=True)
         ]
     )
     return batch
 
 
-def one_step(trainer, batch, monkeypatch, *, entropy=1.0):
-    """verl's step between rollout and update; returns its metrics."""
+def one_step(trainer, batch, monkeypatch, *, entropy=1.0, reported=None):
+    """verl's step between rollout and update; returns its metrics. reported: by the workers."""
 
     def update(self, batch):
         self.actor_rollout_wg.update_actor(batch.to_tensordict())
-        return DataProto(meta_info={"metrics": {}})
+        return DataProto(meta_info={"metrics": reported or {}})
 
     monkeypatch.setattr(RayPPOTrainer, "_update_actor", update)
     metrics = {"actor/entropy": entropy}
@@ -367,16 +373,31 @@ def test_the_auxiliary_loss_gets_its_rows_and_the_trainer_keeps_its_own(monkeypa
     assert (partners == (-1.0 if kind == "contrastive" else 0.0)).all()
 
 
-@pytest.mark.parametrize(("below", "rows"), [(0.0, 0), (0.5, 3)])
-def test_distilled_corrections_are_trained_and_counted(monkeypatch, below, rows):
-    """The three right corrections of prompt 0, of whose four attempts one is right."""
-    trainer = made(corrections(), aux=AuxConfig(coef=0.1, distill_below=below))
+@pytest.mark.parametrize(("kind", "weights"), [("regress", [0.75, -0.25, 0.75, 0.75]), ("inject", [0.6 / 0.3**0.5])])
+@pytest.mark.parametrize("norm_by_std", [True, False])
+def test_corrections_are_transferred_and_counted(monkeypatch, kind, weights, norm_by_std):
+    """Of prompt 0, of whose four attempts one is right; those of prompt 2 are as wrong as its attempts."""
+    trainer = made(corrections(), transfer=TransferConfig(kind=kind, below=0.25))
+    trainer.config.algorithm.norm_adv_by_std_in_grpo = norm_by_std
     trainer._rendering, trainer.tokenizer = Chat, type("Tokenizer", (), {"pad_token_id": 0})
-    metrics = one_step(trainer, attempts(), monkeypatch)
+    reported = {"actor/cipo_transfer_loss": [-1.0, -3.0], "actor/loss": [2.0]}
+    reported |= {"actor/cipo_transfer_log_prob": [-3.0, -6.0], "actor/cipo_transfer_tokens": [1.0, 2.0]}
+    metrics = one_step(trainer, attempts(), monkeypatch, reported=reported)
     (trained,) = trainer.actor_rollout_wg.trained
-    assert metrics["cipo/aux/distilled"] == metrics["cipo/rows/aux"] == rows
-    assert metrics["cipo/aux/rows"] == (trained["cipo_aux_sign"] == 1).sum() == 3 + rows
-    assert sum(uid == "u0_c0q" for uid in trained["uid"]) >= rows
+    moved = trained["cipo_transfer_weights"].sum(-1)
+    # Two optimizer steps, four prompts; regress: four rows; inject: four attempts.
+    found = sorted(moved[moved != 0].tolist())
+    if kind == "inject" and not norm_by_std:
+        # 1 - 2 / 5
+        weights = [0.6]
+    expected = sorted(2 / 4 / 4 * weight for weight in weights)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert {uid for uid, weight in zip(trained["uid"], moved, strict=True) if weight} == {"u0_c0q"}
+    assert metrics["cipo/transfer/rows"] == len(weights) and metrics["cipo/transfer/prompts"] == 1
+    assert metrics["cipo/transfer/skipped/no_advantage"] == (4 if kind == "regress" else 0)
+    assert metrics["cipo/transfer/loss"] == -2 and metrics["cipo/transfer/mean_log_prob"] == -3
+    assert len(trained) == 28 + len(weights) + metrics["cipo/rows/padding"]
+    assert "cipo_aux_sign" not in trained.keys() and "cipo/aux/rows" not in metrics
 
 
 def test_the_dump_names_the_rows(monkeypatch):
