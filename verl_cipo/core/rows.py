@@ -102,6 +102,7 @@ class Mark:
     text: the response's, noted in a validation with a second turn;
     anchor: a correction's, by number; anchor_correct: the verdict on it, None for an attempt;
     copied: whether a correction repeats what was shown of its anchor;
+    further: whether an attempt is one that the budget made in place of corrections;
     prompt_right, prompt_attempts, prompt_score, prompt_spread: of a correction, `anchors.Outcome` of its anchor's
     prompt, None where it is not known;
     question: of a correction whose anchor's prompt is not in its batch, the chat of that prompt.
@@ -116,6 +117,7 @@ class Mark:
     anchor: int | None = None
     anchor_correct: bool | None = None
     copied: bool = False
+    further: bool = False
     prompt_right: int | None = None
     prompt_attempts: int | None = None
     prompt_score: float | None = None
@@ -143,7 +145,8 @@ class Rows:
 
     stream: int8, BASE, CORRECTION or PADDING; group: str, equal within a prompt's attempts, or an anchor's corrections;
     session: str, equal for the outputs of one agent-loop session; final: bool, the last output of its session;
-    correct: bool, the verdict on the row; anchor_correct: bool, that on the anchor (False for a base row).
+    correct: bool, the verdict on the row; anchor_correct: bool, that on the anchor (False for a base row);
+    further: bool, an attempt that the budget made in place of corrections; None in the constructor: no row is one.
     """
 
     stream: np.ndarray
@@ -152,14 +155,17 @@ class Rows:
     final: np.ndarray
     correct: np.ndarray
     anchor_correct: np.ndarray
+    further: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        if self.further is None:
+            object.__setattr__(self, "further", np.zeros(np.shape(self.stream), dtype=bool))
         shapes = {item.name: np.shape(getattr(self, item.name)) for item in fields(self)}
         if len(set(shapes.values())) != 1 or len(shapes["stream"]) != 1:
             raise ValueError(f"shapes {shapes}: expected one shape (N,)")
         if not np.isin(self.stream, (BASE, CORRECTION, PADDING)).all():
             raise ValueError(f"stream holds {np.unique(self.stream)}: expected {BASE}, {CORRECTION}, {PADDING}")
-        for name in ("final", "correct", "anchor_correct"):
+        for name in ("final", "correct", "anchor_correct", "further"):
             if (dtype := getattr(self, name).dtype).kind != "b":
                 raise TypeError(f"{name} is {dtype}: expected bool")
 
@@ -183,7 +189,7 @@ class RowTable:
 
     index: the id in the data set of each row's prompt, a correction has that of its anchor; scores: (N,) raw verifier
     scores; tokens: (N,) response tokens; copied: (N,) bool, a correction that repeats its attempt; origin: that of each
-    row's prompt, empty for a correction and where it is not known.
+    row's prompt, empty for a correction and where it is not known; outcome: of a correction's anchor's prompt.
     """
 
     keys: list[str]
@@ -193,6 +199,7 @@ class RowTable:
     tokens: np.ndarray
     copied: np.ndarray
     origin: list[str]
+    outcome: list[Outcome]
 
     def __post_init__(self) -> None:
         lengths = {item.name: len(getattr(self, item.name)) for item in fields(self)}
@@ -216,6 +223,7 @@ class RowTable:
             final=np.array([key.output == last[name] for name, key in zip(session, parsed, strict=True)], dtype=bool),
             correct=np.array([mark.correct for mark in marks], dtype=bool),
             anchor_correct=np.array([bool(mark.anchor_correct) for mark in marks], dtype=bool),
+            further=np.array([mark.further for mark in marks], dtype=bool),
         )
         return cls(
             keys=keys,
@@ -225,6 +233,7 @@ class RowTable:
             tokens=tokens,
             copied=np.array([mark.copied for mark in marks], dtype=bool),
             origin=[mark.origin for mark in marks],
+            outcome=[mark.outcome for mark in marks],
         )
 
     @classmethod
@@ -240,6 +249,7 @@ class RowTable:
             tokens=np.concatenate([table.tokens for table in tables]),
             copied=np.concatenate([table.copied for table in tables]),
             origin=[origin for table in tables for origin in table.origin],
+            outcome=[outcome for table in tables for outcome in table.outcome],
         )
 
     def attempts(self) -> tuple[list[Group], dict[Attempt, str]]:
@@ -341,4 +351,5 @@ class RowTable:
             final=rows.final | padding,
             correct=rows.correct & ~padding,
             anchor_correct=rows.anchor_correct & ~padding,
+            further=rows.further & ~padding,
         )

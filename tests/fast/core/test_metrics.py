@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from verl_cipo.core.anchors import Outcome
 from verl_cipo.core.metrics import METRICS, PREFIX, batch_metrics, check_names
 from verl_cipo.core.rows import Rows, RowTable
 
@@ -69,6 +70,7 @@ def metrics_of(idx):
             tokens=TOKENS[idx],
             copied=COPIED[idx],
             origin=[""] * n,
+            outcome=[Outcome()] * n,
         )
     )
 

@@ -399,7 +399,7 @@ def test_the_attempts_are_left_to_the_next_step_with_their_prompt(world):
             {"validate": False, "step": 1, "sample_index": 7, "rollout_n": 0},
         )
         await actor.open(1, uids=["q"], rho=0.0, step=2)
-        return await actor.replayed(1, "q")
+        return (await actor.replayed(1, "q")).anchors
 
     (candidate,) = asyncio.run(run())
     text, data = candidate.payload

@@ -3,14 +3,17 @@
 import logging
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
 from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.rows import RowTable
 from verl_cipo.core.steering.guard import ALARMS
 from verl_cipo.integration.train.checkpoint import TrainerState
 from verl_cipo.integration.train.controller import Controller, report_second_turns
 
+NOTHING = RowTable.of_marks([], [], index=[], scores=np.zeros(0), tokens=np.zeros(0))
 MEASURED = {
     "cipo/retention": 0.75,
     "cipo/transitions/w2c": 0.5,
@@ -40,7 +43,7 @@ def test_only_adapt_lowers_the_weight_of_the_corrections(guard, weight):
 
 def test_a_step_moves_rho_and_the_guard(tmp_path):
     made = controller()
-    added = made.observe(MEASURED, step=7)
+    added = made.observe(MEASURED, NOTHING, step=7)
     assert added["cipo/rho"] == 0.3 and added["cipo/lambda"] == 2.0
     assert {f"cipo/guard/{alarm}" for alarm in ALARMS} <= added.keys()
     # .3 * (1 + .8 * (.8 - .75) + .05 * 1 step below the target)
@@ -52,14 +55,14 @@ def test_a_step_moves_rho_and_the_guard(tmp_path):
 
 def test_off_looks_at_nothing(tmp_path):
     made = controller(guard="off")
-    assert made.observe(MEASURED, step=7) == {"cipo/rho": 0.3}
+    assert made.observe(MEASURED, NOTHING, step=7) == {"cipo/rho": 0.3}
     assert saved(made, tmp_path).guard == saved(controller(), tmp_path).guard
 
 
 def test_an_entropy_that_is_no_number_ends_no_run(caplog, tmp_path):
     made = controller()
     with caplog.at_level(logging.ERROR, logger="verl_cipo"):
-        made.observe({**MEASURED, "actor/entropy": float("nan")}, step=7)
+        made.observe({**MEASURED, "actor/entropy": float("nan")}, NOTHING, step=7)
     assert "step 7: actor/entropy is nan" in caplog.text
     assert saved(made, tmp_path).guard.entropy.count == 0
 
@@ -69,7 +72,7 @@ def test_an_alarm_is_reported_once(caplog):
     with caplog.at_level(logging.WARNING, logger="verl_cipo"):
         # A policy that learns, then one that copies all it is shown.
         steps = [MEASURED] * 30 + [{**MEASURED, "cipo/copy_rate": 1.0, "cipo/transitions/w2c": 0.0}] * 30
-        alarms = [made.observe(measured, step=step)["cipo/guard/copy_rate"] for step, measured in enumerate(steps)]
+        alarms = [made.observe(measured, NOTHING, step=step)["cipo/guard/copy_rate"] for step, measured in enumerate(steps)]
     assert sum(alarms) > 1
     reported = [record.message for record in caplog.records if "repeat the attempt" in record.message]
     assert len(reported) == 1 and f"step {alarms.index(1.0)}," in reported[0]
@@ -77,7 +80,7 @@ def test_an_alarm_is_reported_once(caplog):
 
 def test_a_metric_that_is_not_declared_is_named():
     with pytest.raises(KeyError, match="cipo/made_up"):
-        controller().observe({"cipo/made_up": 1.0}, step=1)
+        controller().observe({"cipo/made_up": 1.0}, NOTHING, step=1)
 
 
 def test_validation_without_a_second_turn_asks_for_none():

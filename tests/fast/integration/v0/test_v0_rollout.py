@@ -20,10 +20,12 @@ from verl_cipo.core.config import AuxConfig, CIPOConfig
 from verl_cipo.core.draws import origin
 from verl_cipo.core.prompts import CorrectionPrompt, Excerpt, Request
 from verl_cipo.integration.rollout.reports import COUNTED, Reports
+from verl_cipo.integration.rollout.slots import Slots
 from verl_cipo.integration.rollout.worker import NoRowsError
 from verl_cipo.integration.v0 import rollout as legacy_rollouts
-from verl_cipo.integration.v0.rollout import ANCHOR, CIPOAgentLoopManagerV0, CIPOAgentLoopWorkerV0
+from verl_cipo.integration.v0.rollout import CIPOAgentLoopManagerV0, CIPOAgentLoopWorkerV0
 from verl_cipo.integration.v0.rows import objects, response_ids, without_lost
+from verl_cipo.integration.v0.second import ANCHOR, FURTHER
 
 # ---- the manager
 
@@ -61,7 +63,9 @@ class Worker:
         anchors = request.non_tensor_batch[ANCHOR][kept]
         out.non_tensor_batch["cipo"] = objects(
             [
-                {"correct": True, "anchor_correct": a["correct"], "copied": False, "text": "t", "score": 1.0}
+                {"correct": True, "further": True}
+                if a == FURTHER
+                else {"correct": True, "anchor_correct": a["correct"], "copied": False, "text": "t", "score": 1.0}
                 for a in anchors
             ]
         )
@@ -81,7 +85,8 @@ def manager(monkeypatch, outcomes, workers, *, rho=0.5, n=4, val_n=1, **knobs):
     made = object.__new__(CIPOAgentLoopManagerV0)
     made.config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": n, "val_kwargs": {"n": val_n}}}})
     made._cipo, made.rho, made.agent_loop_workers = CIPOConfig(schedule="barrier", **knobs), rho, workers
-    made._corrections, made._reports = None, Reports()
+    made._second, made._reports, made.shares = None, Reports(), None
+    made._slots = Slots(made._cipo, made._reports)
     monkeypatch.setattr(legacy_rollouts.ray, "get", lambda values: values)
     monkeypatch.setattr(AgentLoopManager, "generate_sequences", lambda self, prompts: rolled)
     columns = {key: rolled.non_tensor_batch[key] for key in ("uid", "index", "raw_prompt", "data_source")}
@@ -121,8 +126,8 @@ def test_every_anchor_gets_n_corrections_of_its_own_prompt(monkeypatch):
             "outcome": HAD[index],
         }
     assert fields["priority"].tolist() == list(range(8))
-    kept = made.pop_corrections()
-    assert sorted(kept.non_tensor_batch["uid"]) == sorted(fields["uid"]) and made.pop_corrections() is None
+    kept = made.pop_second_dispatch()
+    assert sorted(kept.non_tensor_batch["uid"]) == sorted(fields["uid"]) and made.pop_second_dispatch() is None
     stats = made.pop_statistics()
     # rho .5 of 4 anchors, right ones from three prompts that have them.
     assert (stats["anchors/total"], stats["anchors/correct"], stats["anchors/failed"]) == (4, 2, 2)
@@ -157,7 +162,7 @@ def test_what_fails_or_fits_no_prompt_is_counted_and_costs_nothing_else(monkeypa
     stats = made.pop_statistics()
     assert stats["anchors/total"] == 16 and stats["anchors/skipped/too_long"] == 4
     assert stats["corrections/failed_sessions"] == 4 and stats["verifier/errors"] == 2
-    assert lost not in made.pop_corrections().non_tensor_batch["uid"]
+    assert lost not in made.pop_second_dispatch().non_tensor_batch["uid"]
 
 
 @pytest.mark.parametrize("broken", ["build_prompts", "generate_sequences"])
@@ -170,7 +175,7 @@ def test_an_error_beside_the_sessions_costs_the_corrections_and_no_attempt(monke
 
     setattr(worker, broken, SimpleNamespace(remote=fail))
     assert made.generate_sequences(prompts) is rolled
-    assert made.pop_corrections() is None
+    assert made.pop_second_dispatch() is None
     assert made.pop_statistics()["corrections/failed_sessions"] == 8
     assert "the corrections of 4 attempts were lost" in caplog.text and "a field that only some rows" in caplog.text
 
@@ -178,13 +183,13 @@ def test_an_error_beside_the_sessions_costs_the_corrections_and_no_attempt(monke
 def test_no_anchor_or_no_correction_is_no_corrections(monkeypatch):
     made, prompts, _ = manager(monkeypatch, OUTCOMES, [Worker()], replay_fraction=0)
     made.generate_sequences(prompts)
-    assert made.pop_corrections() is None
+    assert made.pop_second_dispatch() is None
     made, prompts, _ = manager(monkeypatch, ["-+"], [Worker(lost=("u0_c0", "u0_c1"))], replay_fraction=2.0)
     made.generate_sequences(prompts)
-    assert made.pop_corrections() is None and made.pop_statistics()["corrections/failed_sessions"] == 8
+    assert made.pop_second_dispatch() is None and made.pop_statistics()["corrections/failed_sessions"] == 8
     made, prompts, _ = manager(monkeypatch, ["-+"], [Worker(too_long=("Q0",))], replay_fraction=2.0)
     made.generate_sequences(prompts)
-    assert made.pop_corrections() is None
+    assert made.pop_second_dispatch() is None
 
 
 def test_a_validation_corrects_every_attempt_once_and_keeps_no_rows(monkeypatch):
@@ -193,7 +198,7 @@ def test_a_validation_corrects_every_attempt_once_and_keeps_no_rows(monkeypatch)
     made, prompts, _ = manager(monkeypatch, ["-+", "-", "+"], [worker], val_corrections=2)
     prompts.meta_info["validate"] = True
     made.generate_sequences(prompts)
-    assert made.pop_corrections() is None and made.pop_statistics() == {name: 0.0 for name in COUNTED}
+    assert made.pop_second_dispatch() is None and made.pop_statistics() == {name: 0.0 for name in COUNTED}
     records, counts = made.pop_validation()
     assert [(record["uid"], record["anchor_correct"], len(record["corrections"])) for record in records] == [
         ("u0", False, 2),
@@ -365,7 +370,7 @@ def test_a_lost_attempt_becomes_no_anchor_and_has_no_second_turn(monkeypatch):
     for mark in rolled.non_tensor_batch["cipo"][4:]:
         mark["lost"] = True
     assert len(made.generate_sequences(prompts)) == 16
-    asked = made.pop_corrections().non_tensor_batch["uid"]
+    asked = made.pop_second_dispatch().non_tensor_batch["uid"]
     assert {uid.split("_")[0] for uid in asked} == {"u0"} and len(asked) == 16
     prompts.meta_info["validate"] = True
     made, prompts, rolled = manager(monkeypatch, OUTCOMES, [Worker()], val_n=4)

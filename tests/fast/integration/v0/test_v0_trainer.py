@@ -77,7 +77,7 @@ class Manager:
     def __init__(self, corrections=None):
         self.corrections = corrections
 
-    def pop_corrections(self):
+    def pop_second_dispatch(self):
         return self.corrections
 
     def pop_statistics(self):
