@@ -230,7 +230,9 @@ def test_scales_with_further_attempts_by_hand(mode):
 
 def moved(share):
     """A prompt of 4 attempts and 4 slots of 4 sessions; `share` of the slots correct, with all rows alike."""
-    corrections = [(CORRECTION, f"k{i}", f"k{i}{j}", True, j > 1, False) for i in range(int(4 * share)) for j in range(4)]
+    corrections = [
+        (CORRECTION, f"k{i}", f"k{i}{j}", True, j > 1, False) for i in range(int(4 * share)) for j in range(4)
+    ]
     attempts = [(BASE, "a", f"a{j}", True, j % 2 > 0, False) for j in range(4 + 16 - len(corrections))]
     made = rows(attempts + corrections)
     further = np.arange(len(made)) >= 4

@@ -89,7 +89,7 @@ def test_without_corrections_equal_to_verl_bit_for_bit(sizes, seed, norm_by_std,
 
 @given(slots=st.lists(st.integers(0, 3), min_size=1, max_size=6), seed=seeds, norm_by_std=st.booleans())
 def test_when_all_slots_are_further_attempts_equal_to_verl_bit_for_bit(slots, seed, norm_by_std):
-    """Groups of 4 attempts and 4 more a slot. In the modes whose divisor stays GRPO's, the larger sum is scaled back."""
+    """Groups of 4 attempts and 4 more a slot. Where the divisor stays GRPO's, the larger sum is scaled back."""
     scores, group = drawn([4 * (1 + moved) for moved in slots], seed, "0/1")
     mask, seen = torch.ones(len(scores), 1), {}
     further = np.array([seen.setdefault(uid, []).append(0) or len(seen[uid]) > 4 for uid in group])

@@ -124,7 +124,7 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
             trained = np.flatnonzero(self._sampled.rows.stream == BASE)
         keys = [self._sampled.keys[row] for row in trained]
         # The order of the V1 trainers.
-        order = np.array(self._sampled.stable_order(keys, seed=self.cipo.seed, step=self.global_steps))
+        order = trained[self._sampled.stable_order(keys, seed=self.cipo.seed, step=self.global_steps)]
         order = order[interleaved(self._sampled.rows.stream[order])]
         self._steps = optimizer_steps(self.config, prompts)
         ordered, self._padding = self._arranged(whole, order, metrics, *args, **kwargs)

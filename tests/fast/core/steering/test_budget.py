@@ -118,8 +118,10 @@ def test_corrections_of_prompts_that_are_not_known_are_no_evidence():
 
 @pytest.mark.parametrize("spread", [(0.5, 0.5), (0.3, 0.9), (1.0, 1.0)])
 def test_a_correction_that_does_not_look_at_the_attempt_is_worth_a_further_attempt(spread):
-    """200000 prompts of 8 attempts, of which one wrong one is corrected as it would be attempted again. Leaving attempts
-    out in turn, without the factor, would have an eighth too much."""
+    """200000 prompts of 8 attempts, of which one wrong one is corrected as it would be attempted again.
+
+    Leaving attempts out in turn would have an eighth too much without the factor.
+    """
     generator = np.random.default_rng(0)
     rates = generator.beta(*spread, size=200_000)
     right = generator.binomial(8, rates)

@@ -133,11 +133,13 @@ def roll(
     chats=None,
     columns=None,
     popped=None,
+    shares=None,
     **options,
 ):
     """Roll a batch of ``prompts`` prompts.
 
-    pool: groups of the step before, for schedule=replay; texts: session -> what it says; chats: prompt -> its chat.
+    pool: groups of the step before, for schedule=replay; shares: of budget=auto; texts: session -> what it says;
+    chats: prompt -> its chat.
     """
     cipo = CIPOConfig.from_mapping(options)
     actor = AnchorCoordinator(cipo.to_mapping(), train_batch_size=prompts)
@@ -151,7 +153,7 @@ def roll(
                 data |= {"agent_name": "single_turn_agent", "global_steps": 0}
                 await actor.add(-1, group, {a.session: (f"try {a.session}", data) for a in group.attempts})
         if ticket["batch"] is not None:
-            await actor.open(0, uids=[f"p{i}" for i in range(prompts)], rho=0.5, step=1)
+            await actor.open(0, uids=[f"p{i}" for i in range(prompts)], rho=0.5, step=1, shares=shares)
         worker = Worker(cipo, log, broken=broken, prompt_length=prompt_length, texts=texts)
         worker.config.actor_rollout_ref.rollout.update(rollout or {})
         await asyncio.gather(

@@ -150,6 +150,71 @@ def test_the_draw_is_that_of_the_v1_trainers(monkeypatch):
     assert found == {f"{attempt.uid}_c{attempt.session}" for attempt in expected} and len(found) == 8
 
 
+def test_slots_become_further_attempts_as_with_the_v1_trainers(monkeypatch):
+    """The coordinator of the V1 trainers, told the same groups, corrects the same attempts."""
+    from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
+    from verl_cipo.integration.v0.rows import row_table
+
+    shares = {"none": 0.5, "low": 0.3, "medium": 0.5, "high": 1.0, "right": 0.6}
+    sender = Worker()
+    made, prompts, rolled = manager(
+        monkeypatch, OUTCOMES, [sender], replay_fraction=2.0, n_corrections=2, budget="auto"
+    )
+    made.shares = shares
+    groups = row_table(rolled).attempts()[0]
+
+    async def v1():
+        actor = AnchorCoordinator(made._cipo.to_mapping(), train_batch_size=4)
+        await actor.open(0, uids=[group.uid for group in groups], rho=0.5, step=3, shares=shares)
+        for group in groups:
+            await actor.add(0, group, {})
+        told = {}
+        for group in groups:
+            told[group.uid] = ([], 0)
+            while (order := await actor.next(0, group.uid)) is not None:
+                told[group.uid] = (told[group.uid][0] + order.anchors, told[group.uid][1] + order.further)
+        return told, await actor.pop_statistics(), await actor.pool_state()
+
+    told, counted, state = asyncio.run(v1())
+    made.generate_sequences(prompts)
+    fields = sender.requests[0].non_tensor_batch
+    further = fields[ANCHOR] == FURTHER
+    corrected = Counter(fields["uid"][~further].tolist())
+    assert corrected == {f"{uid}_c{session}": 2 for uid, (sessions, _) in told.items() for session in sessions}
+    assert Counter(fields["uid"][further].tolist()) == {uid: 2 * slots for uid, (_, slots) in told.items() if slots}
+    for uid, (_, slots) in told.items():
+        own = further & (fields["uid"] == uid)
+        assert fields["session_id"][own].tolist() == list(range(4, 4 + 2 * slots))
+        assert all(chat == [{"role": "user", "content": f"Q{uid[1:]}"}] for chat in fields["raw_prompt"][own])
+    assert len(fields["uid"]) == 16 and 0 < further.sum() < 16
+    counts = made.pop_statistics()
+    names = [name for name in counted if name.startswith(("budget/", "anchors/"))]
+    assert {name: counts[name] for name in names} == {name: counted[name] for name in names}
+    assert counts["corrections/failed_sessions"] == 0
+    assert made.pool_state() == {"budget": state["budget"]} and any(state["budget"].values())
+    other, *_ = manager(monkeypatch, OUTCOMES, [], budget="auto")
+    other.restore_pool(made.pool_state())
+    assert other.pool_state() == made.pool_state()
+    assert manager(monkeypatch, OUTCOMES, [])[0].pool_state() is None
+
+
+def test_without_shares_the_budget_stays(monkeypatch):
+    sender = Worker()
+    made, prompts, _ = manager(monkeypatch, OUTCOMES, [sender])
+    made.generate_sequences(prompts)
+    assert FURTHER not in sender.requests[0].non_tensor_batch[ANCHOR].tolist()
+    assert not any(name.startswith("budget/") for name in made.pop_statistics())
+
+
+def test_a_second_dispatch_may_hold_further_attempts_alone(monkeypatch):
+    made, prompts, _ = manager(monkeypatch, ["----"], [Worker()], rho=0.0, budget="auto")
+    made.shares = dict.fromkeys(("none", "low", "medium", "high", "right"), 0.125)
+    made.generate_sequences(prompts)
+    second = made.pop_second_dispatch()
+    assert second.non_tensor_batch["session_id"].tolist() == [4, 5, 6, 7]
+    assert made.pop_statistics()["corrections/failed_sessions"] == 0
+
+
 def test_what_fails_or_fits_no_prompt_is_counted_and_costs_nothing_else(monkeypatch):
     worker = Worker(too_long=("Q0",))
     made, prompts, _ = manager(monkeypatch, OUTCOMES, [worker], replay_fraction=4.0)
@@ -320,6 +385,33 @@ def test_sessions_have_seeds_of_their_own_the_v1_trainers_too(monkeypatch):
         session_seed(5, **shared, anchor=None, session=1),
         session_seed(5, **shared, anchor=1, session=0),
     ]
+
+
+def test_a_further_attempt_is_marked_as_one_and_costs_its_own_row(monkeypatch):
+    seen = []
+
+    async def run(sampling_params, **kwargs):
+        seen.append((sampling_params["seed"], kwargs["uid"]))
+        if len(seen) == 2:
+            raise OSError("the sandbox is away")
+        return padded("ab", 1.0)
+
+    made = worker(monkeypatch, run, deterministic=True)
+    attempt = session(made, "u", 4, FURTHER)
+    assert attempt.extra_fields["cipo"] == {"correct": True, "origin": origin(None, CHAT), "further": True}
+    assert attempt.extra_fields["uid"] == "u" and attempt.extra_fields["session_id"] == 4
+    assert session(made, "u", 5, FURTHER) is None
+    assert asyncio.run(made.pop_counts()) == {"attempts/failed_sessions": 1}
+    assert len(set(seen)) == 2, "a seed of its own"
+
+
+def test_a_further_attempt_that_hangs_is_given_up(monkeypatch):
+    async def run(sampling_params, **kwargs):
+        await asyncio.sleep(60)
+
+    made = worker(monkeypatch, run, correction_timeout=0.05)
+    assert session(made, "u", 4, FURTHER) is None
+    assert asyncio.run(made.pop_counts()) == {"attempts/failed_sessions": 1}
 
 
 def test_a_session_that_fails_costs_its_own_row(monkeypatch):
