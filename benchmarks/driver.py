@@ -129,8 +129,8 @@ class Step:
         chosen: dict[str, list[int]] = {}
         for uid in uids:
             chosen[uid] = []
-            while (sessions := await self.coordinator.next(0, uid)) is not None:
-                chosen[uid] += sessions
+            while (order := await self.coordinator.next(0, uid)) is not None:
+                chosen[uid] += order.anchors
             await self.coordinator.close(0, uid, {})
         self.statistics = await self.coordinator.pop_statistics()
         return chosen
@@ -167,7 +167,7 @@ class Step:
     def measure(self) -> dict[str, float]:
         """Metrics of the step; moves rho and the guard."""
         own = batch_metrics(self.table) | {f"cipo/{name}": value for name, value in self.statistics.items()}
-        return own | self.controller.observe({**own, "actor/entropy": 1.0}, step=self.global_steps)
+        return own | self.controller.observe({**own, "actor/entropy": 1.0}, self.table, step=self.global_steps)
 
 
 def worker_prompt(tokens: int) -> Callable[[], Any]:

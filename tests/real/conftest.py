@@ -31,7 +31,7 @@ from tests.conftest import ROOT
 from tests.real import demo
 from verl_cipo.integration.cpu import launch
 
-ALONE = ("test_kill_resume", "test_real_run", "test_modes", "test_evaluate_suite", "test_learning")
+ALONE = ("test_kill_resume", "test_real_run", "test_modes", "test_evaluate_suite", "test_learning", "test_budget")
 PROMPTS, N, STEPS = 4, 4, 2
 LEARNING_RATE = 1e-4
 

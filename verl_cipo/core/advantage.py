@@ -93,39 +93,49 @@ def stream_scales(
     n_corr_seqs: int,
     lambda_corr: float,
     loss_agg_mode: str,
+    n_further_tokens: int = 0,
+    n_further_seqs: int = 0,
 ) -> tuple[float, float]:
     """Factors on the advantages of (base, corrections) that give each stream the mean of its own size.
 
-    With T = Tb + Tc tokens and Nb, Nc sequences (rows) in the batch, and what verl's agg_loss divides by:
-      token-mean   all T tokens                        (T / Tb, lambda * T / Tc)
-      token-sum    nothing                             (1, lambda * Tb / Tc)
-      seq-mean-*   GRPO's mini-batch size, which the   (1, lambda * Nb / Nc)
+    With T = Tb + Tc tokens and Nb, Nc sequences (rows) in the batch, Tf and Nf those of further attempts, which are
+    among Tb and Nb (0 but with budget=auto), and what verl's agg_loss divides by:
+      token-mean   all T tokens                        (T / Tb, lambda * T / (Tc + Tf))
+      token-sum    nothing                             ((Tb - Tf) / Tb, lambda * (Tb - Tf) / (Tc + Tf))
+      seq-mean-*   GRPO's mini-batch size, which the   ((Nb - Nf) / Nb, lambda * (Nb - Nf) / (Nc + Nf))
                    trainer keeps
     So J_base is what GRPO has, and lambda weighs J_corr against it whatever the mix. With several mini-batches this
     holds for their sum in token-sum and seq-mean-*, in token-mean as far as they are mixed alike.
-    Without corrections: (1, 0), exactly GRPO. Without base rows there is no size to match: (0, lambda).
+    A correction weighs the same however many of the sessions for corrections have become further attempts: as these
+    become more, the stream of corrections fades. n_base_*: Tb, Nb; n_corr_*: Tc, Nc; n_further_*: Tf, Nf. Without
+    corrections the second factor is 0: (1, 0), exactly GRPO, where no attempt is a further one. Without base rows there
+    is no size to match: (0, lambda).
     Raises: ValueError on another loss_agg_mode.
     """
     if loss_agg_mode not in LOSS_AGG_MODES:
         raise ValueError(f"loss_agg_mode = {loss_agg_mode!r}: expected one of {', '.join(LOSS_AGG_MODES)}")
     by_rows = loss_agg_mode in SEQ_MEAN_MODES
     n_base, n_corr = (n_base_seqs, n_corr_seqs) if by_rows else (n_base_tokens, n_corr_tokens)
-    if n_corr == 0:
-        return 1.0, 0.0
     if n_base == 0:
-        return 0.0, float(lambda_corr)
-    if loss_agg_mode == "token-mean":
-        return (n_base + n_corr) / n_base, lambda_corr * (n_base + n_corr) / n_corr
-    return 1.0, lambda_corr * n_base / n_corr
+        return (0.0, float(lambda_corr)) if n_corr else (1.0, 0.0)
+    n_further = n_further_seqs if by_rows else n_further_tokens
+    size = n_base + n_corr if loss_agg_mode == "token-mean" else _own(n_base, n_further)
+    return size / n_base, lambda_corr * size / (n_corr + n_further) if n_corr else 0.0
+
+
+def _own(n_base: float, n_further: float) -> float:
+    """The size of the attempts that every prompt has, which is what GRPO's would be; of all where those are lost."""
+    return n_base - n_further or n_base
 
 
 def term_scale(rows: Rows, loss_tokens: np.ndarray | None, *, loss_agg_mode: str) -> float:
     """Factor on terms of the loss that are summed over the rows of both streams: entropy, the KL term.
 
-    What verl divides such a sum by does not grow with the corrections but in token-mean. With the factor, Tb / T in
-    token-sum and Nb / N in seq-mean-*, names as in `stream_scales`, a term weighs what it weighs in GRPO, as a mean
-    over the rows of both. loss_tokens: as for `two_stream_advantage`, read in token-sum alone. Without base rows, or
-    without corrections: 1. Raises: ValueError in token-sum without loss_tokens.
+    What verl divides such a sum by does not grow with the rows but in token-mean. With the factor, (Tb - Tf) / T in
+    token-sum and (Nb - Nf) / (Nb + Nc) in seq-mean-*, names as in `stream_scales`, a term weighs what it weighs in
+    GRPO, as a mean over the rows of both. loss_tokens: as for `two_stream_advantage`, read in token-sum alone. Without
+    base rows: 1.
+    Raises: ValueError in token-sum without loss_tokens.
     """
     base, corrections = rows.stream == BASE, rows.stream == CORRECTION
     if loss_agg_mode == "token-mean":
@@ -137,7 +147,8 @@ def term_scale(rows: Rows, loss_tokens: np.ndarray | None, *, loss_agg_mode: str
     else:
         size = loss_tokens
     n_base, n_corr = float(size[base].sum()), float(size[corrections].sum())
-    return n_base / (n_base + n_corr) if n_base and n_corr else 1.0
+    own = _own(n_base, float(size[base & rows.further].sum()))
+    return own / (n_base + n_corr) if n_base else 1.0
 
 
 def two_stream_advantage(
@@ -183,6 +194,8 @@ def two_stream_advantage(
         n_corr_tokens=int(loss_tokens[corrections].sum()),
         n_base_seqs=int(base.sum()),
         n_corr_seqs=int(corrections.sum()),
+        n_further_tokens=int(loss_tokens[base & rows.further].sum()),
+        n_further_seqs=int((base & rows.further).sum()),
         lambda_corr=lambda_corr,
         loss_agg_mode=loss_agg_mode,
     )

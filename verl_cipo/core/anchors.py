@@ -112,12 +112,12 @@ def ranks(group: Group, *, seed: int, step: int) -> list[tuple[Rank, Attempt]]:
 
 def anchor_budget(n_prompts: int, replay_fraction: float) -> int:
     """Anchors for `n_prompts` prompts: replay_fraction * n_prompts, rounded half up."""
-    return _round_half_up(replay_fraction * n_prompts)
+    return rounded(replay_fraction * n_prompts)
 
 
 def quotas(budget: int, rho: float) -> dict[bool, int]:
     """How many of `budget` anchors are right (True) and wrong (False): round(rho * budget) and the rest."""
-    right = _round_half_up(rho * budget)
+    right = rounded(rho * budget)
     return {True: right, False: budget - right}
 
 
@@ -138,9 +138,9 @@ def carried_quotas(
     rho * anchors, up to half an anchor, however small a dispatch is.
     """
     wanted = replay_fraction * n_prompts + carry.anchors
-    budget = _round_half_up(wanted)
+    budget = rounded(wanted)
     wanted_right = rho * budget + carry.right
-    right = min(max(_round_half_up(wanted_right), 0), budget)
+    right = min(max(rounded(wanted_right), 0), budget)
     return {True: right, False: budget - right}, Carry(anchors=wanted - budget, right=wanted_right - right)
 
 
@@ -248,7 +248,7 @@ class AnchorSelector:
         released = math.ceil(self._budget * len(self._seen) / self._n_groups)
         anchors: list[Attempt] = []
         while (taken := sum(self._taken.values())) < released:
-            preferred = _round_half_up(self._rho * (taken + 1)) > self._taken[True]
+            preferred = rounded(self._rho * (taken + 1)) > self._taken[True]
             for kind in (preferred, not preferred):
                 if self._waiting[True, kind] and self._taken[kind] < self._quota[kind]:
                     anchors.append(self._pop(kind, tier=True))
@@ -286,5 +286,6 @@ def _lots(seed: int, step: int, attempt: Attempt) -> tuple[bytes, bytes]:
     return drawn[:8], drawn[8:]
 
 
-def _round_half_up(value: float) -> int:
+def rounded(value: float) -> int:
+    """The next integer, halves up."""
     return math.floor(value + 0.5 + _TOLERANCE)

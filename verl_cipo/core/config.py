@@ -147,6 +147,9 @@ class CIPOConfig:
     alarm."""
     val_corrections: int = 1
     """Second-turn corrections per validation attempt; 0 turns them off."""
+    budget: Literal["fixed", "auto"] = "fixed"
+    """What the sessions of an anchor are spent on: fixed, its corrections; auto, those or as many further attempts at
+    its prompt, whichever has been worth more in prompts of about its pass rate."""
     seed: int = 1
     """Seed for drawing anchors."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -175,6 +178,16 @@ class CIPOConfig:
             raise CIPOConfigError(
                 f"{path}.transfer.kind = {self.transfer.kind!r} with {path}.source = 'paired': no corrections are "
                 f"sampled; use {path}.transfer.kind = 'none', or {path}.source = 'resample' or 'both'"
+            )
+        if self.moves_budget and not self.rolls_out:
+            key, value, allowed = (
+                ("source", self.source, "'resample' or 'both'")
+                if self.source == "paired"
+                else ("replay_fraction", self.replay_fraction, "above 0")
+            )
+            raise CIPOConfigError(
+                f"{path}.budget = 'auto' with {path}.{key} = {value!r}: no corrections are sampled, so no sessions can "
+                f"move; use {path}.{key} {allowed}, or {path}.budget = 'fixed'"
             )
 
     def scheduled(self, *, asynchronous: bool) -> "CIPOConfig":
@@ -230,6 +243,11 @@ class CIPOConfig:
     def rolls_out(self) -> bool:
         """Whether corrections are sampled from the policy."""
         return self.replay_fraction > 0 and self.source != "paired"
+
+    @property
+    def moves_budget(self) -> bool:
+        """Whether sessions of corrections may become further attempts."""
+        return self.budget == "auto"
 
     @property
     def replays(self) -> bool:

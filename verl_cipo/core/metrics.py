@@ -11,6 +11,28 @@ PREFIX = "cipo/"
 VALIDATION = "cipo/val/"
 _STREAMS = {"base": BASE, "correction": CORRECTION}
 
+
+def _of_budget() -> dict[str, str]:
+    """What is logged by pass rate of an anchor's prompt, see `core.steering.budget`."""
+    kinds = {
+        "none": "of prompts without a right attempt",
+        "low": "of prompts with a pass rate below delta_low, without the anchor",
+        "medium": "of prompts of medium difficulty, without the anchor",
+        "high": "of prompts with a pass rate above delta_high, without the anchor",
+    }
+    told = {
+        "slots": "Slots of wrong anchors {}.",
+        "share": "Share of the slots {} that was to be corrections.",
+        "w2c": "Share of right corrections of wrong anchors {}; the last steps count most.",
+        "retry": "What as many further attempts would have had, {}; the last steps count most.",
+    }
+    metrics = {f"cipo/budget/{kind}/{name}": told[name].format(of) for kind, of in kinds.items() for name in told}
+    return metrics | {
+        "cipo/budget/right/slots": "Slots of right anchors.",
+        "cipo/budget/right/share": "Share of the slots of right anchors that was to be corrections.",
+    }
+
+
 METRICS: dict[str, str] = {
     "cipo/rho": "Target share of right attempts among this step's anchors.",
     "cipo/lambda": "Weight of the correction stream in the next step; guard=adapt lowers it during an alarm.",
@@ -35,6 +57,13 @@ METRICS: dict[str, str] = {
     "cipo/verifier/given_up": "Sessions still without a verdict after that: their rows are missing, not scored 0.",
     "cipo/verifier/undecided": "Sessions that the verifier could not decide (outcome undecided); they count by the "
     "score that it gave, which is 0 with `verl_cipo.rewards.math`.",
+    "cipo/budget/slots": "Slots of n_corrections sessions each, one an anchor; cipo/budget/* exist with budget=auto.",
+    "cipo/budget/corrected": "Slots whose sessions correct their anchor; the others are further attempts.",
+    "cipo/budget/correction_share": "Share of the step's slots whose sessions correct.",
+    "cipo/budget/corrections": "Corrections that came in.",
+    "cipo/budget/attempts": "Further attempts that came in; they are rows of attempts, too.",
+    "cipo/budget/accuracy": "Share of further attempts that are right.",
+    **_of_budget(),
     "cipo/guard/copying": "1 while w->c is down and c->c is up: the policy may be learning to copy.",
     "cipo/guard/copy_rate": "1 while nearly all corrections repeat their attempt.",
     "cipo/guard/entropy": "1 while entropy is a fraction of what it was at the start.",
@@ -45,9 +74,9 @@ METRICS: dict[str, str] = {
     "cipo/transitions/w2w": "Share of the corrections of wrong attempts that are wrong.",
     "cipo/copy_rate": "Share of corrections that repeat the shown part of the attempt, ignoring white space.",
     "cipo/copy_rate_failed": "The same for corrections of wrong attempts only; copying a right one is fine.",
-    "cipo/reward/base": "Mean raw verifier score of the attempts.",
+    "cipo/reward/base": "Mean raw verifier score of the attempts, without the further ones of budget=auto.",
     "cipo/reward/correction": "Mean raw verifier score of the corrections, before risk shaping.",
-    "cipo/accuracy/base": "Share of attempts that are right.",
+    "cipo/accuracy/base": "Share of attempts that are right, without the further ones of budget=auto.",
     "cipo/accuracy/correction": "Share of corrections that are right.",
     "cipo/rows/base": "Rows of attempts in the batch; an agent loop may return several per session.",
     "cipo/rows/correction": "Rows of corrections in the batch.",
@@ -128,9 +157,12 @@ def batch_metrics(table: RowTable) -> dict[str, float]:
         metrics[f"rows/{stream}"] = float(member.sum())
         metrics[f"tokens/{stream}"] = float(tokens[member].sum())
         final = member & rows.final
+        # The budget makes further attempts where others have failed.
+        drawn = final & ~rows.further
+        if drawn.any():
+            metrics[f"reward/{stream}"] = float(scores[drawn].mean())
+            metrics[f"accuracy/{stream}"] = float(rows.correct[drawn].mean())
         if final.any():
-            metrics[f"reward/{stream}"] = float(scores[final].mean())
-            metrics[f"accuracy/{stream}"] = float(rows.correct[final].mean())
             for outcome, share in _group_outcomes(rows.group[final], rows.correct[final]).items():
                 metrics[f"groups/{stream}/{outcome}"] = share
     final = (rows.stream == CORRECTION) & rows.final

@@ -104,6 +104,7 @@ class Mark:
     text: the response's, noted in a validation with a second turn;
     anchor: a correction's, by number; anchor_correct: the verdict on it, None for an attempt;
     copied: whether a correction repeats what was shown of its anchor;
+    further: whether an attempt is one that the budget made in place of corrections;
     prompt_right, prompt_attempts, prompt_score, prompt_spread: of a correction, `anchors.Outcome` of its anchor's
     prompt, None where it is not known;
     question: of a correction whose anchor's prompt is not in its batch, the chat of that prompt.
@@ -118,6 +119,7 @@ class Mark:
     anchor: int | None = None
     anchor_correct: bool | None = None
     copied: bool = False
+    further: bool = False
     prompt_right: int | None = None
     prompt_attempts: int | None = None
     prompt_score: float | None = None
@@ -146,7 +148,8 @@ class Rows:
 
     stream: int8, BASE, CORRECTION or PADDING; group: str, equal within a prompt's attempts, or an anchor's corrections;
     session: str, equal for the outputs of one agent-loop session; final: bool, the last output of its session;
-    correct: bool, the verdict on the row; anchor_correct: bool, that on the anchor (False for a base row).
+    correct: bool, the verdict on the row; anchor_correct: bool, that on the anchor (False for a base row);
+    further: bool, an attempt that the budget made in place of corrections; None in the constructor: no row is one.
     """
 
     stream: np.ndarray
@@ -155,14 +158,17 @@ class Rows:
     final: np.ndarray
     correct: np.ndarray
     anchor_correct: np.ndarray
+    further: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        if self.further is None:
+            object.__setattr__(self, "further", np.zeros(np.shape(self.stream), dtype=bool))
         shapes = {item.name: np.shape(getattr(self, item.name)) for item in fields(self)}
         if len(set(shapes.values())) != 1 or len(shapes["stream"]) != 1:
             raise ValueError(f"shapes {shapes}: expected one shape (N,)")
         if not np.isin(self.stream, (BASE, CORRECTION, PADDING)).all():
             raise ValueError(f"stream holds {np.unique(self.stream)}: expected {BASE}, {CORRECTION}, {PADDING}")
-        for name in ("final", "correct", "anchor_correct"):
+        for name in ("final", "correct", "anchor_correct", "further"):
             if (dtype := getattr(self, name).dtype).kind != "b":
                 raise TypeError(f"{name} is {dtype}: expected bool")
 
@@ -222,6 +228,7 @@ class RowTable:
             final=np.array([key.output == last[name] for name, key in zip(session, parsed, strict=True)], dtype=bool),
             correct=np.array([mark.correct for mark in marks], dtype=bool),
             anchor_correct=np.array([bool(mark.anchor_correct) for mark in marks], dtype=bool),
+            further=np.array([mark.further for mark in marks], dtype=bool),
         )
         return cls(
             keys=keys,
@@ -349,4 +356,5 @@ class RowTable:
             final=rows.final | padding,
             correct=rows.correct & ~padding,
             anchor_correct=rows.anchor_correct & ~padding,
+            further=rows.further & ~padding,
         )

@@ -1,5 +1,7 @@
 """The two streams, by hand and by property. Against verl's own GRPO: test_advantage_verl.py."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -210,6 +212,59 @@ def test_scales_at_the_ends(mode):
     assert stream_scales(**SIZES, lambda_corr=0.0, loss_agg_mode=mode)[1] == 0.0
 
 
+FURTHER = {"n_further_tokens": 100, "n_further_seqs": 1}
+
+
+@pytest.mark.parametrize("mode", LOSS_AGG_MODES)
+def test_scales_with_further_attempts_by_hand(mode):
+    """Of 300 tokens in 4 rows of attempts 100 in 1 are further ones; corrections have 100 tokens in 2 rows."""
+    sizes = {"n_base_tokens": 300, "n_corr_tokens": 100, "n_base_seqs": 4, "n_corr_seqs": 2, **FURTHER}
+    expected = {
+        "token-mean": (400 / 300, 0.5 * 400 / 200),
+        "token-sum": (200 / 300, 0.5 * 200 / 200),
+    }.get(mode, (3 / 4, 0.5 * 3 / 3))
+    assert stream_scales(**sizes, lambda_corr=0.5, loss_agg_mode=mode) == pytest.approx(expected)
+    alone = stream_scales(**sizes | {"n_corr_tokens": 0, "n_corr_seqs": 0}, lambda_corr=0.5, loss_agg_mode=mode)
+    assert alone == pytest.approx((1.0 if mode == "token-mean" else expected[0], 0.0))
+
+
+def moved(share):
+    """A prompt of 4 attempts and 4 slots of 4 sessions; `share` of the slots correct, with all rows alike."""
+    corrections = [
+        (CORRECTION, f"k{i}", f"k{i}{j}", True, j > 1, False) for i in range(int(4 * share)) for j in range(4)
+    ]
+    attempts = [(BASE, "a", f"a{j}", True, j % 2 > 0, False) for j in range(4 + 16 - len(corrections))]
+    made = rows(attempts + corrections)
+    further = np.arange(len(made)) >= 4
+    return Rows(**{**vars(made), "further": further & (made.stream == BASE)})
+
+
+@pytest.mark.parametrize("mode", LOSS_AGG_MODES)
+def test_a_correction_weighs_the_same_however_many_slots_have_moved_and_attempts_weigh_what_grpos_do(mode):
+    def weights(share):
+        """Sum of |A| over attempts, and |A| of a correction, over what verl divides by."""
+        made = moved(share)
+        given, mask = rewards(made.correct.astype(float).tolist(), [1] * len(made), 1)
+        how = HOW | {"norm_by_std": True, "loss_agg_mode": mode}
+        size = two_stream(given, mask, made, **how)[:, 0].abs() / (len(made) if mode == "token-mean" else 4)
+        attempts = made.stream == BASE
+        # verl's std is that of a sample: more attempts are a little less alike.
+        n = int(attempts.sum())
+        return size[attempts].sum().item() / math.sqrt((n - 1) / n), size[~attempts].mean().item()
+
+    for share in (0.25, 0.5):
+        assert weights(share) == pytest.approx(weights(1.0), rel=1e-5)
+
+
+def test_a_further_attempt_is_a_row_of_its_prompts_group():
+    """Two ordinary attempts, 1 and 0, and two further ones, 0 and 0: mean 1/4."""
+    made = rows([(BASE, "a", f"a{i}", True, i == 0, False) for i in range(4)])
+    made = Rows(**{**vars(made), "further": np.array([False, False, True, True])})
+    given, mask = rewards([1.0, 0.0, 0.0, 0.0], [1] * 4, 1)
+    out = two_stream(given, mask, made, **HOW | {"loss_agg_mode": "token-mean"})[:, 0]
+    assert out.tolist() == pytest.approx([0.75, -0.25, -0.25, -0.25])
+
+
 def test_an_unknown_mode_is_named():
     with pytest.raises(ValueError, match="loss_agg_mode = 'mean'.*token-mean, token-sum"):
         stream_scales(**SIZES, lambda_corr=0.5, loss_agg_mode="mean")
@@ -224,6 +279,11 @@ def test_term_scale_by_hand():
     assert term_scale(table, tokens, loss_agg_mode="token-sum") == 0.25
     assert {term_scale(table, tokens, loss_agg_mode=mode) for mode in SEQ_MEAN_MODES} == {0.4}
     assert term_scale(table, tokens, loss_agg_mode="token-mean") == 1.0
+    # The second attempt is a further one: 4 of 40 tokens, 1 of 5 rows.
+    further = Rows(**{**vars(table), "further": np.arange(6) == 1})
+    assert term_scale(further, tokens, loss_agg_mode="token-sum") == 0.1
+    assert {term_scale(further, tokens, loss_agg_mode=mode) for mode in SEQ_MEAN_MODES} == {0.2}
+    assert term_scale(further, tokens, loss_agg_mode="token-mean") == 1.0
     for part in (slice(2), slice(2, 6)):
         index = np.arange(6)[part]
         assert {term_scale(table.take(index), tokens[part], loss_agg_mode=mode) for mode in LOSS_AGG_MODES} == {1.0}

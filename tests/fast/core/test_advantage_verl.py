@@ -87,6 +87,23 @@ def test_without_corrections_equal_to_verl_bit_for_bit(sizes, seed, norm_by_std,
     assert bits(ours) == bits(theirs) and ours.dtype == theirs.dtype
 
 
+@given(slots=st.lists(st.integers(0, 3), min_size=1, max_size=6), seed=seeds, norm_by_std=st.booleans())
+def test_when_all_slots_are_further_attempts_equal_to_verl_bit_for_bit(slots, seed, norm_by_std):
+    """Groups of 4 attempts and 4 more a slot. Where the divisor stays GRPO's, the larger sum is scaled back."""
+    scores, group = drawn([4 * (1 + moved) for moved in slots], seed, "0/1")
+    mask, seen = torch.ones(len(scores), 1), {}
+    further = np.array([seen.setdefault(uid, []).append(0) or len(seen[uid]) > 4 for uid in group])
+    rows = Rows(**{**vars(base_rows(group)), "further": further})
+    theirs = grpo(scores, group, norm_by_std)
+    for mode in LOSS_AGG_MODES:
+        how = {"lambda_corr": 1.0, "lambda_risk": 1.0, "norm_by_std": norm_by_std, "loss_agg_mode": mode}
+        ours = two_stream_advantage(scores[:, None], mask, rows, **how)[:, 0]
+        if mode == "token-mean" or not any(slots):
+            assert bits(ours) == bits(theirs)
+        else:
+            assert ours.tolist() == pytest.approx((theirs * 4 * len(slots) / len(group)).tolist(), rel=1e-5, abs=1e-7)
+
+
 @given(seed=seeds, norm_by_std=st.booleans())
 def test_several_outputs_of_a_session_equal_to_verl_bit_for_bit(seed, norm_by_std):
     from verl import DataProto

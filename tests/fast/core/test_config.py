@@ -30,6 +30,7 @@ DEFAULTS = {
     "report_timeout": 3600.0,
     "guard": "warn",
     "val_corrections": 1,
+    "budget": "fixed",
     "seed": 1,
     "prompt": {
         "template": "math",
@@ -95,6 +96,7 @@ BAD = [
     ("schedule", None, "one of streaming, barrier, replay"),
     ("schedule", ["streaming"], "one of streaming, barrier, replay"),
     ("source", "pairs", "one of resample, paired, both"),
+    ("budget", "moving", "one of fixed, auto"),
     ("guard", True, "off, warn or adapt"),
     ("guard", "on", "off, warn or adapt"),
     ("verifier_retries", -1, "an integer >= 0"),
@@ -189,6 +191,20 @@ def test_the_ends_of_the_ranges_are_allowed(key, value):
 def test_a_rho_that_does_not_adapt_may_be_outside_the_range():
     assert CIPOConfig(rho_adaptive=False, rho_init=0.0).rho_init == 0.0
     assert "rho_min <= rho_max" in message_of({"rho_adaptive": False, "rho_min": 0.5, "rho_max": 0.4})
+
+
+@pytest.mark.parametrize(
+    ("knobs", "named", "allowed"),
+    [
+        ({"replay_fraction": 0}, "algorithm.cipo.replay_fraction = 0.0", "above 0"),
+        ({"source": "paired", "aux": {"coef": 0.1}}, "algorithm.cipo.source = 'paired'", "'resample' or 'both'"),
+    ],
+)
+def test_a_budget_moves_sessions_of_sampled_corrections_only(knobs, named, allowed):
+    message = message_of({"budget": "auto", **knobs})
+    assert "algorithm.cipo.budget = 'auto'" in message and named in message and allowed in message
+    CIPOConfig.from_mapping({"budget": "fixed", **knobs})
+    CIPOConfig.from_mapping({"budget": "auto", "source": "both", "aux": {"coef": 0.1}})
 
 
 def test_order_of_rho_and_of_the_medium_band():

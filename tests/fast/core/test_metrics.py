@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from verl_cipo.core.metrics import METRICS, PREFIX, batch_metrics, check_names
-from verl_cipo.core.rows import Rows, RowTable
+from verl_cipo.core.rows import Mark, Rows, RowTable
 
 SPEC = """rho retention anchors/total anchors/correct anchors/failed anchors/medium anchors/other
 anchors/skipped/too_long anchors/skipped/no_text_question anchors/skipped/empty_attempt corrections/failed_sessions
@@ -73,6 +73,18 @@ def metrics_of(idx):
             question=[None] * n,
         )
     )
+
+
+def test_accuracy_is_that_of_the_attempts_that_every_prompt_has():
+    """Of attempts 1 0 and a further 0; all three are rows and outcomes of the group."""
+    marks = [Mark(correct=True), Mark(correct=False), Mark(correct=False, further=True)]
+    scores, tokens = np.array([1.0, 0.0, 0.0]), np.array([5, 5, 5])
+    keys = ["a_0_0", "a_1_0", "a_2_0"]
+    metrics = batch_metrics(RowTable.of_marks(keys, marks, index=[0] * 3, scores=scores, tokens=tokens))
+    assert metrics["cipo/accuracy/base"] == metrics["cipo/reward/base"] == 0.5
+    assert metrics["cipo/rows/base"] == 3 and metrics["cipo/tokens/base"] == 15
+    right = RowTable.of_marks(keys[:2], [marks[0], marks[2]], index=[0] * 2, scores=scores[:2], tokens=tokens[:2])
+    assert batch_metrics(right)["cipo/groups/base/mixed"] == 1.0
 
 
 def test_by_hand():

@@ -43,6 +43,7 @@ def test_a_key_is_the_group_the_session_and_the_output():
         anchor=st.none() | st.integers(0, 9),
         anchor_correct=st.none() | st.booleans(),
         copied=st.booleans(),
+        further=st.booleans(),
         prompt_right=st.none() | st.integers(0, 9),
         prompt_attempts=st.none() | st.integers(1, 9),
         prompt_score=st.none() | st.floats(-1, 1),
@@ -80,6 +81,19 @@ def table(rows, index=None):
 
 
 FOUR = table({"a_0_0": (True, None), "a_1_0": (False, None), "a_c0_0_0": (True, True), "a_c0_1_0": (False, True)})
+
+
+def test_further_attempts_are_rows_of_their_prompt():
+    marks = [Mark(correct=True), Mark(correct=False, further=True), Mark(correct=True, anchor=0, anchor_correct=False)]
+    keys = ["a_0_0", "a_4_0", "a_c0_0_0"]
+    made = RowTable.of_marks(keys, marks, index=[7] * 3, scores=np.zeros(3), tokens=np.zeros(3))
+    assert made.rows.stream.tolist() == [BASE, BASE, CORRECTION] and made.rows.further.tolist() == [False, True, False]
+    (group,), key_of = made.attempts()
+    assert [attempt.session for attempt in group.attempts] == [0, 4] and set(key_of.values()) == {"a_0_0", "a_4_0"}
+    padded = made.in_order(["a_4_0", "pad", "a_0_0"], padding=np.array([False, True, False]))
+    assert padded.further.tolist() == [True, False, False]
+    order = made.stable_order(["a_c0_0_0", "a_4_0", "a_0_0"], seed=1, step=1)
+    assert order == [2, 1, 0], "attempts, further attempts, corrections"
 
 
 def test_only_the_last_output_of_a_session_is_final():

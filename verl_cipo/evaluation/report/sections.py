@@ -148,6 +148,10 @@ def _replay(arms: Sequence[Arm], window: int) -> Section:
     )
     section.add_lines("rho", "rho", arms, [_metric("", "cipo/rho")])
     section.add_lines("retention", "Retention", arms, [_metric("", "cipo/retention")], window=window)
+    share = "cipo/budget/correction_share"
+    if any(metric(share)(run) for arm in arms for run in arm.runs):
+        section.lead += " With budget=auto some slots of a step, an anchor's sessions each, become further attempts."
+        section.add_lines("budget", "Slots that are corrections", arms, [_metric("", share)], window=window)
     return section
 
 

@@ -2,13 +2,15 @@
 
 Workers report a group when its attempts are verified. With `schedule` streaming and barrier they then ask for anchors
 until the selection of their batch is complete; with replay they ask at the start, and are given those of the step
-before. The decisions themselves are the pure ``core.anchors.AnchorSelector`` and ``core.replay.ReplayPool``; here is
-only who hears of them and when.
+before. With `budget: auto` they are also told how many further attempts to make in place of corrections. The decisions
+themselves are the pure ``core.anchors.AnchorSelector``, ``core.replay.ReplayPool`` and ``core.steering.budget``; here
+is only who hears of them and when.
 """
 
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,6 +20,7 @@ from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.replay import Candidate, ReplayPool
 from verl_cipo.integration.rollout.awake import AwakeClock
 from verl_cipo.integration.rollout.reports import Reports
+from verl_cipo.integration.rollout.slots import Order, Slots
 
 logger = logging.getLogger("verl_cipo")
 
@@ -36,11 +39,16 @@ class _Batch:
     """Groups whose attempts have not ended."""
     selector: AnchorSelector | None
     """None with schedule=replay."""
-    hosted: dict[str, list[Candidate]]
-    """uid -> anchors of the step before whose corrections are rolled out beside this prompt's attempts."""
+    hosted: dict[str, list[tuple[Candidate, bool]]]
+    """uid -> anchors of the step before whose slots are rolled out beside this prompt's attempts, and for each whether
+    it is corrected."""
+    step: int
+    shares: Mapping[str, float] | None
+    """Of core.steering.budget; None with budget=fixed."""
     decided: dict[str, asyncio.Queue] = field(default_factory=dict)
-    """uid -> lists of sessions to correct; None ends them."""
-    pass_rates: dict[str, float] = field(default_factory=dict)
+    """uid -> orders; None ends them."""
+    groups: dict[str, Group] = field(default_factory=dict)
+    """uid -> attempts; empty with schedule=replay."""
     reported_at: float = 0.0
     """When the last group reported; before, 0."""
 
@@ -64,6 +72,7 @@ class AnchorCoordinator:
         self._capacity = anchor_budget(train_batch_size, self.config.replay_fraction) + 1
         self._batches: dict[int, _Batch] = {}
         self._reports = Reports()
+        self._slots = Slots(self.config, self._reports)
         self._clock = AwakeClock()
         self._step = -1
         self._ready = self._filling = self._new_pool(self._step)
@@ -71,12 +80,19 @@ class AnchorCoordinator:
     def _new_pool(self, step: int) -> ReplayPool:
         return ReplayPool(capacity=self._capacity, seed=self.config.seed, step=step, **self._band)
 
-    async def open(self, batch_id: int, *, uids: list[str], rho: float, step: int) -> None:
-        """Announce a batch of prompts before any of them can finish."""
+    async def open(
+        self, batch_id: int, *, uids: list[str], rho: float, step: int, shares: Mapping[str, float] | None = None
+    ) -> None:
+        """Announce a batch of prompts before any of them can finish.
+
+        Args:
+            rho: share of right anchors.
+            shares: of ``core.steering.budget``; None with budget=fixed.
+        """
         quota = self._quota(len(uids), rho)
         selector, hosted = None, {}
         if self.config.replays:
-            hosted = self._replay(uids, quota, step)
+            hosted = self._replay(uids, quota, step, shares)
         else:
             selector = AnchorSelector(
                 schedule=self.config.schedule,
@@ -96,6 +112,8 @@ class AnchorCoordinator:
             unreported=len(uids),
             selector=selector,
             hosted=hosted,
+            step=step,
+            shares=shares,
         )
 
     def _quota(self, n_prompts: int, rho: float) -> dict[bool, int]:
@@ -106,7 +124,9 @@ class AnchorCoordinator:
         quota, self._carry = carried_quotas(n_prompts, replay_fraction=fraction, rho=rho, carry=self._carry)
         return quota
 
-    def _replay(self, uids: list[str], quota: Mapping[bool, int], step: int) -> dict[str, list[Candidate]]:
+    def _replay(
+        self, uids: list[str], quota: Mapping[bool, int], step: int, shares: Mapping[str, float] | None
+    ) -> dict[str, list[tuple[Candidate, bool]]]:
         """Draw anchors from the groups that were reported before this step began, evenly over the prompts.
 
         Where none was, since an asynchronous trainer had prompts left over, those that the step before has left.
@@ -117,15 +137,18 @@ class AnchorCoordinator:
         started = time.monotonic()
         anchors = self._ready.take(quota)
         self._reports.step["seconds/selection"] += time.monotonic() - started
-        hosted: dict[str, list[Candidate]] = {}
+        corrected = self._slots.divide([(a.attempt, a.outcome) for a in anchors], shares, step=step)
+        hosted: dict[str, list[tuple[Candidate, bool]]] = {}
         for i, anchor in enumerate(anchors):
-            hosted.setdefault(uids[i % len(uids)], []).append(anchor)
+            hosted.setdefault(uids[i % len(uids)], []).append((anchor, corrected[i]))
             self._reports.count_anchor(anchor.attempt, in_band=anchor.medium)
         return hosted
 
-    async def replayed(self, batch_id: int, uid: str) -> list[Candidate]:
-        """The anchors whose corrections prompt ``uid`` hosts; schedule=replay."""
-        return self._batches[batch_id].hosted.get(uid, [])
+    async def replayed(self, batch_id: int, uid: str) -> Order:
+        """What prompt ``uid`` hosts: corrections of candidates, further attempts at itself; schedule=replay."""
+        hosted = self._batches[batch_id].hosted.get(uid, [])
+        anchors = [candidate for candidate, corrected in hosted if corrected]
+        return Order(anchors, len(hosted) - len(anchors))
 
     async def add(self, batch_id: int, group: Group, payloads: Mapping[int, Any]) -> None:
         """Report a finished group; wakes every group that thereby got anchors.
@@ -152,19 +175,25 @@ class AnchorCoordinator:
 
     def _select(self, batch: _Batch, selector: AnchorSelector, group: Group) -> None:
         batch.decided[group.uid] = asyncio.Queue()
-        batch.pass_rates[group.uid] = group.pass_rate
+        batch.groups[group.uid] = group
         started = time.monotonic()
         anchors = selector.add(group)
         self._reports.step["seconds/selection"] += time.monotonic() - started
+        slots = [(anchor, batch.groups[anchor.uid].outcome) for anchor in anchors]
         sessions: dict[str, list[int]] = {}
-        for anchor in anchors:
-            sessions.setdefault(anchor.uid, []).append(anchor.session)
-            self._reports.count_anchor(anchor, in_band=medium(batch.pass_rates[anchor.uid], **self._band))
+        further: Counter[str] = Counter()
+        for anchor, corrected in zip(anchors, self._slots.divide(slots, batch.shares, step=batch.step), strict=True):
+            chosen = sessions.setdefault(anchor.uid, [])
+            if corrected:
+                chosen.append(anchor.session)
+            else:
+                further[anchor.uid] += 1
+            self._reports.count_anchor(anchor, in_band=medium(batch.groups[anchor.uid].pass_rate, **self._band))
         for uid, chosen in sessions.items():
-            batch.decided[uid].put_nowait(chosen)
+            batch.decided[uid].put_nowait(Order(chosen, further[uid]))
 
-    async def next(self, batch_id: int, uid: str) -> list[int] | None:
-        """The next sessions of group ``uid`` to correct, or None when there will be no more.
+    async def next(self, batch_id: int, uid: str) -> Order | None:
+        """What group ``uid`` is to roll out next, or None when there will be no more.
 
         Groups of which nothing is heard for ``report_timeout`` seconds, with the engines awake, are taken for empty.
         """
@@ -230,23 +259,25 @@ class AnchorCoordinator:
         return self._reports.pop_validation()
 
     async def pool_state(self) -> dict[str, Any]:
-        """The pool of schedule=replay for a checkpoint, and what rounding has left over.
+        """The pool of schedule=replay for a checkpoint, and what rounding of anchors and of the budget has left over.
 
-        Anchors whose corrections are under way, which only an asynchronous trainer has at a checkpoint, go back into
+        Anchors whose slots are under way, which only an asynchronous trainer has at a checkpoint, go back into
         it: verl dispatches the prompts that host them again. What ends while verl saves is in neither.
         """
-        hosted = [anchor for batch in self._batches.values() for part in batch.hosted.values() for anchor in part]
+        hosted = [anchor for batch in self._batches.values() for part in batch.hosted.values() for anchor, _ in part]
         return {
             "step": self._step,
             "ready": self._ready.candidates(),
             "filling": self._filling.candidates() + hosted,
             "carry": asdict(self._carry),
+            "budget": self._slots.carries,
         }
 
     async def restore_pool(self, state: dict[str, Any]) -> None:
-        """Put back what ``pool_state`` returned, now or before it had a carry."""
+        """Put back what ``pool_state`` returned, now or before it had a carry or a budget."""
         self._step = state["step"]
         self._carry = Carry(**state.get("carry", {}))
+        self._slots.carries = dict(state.get("budget", {}))
         self._ready, self._filling = self._new_pool(self._step - 1), self._new_pool(self._step)
         self._ready.restore(state["ready"])
         self._filling.restore(state["filling"])

@@ -48,7 +48,10 @@ class Anchor:
 
 @dataclass
 class PromptGroup:
-    """A prompt's attempts while they are rolled out, and the corrections that are rolled out with them."""
+    """A prompt's attempts while they are rolled out, and the corrections that are rolled out with them.
+
+    attempts: without the further ones, on which no anchor is drawn.
+    """
 
     uid: str
     index: Any
@@ -56,6 +59,8 @@ class PromptGroup:
     pending: int
     validate: bool
     ticket: dict[str, Any]
+    n: int
+    """Attempts that it has in any case; the sessions of further ones are counted on from there."""
     attempts: dict[int, Session] = field(default_factory=dict)
     anchors: dict[int, Anchor] = field(default_factory=dict)
     """By number: the session, or with schedule=replay the place in the list that the coordinator gave."""
@@ -67,6 +72,8 @@ class PromptGroup:
     """Starts the corrections of the step before's anchors."""
     tasks: list[asyncio.Task] = field(default_factory=list)
     """Correction sessions."""
+    further: list[asyncio.Task] = field(default_factory=list)
+    """Further attempts, which budget=auto makes in place of corrections."""
     ended: bool = False
     """The attempts have ended and the correction phase was entered."""
     counts: Counter = field(default_factory=Counter)

@@ -3,6 +3,7 @@
 Seam: ``rollout.agent.agent_loop_manager_class`` names :class:`CIPOAgentLoopManager`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -37,6 +38,8 @@ class CIPOAgentLoopManager(AgentLoopManagerTQ):
         self.agent_loop_workers_class = ray.remote(CIPOAgentLoopWorker)
         self.rho = 0.0
         """Share of correct attempts among the anchors of the next batch; the trainer sets it."""
+        self.shares: Mapping[str, float] | None = None
+        """Of core.steering.budget, for the next batch; the trainer sets it. None with budget=fixed."""
         self._cipo = cipo_config(self.config)
         self._batches = 0
         self._coordinator = start_coordinator(self._cipo, self.config.data.train_batch_size)
@@ -48,7 +51,8 @@ class CIPOAgentLoopManager(AgentLoopManagerTQ):
             self._batches += 1
             step = int(tu.get_non_tensor_data(prompts, "global_steps", 0))
             uids = [str(uid) for uid in prompts["uid"]]
-            ray.get(self._coordinator.open.remote(ticket["batch"], uids=uids, rho=self.rho, step=step))
+            told = {"uids": uids, "rho": self.rho, "step": step, "shares": self.shares}
+            ray.get(self._coordinator.open.remote(ticket["batch"], **told))
         tu.assign_non_tensor_data(prompts, TICKET, ticket)
         super().generate_sequences(prompts)
 
@@ -69,7 +73,7 @@ class CIPOAgentLoopManager(AgentLoopManagerTQ):
         return ray.get(self._coordinator.pop_validation.remote())
 
     def pool_state(self) -> dict[str, Any]:
-        """The pool of schedule=replay, for a checkpoint; picklable, with the texts themselves."""
+        """The pool of schedule=replay, with the texts themselves, and what rounding left over; for a checkpoint."""
         state = ray.get(self._coordinator.pool_state.remote())
         return state | {name: payloads.fetched(state[name]) for name in ("ready", "filling")}
 

@@ -1,11 +1,12 @@
 """What the rollout side reports: counts of the step and attempts of the validation, until the trainer takes them."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from verl_cipo.core.anchors import Attempt
 from verl_cipo.core.prompts import SKIP_REASONS
+from verl_cipo.core.steering.budget import KINDS
 
 COUNTED = dict.fromkeys(
     (
@@ -43,6 +44,13 @@ class Reports:
         self.step["anchors/total"] += 1
         self.step["anchors/correct" if anchor.correct else "anchors/failed"] += 1
         self.step["anchors/medium" if in_band else "anchors/other"] += 1
+
+    def count_slots(self, kinds: Sequence[str], corrected: Sequence[bool]) -> None:
+        """Count slots of budget=auto: kind of each, see ``core.steering.budget``, and whether it is corrected."""
+        self.step["budget/slots"] += len(kinds)
+        self.step["budget/corrected"] += sum(corrected)
+        for kind in KINDS:
+            self.step[f"budget/{kind}/slots"] += kinds.count(kind)
 
     def add_validation(self, records: list[dict[str, Any]], counts: Mapping[str, float]) -> None:
         """Keep validation attempts with their corrections, and counts of what is missing."""

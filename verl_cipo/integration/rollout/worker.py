@@ -7,7 +7,8 @@ Seam: the workers of the manager (manager.py) are :class:`CIPOAgentLoopWorker`, 
 * ``_run_agent_loop``: an attempt that fails costs its own row: verl would call the prompt a failure, and its
   asynchronous replay buffers then evict all of it. The attempt of a group that ends last waits for the group's
   corrections, and with the other schedules rolls them out, before it returns, so verl writes the prompt's status, which
-  lets the trainer sample it, after the corrections,
+  lets the trainer sample it, after the corrections. With budget=auto some are further attempts instead: sessions n,
+  n + 1, ... of the prompt, on which no anchor is drawn,
 * ``_compute_score``: sees every session's output with its reward before it is stored, and asks a verifier that failed
   again,
 * ``_agent_loop_postprocess``: counts what is stored, and keeps second turns of the validation out of verl's own
@@ -38,6 +39,7 @@ from verl_cipo.core.verdict import verdict
 from verl_cipo.integration.rollout import payloads
 from verl_cipo.integration.rollout.awake import within
 from verl_cipo.integration.rollout.cancelling import EndsRequests
+from verl_cipo.integration.rollout.further import OF_ONE_ROLLOUT, MakesFurther
 from verl_cipo.integration.rollout.groups import (
     Anchor,
     PromptGroup,
@@ -54,8 +56,6 @@ logger = logging.getLogger("verl_cipo")
 
 TICKET = "__cipo__"
 """Field of a dispatched batch: which selection its groups belong to."""
-NOT_REPLAYED = ("uid", "session_id", "trace")
-"""What of a prompt's data belongs to one rollout of it."""
 OF_THE_HOST = ("global_steps",)
 """What a correction has of the prompt that it is rolled out with: its step, from which verl takes its staleness."""
 
@@ -82,7 +82,7 @@ def agent_loop_prompt(worker: AgentLoopWorker, cipo: CIPOConfig) -> CorrectionPr
     )
 
 
-class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modified_class):
+class CIPOAgentLoopWorker(EndsRequests, MakesFurther, AgentLoopWorkerTQ.__ray_metadata__.modified_class):
     """verl's worker, with corrections; the coordinator's handle comes with each batch."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -95,11 +95,13 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
     async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
         validate = trajectory["validate"]
         rollout = self.config.actor_rollout_ref.rollout
+        n = int(prompt.get("__rollout_n__", rollout.val_kwargs.n if validate else rollout.n))
         group = PromptGroup(
             uid=prompt["uid"],
             index=prompt["index"],
             origin=origin(prompt.get("data_source"), prompt["raw_prompt"]),
-            pending=int(prompt.get("__rollout_n__", rollout.val_kwargs.n if validate else rollout.n)),
+            pending=n,
+            n=n,
             validate=validate,
             ticket=prompt.pop(TICKET),
         )
@@ -176,8 +178,10 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
             score=float(final.reward_score),
         )
         if number is None:
-            group.attempts[kwargs["session_id"]] = outcome
-            mark = Mark(correct=outcome.correct, score=outcome.score, origin=group.origin)
+            further = kwargs["session_id"] >= group.n
+            if not further:
+                group.attempts[kwargs["session_id"]] = outcome
+            mark = Mark(correct=outcome.correct, score=outcome.score, origin=group.origin, further=further)
         else:
             anchor = group.anchors[number]
             if asked_again(outcome.prompt_ids, anchor.prompt_ids):
@@ -259,8 +263,9 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
                 await coordinator.add.remote(batch, group.report(), await self._kept(group, prompt))
             else:
                 await coordinator.add.remote(batch, group.report(), {})
-                while (sessions := await coordinator.next.remote(batch, group.uid)) is not None:
-                    for session in sessions:
+                while (order := await coordinator.next.remote(batch, group.uid)) is not None:
+                    self._start_further(group, order.further, sampling_params, trajectory, prompt)
+                    for session in order.anchors:
                         anchor = group.own_anchor(session, prompt)
                         await self._start(group, session, anchor, self._n, sampling_params, trajectory, prompt)
         finally:
@@ -273,17 +278,18 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
         if not correctable:
             return {}
         texts = {session: attempt.text for session, attempt in correctable.items()}
-        data = {key: value for key, value in prompt.items() if key not in NOT_REPLAYED}
+        data = {key: value for key, value in prompt.items() if key not in OF_ONE_ROLLOUT}
         asked = next(iter(correctable.values())).prompt_ids
         return await self._off_the_loop(payloads.keep, texts, data, asked)
 
     async def _correct_replayed(
         self, group: PromptGroup, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
     ) -> None:
-        """Start corrections of the step before's anchors while the attempts of ``group`` are rolled out."""
+        """Start what ``group`` hosts while its attempts are rolled out: corrections of the step before's anchors."""
         try:
-            anchors = await group.ticket["coordinator"].replayed.remote(group.ticket["batch"], group.uid)
-            for number, candidate in enumerate(anchors):
+            order = await group.ticket["coordinator"].replayed.remote(group.ticket["batch"], group.uid)
+            self._start_further(group, order.further, sampling_params, trajectory, prompt)
+            for number, candidate in enumerate(order.anchors):
                 text, data, asked = await payloads.fetch(candidate.payload)
                 attempt = candidate.attempt
                 anchor = Anchor(attempt.session, text, attempt.correct, data, asked, candidate.outcome)
@@ -335,7 +341,7 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
             return
         anchor.shown = request.shown
         group.anchors[number] = anchor
-        kwargs = {key: value for key, value in anchor.prompt.items() if key not in (*NOT_REPLAYED, "raw_prompt")}
+        kwargs = {key: value for key, value in anchor.prompt.items() if key not in (*OF_ONE_ROLLOUT, "raw_prompt")}
         kwargs |= {key: host[key] for key in OF_THE_HOST if key in host}
         group.tasks += [
             asyncio.create_task(
@@ -369,6 +375,6 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
     async def _settle(group: PromptGroup) -> None:
         if group.replayed:
             await group.replayed
-        await asyncio.gather(*group.tasks)
+        await asyncio.gather(*group.tasks, *group.further)
         # Sessions that raised or took too long, and those whose agent loop returned nothing.
         group.counts["corrections/failed_sessions"] += len(group.tasks) - len(group.corrections)

@@ -1,4 +1,4 @@
-"""What CIPO adds to verl's checkpoint: rho, the guard's statistics and the pool of schedule=replay.
+"""What CIPO adds to verl's checkpoint: rho, the statistics of budget and guard, and the pool of schedule=replay.
 
 ``cipo.json`` and ``cipo_pool.pt`` lie beside verl's own files in ``global_step_N``. They are written before verl's last
 act of saving, which names the checkpoint as the newest: a run that is killed while it saves goes on from the one
@@ -8,7 +8,7 @@ before. Anchors are drawn by hashes of (seed, step, index, session), so there is
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.steering.budget import BudgetState
 from verl_cipo.core.steering.guard import GuardState
 from verl_cipo.core.steering.rho import RhoState, resumed_rho
 
@@ -31,6 +32,7 @@ class TrainerState:
 
     rho: RhoState
     guard: GuardState
+    budget: BudgetState = field(default_factory=BudgetState)
 
     @classmethod
     def initial(cls, config: CIPOConfig) -> "TrainerState":
@@ -55,12 +57,17 @@ def save(folder: str, state: TrainerState, config: CIPOConfig, pool: dict[str, A
     """Write both files into ``folder``, which is made if need be.
 
     Args:
-        pool: ``CIPOAgentLoopManager.pool_state()``; None, where the V0 trainer has none, leaves its file out.
+        pool: the manager's ``pool_state()``; None, where the V0 trainer's has none, leaves its file out.
     """
     os.makedirs(folder, exist_ok=True)
     if pool is not None:
         torch.save(pool, os.path.join(folder, POOL_FILE))
-    values = {"rho": state.rho.to_mapping(), "rho_init": config.rho_init, "guard": state.guard.to_mapping()}
+    values = {
+        "rho": state.rho.to_mapping(),
+        "rho_init": config.rho_init,
+        "guard": state.guard.to_mapping(),
+        "budget": state.budget.to_mapping(),
+    }
     with open(os.path.join(folder, STATE_FILE), "w") as file:
         json.dump(values, file)
 
@@ -93,7 +100,8 @@ def load(folder: str, config: CIPOConfig, *, wants_pool: bool) -> tuple[TrainerS
             *(config.rho_adaptive, config.rho_init, config.rho_min, config.rho_max),
         )
     guard = GuardState.from_mapping(values["guard"]) if "guard" in values else initial.guard
-    state = TrainerState(rho=rho, guard=guard)
+    budget = BudgetState.from_mapping(values["budget"]) if "budget" in values else initial.budget
+    state = TrainerState(rho=rho, guard=guard, budget=budget)
     path = os.path.join(folder, POOL_FILE)
     if not os.path.exists(path):
         if wants_pool:

@@ -1,4 +1,4 @@
-"""What moves from step to step, for the trainers of both data planes: rho and the guard; and validation's report."""
+"""What moves from step to step, for the trainers of both data planes: rho, budget and guard; validation's report."""
 
 import logging
 import math
@@ -10,6 +10,8 @@ from omegaconf import DictConfig
 
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.metrics import check_names
+from verl_cipo.core.rows import RowTable
+from verl_cipo.core.steering.budget import CLASSES, budget_metrics, evidence, shares, update_budget
 from verl_cipo.core.steering.guard import ALARMS, Signals, explain, update_guard
 from verl_cipo.core.steering.rho import update_rho
 from verl_cipo.core.transitions import dump_second_turns, second_turn_metrics
@@ -19,7 +21,7 @@ logger = logging.getLogger("verl_cipo")
 
 
 class Controller:
-    """Moves rho and the guard by what each step measured; its state goes into every checkpoint.
+    """Moves rho, budget and guard by what each step measured; its state goes into every checkpoint.
 
     Args:
         config: ``algorithm.cipo``.
@@ -36,23 +38,34 @@ class Controller:
         return self._state.rho.rho
 
     @property
+    def shares(self) -> dict[str, float] | None:
+        """Of core.steering.budget, for the slots of the next step; None with budget=fixed."""
+        return shares(self._state.budget) if self._config.moves_budget else None
+
+    @property
     def config(self) -> CIPOConfig:
         """``algorithm.cipo`` with the weight of the corrections that the guard leaves them."""
         factor = self._state.guard.lambda_factor if self._config.guard == "adapt" else 1.0
         return replace(self._config, lambda_corr=self._config.lambda_corr * factor)
 
-    def observe(self, measured: Mapping[str, float], *, step: int) -> dict[str, float]:
-        """Move rho and the guard; warn of alarms that are new.
+    def observe(self, measured: Mapping[str, float], table: RowTable, *, step: int) -> dict[str, float]:
+        """Move rho, budget and guard; warn of alarms that are new.
 
         Args:
             measured: metrics of the step, verl's ``actor/entropy`` among them where it was computed.
+            table: all rows that were rolled out.
 
         Returns:
-            the metrics that this adds: the rho of the step, the guard's alarms, the weight of the next step.
+            the metrics that this adds: rho and budget of the step, the guard's alarms, the weight of the next step.
         """
         added = {"cipo/rho": self.rho}
         rho = update_rho(self._state.rho, measured.get("cipo/retention"), config=self._config)
         self._state = replace(self._state, rho=rho)
+        if (used := self.shares) is not None:
+            slots = {name: measured.get(f"cipo/budget/{name}/slots", 0.0) for name in CLASSES}
+            budget = update_budget(self._state.budget, evidence(table, self._config), slots)
+            self._state = replace(self._state, budget=budget)
+            added |= budget_metrics(budget, used, table, measured)
         if self._config.guard != "off":
             added |= self._watch(measured, step)
         check_names([*measured, *added])

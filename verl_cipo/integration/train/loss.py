@@ -36,15 +36,15 @@ TERMS = ("kl_loss_coef", "entropy_coeff")
 
 
 def scales_terms(config: DictConfig, cipo: CIPOConfig) -> bool:
-    """Whether a term of the loss is on whose sum would grow with the corrections.
+    """Whether a term of the loss is on whose sum would grow with the corrections, or with further attempts.
 
     verl's distillation has a loss of its own, which stays.
     """
     actor = config.actor_rollout_ref.actor
     on = (actor.use_kl_loss and actor.kl_loss_coef) or actor.entropy_coeff
-    trained = cipo.rolls_out and cipo.lambda_corr > 0
+    grows = cipo.rolls_out and (cipo.lambda_corr > 0 or cipo.moves_budget)
     distils = OmegaConf.select(config, "distillation.enabled")
-    return bool(on and trained and actor.loss_agg_mode != "token-mean" and not distils)
+    return bool(on and grows and actor.loss_agg_mode != "token-mean" and not distils)
 
 
 def cipo_loss(

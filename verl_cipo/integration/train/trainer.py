@@ -4,11 +4,11 @@ Overridden methods, each calling verl's own:
 
 * ``_init_tokenizer``, ``_init_dataloader``: lengths and the data set's rows are checked before a worker starts,
 * ``on_init_end``: the loss is installed,
-* ``fit``: rho and the pool go to the rollout manager,
+* ``fit``: rho, shares of the budget and the pool go to the rollout manager,
 * ``_balance_batch``: what each row is, rows for what is added to the policy loss, a stable order,
 * ``_get_required_batch_multiple``, ``_update_actor``: one joint update with as many optimizer steps as GRPO,
 * ``_compute_advantage``: rows for the estimator, weights of what is added,
-* ``step``: metrics, rho, the guard,
+* ``step``: metrics, rho, budget, guard,
 * ``_validate``: the second turn,
 * ``_save_checkpoint``, ``_load_checkpoint``: the controller's state and the pool,
 * ``on_sample_end``, ``on_step_end`` with colocate_async: no timeout runs while the engines sleep.
@@ -97,7 +97,7 @@ class CIPOTrainerMixin:
                 f"{self.config.actor_rollout_ref.rollout.agent.get('agent_loop_manager_class')} does not roll "
                 f"corrections out: use {MANAGER_CLASS}"
             )
-        agent_loop_manager.rho = self._controller.rho
+        agent_loop_manager.rho, agent_loop_manager.shares = self._controller.rho, self._controller.shares
         if self._pool is not None:
             agent_loop_manager.restore_pool(self._pool)
             self._pool = None
@@ -106,15 +106,17 @@ class CIPOTrainerMixin:
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         self._tables, self._aux, self._advantage_seconds = [], [], 0.0
         batch = super().step(metrics, timing_raw)
-        own = batch_metrics(RowTable.joined(self._tables))
+        table = RowTable.joined(self._tables)
+        own = batch_metrics(table)
         own["cipo/rows/padding"] = float(sum(tag.get("is_padding", False) for tag in batch.tags))
         own |= plan_metrics([aux.plan for aux in self._aux], self.cipo) | taken_metrics(metrics)
         own["cipo/rows/padding"] -= own.get("cipo/rows/aux", 0.0) + own.get("cipo/transfer/rows", 0.0)
         own |= {f"cipo/{name}": value for name, value in self.agent_loop_manager.pop_statistics().items()}
         own["cipo/seconds/advantage"] = self._advantage_seconds
         metrics.update(own)
-        metrics.update(self._controller.observe(metrics, step=self.global_steps))
-        self.agent_loop_manager.rho = self._controller.rho
+        metrics.update(self._controller.observe(metrics, table, step=self.global_steps))
+        manager = self.agent_loop_manager
+        manager.rho, manager.shares = self._controller.rho, self._controller.shares
         return batch
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:

@@ -1,8 +1,9 @@
 """Correction rollouts of the V0 trainer: a second dispatch to verl's agent-loop workers, once all attempts are in.
 
 Seam: ``rollout.agent.agent_loop_manager_class`` names :class:`CIPOAgentLoopManagerV0`. verl's V0 trainer asks it for a
-step's attempts in one call and takes exactly as many rows back, so the corrections stay here until the trainer
-(trainer.py) appends them to the batch. The workers are :class:`CIPOAgentLoopWorkerV0`, which overrides
+step's attempts in one call and takes exactly as many rows back, so the corrections, and with budget=auto the further
+attempts in their place, stay here until the trainer (trainer.py) appends them to the batch. The workers are
+:class:`CIPOAgentLoopWorkerV0`, which overrides
 
 * ``_run_agent_loop``: marks each row with what it is, and lets a session that fails cost nothing but its own row,
 * ``_compute_score``: asks a verifier that failed again,
@@ -36,6 +37,7 @@ from verl_cipo.integration.rollout.cancelling import EndsRequests
 from verl_cipo.integration.rollout.groups import asked_again, lost_alone, read_attempts
 from verl_cipo.integration.rollout.reports import Reports
 from verl_cipo.integration.rollout.seeds import seeded
+from verl_cipo.integration.rollout.slots import Slots
 from verl_cipo.integration.rollout.verify import verify
 from verl_cipo.integration.rollout.worker import NoRowsError, agent_loop_prompt
 from verl_cipo.integration.settings import cipo_config
@@ -43,7 +45,6 @@ from verl_cipo.integration.v0.lost import LostAttempt
 from verl_cipo.integration.v0.rows import (
     SESSION,
     marks,
-    objects,
     places,
     prompt_ids,
     response_ids,
@@ -51,12 +52,9 @@ from verl_cipo.integration.v0.rows import (
     unpadded,
     unpadded_prompt,
 )
+from verl_cipo.integration.v0.second import ANCHOR, FURTHER, Asked, further_attempts, request
 
 logger = logging.getLogger("verl_cipo")
-
-ANCHOR = "__cipo_anchor__"
-"""Column of a dispatched correction: ``correct`` and ``prompt_ids`` of the attempt that it corrects, what is ``shown``
-of it, and the ``outcome`` of its prompt."""
 
 
 class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
@@ -98,7 +96,16 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
         validate = trajectory["validate"]
         columns = {"uid": uid, SESSION: session, "index": kwargs["index"]}
         name = RowKey(uid, session).rollout
-        if anchor is None:
+        if anchor == FURTHER:
+            try:
+                output = await asyncio.wait_for(run, self._cipo.correction_timeout)
+                mark = await asyncio.to_thread(self._mark_of_attempt, output, kwargs, validate=validate)
+                mark = replace(mark, further=True)
+            except Exception:
+                self._counts["attempts/failed_sessions"] += 1
+                logger.exception("further attempt %s failed; its row is missing", name)
+                return None
+        elif anchor is None:
             try:
                 output = await run
                 mark = await asyncio.to_thread(self._mark_of_attempt, output, kwargs, validate=validate)
@@ -184,9 +191,12 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         super().__init__(*args, **kwargs)
         self.rho = 0.0
         """Share of correct attempts among the anchors of the next step; the trainer sets it."""
+        self.shares: Mapping[str, float] | None = None
+        """Of core.steering.budget, likewise; None with budget=fixed."""
         self._cipo = cipo_config(self.config)
-        self._corrections: DataProto | None = None
+        self._second: DataProto | None = None
         self._reports = Reports()
+        self._slots = Slots(self._cipo, self._reports)
 
     def generate_sequences(self, prompts: DataProto) -> DataProto:
         """Roll out ``prompts``, ``n`` equal rows each, and correct them.
@@ -203,17 +213,25 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             return output
         self._reports.step["seconds/rollout"] += ended - started
         if self._cipo.rolls_out:
-            anchors = self._select(output, step=prompts.meta_info["global_steps"])
+            anchors, further = self._select(output, step=prompts.meta_info["global_steps"])
             n = self._cipo.n_corrections or self.config.actor_rollout_ref.rollout.n
-            self._corrections = self._correct_if_it_can(prompts, output, anchors, n, self._reports.step)
+            self._second = self._correct_if_it_can(prompts, output, anchors, n, self._reports.step, further=further)
             self._reports.step["seconds/correction"] += time.monotonic() - ended
         self._reports.step.update(self._faults())
         return output
 
-    def pop_corrections(self) -> DataProto | None:
-        """The corrections of the last step's attempts, with the columns of a rollout; None when there are none."""
-        corrections, self._corrections = self._corrections, None
-        return corrections
+    def pop_second_dispatch(self) -> DataProto | None:
+        """Corrections and further attempts of the last step, with the columns of a rollout; None without any."""
+        second, self._second = self._second, None
+        return second
+
+    def pool_state(self) -> dict[str, Any] | None:
+        """What rounding of the budget has left over, for a checkpoint; None with budget=fixed."""
+        return {"budget": self._slots.carries} if self._cipo.moves_budget else None
+
+    def restore_pool(self, state: Mapping[str, Any]) -> None:
+        """Put back what :meth:`pool_state`, of this manager or of the V1 trainers', returned."""
+        self._slots.carries = dict(state.get("budget", {}))
 
     def pop_statistics(self) -> dict[str, float]:
         """``Reports.pop_step``: selection and fault counts since the last call."""
@@ -226,8 +244,9 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
     def _faults(self) -> Counter:
         return sum(ray.get([worker.pop_counts.remote() for worker in self.agent_loop_workers]), Counter())
 
-    def _select(self, output: DataProto, *, step: int) -> dict[int, Outcome | None]:
-        """The rows of ``output`` that become anchors, in their order, and the outcome of each one's prompt."""
+    def _select(self, output: DataProto, *, step: int) -> tuple[dict[int, Outcome | None], list[int]]:
+        """The rows of ``output`` that are corrected, in their order, with the outcome of each one's prompt; and those
+        whose slots become further attempts."""
         started = time.monotonic()
         groups, row_of = self._offered(output)
         band = {"delta_low": self._cipo.delta_low, "delta_high": self._cipo.delta_high}
@@ -243,8 +262,11 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         outcomes = {group.uid: group.outcome for group in groups}
         for anchor in anchors:
             self._reports.count_anchor(anchor, in_band=in_band[anchor.uid])
+        slots = [(anchor, outcomes[anchor.uid]) for anchor in sorted(anchors, key=row_of.__getitem__)]
+        corrected = self._slots.divide(slots, self.shares, step=step)
         self._reports.step["seconds/selection"] += time.monotonic() - started
-        return {row_of[anchor]: outcomes[anchor.uid] for anchor in sorted(anchors, key=row_of.__getitem__)}
+        anchored = {row_of[anchor]: outcome for (anchor, outcome), own in zip(slots, corrected, strict=True) if own}
+        return anchored, [row_of[anchor] for (anchor, _), own in zip(slots, corrected, strict=True) if not own]
 
     def _offered(self, output: DataProto) -> tuple[list[Group], dict[Attempt, int]]:
         """The attempts by prompt, those marked that cannot be corrected, which are counted; and the row of each."""
@@ -271,25 +293,40 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         return mark.refusal is None
 
     def _correct_if_it_can(
-        self, prompts: DataProto, output: DataProto, anchors: Mapping[int, Outcome | None], n: int, counts: Counter
+        self,
+        prompts: DataProto,
+        output: DataProto,
+        anchors: Mapping[int, Outcome | None],
+        n: int,
+        counts: Counter,
+        *,
+        further: Sequence[int] = (),
     ) -> DataProto | None:
-        """:meth:`_correct`; an error there, in a chat template say, costs the corrections and never an attempt."""
+        """:meth:`_correct`; an error there, in a chat template say, costs the second dispatch and no row before it."""
         try:
-            return self._correct(prompts, output, anchors, n, counts)
+            return self._correct(prompts, output, anchors, n, counts, further)
         except Exception:
             logger.exception(
                 "the corrections of %d attempts were lost, the attempts are kept as they are", len(anchors)
             )
             counts["corrections/failed_sessions"] += len(anchors) * n
+            counts["attempts/failed_sessions"] += len(further) * n
             return None
 
     def _correct(
-        self, prompts: DataProto, output: DataProto, anchors: Mapping[int, Outcome | None], n: int, counts: Counter
+        self,
+        prompts: DataProto,
+        output: DataProto,
+        anchors: Mapping[int, Outcome | None],
+        n: int,
+        counts: Counter,
+        further: Sequence[int],
     ) -> DataProto | None:
-        """Roll out ``n`` corrections of each of the rows ``anchors``; what fails or fits no prompt is counted."""
+        """Roll out ``n`` corrections of each of the rows ``anchors``, and for each of the rows ``further`` as many
+        further attempts at its prompt; what fails or fits no prompt is counted."""
         fields, noted = prompts.non_tensor_batch, marks(output)
         shown = [(list(fields["raw_prompt"][row]), response_ids(output, row)) for row in anchors]
-        source, chats, columns = [], [], []
+        asked = further_attempts(prompts, further, n)
         for row, (built, skipped) in zip(anchors, self._build_prompts(shown), strict=True):
             if built is None:
                 counts[f"anchors/skipped/{skipped}"] += 1
@@ -300,33 +337,25 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
                 "prompt_ids": prompt_ids(output, row),
                 "outcome": anchors[row],
             }
-            source += [row] * n
-            chats += [built.messages] * n
-            columns += [anchor] * n
-        if not source:
+            uid = correction_group(fields["uid"][row], fields[SESSION][row])
+            asked += [Asked(row, uid, session, built.messages, anchor) for session in range(n)]
+        if not asked:
             return None
-        request = prompts.select_idxs(np.array(source))
-        uids = zip(request.non_tensor_batch["uid"], request.non_tensor_batch[SESSION], strict=True)
-        request.non_tensor_batch |= {
-            "uid": objects([correction_group(uid, session) for uid, session in uids]),
-            SESSION: np.arange(len(source)) % n,
-            "raw_prompt": objects(chats),
-            ANCHOR: objects(columns),
-            "priority": np.arange(len(source), dtype=np.int64),
-        }
+        whole = request(prompts, asked)
         workers = self.agent_loop_workers
-        parts = [part for part in np.array_split(np.arange(len(source)), len(workers)) if len(part)]
+        parts = [part for part in np.array_split(np.arange(len(asked)), len(workers)) if len(part)]
         outputs = ray.get(
             [
-                worker.generate_sequences.remote(request.select_idxs(part))
+                worker.generate_sequences.remote(whole.select_idxs(part))
                 for worker, part in zip(workers, parts, strict=False)
             ]
         )
-        whole = [part for part in outputs if part.batch is not None]
-        for part in whole:
+        rolled = [part for part in outputs if part.batch is not None]
+        for part in rolled:
             del part.meta_info["metrics"]
-        counts["corrections/failed_sessions"] += len(source) - sum(len(part) for part in whole)
-        return DataProto.concat(whole) if whole else None
+        corrections = sum(not mark.further for part in rolled for mark in marks(part))
+        counts["corrections/failed_sessions"] += len(asked) - len(further) * n - corrections
+        return DataProto.concat(rolled) if rolled else None
 
     def _build_prompts(self, shown: list[tuple[list[dict], list[int]]]) -> list[tuple[Request | None, str | None]]:
         """``build_prompts`` of the workers, each with a share."""

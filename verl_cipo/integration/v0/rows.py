@@ -72,33 +72,35 @@ def row_table(batch: DataProto) -> RowTable:
     )
 
 
-def joined(batch: DataProto, corrections: DataProto) -> DataProto:
-    """A new batch: the rows of ``batch``, then ``corrections``, which take what they lack from their anchors' rows.
+def joined(batch: DataProto, second: DataProto) -> DataProto:
+    """A new batch: the rows of ``batch``, then ``second``, which take what they lack from the attempts' rows.
 
     Args:
         batch: attempts, with the columns of the data set and those of their rollout.
-        corrections: with the columns of a rollout.
+        second: corrections, and further attempts at prompts of the batch, with the columns of a rollout.
     """
     row_of = {key: row for row, key in enumerate(row_keys(batch))}
-    uids = corrections.non_tensor_batch["uid"]
-    source = np.array([row_of[str(GroupName.parse(uid).attempt)] for uid in uids])
+    # That of a prompt is any of its attempts, that of a correction's group the anchor.
+    row_of |= {uid: row for row, uid in enumerate(batch.non_tensor_batch["uid"])}
+    names = [GroupName.parse(uid) for uid in second.non_tensor_batch["uid"]]
+    source = np.array([row_of[str(name.attempt) if name.kind else name.prompt] for name in names])
     tensors = {}
     for key, own in batch.batch.items():
-        new = corrections.batch[key] if key in corrections.batch else own[torch.from_numpy(source)]
+        new = second.batch[key] if key in second.batch else own[torch.from_numpy(source)]
         tensors[key] = torch.cat([own, new])
     columns = {}
     for key in (
         *batch.non_tensor_batch,
-        *(key for key in corrections.non_tensor_batch if key not in batch.non_tensor_batch),
+        *(key for key in second.non_tensor_batch if key not in batch.non_tensor_batch),
     ):
-        own, new = batch.non_tensor_batch.get(key), corrections.non_tensor_batch.get(key)
+        own, new = batch.non_tensor_batch.get(key), second.non_tensor_batch.get(key)
         if new is None and key in OF_THE_DATA_SET:
             new = own[source]
         # What an agent loop tells of some of its sessions only is None of the others, as verl has it.
         own = objects([None] * len(batch)) if own is None else own
-        new = objects([None] * len(corrections)) if new is None else new
+        new = objects([None] * len(second)) if new is None else new
         columns[key] = np.concatenate([own, new])
-    size = len(batch) + len(corrections)
+    size = len(batch) + len(second)
     return DataProto(batch=TensorDict(tensors, batch_size=[size]), non_tensor_batch=columns, meta_info=batch.meta_info)
 
 

@@ -3,12 +3,13 @@
 verl's TaskRunner builds ``RayPPOTrainer`` by that name, no option reaches it: :func:`take_place` puts
 :class:`CIPOTrainerV0` under the name. Overridden methods, each calling verl's own:
 
-* ``_balance_batch``: the first call that sees a step's attempts; lost ones leave the batch, the corrections, which the
-  manager (rollout.py) has kept, join it, both in place, and the estimator is told what each row is,
+* ``_balance_batch``: the first call that sees a step's attempts; lost ones leave the batch, the corrections and
+  further attempts, which the manager (rollout.py) has kept, join it, both in place, and the estimator is told what each
+  row is,
 * ``_compute_old_log_prob``, ``_compute_ref_log_prob``, ``_update_actor``: workers get whole mini-batches, filled up by
   rows that nothing trains; the trainer's own batch never holds them,
 * ``_update_actor`` also appends what the policy loss does not train, takes as many optimizer steps as GRPO, and ends
-  the step: metrics, rho, the guard,
+  the step: metrics, rho, budget, guard,
 * ``_log_rollout_data``: the dump gets each row's uid, as the V1 trainers' has it,
 * ``init_workers`` (the loss), ``_validate`` (the second turn), ``_save_checkpoint``/``_load_checkpoint``.
 """
@@ -29,7 +30,7 @@ from verl_cipo.core.advantage import term_scale
 from verl_cipo.core.aux_loss.plan import plan_metrics
 from verl_cipo.core.config import CIPOConfigError
 from verl_cipo.core.metrics import batch_metrics
-from verl_cipo.core.rows import APPENDED, RowTable
+from verl_cipo.core.rows import APPENDED, BASE, RowTable
 from verl_cipo.integration import ChangedSeamError
 from verl_cipo.integration.checks import check_prompt_length, check_questions
 from verl_cipo.integration.rendering import Rendering
@@ -93,7 +94,7 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
 
     def init_workers(self) -> None:
         super().init_workers()
-        if not hasattr(self.async_rollout_manager, "pop_corrections"):
+        if not hasattr(self.async_rollout_manager, "pop_second_dispatch"):
             raise CIPOConfigError(
                 "actor_rollout_ref.rollout.agent.agent_loop_manager_class="
                 f"{self.config.actor_rollout_ref.rollout.agent.get('agent_loop_manager_class')} does not roll "
@@ -111,17 +112,19 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
 
     def _balance_batch(self, batch: DataProto, metrics: dict, *args: Any, **kwargs: Any) -> None:
         self._laid_out.close()
-        corrections = self.async_rollout_manager.pop_corrections()
+        second = self.async_rollout_manager.pop_second_dispatch()
         prompts = len(batch) // self.config.actor_rollout_ref.rollout.n
         attempts = without_lost(batch)
-        whole = attempts if corrections is None else joined(attempts, corrections)
+        whole = attempts if second is None else joined(attempts, second)
         self._sampled = row_table(whole)
         self._metrics = metrics
-        # Even without weight, a correction would enter entropy, KL and the loss's normalizer.
-        trained = np.arange(len(attempts if self.cipo.lambda_corr == 0 else whole))
+        trained = np.arange(len(whole))
+        if self.cipo.lambda_corr == 0:
+            # Even without weight, a correction would enter entropy, KL and the loss's normalizer.
+            trained = np.flatnonzero(self._sampled.rows.stream == BASE)
         keys = [self._sampled.keys[row] for row in trained]
         # The order of the V1 trainers.
-        order = np.array(self._sampled.stable_order(keys, seed=self.cipo.seed, step=self.global_steps))
+        order = trained[self._sampled.stable_order(keys, seed=self.cipo.seed, step=self.global_steps)]
         order = order[interleaved(self._sampled.rows.stream[order])]
         self._steps = optimizer_steps(self.config, prompts)
         ordered, self._padding = self._arranged(whole, order, metrics, *args, **kwargs)
@@ -203,8 +206,8 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
         own = batch_metrics(self._sampled) | own
         own |= {f"cipo/{name}": value for name, value in manager.pop_statistics().items()}
         self._metrics.update(own)
-        self._metrics.update(self._controller.observe(self._metrics, step=self.global_steps))
-        manager.rho = self._controller.rho
+        self._metrics.update(self._controller.observe(self._metrics, self._sampled, step=self.global_steps))
+        manager.rho, manager.shares = self._controller.rho, self._controller.shares
 
     def _log_rollout_data(self, batch: DataProto, reward_extra_infos_dict: dict, *args: Any, **kwargs: Any) -> None:
         super()._log_rollout_data(batch, {**reward_extra_infos_dict, "uid": self._rows.keys}, *args, **kwargs)
@@ -215,11 +218,13 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
         return metrics if merged else metrics | report
 
     def _save_checkpoint(self) -> None:
-        self._controller.save(self.config, step=self.global_steps, pool=None)
+        self._controller.save(self.config, step=self.global_steps, pool=self.async_rollout_manager.pool_state())
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> Any:
         loaded = super()._load_checkpoint()
-        self._controller.load(self.config, step=self.global_steps)
-        self.async_rollout_manager.rho = self._controller.rho
+        manager, pool = self.async_rollout_manager, self._controller.load(self.config, step=self.global_steps)
+        manager.rho, manager.shares = self._controller.rho, self._controller.shares
+        if pool is not None:
+            manager.restore_pool(pool)
         return loaded

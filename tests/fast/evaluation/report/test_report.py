@@ -132,6 +132,17 @@ def test_what_a_run_lacks_is_said(tmp_path):
     assert "grpo 1 1 20.0 % \u2192 40.0 % \u2013" in page.sections["overview"]
 
 
+def test_a_budget_that_moves_has_its_picture(tmp_path):
+    moving = {
+        step: training_step(step, **{"rho": 0.3, "budget/correction_share": share})
+        for step, share in ((1, 0.5), (2, 0.25))
+    }
+    page = make(tmp_path, write_metrics(tmp_path / "auto.jsonl", moving))
+    assert "Slots that are corrections" in page.sections["replay"]
+    page = make(tmp_path, write_run(tmp_path / "cipo"))
+    assert "Slots that are corrections" not in page.sections["replay"] and "budget" not in page.sections["replay"]
+
+
 def test_a_run_with_nothing_to_show_still_gives_a_page_that_says_so(tmp_path):
     page = make(tmp_path, write_metrics(tmp_path / "bare.jsonl", {1: {"actor/lr": 1e-6}}))
 

@@ -36,7 +36,7 @@ def start_worker():
             await coordinator.add.remote(batch, group, held)
 
         async def host(self, coordinator, batch, uid):
-            return [await payloads.fetch(c.payload) for c in await coordinator.replayed.remote(batch, uid)]
+            return [await payloads.fetch(c.payload) for c in (await coordinator.replayed.remote(batch, uid)).anchors]
 
         async def wait(self, coordinator, batch, uid):
             return await coordinator.next.remote(batch, uid)
@@ -127,5 +127,5 @@ def test_a_coordinator_that_dies_is_started_anew():
     # The next batch is drawn as if nothing had been, and what the trainer asks is answered.
     ray.get(coordinator.open.remote(1, uids=["c"], rho=0.0, step=2), timeout=60)
     ray.get(coordinator.add.remote(1, attempts("c"), {}))
-    assert len(ray.get(coordinator.next.remote(1, "c"))) == 1
+    assert len(ray.get(coordinator.next.remote(1, "c")).anchors) == 1
     assert ray.get(coordinator.pop_statistics.remote())["anchors/total"] == 1

@@ -134,11 +134,13 @@ def roll(
     chats=None,
     columns=None,
     popped=None,
+    shares=None,
     **options,
 ):
     """Roll a batch of ``prompts`` prompts.
 
-    pool: groups of the step before, for schedule=replay; texts: session -> what it says; chats: prompt -> its chat.
+    pool: groups of the step before, for schedule=replay; shares: of budget=auto; texts: session -> what it says;
+    chats: prompt -> its chat.
     """
     cipo = CIPOConfig.from_mapping(options)
     actor = AnchorCoordinator(cipo.to_mapping(), train_batch_size=prompts)
@@ -152,7 +154,7 @@ def roll(
                 data |= {"agent_name": "single_turn_agent", "global_steps": 0}
                 await actor.add(-1, group, {a.session: (f"try {a.session}", data) for a in group.attempts})
         if ticket["batch"] is not None:
-            await actor.open(0, uids=[f"p{i}" for i in range(prompts)], rho=0.5, step=1)
+            await actor.open(0, uids=[f"p{i}" for i in range(prompts)], rho=0.5, step=1, shares=shares)
         worker = Worker(cipo, log, broken=broken, prompt_length=prompt_length, texts=texts)
         worker.config.actor_rollout_ref.rollout.update(rollout or {})
         await asyncio.gather(
@@ -417,7 +419,7 @@ def test_corrections_of_an_older_pool_are_rolled_out_and_know_nothing_of_their_p
 
     async def replayed(self, batch_id, uid):
         found = await whole(self, batch_id, uid)
-        for candidate in found:
+        for candidate in found.anchors:
             del candidate.__dict__["outcome"]
         return pickle.loads(pickle.dumps(found))
 
@@ -447,7 +449,7 @@ def test_the_attempts_are_left_to_the_next_step_with_their_prompt(world):
             {"validate": False, "step": 1, "sample_index": 7, "rollout_n": 0},
         )
         await actor.open(1, uids=["q"], rho=0.0, step=2)
-        return await actor.replayed(1, "q")
+        return (await actor.replayed(1, "q")).anchors
 
     (candidate,) = asyncio.run(run())
     text, data = candidate.payload

@@ -9,6 +9,7 @@ import pytest
 from verl_cipo.core.anchors import Attempt
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.replay import Candidate
+from verl_cipo.core.steering.budget import BudgetState, Sums
 from verl_cipo.core.steering.guard import GuardState, Signals, update_guard
 from verl_cipo.core.steering.rho import RhoState, update_rho
 from verl_cipo.integration.train.checkpoint import POOL_FILE, STATE_FILE, TrainerState, load, save
@@ -18,6 +19,7 @@ INITIAL = TrainerState.initial(CONFIG)
 MOVED = TrainerState(
     rho=update_rho(RhoState.initial(CONFIG), 0.4, config=CONFIG),
     guard=update_guard(GuardState.initial(), Signals(w2c=0.2, c2c=0.7, copy_rate=0.5, entropy=1.0, accuracy=0.4)),
+    budget=BudgetState(w2c={"low": Sums.of([(1, 0.25)])}, retry={"none": Sums.of([(0.5, 0.5)])}, slots={"low": 2.0}),
 )
 POOL = {
     "step": 3,
@@ -43,7 +45,7 @@ def test_a_checkpoint_of_before_guard_and_pool_goes_on_with_its_rho(tmp_path, ca
     (tmp_path / STATE_FILE).write_text(json.dumps({"rho": MOVED.rho.to_mapping()}))
     with caplog.at_level(logging.WARNING, logger="verl_cipo"):
         state, pool = load(str(tmp_path), CONFIG, wants_pool=True)
-    assert (state.rho, state.guard, pool) == (MOVED.rho, INITIAL.guard, None)
+    assert (state.rho, state.guard, state.budget, pool) == (MOVED.rho, INITIAL.guard, BudgetState(), None)
     assert POOL_FILE in caplog.text
 
 

@@ -3,14 +3,18 @@
 import logging
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from verl_cipo.core.anchors import Outcome
 from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.rows import Mark, RowTable
 from verl_cipo.core.steering.guard import ALARMS
 from verl_cipo.integration.train.checkpoint import TrainerState
 from verl_cipo.integration.train.controller import Controller, report_second_turns
 
+NOTHING = RowTable.of_marks([], [], index=[], scores=np.zeros(0), tokens=np.zeros(0))
 MEASURED = {
     "cipo/retention": 0.75,
     "cipo/transitions/w2c": 0.5,
@@ -40,7 +44,7 @@ def test_only_adapt_lowers_the_weight_of_the_corrections(guard, weight):
 
 def test_a_step_moves_rho_and_the_guard(tmp_path):
     made = controller()
-    added = made.observe(MEASURED, step=7)
+    added = made.observe(MEASURED, NOTHING, step=7)
     assert added["cipo/rho"] == 0.3 and added["cipo/lambda"] == 2.0
     assert {f"cipo/guard/{alarm}" for alarm in ALARMS} <= added.keys()
     # .3 * (1 + .8 * (.8 - .75) + .05 * 1 step below the target)
@@ -50,16 +54,40 @@ def test_a_step_moves_rho_and_the_guard(tmp_path):
     assert levels == pytest.approx([0.5, 0.5, 0.25, 1.0]) and guard.c2c.count == 0
 
 
+def test_a_step_moves_the_budget(tmp_path):
+    """Four attempts, all wrong, and two corrections of one of them, both right."""
+    had = Outcome(0, 4, 0.0, 0.0)._asdict()
+    marks = [Mark(correct=False)] * 4 + [Mark(correct=True, anchor=0, anchor_correct=False, **had)] * 2
+    keys = [*(f"u_{i}_0" for i in range(4)), "u_c0_0_0", "u_c0_1_0"]
+    table = RowTable.of_marks(keys, marks, index=[0] * 6, scores=np.zeros(6), tokens=np.zeros(6))
+    made = controller(budget="auto")
+    assert set(made.shares.values()) == {0.5}
+    added = made.observe({**MEASURED, "cipo/budget/none/slots": 1.0}, table, step=7)
+    assert added["cipo/budget/none/share"] == 0.5, "that of the step, not of the next one"
+    assert (added["cipo/budget/none/w2c"], added["cipo/budget/none/retry"]) == (1.0, 0.0)
+    assert made.shares["none"] > 0.8 and made.shares["right"] == made.shares["none"]
+    assert made.shares["low"] == 0.5
+    state = OmegaConf.to_container(saved(made, tmp_path).budget)
+    assert state["w2c"]["none"]["right"] == 1.0 and state["slots"]["none"] == 1.0
+
+
+def test_a_fixed_budget_is_not_looked_at(tmp_path):
+    made = controller()
+    assert not any(name.startswith("cipo/budget") for name in made.observe(MEASURED, NOTHING, step=7))
+    assert made.shares is None
+    assert saved(made, tmp_path).budget == {"w2c": {}, "retry": {}, "slots": {}}
+
+
 def test_off_looks_at_nothing(tmp_path):
     made = controller(guard="off")
-    assert made.observe(MEASURED, step=7) == {"cipo/rho": 0.3}
+    assert made.observe(MEASURED, NOTHING, step=7) == {"cipo/rho": 0.3}
     assert saved(made, tmp_path).guard == saved(controller(), tmp_path).guard
 
 
 def test_an_entropy_that_is_no_number_ends_no_run(caplog, tmp_path):
     made = controller()
     with caplog.at_level(logging.ERROR, logger="verl_cipo"):
-        made.observe({**MEASURED, "actor/entropy": float("nan")}, step=7)
+        made.observe({**MEASURED, "actor/entropy": float("nan")}, NOTHING, step=7)
     assert "step 7: actor/entropy is nan" in caplog.text
     assert saved(made, tmp_path).guard.entropy.count == 0
 
@@ -69,7 +97,9 @@ def test_an_alarm_is_reported_once(caplog):
     with caplog.at_level(logging.WARNING, logger="verl_cipo"):
         # A policy that learns, then one that copies all it is shown.
         steps = [MEASURED] * 30 + [{**MEASURED, "cipo/copy_rate": 1.0, "cipo/transitions/w2c": 0.0}] * 30
-        alarms = [made.observe(measured, step=step)["cipo/guard/copy_rate"] for step, measured in enumerate(steps)]
+        alarms = [
+            made.observe(measured, NOTHING, step=step)["cipo/guard/copy_rate"] for step, measured in enumerate(steps)
+        ]
     assert sum(alarms) > 1
     reported = [record.message for record in caplog.records if "repeat the attempt" in record.message]
     assert len(reported) == 1 and f"step {alarms.index(1.0)}," in reported[0]
@@ -77,7 +107,7 @@ def test_an_alarm_is_reported_once(caplog):
 
 def test_a_metric_that_is_not_declared_is_named():
     with pytest.raises(KeyError, match="cipo/made_up"):
-        controller().observe({"cipo/made_up": 1.0}, step=1)
+        controller().observe({"cipo/made_up": 1.0}, NOTHING, step=1)
 
 
 def test_validation_without_a_second_turn_asks_for_none():

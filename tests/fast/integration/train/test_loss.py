@@ -371,4 +371,5 @@ def test_where_a_term_grows_with_the_corrections(options, scales):
         config = compose("ppo_trainer", overrides=[f"actor_rollout_ref.actor.{option}" for option in options])
     assert scales_terms(config, CIPOConfig()) is scales
     assert not scales_terms(config, CIPOConfig(lambda_corr=0))
+    assert scales_terms(config, CIPOConfig(lambda_corr=0, budget="auto")) is scales, "further attempts are rows, too"
     assert not scales_terms(config, CIPOConfig(replay_fraction=0))

@@ -63,6 +63,7 @@ class Verl:
 
 class Manager:
     rho = 0.3
+    shares = None
 
     def pop_statistics(self):
         return {}
@@ -98,6 +99,25 @@ def test_the_guard_weighs_the_corrections_and_a_step_is_shown_to_it():
     assert trainer.weights == [pytest.approx(0.8)]
     assert metrics["cipo/copy_rate_failed"] == 0.5 and metrics["cipo/rho"] == 0.3
     assert {f"cipo/guard/{alarm}" for alarm in ALARMS} <= metrics.keys()
+
+
+def test_the_budget_goes_to_the_rollout_manager_after_a_step():
+    trainer = Trainer(budget="auto")
+    metrics = one_step(trainer)
+    shares = trainer.agent_loop_manager.shares
+    assert shares == trainer._controller.shares and set(shares) == {"none", "low", "medium", "high", "right"}
+    assert metrics["cipo/budget/low/share"] == 0.5 and metrics["cipo/budget/corrections"] == 2
+    fixed = Trainer()
+    assert not any(name.startswith("cipo/budget") for name in one_step(fixed))
+    assert fixed.agent_loop_manager.shares is None
+
+
+def test_the_run_starts_with_the_shares_of_the_checkpoint(monkeypatch):
+    trainer, manager = Trainer(budget="auto"), Manager()
+    monkeypatch.setattr(Verl, "fit", lambda self, agent_loop_manager: None, raising=False)
+    trainer._pool = None
+    trainer.fit(manager)
+    assert manager.shares == trainer._controller.shares is not None
 
 
 def test_the_estimator_weighs_and_punishes_as_configured():

@@ -20,10 +20,12 @@ from verl_cipo.core.config import AuxConfig, CIPOConfig
 from verl_cipo.core.draws import origin
 from verl_cipo.core.prompts import CorrectionPrompt, Excerpt, Request
 from verl_cipo.integration.rollout.reports import COUNTED, Reports
+from verl_cipo.integration.rollout.slots import Slots
 from verl_cipo.integration.rollout.worker import NoRowsError
 from verl_cipo.integration.v0 import rollout as legacy_rollouts
-from verl_cipo.integration.v0.rollout import ANCHOR, CIPOAgentLoopManagerV0, CIPOAgentLoopWorkerV0
+from verl_cipo.integration.v0.rollout import CIPOAgentLoopManagerV0, CIPOAgentLoopWorkerV0
 from verl_cipo.integration.v0.rows import objects, response_ids, without_lost
+from verl_cipo.integration.v0.second import ANCHOR, FURTHER
 
 # ---- the manager
 
@@ -61,7 +63,9 @@ class Worker:
         anchors = request.non_tensor_batch[ANCHOR][kept]
         out.non_tensor_batch["cipo"] = objects(
             [
-                {"correct": True, "anchor_correct": a["correct"], "copied": False, "text": "t", "score": 1.0}
+                {"correct": True, "further": True}
+                if a == FURTHER
+                else {"correct": True, "anchor_correct": a["correct"], "copied": False, "text": "t", "score": 1.0}
                 for a in anchors
             ]
         )
@@ -81,7 +85,8 @@ def manager(monkeypatch, outcomes, workers, *, rho=0.5, n=4, val_n=1, **knobs):
     made = object.__new__(CIPOAgentLoopManagerV0)
     made.config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": n, "val_kwargs": {"n": val_n}}}})
     made._cipo, made.rho, made.agent_loop_workers = CIPOConfig(schedule="barrier", **knobs), rho, workers
-    made._corrections, made._reports = None, Reports()
+    made._second, made._reports, made.shares = None, Reports(), None
+    made._slots = Slots(made._cipo, made._reports)
     monkeypatch.setattr(legacy_rollouts.ray, "get", lambda values: values)
     monkeypatch.setattr(AgentLoopManager, "generate_sequences", lambda self, prompts: rolled)
     columns = {key: rolled.non_tensor_batch[key] for key in ("uid", "index", "raw_prompt", "data_source")}
@@ -121,8 +126,8 @@ def test_every_anchor_gets_n_corrections_of_its_own_prompt(monkeypatch):
             "outcome": HAD[index],
         }
     assert fields["priority"].tolist() == list(range(8))
-    kept = made.pop_corrections()
-    assert sorted(kept.non_tensor_batch["uid"]) == sorted(fields["uid"]) and made.pop_corrections() is None
+    kept = made.pop_second_dispatch()
+    assert sorted(kept.non_tensor_batch["uid"]) == sorted(fields["uid"]) and made.pop_second_dispatch() is None
     stats = made.pop_statistics()
     # rho .5 of 4 anchors, right ones from three prompts that have them.
     assert (stats["anchors/total"], stats["anchors/correct"], stats["anchors/failed"]) == (4, 2, 2)
@@ -145,6 +150,71 @@ def test_the_draw_is_that_of_the_v1_trainers(monkeypatch):
     assert found == {f"{attempt.uid}_c{attempt.session}" for attempt in expected} and len(found) == 8
 
 
+def test_slots_become_further_attempts_as_with_the_v1_trainers(monkeypatch):
+    """The coordinator of the V1 trainers, told the same groups, corrects the same attempts."""
+    from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
+    from verl_cipo.integration.v0.rows import row_table
+
+    shares = {"none": 0.5, "low": 0.3, "medium": 0.5, "high": 1.0, "right": 0.6}
+    sender = Worker()
+    made, prompts, rolled = manager(
+        monkeypatch, OUTCOMES, [sender], replay_fraction=2.0, n_corrections=2, budget="auto"
+    )
+    made.shares = shares
+    groups = row_table(rolled).attempts()[0]
+
+    async def v1():
+        actor = AnchorCoordinator(made._cipo.to_mapping(), train_batch_size=4)
+        await actor.open(0, uids=[group.uid for group in groups], rho=0.5, step=3, shares=shares)
+        for group in groups:
+            await actor.add(0, group, {})
+        told = {}
+        for group in groups:
+            told[group.uid] = ([], 0)
+            while (order := await actor.next(0, group.uid)) is not None:
+                told[group.uid] = (told[group.uid][0] + order.anchors, told[group.uid][1] + order.further)
+        return told, await actor.pop_statistics(), await actor.pool_state()
+
+    told, counted, state = asyncio.run(v1())
+    made.generate_sequences(prompts)
+    fields = sender.requests[0].non_tensor_batch
+    further = fields[ANCHOR] == FURTHER
+    corrected = Counter(fields["uid"][~further].tolist())
+    assert corrected == {f"{uid}_c{session}": 2 for uid, (sessions, _) in told.items() for session in sessions}
+    assert Counter(fields["uid"][further].tolist()) == {uid: 2 * slots for uid, (_, slots) in told.items() if slots}
+    for uid, (_, slots) in told.items():
+        own = further & (fields["uid"] == uid)
+        assert fields["session_id"][own].tolist() == list(range(4, 4 + 2 * slots))
+        assert all(chat == [{"role": "user", "content": f"Q{uid[1:]}"}] for chat in fields["raw_prompt"][own])
+    assert len(fields["uid"]) == 16 and 0 < further.sum() < 16
+    counts = made.pop_statistics()
+    names = [name for name in counted if name.startswith(("budget/", "anchors/"))]
+    assert {name: counts[name] for name in names} == {name: counted[name] for name in names}
+    assert counts["corrections/failed_sessions"] == 0
+    assert made.pool_state() == {"budget": state["budget"]} and any(state["budget"].values())
+    other, *_ = manager(monkeypatch, OUTCOMES, [], budget="auto")
+    other.restore_pool(made.pool_state())
+    assert other.pool_state() == made.pool_state()
+    assert manager(monkeypatch, OUTCOMES, [])[0].pool_state() is None
+
+
+def test_without_shares_the_budget_stays(monkeypatch):
+    sender = Worker()
+    made, prompts, _ = manager(monkeypatch, OUTCOMES, [sender])
+    made.generate_sequences(prompts)
+    assert FURTHER not in sender.requests[0].non_tensor_batch[ANCHOR].tolist()
+    assert not any(name.startswith("budget/") for name in made.pop_statistics())
+
+
+def test_a_second_dispatch_may_hold_further_attempts_alone(monkeypatch):
+    made, prompts, _ = manager(monkeypatch, ["----"], [Worker()], rho=0.0, budget="auto")
+    made.shares = dict.fromkeys(("none", "low", "medium", "high", "right"), 0.125)
+    made.generate_sequences(prompts)
+    second = made.pop_second_dispatch()
+    assert second.non_tensor_batch["session_id"].tolist() == [4, 5, 6, 7]
+    assert made.pop_statistics()["corrections/failed_sessions"] == 0
+
+
 def test_what_fails_or_fits_no_prompt_is_counted_and_costs_nothing_else(monkeypatch):
     worker = Worker(too_long=("Q0",))
     made, prompts, _ = manager(monkeypatch, OUTCOMES, [worker], replay_fraction=4.0)
@@ -157,7 +227,7 @@ def test_what_fails_or_fits_no_prompt_is_counted_and_costs_nothing_else(monkeypa
     stats = made.pop_statistics()
     assert stats["anchors/total"] == 16 and stats["anchors/skipped/too_long"] == 4
     assert stats["corrections/failed_sessions"] == 4 and stats["verifier/errors"] == 2
-    assert lost not in made.pop_corrections().non_tensor_batch["uid"]
+    assert lost not in made.pop_second_dispatch().non_tensor_batch["uid"]
 
 
 @pytest.mark.parametrize("broken", ["build_prompts", "generate_sequences"])
@@ -170,7 +240,7 @@ def test_an_error_beside_the_sessions_costs_the_corrections_and_no_attempt(monke
 
     setattr(worker, broken, SimpleNamespace(remote=fail))
     assert made.generate_sequences(prompts) is rolled
-    assert made.pop_corrections() is None
+    assert made.pop_second_dispatch() is None
     assert made.pop_statistics()["corrections/failed_sessions"] == 8
     assert "the corrections of 4 attempts were lost" in caplog.text and "a field that only some rows" in caplog.text
 
@@ -178,13 +248,13 @@ def test_an_error_beside_the_sessions_costs_the_corrections_and_no_attempt(monke
 def test_no_anchor_or_no_correction_is_no_corrections(monkeypatch):
     made, prompts, _ = manager(monkeypatch, OUTCOMES, [Worker()], replay_fraction=0)
     made.generate_sequences(prompts)
-    assert made.pop_corrections() is None
+    assert made.pop_second_dispatch() is None
     made, prompts, _ = manager(monkeypatch, ["-+"], [Worker(lost=("u0_c0", "u0_c1"))], replay_fraction=2.0)
     made.generate_sequences(prompts)
-    assert made.pop_corrections() is None and made.pop_statistics()["corrections/failed_sessions"] == 8
+    assert made.pop_second_dispatch() is None and made.pop_statistics()["corrections/failed_sessions"] == 8
     made, prompts, _ = manager(monkeypatch, ["-+"], [Worker(too_long=("Q0",))], replay_fraction=2.0)
     made.generate_sequences(prompts)
-    assert made.pop_corrections() is None
+    assert made.pop_second_dispatch() is None
 
 
 def test_a_validation_corrects_every_attempt_once_and_keeps_no_rows(monkeypatch):
@@ -193,7 +263,7 @@ def test_a_validation_corrects_every_attempt_once_and_keeps_no_rows(monkeypatch)
     made, prompts, _ = manager(monkeypatch, ["-+", "-", "+"], [worker], val_corrections=2)
     prompts.meta_info["validate"] = True
     made.generate_sequences(prompts)
-    assert made.pop_corrections() is None and made.pop_statistics() == {name: 0.0 for name in COUNTED}
+    assert made.pop_second_dispatch() is None and made.pop_statistics() == {name: 0.0 for name in COUNTED}
     records, counts = made.pop_validation()
     assert [(record["uid"], record["anchor_correct"], len(record["corrections"])) for record in records] == [
         ("u0", False, 2),
@@ -317,6 +387,33 @@ def test_sessions_have_seeds_of_their_own_the_v1_trainers_too(monkeypatch):
     ]
 
 
+def test_a_further_attempt_is_marked_as_one_and_costs_its_own_row(monkeypatch):
+    seen = []
+
+    async def run(sampling_params, **kwargs):
+        seen.append((sampling_params["seed"], kwargs["uid"]))
+        if len(seen) == 2:
+            raise OSError("the sandbox is away")
+        return padded("ab", 1.0)
+
+    made = worker(monkeypatch, run, deterministic=True)
+    attempt = session(made, "u", 4, FURTHER)
+    assert attempt.extra_fields["cipo"] == {"correct": True, "origin": origin(None, CHAT), "further": True}
+    assert attempt.extra_fields["uid"] == "u" and attempt.extra_fields["session_id"] == 4
+    assert session(made, "u", 5, FURTHER) is None
+    assert asyncio.run(made.pop_counts()) == {"attempts/failed_sessions": 1}
+    assert len(set(seen)) == 2, "a seed of its own"
+
+
+def test_a_further_attempt_that_hangs_is_given_up(monkeypatch):
+    async def run(sampling_params, **kwargs):
+        await asyncio.sleep(60)
+
+    made = worker(monkeypatch, run, correction_timeout=0.05)
+    assert session(made, "u", 4, FURTHER) is None
+    assert asyncio.run(made.pop_counts()) == {"attempts/failed_sessions": 1}
+
+
 def test_a_session_that_fails_costs_its_own_row(monkeypatch):
     async def run(sampling_params, **kwargs):
         if kwargs["uid"] == "u":
@@ -365,7 +462,7 @@ def test_a_lost_attempt_becomes_no_anchor_and_has_no_second_turn(monkeypatch):
     for mark in rolled.non_tensor_batch["cipo"][4:]:
         mark["lost"] = True
     assert len(made.generate_sequences(prompts)) == 16
-    asked = made.pop_corrections().non_tensor_batch["uid"]
+    asked = made.pop_second_dispatch().non_tensor_batch["uid"]
     assert {uid.split("_")[0] for uid in asked} == {"u0"} and len(asked) == 16
     prompts.meta_info["validate"] = True
     made, prompts, rolled = manager(monkeypatch, OUTCOMES, [Worker()], val_n=4)

@@ -74,15 +74,23 @@ def test_a_manager_that_rolls_no_corrections_out_is_refused(monkeypatch):
 
 class Manager:
     rho = 0.3
+    shares = None
+    pool = None
 
     def __init__(self, corrections=None):
         self.corrections = corrections
 
-    def pop_corrections(self):
+    def pop_second_dispatch(self):
         return self.corrections
 
     def pop_statistics(self):
         return {"anchors/total": 2.0}
+
+    def pool_state(self):
+        return {"budget": {"low": 0.25}}
+
+    def restore_pool(self, state):
+        self.pool = state
 
 
 class Workers:
@@ -176,6 +184,59 @@ def test_the_batch_grows_in_place_and_holds_every_row_once(monkeypatch):
     for part in (attempts(), new):
         for key, ids in zip(row_table(part).keys, part.batch["input_ids"].tolist(), strict=True):
             assert by_key[key] == ids
+
+
+def with_further(batch):
+    """The corrections, and two right further attempts at the first prompt, whose groups of four have one right."""
+    more = scored(["++"], seed=2, extra=False)
+    more.non_tensor_batch["session_id"] = np.array([4, 5])
+    more.non_tensor_batch["cipo"] = objects([{"correct": True, "further": True}] * 2)
+    return DataProto.concat([batch, more])
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_further_attempts_join_the_group_of_their_prompt(monkeypatch, weight):
+    batch = attempts()
+    batch.non_tensor_batch["extra_info"] = objects([{"row": row} for row in range(len(batch))])
+    trainer = made(with_further(corrections()), lambda_corr=weight, budget="auto")
+    metrics = one_step(trainer, batch, monkeypatch)
+    table = row_table(batch)
+    assert len(table.keys) == 16 + 2 + (12 if weight else 0)
+    rows = {key: row for row, key in enumerate(table.keys)}
+    own = [rows[f"u0_{session}_0"] for session in range(6)]
+    assert table.rows.further[own].tolist() == [False] * 4 + [True] * 2
+    assert {batch.non_tensor_batch["extra_info"][row]["row"] for row in own} <= set(range(4)), "of the same prompt"
+    # 1 0 0 0 is now 0 1 0 0 1 1: the right ones are half.
+    mask = batch.batch["response_mask"]
+    tokens = int(mask.sum())
+    factor = tokens / int(mask[torch.from_numpy(table.rows.stream == BASE)].sum())
+    expected = 0.5 / (0.3**0.5 + 1e-6) * factor
+    assert batch.batch["advantages"][own].max().item() == pytest.approx(expected, rel=1e-4)
+    # Two optimizer steps, as GRPO's four prompts take.
+    (update,) = trainer.actor_rollout_wg.trained
+    assert len(update) == 2 * update["mini_batch_size"]
+    assert metrics["cipo/budget/attempts"] == 2 and metrics["cipo/budget/accuracy"] == 1.0
+    assert metrics["cipo/accuracy/base"] == 4 / 16 and metrics["cipo/rows/base"] == 18
+    assert trainer.async_rollout_manager.shares == trainer._controller.shares != None  # noqa: E711
+
+
+def test_the_budget_goes_through_the_checkpoint(monkeypatch, tmp_path):
+    for name in ("_save_checkpoint", "_load_checkpoint"):
+        monkeypatch.setattr(RayPPOTrainer, name, lambda self: 7)
+    trainer = made(with_further(corrections()), budget="auto")
+    one_step(trainer, attempts(), monkeypatch)
+    trainer.config.trainer = {
+        "default_local_dir": str(tmp_path),
+        "resume_mode": "resume_path",
+        "resume_from_path": str(tmp_path / "global_step_7"),
+    }
+    trainer._save_checkpoint()
+    resumed = made(budget="auto")
+    resumed.config.trainer = trainer.config.trainer
+    assert resumed._controller.shares != trainer._controller.shares
+    resumed._load_checkpoint()
+    assert resumed.async_rollout_manager.shares == trainer._controller.shares
+    assert resumed.async_rollout_manager.pool == {"budget": {"low": 0.25}}
 
 
 def test_lost_attempts_leave_the_batch_and_enter_nothing(monkeypatch):

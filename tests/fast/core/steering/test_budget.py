@@ -1,0 +1,288 @@
+"""What a session is worth as a correction and as a further attempt, and what follows for the slots."""
+
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from verl_cipo.core.anchors import Attempt, Outcome
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.metrics import METRICS, check_names
+from verl_cipo.core.rows import Mark, RowKey, RowTable, correction_group
+from verl_cipo.core.steering.budget import (
+    CLASSES,
+    DECAY,
+    KINDS,
+    PROBE,
+    RIGHT,
+    BudgetState,
+    Evidence,
+    Sums,
+    budget_metrics,
+    class_of,
+    divide,
+    evidence,
+    kind_of,
+    shares,
+    update_budget,
+)
+
+CONFIG = CIPOConfig()
+HALF = dict.fromkeys(KINDS, 0.5)
+
+
+def table(prompts, corrections=()):
+    """prompts: "cw+c", c and w a right and a wrong attempt, after the plus further ones; corrections: (prompt, number
+    of the anchor, right or not, verdicts)."""
+    keys, marks = [], []
+    for i, verdicts in enumerate(prompts):
+        own, _, further = verdicts.partition("+")
+        for session, verdict in enumerate(own + further):
+            keys.append(str(RowKey(f"u{i}", session)))
+            marks.append(Mark(correct=verdict == "c", further=session >= len(own)))
+    for prompt, number, anchor_right, verdicts in corrections:
+        own = prompts[prompt].partition("+")[0]
+        for session, verdict in enumerate(verdicts):
+            keys.append(str(RowKey(correction_group(f"u{prompt}", number), session)))
+            had = Outcome(own.count("c"), len(own), 0.0, 0.0)._asdict()
+            marks.append(Mark(correct=verdict == "c", anchor=number, anchor_correct=anchor_right, **had))
+    zeros = np.zeros(len(keys))
+    return RowTable.of_marks(keys, marks, index=[0] * len(keys), scores=zeros, tokens=zeros)
+
+
+@pytest.mark.parametrize(
+    ("right", "attempts", "name"),
+    [
+        (0, 8, "none"),
+        (0, 1, "none"),
+        (1, 8, "low"),
+        (2, 8, "low"),
+        # 3 / 7 and 5 / 7 of the others; 3 / 8 of 9 attempts is delta_low itself, 6 / 8 delta_high.
+        (3, 8, "medium"),
+        (5, 8, "medium"),
+        (3, 9, "medium"),
+        (6, 9, "medium"),
+        (6, 8, "high"),
+        (7, 8, "high"),
+    ],
+)
+def test_the_class_is_the_pass_rate_without_the_anchor(right, attempts, name):
+    assert class_of(right, attempts, CONFIG) == name
+
+
+def test_right_anchors_and_those_of_unknown_prompts_are_a_kind_of_their_own():
+    wrong, right = Attempt("u", 0, 0, False, 0.0), Attempt("u", 0, 1, True, 1.0)
+    assert kind_of(wrong, Outcome(0, 8, 0.0, 0.0), CONFIG) == "none"
+    assert kind_of(right, Outcome(3, 8, 0.375, 0.5), CONFIG) == kind_of(wrong, None, CONFIG) == RIGHT
+
+
+def test_retry_by_hand():
+    """Of 4 attempts: none right, one right, two right, all right."""
+    found = evidence(table(["wwww", "cwww", "ccww", "cccc"]), CONFIG).retry
+    # none: 4 of 4 wrong of the first; the right one of the second, times 4 / 5.
+    assert (found["none"].size, found["none"].right) == pytest.approx((1 + 1 / 4, 4 / 5 / 4))
+    # 1 of 3 others right (low): the wrong ones of the second, the right ones of the third.
+    assert (found["low"].size, found["low"].right) == pytest.approx((3 / 4 + 2 / 4, 4 / 5 * 2 / 4))
+    # 2 of 3 (medium): the wrong ones of the third. 3 of 3 (high): the right ones of the fourth.
+    assert (found["medium"].size, found["medium"].right) == pytest.approx((2 / 4, 0))
+    assert (found["high"].size, found["high"].right) == pytest.approx((1, 4 / 5))
+
+
+def test_further_attempts_are_evidence_of_their_own_and_are_not_left_out_in_turn():
+    """cwww has 1 right of 3 others where the anchor is wrong, whatever came in later."""
+    alone, further = (evidence(table([group]), CONFIG).retry for group in ("cwww", "cwww+cccw"))
+    assert further["none"] == alone["none"]
+    assert (alone["low"].size, alone["low"].right) == (3 / 4, 0)
+    assert (further["low"].size, further["low"].right) == (7 / 4, 3 / 4)
+    assert evidence(table(["cccc+w"]), CONFIG).retry == evidence(table(["cccc"]), CONFIG).retry, "no anchor is wrong"
+
+
+def test_w2c_counts_anchors_and_wrong_ones_alone():
+    corrections = [(0, 0, False, "cw"), (0, 1, False, "ww"), (1, 0, True, "ww"), (1, 1, False, "cc")]
+    found = evidence(table(["wwww", "cwww"], corrections), CONFIG).w2c
+    assert set(found) == {"none", "low"}
+    assert (found["none"].size, found["none"].right, found["none"].right2) == (2, 0.5, 0.25)
+    assert (found["low"].size, found["low"].right) == (1, 1)
+
+
+def test_corrections_of_prompts_that_are_not_known_are_no_evidence():
+    """Of a pool of an older checkpoint, say."""
+    made = table(["wwww"], [(0, 0, False, "cc")])
+    old = RowTable(**{**vars(made), "outcome": [None] * len(made.keys)})
+    assert evidence(old, CONFIG).w2c == {}
+
+
+@pytest.mark.parametrize("spread", [(0.5, 0.5), (0.3, 0.9), (1.0, 1.0)])
+def test_a_correction_that_does_not_look_at_the_attempt_is_worth_a_further_attempt(spread):
+    """200000 prompts of 8 attempts, of which one wrong one is corrected as it would be attempted again.
+
+    Leaving attempts out in turn would have an eighth too much without the factor.
+    """
+    generator = np.random.default_rng(0)
+    rates = generator.beta(*spread, size=200_000)
+    right = generator.binomial(8, rates)
+    retry, w2c = Counter(), Counter()
+    for c in range(8):
+        name = class_of(c, 8, CONFIG)
+        w2c[name, "size"] += int((right == c).sum())
+        w2c[name, "right"] += float(rates[right == c].sum())
+    groups = Counter(right.tolist())
+    for c, count in groups.items():
+        for name, sums in evidence(table(["c" * c + "w" * (8 - c)]), CONFIG).retry.items():
+            retry[name, "size"] += count * sums.size
+            retry[name, "right"] += count * sums.right
+    for name in CLASSES:
+        measured, expected = (side[name, "right"] / side[name, "size"] for side in (retry, w2c))
+        assert measured == pytest.approx(expected, rel=0.03), name
+
+
+def test_mean_and_noise_by_hand():
+    """Three anchors, one half right, one all right, one all wrong; the prior adds one that is right and one wrong."""
+    sums = Sums.of([(1, 0.5), (1, 1.0), (1, 0.0)])
+    mean, variance = sums.estimate(0.5)
+    assert mean == pytest.approx((1.5 + 1) / 5)
+    # deviations 0, 1/2, 1/2 and 1/2, 1/2 of the prior
+    assert variance == pytest.approx(4 * 0.25 / 25)
+
+
+def test_sizes_weigh():
+    """A prompt that is half in the class, and a whole one: (1/2, 1/2 right) and (1, 0 right)."""
+    sums = Sums.of([(0.5, 0.5), (1, 0)])
+    mean, variance = sums.estimate(0.5)
+    assert mean == pytest.approx(1.5 / 3.5)
+    deviations = [0.5 - mean * 0.5, -mean, 1 - mean, -mean]
+    assert variance == pytest.approx(sum(d * d for d in deviations) / 3.5**2)
+
+
+def state_of(w2c=None, retry=None, slots=None):
+    return BudgetState(w2c=w2c or {}, retry=retry or {}, slots=slots or {})
+
+
+def test_without_measurements_the_half_is_corrected():
+    assert shares(BudgetState()) == HALF
+
+
+def test_a_side_without_measurements_is_neither_favored_nor_put_back():
+    share = shares(state_of(retry={"none": Sums.of([(1, 0.0)] * 50)}))["none"]
+    assert 0.4 < share < 0.65
+    share = shares(state_of(retry={"medium": Sums.of([(1, 0.5)] * 50)}))["medium"]
+    assert share == pytest.approx(0.5)
+
+
+def test_the_share_is_the_chance_that_corrections_are_worth_more():
+    w2c, retry = Sums.of([(1, 0.5)] * 6 + [(1, 0.0)] * 2), Sums.of([(1, 0.25)] * 8)
+    prior = (3 + 2 + 1) / (8 + 8 + 2)
+    means = (3 + 2 * prior) / 10, (2 + 2 * prior) / 10
+    added = [2 * prior * (1 - mean) ** 2 + 2 * (1 - prior) * mean**2 for mean in means]
+    squares = 6 * (0.5 - means[0]) ** 2 + 2 * means[0] ** 2 + added[0], 8 * (0.25 - means[1]) ** 2 + added[1]
+    z = (means[0] - means[1]) / math.sqrt(sum(squares) / 100)
+    assert shares(state_of({"low": w2c}, {"low": retry}))["low"] == pytest.approx((1 + math.erf(z / 2**0.5)) / 2)
+
+
+def test_much_worse_corrections_stay_as_a_probe_and_much_better_ones_take_all():
+    good, bad = Sums.of([(1, 1.0)] * 200), Sums.of([(1, 0.0)] * 200)
+    assert shares(state_of({"low": bad, "high": good}, {"low": good, "high": bad})) == {
+        "none": 0.5,
+        "low": PROBE,
+        "medium": 0.5,
+        "high": pytest.approx(1.0),
+        RIGHT: pytest.approx((0.5 + PROBE + 0.5 + 1) / 4),
+    }
+
+
+def test_right_anchors_follow_the_mean_over_the_slots_of_wrong_ones():
+    good, bad = Sums.of([(1, 1.0)] * 200), Sums.of([(1, 0.0)] * 200)
+    made = state_of({"low": bad, "high": good}, {"low": good, "high": bad}, {"low": 3.0, "high": 1.0})
+    assert shares(made)[RIGHT] == pytest.approx((3 * PROBE + 1) / 4)
+
+
+def test_what_was_measured_before_fades():
+    new = Evidence({"low": Sums.of([(1, 0.5), (1, 1.0)])}, {"low": Sums.of([(0.5, 0.25)])})
+    state = update_budget(update_budget(BudgetState(), new, {"low": 5}), Evidence({}, {}), {"low": 1})
+    sums = state.w2c["low"]
+    assert (sums.size, sums.right) == pytest.approx((2 * DECAY, 1.5 * DECAY))
+    assert (sums.size2, sums.right2, sums.cross) == pytest.approx((2 * DECAY**2, 1.25 * DECAY**2, 1.5 * DECAY**2))
+    assert state.retry["low"].right == pytest.approx(0.25 * DECAY) and state.slots["low"] == 5 * DECAY + 1
+    assert sums.mean == pytest.approx(0.75), "a mean does not fade"
+
+
+def test_the_state_goes_through_a_checkpoint():
+    new = evidence(table(["wwww", "cwww+c"], [(0, 0, False, "cw")]), CONFIG)
+    state = update_budget(BudgetState(), new, {"none": 1.0})
+    assert BudgetState.from_mapping(json.loads(json.dumps(state.to_mapping()))) == state
+    assert BudgetState.from_mapping(BudgetState().to_mapping()) == BudgetState()
+
+
+def slots_of(kinds):
+    return [(kind, Attempt("u", place, 0, kind == RIGHT, 0.0)) for place, kind in enumerate(kinds)]
+
+
+def test_rounding_is_carried():
+    """A quarter of one slot a call: one of four calls corrects."""
+    carries, corrected = {}, []
+    for step in range(8):
+        own, carries = divide(slots_of(["low"]), HALF | {"low": 0.25}, carries, seed=1, step=step)
+        corrected += own
+    assert corrected == [False, True, False, False, False, True, False, False] and carries == {"low": 0.0}
+
+
+kinds_of_calls = st.lists(st.lists(st.sampled_from(KINDS), max_size=12), max_size=8)
+some_shares = st.fixed_dictionaries({kind: st.floats(PROBE, 1) for kind in KINDS})
+
+
+@given(kinds_of_calls, some_shares, st.integers(0, 5))
+def test_counts_follow_the_shares_up_to_half_a_slot(calls, chosen, seed):
+    carries, corrected, total = {}, Counter(), Counter()
+    for step, kinds in enumerate(calls):
+        own, carries = divide(slots_of(kinds), chosen, carries, seed=seed, step=step)
+        assert len(own) == len(kinds)
+        corrected.update(kind for kind, kept in zip(kinds, own, strict=True) if kept)
+        total.update(kinds)
+        for kind in KINDS:
+            assert abs(corrected[kind] - chosen[kind] * total[kind]) <= 0.5 + 1e-6
+
+
+@given(st.lists(st.sampled_from(KINDS), max_size=12), some_shares, st.randoms())
+def test_the_order_of_the_slots_does_not_matter(kinds, chosen, random):
+    slots = slots_of(kinds)
+    shuffled = random.sample(slots, len(slots))
+    (first, carried), (second, other) = (divide(some, chosen, {}, seed=1, step=3) for some in (slots, shuffled))
+    assert dict(zip(slots, first, strict=True)) == dict(zip(shuffled, second, strict=True)) and carried == other
+
+
+def test_which_slots_are_corrected_is_drawn():
+    slots = slots_of(["low"] * 6)
+    drawn = {tuple(divide(slots, HALF, {}, seed=seed, step=step)[0]) for seed in range(4) for step in range(4)}
+    assert len(drawn) > 8 and {sum(one) for one in drawn} == {3}
+
+
+def test_metrics_of_a_step():
+    made = table(["wwww+cw", "cwww"], [(1, 1, False, "cw"), (1, 0, True, "cc")])
+    state = update_budget(BudgetState(), evidence(made, CONFIG), {"none": 1, "low": 1})
+    counts = {"cipo/budget/slots": 3.0, "cipo/budget/corrected": 2.0}
+    metrics = budget_metrics(state, HALF, made, counts)
+    check_names(metrics)
+    assert metrics == {
+        "cipo/budget/correction_share": 2 / 3,
+        "cipo/budget/attempts": 2,
+        "cipo/budget/accuracy": 0.5,
+        "cipo/budget/corrections": 4,
+        **{f"cipo/budget/{kind}/share": 0.5 for kind in KINDS},
+        "cipo/budget/low/w2c": 0.5,
+        # 4 wrong attempts, one right and one wrong further one of 6 quarters; the right one of the other, times 4 / 5.
+        "cipo/budget/none/retry": pytest.approx((1 / 4 + 1 / 5) / (6 / 4 + 1 / 4)),
+        "cipo/budget/low/retry": 0.0,
+    }
+    assert "cipo/budget/correction_share" not in budget_metrics(state, HALF, made, {"cipo/budget/slots": 0.0})
+
+
+def test_every_class_is_declared():
+    check_names(f"cipo/budget/{name}/{what}" for name in CLASSES for what in ("slots", "share", "w2c", "retry"))
+    assert {name for name in METRICS if name.startswith("cipo/budget/right/")} == {
+        "cipo/budget/right/slots",
+        "cipo/budget/right/share",
+    }

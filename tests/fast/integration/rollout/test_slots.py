@@ -1,0 +1,135 @@
+"""budget=auto on the rollout side: who is told to correct and who to make further attempts."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fast.integration.rollout.test_coordinator import coordinator, group, texts
+from verl_cipo.core.steering.budget import KINDS, PROBE
+from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
+
+HALF = dict.fromkeys(KINDS, 0.5)
+some_groups = st.lists(st.lists(st.booleans(), min_size=2, max_size=6), min_size=1, max_size=6)
+some_shares = st.fixed_dictionaries({kind: st.floats(PROBE, 1) for kind in KINDS})
+
+
+async def rolled(actor: AnchorCoordinator, verdicts, shares, *, batch=0, step=1) -> dict[str, tuple[list[int], int]]:
+    """uid -> sessions to correct and slots of further attempts, of groups that are reported in their order."""
+    groups = [group(f"u{i}", i, own) for i, own in enumerate(verdicts)]
+    await actor.open(batch, uids=[one.uid for one in groups], rho=0.5, step=step, shares=shares)
+    for one in groups:
+        await actor.add(batch, one, {})
+    told = {}
+    for one in groups:
+        sessions, further = [], 0
+        while (order := await asyncio.wait_for(actor.next(batch, one.uid), 1)) is not None:
+            sessions += order.anchors
+            further += order.further
+        told[one.uid] = (sessions, further)
+    return told
+
+
+@pytest.mark.parametrize("schedule", ["streaming", "barrier"])
+@given(verdicts=some_groups, shares=some_shares, fraction=st.sampled_from([0.5, 1.0, 2.0]))
+def test_slots_add_up_to_the_anchors_and_sit_at_their_prompts(schedule, verdicts, shares, fraction):
+    async def run(shares):
+        actor = coordinator(schedule=schedule, budget="auto", replay_fraction=fraction)
+        return await rolled(actor, verdicts, shares), await actor.pop_statistics()
+
+    told, counts = asyncio.run(run(shares))
+    anchors, _ = asyncio.run(run(None))
+    for uid, (sessions, further) in told.items():
+        assert set(sessions) <= set(anchors[uid][0]), "the draw is that of budget=fixed"
+        assert len(sessions) + further == len(anchors[uid][0]) and anchors[uid][1] == 0
+    corrected = sum(len(sessions) for sessions, _ in told.values())
+    assert counts["budget/slots"] == counts["anchors/total"] and counts["budget/corrected"] == corrected
+    assert sum(counts[f"budget/{kind}/slots"] for kind in KINDS) == counts["budget/slots"]
+    assert asyncio.run(run(shares))[0] == told, "the same again"
+
+
+@pytest.mark.parametrize("schedule", ["streaming", "barrier"])
+def test_the_share_is_that_of_the_anchors_class(schedule):
+    """Both anchors are wrong: one of a prompt without a right attempt, one of a prompt of medium difficulty."""
+    shares = HALF | {"none": 1.0, "medium": PROBE}
+    verdicts = [[False] * 4, [True, False, False, True]]
+
+    async def run():
+        actor = coordinator(schedule=schedule, budget="auto")
+        await actor.open(0, uids=["a", "b"], rho=0.0, step=1, shares=shares)
+        await actor.add(0, group("a", 0, verdicts[0]), {})
+        await actor.add(0, group("b", 1, verdicts[1]), {})
+        orders = {}
+        for uid in ("a", "b"):
+            orders[uid] = [0, 0]
+            while (order := await actor.next(0, uid)) is not None:
+                orders[uid] = [orders[uid][0] + len(order.anchors), orders[uid][1] + order.further]
+        return orders, await actor.pop_statistics()
+
+    orders, counts = asyncio.run(run())
+    total = sum(map(sum, orders.values()))
+    assert total == 2 and orders["a"][1] == 0 and orders["b"][0] == 0
+    assert counts["budget/none/slots"] + counts["budget/medium/slots"] == 2 and counts["budget/right/slots"] == 0
+
+
+async def replayed(actor, shares, *, batch, uids, step):
+    await actor.open(batch, uids=uids, rho=0.5, step=step, shares=shares)
+    return {uid: await actor.replayed(batch, uid) for uid in uids}
+
+
+@given(verdicts=some_groups, shares=some_shares, fraction=st.sampled_from([0.5, 1.0, 2.0]))
+def test_slots_of_replay_add_up_to_the_anchors_too(verdicts, shares, fraction):
+    async def run(shares):
+        actor = coordinator(schedule="replay", budget="auto", replay_fraction=fraction)
+        uids = [f"u{i}" for i in range(len(verdicts))]
+        await actor.open(0, uids=uids, rho=0.5, step=1, shares=shares)
+        for i, (uid, own) in enumerate(zip(uids, verdicts, strict=True)):
+            await actor.add(0, group(uid, i, own), texts(uid, len(own)))
+        before = await actor.pop_statistics()
+        orders = await replayed(actor, shares, batch=1, uids=uids, step=2)
+        return orders, before, await actor.pop_statistics()
+
+    orders, before, counts = asyncio.run(run(shares))
+    fixed, *_ = asyncio.run(run(None))
+    for uid, order in orders.items():
+        assert len(order.anchors) + order.further == len(fixed[uid].anchors) and fixed[uid].further == 0
+    assert before["budget/slots"] == 0, "step 1 has no slots"
+    corrected = sum(len(order.anchors) for order in orders.values())
+    assert counts["budget/slots"] == counts["anchors/total"] and counts["budget/corrected"] == corrected
+    assert all(candidate.outcome is not None for order in orders.values() for candidate in order.anchors)
+
+
+@pytest.mark.parametrize("schedule", ["streaming", "barrier", "replay"])
+def test_a_resumed_coordinator_divides_as_the_first_would_have(schedule):
+    """Three slots of one kind a step, .45 of them corrections: 1.35 are rounded down, then 1.35 + .35 up."""
+    verdicts, shares = [[False] * 4] * 3, HALF | {"none": 0.45}
+
+    async def step(actor, number):
+        uids = [f"u{number}{i}" for i in range(3)]
+        if schedule != "replay":
+            told = await rolled(actor, verdicts, shares, batch=number, step=number)
+            return {uid: (len(sessions), further) for uid, (sessions, further) in told.items()}
+        orders = await replayed(actor, shares, batch=number, uids=uids, step=number)
+        for i, uid in enumerate(uids):
+            await actor.add(number, group(uid, 10 * number + i, verdicts[i]), texts(uid, 4))
+            await actor.close(number, uid, {})
+        return {uid: (len(order.anchors), order.further) for uid, order in orders.items()}
+
+    async def run():
+        actor = AnchorCoordinator(coordinator(schedule=schedule, budget="auto").config.to_mapping(), train_batch_size=3)
+        if schedule == "replay":  # step 1 has no slots
+            await step(actor, 1)
+        await step(actor, 2)
+        state = await actor.pool_state()
+        assert state["budget"] == {"none": pytest.approx(0.35)}
+        resumed = AnchorCoordinator(actor.config.to_mapping(), train_batch_size=3)
+        await resumed.restore_pool(state)
+        assert (await resumed.pool_state())["budget"] == state["budget"]
+        other = AnchorCoordinator(actor.config.to_mapping(), train_batch_size=3)
+        await other.restore_pool({key: value for key, value in state.items() if key != "budget"})
+        return [await step(one, 3) for one in (actor, resumed, other)]
+
+    expected, again, without = asyncio.run(run())
+    assert again == expected and sum(further for _, further in expected.values()) == 1
+    assert sum(further for _, further in without.values()) == 2, "of an older checkpoint: nothing was left over"

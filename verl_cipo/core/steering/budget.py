@@ -1,0 +1,286 @@
+"""The budget: whether a step's sessions are worth more as corrections or as further attempts.
+
+docs/method.md 18. A step has K slots, one an anchor, of n_corrections sessions each. With budget=auto a slot becomes
+the corrections of its anchor, or as many further attempts at the anchor's prompt. Which of them, is decided by what
+both have brought in prompts that fail as often: w2c, the share of right corrections of wrong attempts, against retry,
+the share of right ones among further attempts. Both are measured in every step for nothing.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from verl_cipo.core.anchors import Attempt, Outcome, medium, rounded
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.draws import lot
+from verl_cipo.core.rows import BASE, CORRECTION, RowTable
+
+CLASSES = ("none", "low", "medium", "high")
+"""Pass rate of a wrong anchor's prompt without the anchor: 0, below delta_low, up to delta_high, above."""
+RIGHT = "right"
+"""Kind of the slots of right anchors, and of those of whose prompt nothing is known."""
+KINDS = (*CLASSES, RIGHT)
+
+DECAY = 0.8
+"""Weight of what was measured one step before."""
+PROBE = 1 / 8
+"""Least share of slots that are corrections: so it is noticed when they become worth more."""
+_PRIOR = 2.0
+"""Anchors, or prompts, that each side is given for a start; with what both sides have measured together."""
+
+
+def class_of(right: int, attempts: int, config: CIPOConfig) -> str:
+    """Of CLASSES, that of a wrong attempt in a prompt with `right` right ones of `attempts`, itself included."""
+    if right == 0:
+        return "none"
+    rate = right / (attempts - 1)
+    if medium(rate, delta_low=config.delta_low, delta_high=config.delta_high):
+        return "medium"
+    return "low" if rate < config.delta_low else "high"
+
+
+def kind_of(anchor: Attempt, outcome: Outcome | None, config: CIPOConfig) -> str:
+    """Of KINDS, that of an anchor's slot; outcome: of the anchor's prompt when it was drawn."""
+    if anchor.correct or outcome is None:
+        return RIGHT
+    return class_of(outcome.prompt_right, outcome.prompt_attempts, config)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the mean of one side in one class and its noise follow from: sums over anchors, or over prompts.
+
+    Sessions of one anchor, or of one prompt, are alike: what varies independently are anchors and prompts. Each counts
+    with a size (1 for an anchor; for a prompt the share of its attempts in the class) and its right part, size times
+    the share of right ones. size, right: their sums; size2, right2, cross: sums of size^2, right^2, size * right.
+    """
+
+    size: float = 0.0
+    right: float = 0.0
+    size2: float = 0.0
+    right2: float = 0.0
+    cross: float = 0.0
+
+    @classmethod
+    def of(cls, parts: Iterable[tuple[float, float]]) -> "Sums":
+        """From the (size, right) of each anchor or prompt."""
+        size, right = np.array([*parts], dtype=np.float64).reshape(-1, 2).T
+        return cls(
+            size=float(size.sum()),
+            right=float(right.sum()),
+            size2=float((size**2).sum()),
+            right2=float((right**2).sum()),
+            cross=float((size * right).sum()),
+        )
+
+    @property
+    def mean(self) -> float | None:
+        """Share of right ones; None where nothing was measured."""
+        return self.right / self.size if self.size else None
+
+    def then(self, new: "Sums") -> "Sums":
+        """With the sums of the next step; what was before has the weight DECAY, and so DECAY^2 in squares."""
+        return Sums(
+            size=DECAY * self.size + new.size,
+            right=DECAY * self.right + new.right,
+            size2=DECAY**2 * self.size2 + new.size2,
+            right2=DECAY**2 * self.right2 + new.right2,
+            cross=DECAY**2 * self.cross + new.cross,
+        )
+
+    def estimate(self, prior: float) -> tuple[float, float]:
+        """Mean and its variance, with _PRIOR anchors or prompts in addition that are all right or all wrong.
+
+        The variance is that of a ratio of sums: sum of (right - mean * size)^2 over (sum of sizes)^2.
+        prior: share of right ones among those in addition, in (0, 1).
+        """
+        size = self.size + _PRIOR
+        mean = (self.right + _PRIOR * prior) / size
+        squares = self.right2 - 2 * mean * self.cross + mean**2 * self.size2
+        squares += _PRIOR * (prior * (1 - mean) ** 2 + (1 - prior) * mean**2)
+        return mean, squares / size**2
+
+
+_SumsByClass = Mapping[str, Sums]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one step tells of both sides, by class."""
+
+    w2c: _SumsByClass
+    retry: _SumsByClass
+
+
+def evidence(table: RowTable, config: CIPOConfig) -> Evidence:
+    """What the rows of a step tell.
+
+    w2c: corrections of wrong anchors, an anchor counts as one.
+
+    retry: each of a prompt's attempts is a further one after the others. Of n attempts with c right ones, c are a right
+    further attempt where c - 1 others of n - 1 are right, n - c a wrong one where c are. A further attempt is made
+    where one more is known, the wrong anchor: what follows n attempts is lower than what follows n - 1 by the factor
+    n / (n + 1) (of pass rates that are Beta(a, b) distributed with a + b = 1; for any a and b it is below 1 and above
+    1 - 1/n). Further attempts themselves count as they are. Attempts whose number depends on the others' verdicts must
+    not be left out in turn, so only those that every prompt has are.
+    """
+    rows = table.rows
+    corrections: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    for i in np.flatnonzero((rows.stream == CORRECTION) & rows.final & ~rows.anchor_correct):
+        if (outcome := table.outcome[i]) is not None:
+            name = class_of(outcome.prompt_right, outcome.prompt_attempts, config)
+            corrections[name, str(rows.group[i])].append(bool(rows.correct[i]))
+    w2c = defaultdict(list)
+    for (name, _), verdicts in corrections.items():
+        w2c[name].append((1.0, sum(verdicts) / len(verdicts)))
+
+    prompts: dict[str, tuple[list[bool], list[bool]]] = defaultdict(lambda: ([], []))
+    for i in np.flatnonzero((rows.stream == BASE) & rows.final):
+        prompts[str(rows.group[i])][int(rows.further[i])].append(bool(rows.correct[i]))
+    retry = defaultdict(list)
+    for attempts, further in prompts.values():
+        if len(attempts) > 1:
+            for name, part in _retried(sum(attempts), len(attempts), sum(further), len(further), config).items():
+                retry[name].append(part)
+    return Evidence(*({name: Sums.of(parts) for name, parts in side.items()} for side in (w2c, retry)))
+
+
+def _retried(
+    right: int, attempts: int, further_right: int, further: int, config: CIPOConfig
+) -> dict[str, tuple[float, float]]:
+    """(size, right) of a prompt in each class that it counts in, see `evidence`."""
+    parts: dict[str, tuple[float, float]] = {}
+
+    def add(name: str, size: float, good: float) -> None:
+        before = parts.get(name, (0.0, 0.0))
+        parts[name] = before[0] + size / attempts, before[1] + good / attempts
+
+    if right < attempts:
+        add(class_of(right, attempts, config), attempts - right + further, further_right)
+    if right > 0:
+        add(class_of(right - 1, attempts, config), right, right * attempts / (attempts + 1))
+    return parts
+
+
+@dataclass(frozen=True)
+class BudgetState:
+    """What was measured up to now, by class; part of every checkpoint. slots: of wrong anchors, decayed as the rest."""
+
+    w2c: _SumsByClass = field(default_factory=dict)
+    retry: _SumsByClass = field(default_factory=dict)
+    slots: Mapping[str, float] = field(default_factory=dict)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "BudgetState":
+        """Back from `to_mapping`. Raises: TypeError on an unknown key."""
+        sides = {side: {name: Sums(**sums) for name, sums in values[side].items()} for side in ("w2c", "retry")}
+        return cls(**{**values, **sides})
+
+
+def update_budget(state: BudgetState, new: Evidence, slots: Mapping[str, float]) -> BudgetState:
+    """The state after a step; slots: how many of wrong anchors it had, by class."""
+
+    def joined(old: _SumsByClass, added: _SumsByClass) -> dict[str, Sums]:
+        return {name: old.get(name, Sums()).then(added.get(name, Sums())) for name in CLASSES}
+
+    return BudgetState(
+        w2c=joined(state.w2c, new.w2c),
+        retry=joined(state.retry, new.retry),
+        slots={name: DECAY * state.slots.get(name, 0.0) + slots.get(name, 0.0) for name in CLASSES},
+    )
+
+
+def shares(state: BudgetState) -> dict[str, float]:
+    """Share of the slots of each of KINDS that are corrections, in [PROBE, 1].
+
+    Of wrong anchors that is the chance that a correction is worth more, P(w2c > retry), with both means taken as normal
+    and independent; 1/2 before anything was measured. Of right ones, whose corrections cannot gain, it is the mean over
+    the slots of wrong ones.
+    """
+    own = {name: _share(state.w2c.get(name, Sums()), state.retry.get(name, Sums())) for name in CLASSES}
+    total = sum(state.slots.get(name, 0.0) for name in CLASSES)
+    weights = {name: state.slots.get(name, 0.0) / total if total else 1 / len(CLASSES) for name in CLASSES}
+    return own | {RIGHT: _clipped(sum(weights[name] * own[name] for name in CLASSES))}
+
+
+def _share(w2c: Sums, retry: Sums) -> float:
+    # Both sides start from what they have in common: a side with few measurements is neither favored nor put back.
+    prior = (w2c.right + retry.right + _PRIOR / 2) / (w2c.size + retry.size + _PRIOR)
+    (mean, variance), (other, noise) = w2c.estimate(prior), retry.estimate(prior)
+    return _clipped((1 + math.erf((mean - other) / math.sqrt(2 * (variance + noise)))) / 2)
+
+
+def _clipped(share: float) -> float:
+    return min(max(share, PROBE), 1.0)
+
+
+def divide(
+    slots: Sequence[tuple[str, Attempt]],
+    shares: Mapping[str, float],
+    carries: Mapping[str, float],
+    *,
+    seed: int,
+    step: int,
+) -> tuple[list[bool], dict[str, float]]:
+    """Whether each slot becomes corrections, and what rounding has left over now.
+
+    Of each kind, share * slots + what was left over become corrections, rounded: over any number of calls they follow
+    the share up to half a slot. Which ones is drawn by a hash of (seed, step, index, session).
+
+    Args:
+        slots: kind and anchor of each.
+        shares: of `shares`.
+        carries: what earlier calls left over, by kind; a kind that is missing has 0.
+    """
+    carries = dict(carries)
+    corrected = [False] * len(slots)
+    for kind in KINDS:
+        own = [place for place, (name, _) in enumerate(slots) if name == kind]
+        if not own:
+            continue
+        own.sort(key=lambda place: _place(slots[place][1], seed, step))
+        wanted = shares[kind] * len(own) + carries.get(kind, 0.0)
+        count = min(max(rounded(wanted), 0), len(own))
+        carries[kind] = wanted - count
+        for place in own[:count]:
+            corrected[place] = True
+    return corrected, carries
+
+
+def _place(anchor: Attempt, seed: int, step: int) -> tuple[bytes, str, int]:
+    return lot(seed, step, "budget", anchor.index, anchor.session), anchor.prompt, anchor.session
+
+
+def budget_metrics(
+    state: BudgetState, used: Mapping[str, float], table: RowTable, measured: Mapping[str, float]
+) -> dict[str, float]:
+    """``cipo/budget/*`` of a step, but what the rollout side counts; a mean over nothing is left out.
+
+    Args:
+        state: after the step.
+        used: the step's `shares`.
+        measured: the rollout side's counts, with ``cipo/budget/slots`` and ``cipo/budget/corrected``.
+    """
+    rows = table.rows
+    further = (rows.stream == BASE) & rows.final & rows.further
+    metrics = {
+        "attempts": float(further.sum()),
+        "corrections": float(((rows.stream == CORRECTION) & rows.final).sum()),
+        **{f"{kind}/share": used[kind] for kind in KINDS},
+    }
+    if slots := measured.get("cipo/budget/slots"):
+        metrics["correction_share"] = measured["cipo/budget/corrected"] / slots
+    if further.any():
+        metrics["accuracy"] = float(rows.correct[further].mean())
+    for side in ("w2c", "retry"):
+        means = {name: sums.mean for name, sums in getattr(state, side).items()}
+        metrics |= {f"{name}/{side}": mean for name, mean in means.items() if mean is not None}
+    return {f"cipo/budget/{name}": value for name, value in metrics.items()}
