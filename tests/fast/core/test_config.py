@@ -38,6 +38,10 @@ DEFAULTS = {
         "max_attempt_tokens": None,
         "thinking_open": "<think>",
         "thinking_close": "</think>",
+        "attempts": 1,
+        "verdict": "hidden",
+        "form": "message",
+        "standalone": False,
     },
     "aux": {"kind": "nll", "coef": 0.0, "beta": 2.0, "distill_below": 0.0},
 }
@@ -135,6 +139,12 @@ BAD = [
     ("prompt.max_attempt_tokens", 16.0, "an integer >= 16 or null"),
     ("prompt.thinking_open", "", "a text"),
     ("prompt.thinking_close", 3, "a text"),
+    ("prompt.attempts", 0, "an integer in [1, 16]"),
+    ("prompt.attempts", 17, "an integer in [1, 16]"),
+    ("prompt.attempts", 2.0, "an integer in [1, 16]"),
+    ("prompt.verdict", "shown", "one of hidden, told"),
+    ("prompt.form", "turn", "one of message, assistant_turn"),
+    ("prompt.standalone", "yes", "true or false"),
 ]
 
 
@@ -169,6 +179,7 @@ def test_every_knob_has_a_bad_value_above():
         ("prompt.attempt_view", "tail"),
         ("prompt.on_overflow", "skip"),
         ("prompt.max_attempt_tokens", 16),
+        ("prompt.attempts", 16),
     ],
 )
 def test_the_ends_of_the_ranges_are_allowed(key, value):

@@ -21,7 +21,7 @@ and the advantage groups by the whole.
 import asyncio
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import transfer_queue as tq
@@ -31,7 +31,7 @@ from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token
 
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import origin
-from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt
+from verl_cipo.core.prompts import CorrectionPrompt, Others, correction_prompt
 from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, correction_group
 from verl_cipo.core.transitions import attempt_record, correction_record
 from verl_cipo.core.verdict import verdict
@@ -174,6 +174,7 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
                 self._cipo.threshold(kwargs.get("data_source")),
             ),
             score=float(final.reward_score),
+            pred=(final.extra_fields.get("reward_extra_info") or {}).get("pred"),
         )
         if number is None:
             group.attempts[kwargs["session_id"]] = outcome
@@ -230,11 +231,14 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
         except Exception:
             logger.exception("corrections of prompt %s were lost; its attempts are trained as they are", group.uid)
 
+    def _prompt_of(self, group: PromptGroup) -> CorrectionPrompt:
+        return self._prompt.in_validation if group.validate else self._prompt
+
     async def _read(self, group: PromptGroup, prompt: Mapping[str, Any]) -> None:
         """Note the texts of the attempts, and of which no correction prompt can be made."""
         attempts = list(group.attempts.values())
         responses = [attempt.response_ids for attempt in attempts]
-        read = await self._off_the_loop(read_attempts, self._prompt, prompt["raw_prompt"], responses)
+        read = await self._off_the_loop(read_attempts, self._prompt_of(group), prompt["raw_prompt"], responses)
         for attempt, text, refusal in zip(attempts, *read, strict=True):
             attempt.text, attempt.refusal = text, refusal
             if refusal is not None:
@@ -247,26 +251,33 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
         try:
             await self._read(group, prompt)
             if group.replayed:
-                await coordinator.add.remote(batch, group.report(), await self._kept(group, prompt))
+                kept = await self._kept(group, trajectory, prompt)
+                await coordinator.add.remote(batch, group.report(wrong_alone=self._cipo.wrong_alone), kept)
             else:
-                await coordinator.add.remote(batch, group.report(), {})
+                await coordinator.add.remote(batch, group.report(wrong_alone=self._cipo.wrong_alone), {})
                 while (sessions := await coordinator.next.remote(batch, group.uid)) is not None:
+                    beside = await self._beside(group, sessions, trajectory)
                     for session in sessions:
-                        anchor = group.own_anchor(session, prompt)
+                        anchor = group.own_anchor(session, prompt, beside[session])
                         await self._start(group, session, anchor, self._n, sampling_params, trajectory, prompt)
         finally:
             await self._settle(group)
             await coordinator.close.remote(batch, group.uid, dict(group.counts))
 
-    async def _kept(self, group: PromptGroup, prompt: Mapping[str, Any]) -> dict[int, Any]:
+    async def _beside(self, group: PromptGroup, sessions: Iterable[int], trajectory: dict) -> dict[int, Others]:
+        lots = {"seed": self._cipo.seed, "step": trajectory["step"]}
+        return await self._off_the_loop(functools.partial(group.beside, self._prompt, sessions, **lots))
+
+    async def _kept(self, group: PromptGroup, trajectory: dict, prompt: Mapping[str, Any]) -> dict[int, Any]:
         """References to what the next step takes to correct the attempts, see payloads.py."""
         correctable = {s: attempt for s, attempt in sorted(group.attempts.items()) if attempt.refusal is None}
         if not correctable:
             return {}
         texts = {session: attempt.text for session, attempt in correctable.items()}
+        beside = await self._beside(group, texts, trajectory)
         data = {key: value for key, value in prompt.items() if key not in NOT_REPLAYED}
         asked = next(iter(correctable.values())).prompt_ids
-        return await self._off_the_loop(payloads.keep, texts, data, asked)
+        return await self._off_the_loop(payloads.keep, texts, data, asked, beside)
 
     async def _correct_replayed(
         self, group: PromptGroup, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
@@ -275,9 +286,9 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
         try:
             anchors = await group.ticket["coordinator"].replayed.remote(group.ticket["batch"], group.uid)
             for number, candidate in enumerate(anchors):
-                text, data, asked = await payloads.fetch(candidate.payload)
+                text, data, asked, others = await payloads.fetch(candidate.payload)
                 attempt = candidate.attempt
-                anchor = Anchor(attempt.session, text, attempt.correct, data, asked, candidate.outcome)
+                anchor = Anchor(attempt.session, text, attempt.correct, data, asked, candidate.outcome, others)
                 await self._start(group, number, anchor, self._n, sampling_params, trajectory, prompt)
         except Exception:
             logger.exception("corrections of the previous step's anchors, hosted by prompt %s, were lost", group.uid)
@@ -320,7 +331,9 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
     ) -> None:
         """Start ``n`` correction sessions of one anchor, or count why there are none."""
         messages = list(anchor.prompt["raw_prompt"])
-        request, skipped = await self._off_the_loop(self._prompt.request, messages, anchor.text)
+        request, skipped = await self._off_the_loop(
+            self._prompt_of(group).request, messages, anchor.text, anchor.others
+        )
         if request is None:
             group.counts[f"anchors/skipped/{skipped}"] += 1
             return
