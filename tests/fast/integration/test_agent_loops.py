@@ -166,7 +166,7 @@ def test_an_earlier_turn_of_the_assistant_is_counted_as_it_is_rendered():
 
 def test_an_attempt_of_which_the_chat_template_shows_nothing_is_none():
     assert turns(FORGETFUL).build(QUESTION, "<think>7</think>") == (None, "empty_attempt")
-    assert turns(FORGETFUL, attempt_view="no_thinking").build(QUESTION, "<think>7") is not None
+    assert turns(FORGETFUL, attempt_view="no_thinking").build(QUESTION, "<think>7")[1] is None
     assert turns(TEMPLATE).build(QUESTION, "<think>7</think>")[1] is None
 
 

@@ -108,6 +108,7 @@ def test_workers_get_the_text_of_a_review_and_open_no_file(tmp_path):
     (tmp_path / "mine.txt").unlink()
     worker = as_a_worker_gets_it(config)
     assert settings.cipo_config(worker).prompt.template == "Look again, ${at} all of it.\n"
+    worker.trainer.v1.trainer_mode = "sync"
     assert settings.settle(worker).prompt == settings.cipo_config(as_a_worker_gets_it(worker)).prompt
 
 
