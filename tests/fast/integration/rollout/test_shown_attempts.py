@@ -235,8 +235,8 @@ def test_an_older_pool_has_no_right_anchor_where_the_prompt_says_wrong(world):
 
     async def run():
         await actor.restore_pool({"step": 1, "ready": pool, "filling": pool})
-        await actor.open(0, uids=["p"], rho=0.0, step=2)
-        return [candidate.attempt for candidate in await actor.replayed(0, "p")]
+        await actor.open(0, uids=list("pqrs"), rho=0.0, step=2)
+        return [candidate.attempt for uid in "pqrs" for candidate in await actor.replayed(0, uid)]
 
     found = asyncio.run(run())
     assert [(attempt.session, attempt.correct) for attempt in found] == [(2, False)]
@@ -251,8 +251,13 @@ def request_of(prompt: CorrectionPrompt, outcomes: str, batch, preds, session: i
     for i, mark in enumerate(outcomes):
         ids = batch_response(batch, i)
         group.attempts[i] = Session((), ids, mark == "+", 0.0, pred=preds[i], text=decode(ids))
+    group.attempts[REFUSED].refusal = "too_long"
     others = group.beside(prompt, [session], seed=1, step=step)[session]
     return prompt.request([{"role": "user", "content": "Q0"}], group.attempts[session].text, others)
+
+
+REFUSED = 4
+"""An attempt that stands beside none."""
 
 
 def batch_response(batch, row):
@@ -273,8 +278,9 @@ def test_both_data_planes_ask_the_same(step, preds):
         encode=encode,
         decode=decode,
     )
+    batch.non_tensor_batch["cipo"][REFUSED]["refusal"] = "too_long"
     asked = asked_of(batch, batch, range(6), alone=False)
-    assert [sorted(response.session for response in each.wrong) for each in asked] == [[1, 2, 4, 5]] * 6
+    assert [sorted(response.session for response in each.wrong) for each in asked] == [[1, 2, 5]] * 6
     for session, each in enumerate(asked):
         assert each.index == 0
         ours = each.request(prompt, seed=1, step=step)
