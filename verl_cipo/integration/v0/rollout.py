@@ -39,8 +39,8 @@ from verl_cipo.integration.rollout.seeds import seeded
 from verl_cipo.integration.rollout.verify import verify
 from verl_cipo.integration.rollout.worker import NoRowsError, agent_loop_prompt
 from verl_cipo.integration.settings import cipo_config
-from verl_cipo.integration.v0.asked import Asked, asked_of
 from verl_cipo.integration.v0.lost import LostAttempt
+from verl_cipo.integration.v0.material import Material, materials
 from verl_cipo.integration.v0.rows import (
     SESSION,
     marks,
@@ -69,7 +69,7 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
         self._counts: Counter = Counter()
 
     async def build_prompts(
-        self, anchors: Sequence[Asked], *, step: int, validate: bool
+        self, anchors: Sequence[Material], *, step: int, validate: bool
     ) -> list[tuple[Request | None, str | None]]:
         """The correction prompt of each attempt, or the reason why there is none."""
         prompt = self._prompt_of(validate)
@@ -334,11 +334,11 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
     ) -> list[tuple[Request | None, str | None]]:
         """``build_prompts`` of the workers, each with a share."""
         step, validate = prompts.meta_info["global_steps"], prompts.meta_info.get("validate", False)
-        asked = asked_of(prompts, output, anchors, alone=validate or self._cipo.prompt.attempts == 1)
-        shares = np.array_split(np.arange(len(asked)), len(self.agent_loop_workers))
+        offered = materials(prompts, output, anchors, alone=validate or self._cipo.prompt.attempts == 1)
+        shares = np.array_split(np.arange(len(offered)), len(self.agent_loop_workers))
         built = ray.get(
             [
-                worker.build_prompts.remote([asked[i] for i in share], step=step, validate=validate)
+                worker.build_prompts.remote([offered[i] for i in share], step=step, validate=validate)
                 for worker, share in zip(self.agent_loop_workers, shares, strict=True)
             ]
         )

@@ -16,7 +16,7 @@ from verl_cipo.integration.rollout import payloads
 from verl_cipo.integration.rollout import worker as rollouts
 from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
 from verl_cipo.integration.rollout.groups import PromptGroup, Session
-from verl_cipo.integration.v0.asked import asked_of
+from verl_cipo.integration.v0.material import materials
 from verl_cipo.integration.v0.rows import objects
 
 world = test_worker.world
@@ -279,21 +279,21 @@ def test_both_data_planes_ask_the_same(step, preds):
         decode=decode,
     )
     batch.non_tensor_batch["cipo"][REFUSED]["refusal"] = "too_long"
-    asked = asked_of(batch, batch, range(6), alone=False)
-    assert [sorted(response.session for response in each.wrong) for each in asked] == [[1, 2, 5]] * 6
-    for session, each in enumerate(asked):
+    offered = materials(batch, batch, range(6), alone=False)
+    assert [sorted(response.session for response in each.wrong) for each in offered] == [[1, 2, 5]] * 6
+    for session, each in enumerate(offered):
         assert each.index == 0
         ours = each.request(prompt, seed=1, step=step)
         assert ours == request_of(prompt, outcomes, batch, preds or [None] * 6, session, step)
         assert len(ours[0].shown) == 3
-    assert [each.wrong for each in asked_of(batch, batch, range(6), alone=True)] == [()] * 6
+    assert [each.wrong for each in materials(batch, batch, range(6), alone=True)] == [()] * 6
 
 
 def test_what_is_lost_or_cannot_be_corrected_stands_beside_none_in_v0():
     batch = scored(["----"], extra=False)
     batch.non_tensor_batch["cipo"][1]["lost"] = True
     batch.non_tensor_batch["cipo"][2]["refusal"] = "empty_attempt"
-    (asked,) = asked_of(batch, batch, [0], alone=False)
+    (asked,) = materials(batch, batch, [0], alone=False)
     assert [response.session for response in asked.wrong] == [0, 3]
 
 

@@ -22,7 +22,7 @@ from verl_cipo.core.prompts import CorrectionPrompt, Excerpt, Request
 from verl_cipo.integration.rollout.reports import COUNTED, Reports
 from verl_cipo.integration.rollout.worker import NoRowsError
 from verl_cipo.integration.v0 import rollout as legacy_rollouts
-from verl_cipo.integration.v0.asked import Asked, Response
+from verl_cipo.integration.v0.material import Material, Response
 from verl_cipo.integration.v0.rollout import ANCHOR, CIPOAgentLoopManagerV0, CIPOAgentLoopWorkerV0
 from verl_cipo.integration.v0.rows import objects, response_ids, without_lost
 
@@ -34,7 +34,7 @@ class Worker:
 
     def __init__(self, lost=(), too_long=()):
         self.requests: list[DataProto] = []
-        self.asked: list[tuple[bool, Asked]] = []
+        self.asked: list[tuple[bool, Material]] = []
         self.lost, self.too_long = lost, too_long
         self.counts = Counter()
         for name in ("build_prompts", "generate_sequences", "pop_counts"):
@@ -421,7 +421,7 @@ def test_a_verifier_that_failed_is_asked_again(monkeypatch):
 
 def test_prompts_are_built_from_what_the_model_wrote(monkeypatch):
     made = worker(monkeypatch, None)
-    asked = Asked(CHAT, 8, Response(0, encode("<think>hm</think>ab"), None))
+    asked = Material(CHAT, 8, Response(0, encode("<think>hm</think>ab"), None))
     ((built, refused),) = asyncio.run(made.build_prompts([asked], step=3, validate=False))
     assert refused is None and built.shown == (Excerpt("ab", cut=False),)
     assert "Q" in built.messages[0]["content"] and "<attempt>\nab\n</attempt>" in built.messages[0]["content"]

@@ -19,7 +19,7 @@ class Response(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Asked:
+class Material:
     """An anchor with what its correction prompt may show.
 
     chat, index: of its prompt; wrong: the wrong attempts at it that could be anchors, where more than one may be shown.
@@ -37,7 +37,7 @@ class Asked:
         return prompt.request(self.chat, anchor.text, others)
 
 
-def asked_of(prompts: DataProto, output: DataProto, anchors: Iterable[int], *, alone: bool) -> list[Asked]:
+def materials(prompts: DataProto, output: DataProto, anchors: Iterable[int], *, alone: bool) -> list[Material]:
     """The rows ``anchors`` of a rollout, in their order.
 
     Args:
@@ -54,6 +54,8 @@ def asked_of(prompts: DataProto, output: DataProto, anchors: Iterable[int], *, a
         if not (mark.correct or mark.lost or mark.refusal is not None):
             wrong.setdefault(fields["uid"][row], []).append(response(row))
     return [
-        Asked(list(fields["raw_prompt"][row]), fields["index"][row], response(row), wrong.get(fields["uid"][row], ()))
+        Material(
+            list(fields["raw_prompt"][row]), fields["index"][row], response(row), wrong.get(fields["uid"][row], ())
+        )
         for row in anchors
     ]
