@@ -219,7 +219,7 @@ async def coordinator_mb(prompts: int, rollouts: int) -> float:
         for i, uid in enumerate(uids):
             if step == 1:
                 attempts = [Attempt(uid, i, j, j % 2 == 0, float(j % 2 == 0), lot(i).hex()) for j in range(rollouts)]
-                report = (step, Group(uid, tuple(attempts)), keep(dict.fromkeys(range(rollouts), "text"), {}, []))
+                report = (step, Group(uid, tuple(attempts)), keep(dict.fromkeys(range(rollouts), "text"), {}, [], {}))
                 sent += serialize(report).total_bytes
                 await coordinator.add(*report)
             else:

@@ -24,7 +24,7 @@ class PromptConfig:
 
     template: str = "math"
     """Text of the correction prompt: math, code, the path of a file that holds {question} and {attempt} once each, or
-    the text itself."""
+    the text itself; with form=assistant_turn the review request, which holds neither."""
     attempt_view: Literal["whole", "no_thinking", "tail"] = "no_thinking"
     """Part of the attempt to show: whole; no_thinking, without <think> blocks; or tail, its end, max_attempt_tokens
     long or as long as fits."""
@@ -36,6 +36,18 @@ class PromptConfig:
     """Start of a thought, for attempt_view=no_thinking; may hold special tokens of the model."""
     thinking_close: str = "</think>"
     """End of a thought, for the same."""
+    attempts: int = 1
+    """Most attempts to show: the anchor and other wrong attempts at its prompt, distinct answers first, in the order of
+    a lot. The room is shared fairly. A second turn in validation shows its attempt alone."""
+    verdict: Literal["hidden", "told"] = "hidden"
+    """hidden, the text does not say whether the attempt is right; told, it says that it is wrong, which takes anchors
+    that are all wrong: rho_adaptive=false rho_init=0. In validation it stays hidden."""
+    form: Literal["message", "assistant_turn"] = "message"
+    """message, question, attempt and request in one message; assistant_turn, the attempt follows the question as the
+    assistant's own answer, and then a request to review it."""
+    standalone: bool = False
+    """Whether the built-in texts ask for an answer that stands on its own and does not mention the attempt, as transfer
+    to the plain prompt needs it."""
     path: InitVar[str] = f"{ROOT}.prompt"
 
     def __post_init__(self, path: str) -> None:
@@ -44,6 +56,16 @@ class PromptConfig:
             raise CIPOConfigError(
                 f"{path}.thinking_open = {path}.thinking_close = {self.thinking_open!r}: they must differ"
             )
+        if self.attempts > 1 and self.form == "assistant_turn":
+            raise CIPOConfigError(
+                f"{path}.attempts = {self.attempts} with {path}.form = 'assistant_turn': the assistant's own turn is "
+                f"one attempt; use {path}.attempts = 1 or {path}.form = 'message'"
+            )
+
+    @property
+    def in_validation(self) -> "PromptConfig":
+        """What a second turn in validation is asked with: which attempts are wrong is not known there."""
+        return replace(self, attempts=1, verdict="hidden")
 
 
 @dataclass(frozen=True)
@@ -174,6 +196,12 @@ class CIPOConfig:
                 f"{path}.source = 'paired' with {path}.aux.coef = 0: only the auxiliary loss trains pairs; "
                 f"set {path}.aux.coef above 0"
             )
+        if self.prompt.verdict == "told" and self.draws_right:
+            raise CIPOConfigError(
+                f"{path}.prompt.verdict = 'told' with {path}.rho_adaptive = {self.rho_adaptive!r} and {path}.rho_init "
+                f"= {self.rho_init!r}: the prompt would call right anchors wrong; set {path}.rho_adaptive=false and "
+                f"{path}.rho_init=0, or use 'hidden'"
+            )
         if self.source == "paired" and self.transfer.kind != "none":
             raise CIPOConfigError(
                 f"{path}.transfer.kind = {self.transfer.kind!r} with {path}.source = 'paired': no corrections are "
@@ -248,6 +276,16 @@ class CIPOConfig:
     def moves_budget(self) -> bool:
         """Whether sessions of corrections may become further attempts."""
         return self.budget == "auto"
+
+    @property
+    def draws_right(self) -> bool:
+        """Whether a step may ask for right anchors."""
+        return self.rolls_out and (self.rho_init > 0 or (self.rho_adaptive and self.rho_max > 0))
+
+    @property
+    def wrong_alone(self) -> bool:
+        """Whether right attempts are never drawn as anchors, not even where wrong ones run short."""
+        return self.prompt.verdict == "told"
 
     @property
     def replays(self) -> bool:

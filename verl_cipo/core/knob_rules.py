@@ -8,6 +8,10 @@ from typing import Any, Literal, get_args, get_origin
 TEMPLATE_ALLOWED = (
     "math, code, the path of a UTF-8 text file that holds {question} and {attempt} once each, or such a text"
 )
+REVIEW_ALLOWED = (
+    "math, code, the path of a UTF-8 text file that holds neither {question} nor {attempt}, or such a text with a line "
+    "break (form=assistant_turn)"
+)
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,8 @@ RULES: dict[str, Rule] = {
     "max_attempt_tokens": number(16, integer=True, null=True),
     "thinking_open": TEXT,
     "thinking_close": TEXT,
+    "attempts": number(1, 16, integer=True),
+    "standalone": FLAG,
     # aux
     "coef": WEIGHT,
     "beta": WEIGHT,

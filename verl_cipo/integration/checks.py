@@ -159,17 +159,24 @@ def check_prompt_length(config: DictConfig, cipo: CIPOConfig, tokenizer: Any) ->
     """Compare ``actor_rollout_ref.rollout.prompt_length`` with the shortest correction prompt.
 
     Raises:
-        CIPOConfigError: not even an empty question with a short attempt fits.
+        CIPOConfigError: not even an empty question with a short attempt fits, or the chat template shows no attempt.
     """
     if not cipo.corrects:
         return
     length = config.actor_rollout_ref.rollout.prompt_length
-    needed = Rendering.of(config, cipo, tokenizer).prompt.minimum_tokens()
+    prompt = Rendering.of(config, cipo, tokenizer).prompt
+    if not prompt.shows_attempts():
+        raise CIPOConfigError(
+            f"{ROOT}.prompt.form={cipo.prompt.form} with {config.actor_rollout_ref.model.path}: its chat template "
+            f"leaves out earlier turns of the assistant; use {ROOT}.prompt.form=message"
+        )
+    needed = prompt.minimum_tokens()
     if length < needed:
+        of_each = f"{cipo.prompt.attempts} * " if cipo.prompt.attempts > 1 else ""
         raise CIPOConfigError(
             f"actor_rollout_ref.rollout.prompt_length={length} is too small for any correction: the correction prompt "
             f"alone takes {needed} tokens; allow that plus question and attempt "
-            f"(data.max_prompt_length + data.max_response_length + {needed} shows every attempt in full)"
+            f"(data.max_prompt_length + {of_each}data.max_response_length + {needed} shows every attempt in full)"
         )
 
 

@@ -39,6 +39,10 @@ DEFAULTS = {
         "max_attempt_tokens": None,
         "thinking_open": "<think>",
         "thinking_close": "</think>",
+        "attempts": 1,
+        "verdict": "hidden",
+        "form": "message",
+        "standalone": False,
     },
     "aux": {"kind": "nll", "coef": 0.0, "beta": 2.0},
     "transfer": {"kind": "none", "coef": 0.3, "below": 0.125, "gamma": 0.1, "floor": -5.0},
@@ -146,6 +150,12 @@ BAD = [
     ("prompt.max_attempt_tokens", 16.0, "an integer >= 16 or null"),
     ("prompt.thinking_open", "", "a text"),
     ("prompt.thinking_close", 3, "a text"),
+    ("prompt.attempts", 0, "an integer in [1, 16]"),
+    ("prompt.attempts", 17, "an integer in [1, 16]"),
+    ("prompt.attempts", 2.0, "an integer in [1, 16]"),
+    ("prompt.verdict", "shown", "one of hidden, told"),
+    ("prompt.form", "turn", "one of message, assistant_turn"),
+    ("prompt.standalone", "yes", "true or false"),
 ]
 
 
@@ -180,6 +190,7 @@ def test_every_knob_has_a_bad_value_above():
         ("prompt.attempt_view", "tail"),
         ("prompt.on_overflow", "skip"),
         ("prompt.max_attempt_tokens", 16),
+        ("prompt.attempts", 16),
     ],
 )
 def test_the_ends_of_the_ranges_are_allowed(key, value):
@@ -333,6 +344,43 @@ def test_where_corrections_come_from():
 def test_thinking_has_a_beginning_and_another_end():
     said = message_of({"prompt": {"thinking_open": "%%", "thinking_close": "%%"}})
     assert "algorithm.cipo.prompt.thinking_open" in said and "'%%'" in said and "differ" in said
+
+
+def test_the_assistants_own_turn_is_one_attempt():
+    said = message_of({"prompt": {"attempts": 2, "form": "assistant_turn"}})
+    assert "algorithm.cipo.prompt.attempts = 2 with algorithm.cipo.prompt.form = 'assistant_turn'" in said
+    assert "use algorithm.cipo.prompt.attempts = 1 or" in said
+    assert CIPOConfig.from_mapping({"prompt": {"attempts": 1, "form": "assistant_turn"}}).prompt.form
+
+
+@pytest.mark.parametrize(
+    ("knobs", "allowed"),
+    [
+        ({}, False),
+        ({"rho_adaptive": False}, False),
+        ({"rho_init": 0.0, "rho_min": 0.0}, False),
+        ({"rho_adaptive": False, "rho_init": 0.0}, True),
+        ({"rho_max": 0.0, "rho_init": 0.0, "rho_min": 0.0}, True),
+        ({"replay_fraction": 0}, True),
+        ({"source": "paired", "aux": {"coef": 0.1}}, True),
+        ({"source": "both", "aux": {"coef": 0.1}}, False),
+    ],
+)
+def test_wrong_is_told_where_no_right_anchor_is_drawn(knobs, allowed):
+    told = knobs | {"prompt": {"verdict": "told"}}
+    if allowed:
+        config = CIPOConfig.from_mapping(told)
+        assert config.wrong_alone and not config.draws_right
+        return
+    said = message_of(told)
+    assert said.startswith("algorithm.cipo.prompt.verdict = 'told' with algorithm.cipo.rho_adaptive = ")
+    assert "set algorithm.cipo.rho_adaptive=false and algorithm.cipo.rho_init=0, or use 'hidden'" in said
+    assert not CIPOConfig.from_mapping(knobs).wrong_alone
+
+
+def test_what_a_validation_is_asked_with():
+    prompt = PromptConfig(attempts=4, verdict="told", standalone=True, template="code")
+    assert prompt.in_validation == PromptConfig(standalone=True, template="code")
 
 
 def test_auto_is_replay_where_prompts_are_trained_as_they_come():

@@ -18,7 +18,7 @@ from examples.tiny.tokenizer import build_tokenizer
 from verl_cipo.core.config import CIPOConfig, CIPOConfigError
 from verl_cipo.core.prompts import TAIL_MARK
 from verl_cipo.integration import settings
-from verl_cipo.integration.checks import check_questions
+from verl_cipo.integration.checks import check_prompt_length, check_questions
 from verl_cipo.integration.rendering import Rendering
 from verl_cipo.integration.rollout.worker import agent_loop_prompt
 from verl_cipo.integration.train import trainer
@@ -131,6 +131,80 @@ def test_a_chat_of_several_turns_keeps_what_precedes_the_last_question(tokenizer
     messages, _ = agent_loop_prompt(worker(tokenizer, length=600), CIPOConfig()).build([*history, *QUESTION], "3")
     assert messages[:-1] == history
     assert messages[-1]["role"] == "user" and messages[-1]["content"].startswith("1+1?\n")
+
+
+# As Qwen3's: of earlier answers what follows their thinking.
+FORGETFUL = (
+    "{%- for message in messages %}{{- message.role + ':' }}"
+    "{%- if message.role == 'assistant' %}{{- message.content.split('</think>')[-1] | trim }}"
+    "{%- else %}{{- message.content }}{%- endif %}{{- ';' }}{%- endfor %}"
+)
+OWN_TURN = {"form": "assistant_turn", "attempt_view": "whole"}
+
+
+def turns(template, **knobs):
+    """A prompt over a chat template with room for 60 tokens of an attempt, a character each."""
+    made = build_tokenizer([], [])
+    made.chat_template = template
+    cipo = CIPOConfig.from_mapping({"prompt": OWN_TURN | knobs})
+    least = agent_loop_prompt(worker(made, length=0), cipo).minimum_tokens() - 16
+    return agent_loop_prompt(worker(made, length=least + len(QUESTION[0]["content"]) + 60), cipo)
+
+
+def test_an_earlier_turn_of_the_assistant_is_counted_as_it_is_rendered():
+    thought = "<think>" + "7" * 500 + "</think>"
+    messages, reason = turns(FORGETFUL).build(QUESTION, thought + "2" * 60)
+    assert reason is None and messages[1] == {"role": "assistant", "content": thought + "2" * 60}, "nothing is cut"
+    messages, _ = turns(TEMPLATE).build(QUESTION, thought + "2" * 60)
+    assert messages[1]["content"] == TAIL_MARK + "2" * 54
+    messages, _ = turns(FORGETFUL).build(QUESTION, thought + "2" * 61)
+    assert messages[1]["content"] == TAIL_MARK + "2" * 54
+    # What was cut off in the middle of a thought is rendered whole.
+    messages, _ = turns(FORGETFUL).build(QUESTION, "<think>" + "7" * 500)
+    assert messages[1]["content"] == TAIL_MARK + "7" * 54
+
+
+def test_an_attempt_of_which_the_chat_template_shows_nothing_is_none():
+    assert turns(FORGETFUL).build(QUESTION, "<think>7</think>") == (None, "empty_attempt")
+    assert turns(FORGETFUL, attempt_view="no_thinking").build(QUESTION, "<think>7")[1] is None
+    assert turns(TEMPLATE).build(QUESTION, "<think>7</think>")[1] is None
+
+
+@pytest.mark.parametrize("form", ["message", "assistant_turn"])
+def test_a_chat_template_that_leaves_earlier_turns_out_is_refused(form):
+    made = build_tokenizer([], [])
+    made.chat_template = TEMPLATE.replace(
+        "for message in messages", "for message in messages if message.role == 'user'"
+    )
+    config = OmegaConf.create(
+        {"data": {}, "actor_rollout_ref": {"rollout": {"prompt_length": 1000}, "model": {"path": "m"}}}
+    )
+    cipo = CIPOConfig.from_mapping({"prompt": {"form": form}})
+    if form == "message":
+        check_prompt_length(config, cipo, made)
+        return
+    with pytest.raises(CIPOConfigError, match=r"prompt\.form=assistant_turn with m: its chat template leaves out"):
+        check_prompt_length(config, cipo, made)
+
+
+def test_the_room_that_several_attempts_take_is_named(tokenizer):
+    config = OmegaConf.create({"data": {}, "actor_rollout_ref": {"rollout": {"prompt_length": 8}}})
+    for attempts, named in ((1, "max_prompt_length + data.max"), (3, "max_prompt_length + 3 * data.max")):
+        with pytest.raises(CIPOConfigError) as refused:
+            check_prompt_length(config, CIPOConfig.from_mapping({"prompt": {"attempts": attempts}}), tokenizer)
+        assert named in str(refused.value)
+
+
+def test_the_assistants_own_turn_follows_all_that_belongs_to_the_question(tokenizer):
+    called = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": "{}"}}]}
+    result, prefill = {"role": "tool", "content": "it is 7"}, {"role": "assistant", "content": "So"}
+    cipo = CIPOConfig.from_mapping({"prompt": OWN_TURN})
+    for chat in (QUESTION, [*QUESTION, called, result]):
+        for given in (chat, [*chat, prefill]):
+            messages, reason = agent_loop_prompt(worker(tokenizer, length=600), cipo).build(given, "8")
+            assert reason is None and messages[: len(chat)] == chat, "the beginning of an answer is left out"
+            assert [message["role"] for message in messages[len(chat) :]] == ["assistant", "user"]
+            assert messages[len(chat)]["content"] == "8"
 
 
 def dataset(folder, tokenizer, rows, processor=None, **options):

@@ -113,6 +113,7 @@ REFUSED = {
     "unknown estimator": (["algorithm.adv_estimator=cipoo"], ["Unknown advantage estimator", "cipoo"]),
     "unknown knob": (["+algorithm.cipo.lambda_cor=1"], ["algorithm.cipo.lambda_cor", "lambda_corr"]),
     "knob out of range": (["algorithm.cipo.rho_max=2"], ["algorithm.cipo.rho_max", "[0, 1]"]),
+    "what the prompt says": (["algorithm.cipo.prompt.verdict=told"], ["prompt.verdict = 'told'", "rho_init=0"]),
     "CIPO's combinations": (["critic.enable=true"], ["critic.enable=True"]),
     "verl's validate_config": (["actor_rollout_ref.actor.use_dynamic_bsz=false"], ["ppo_micro_batch_size"]),
     "rollout dataclass": (["actor_rollout_ref.rollout.expert_parallel_size=2"], ["expert_parallel_size"]),

@@ -98,6 +98,20 @@ def test_workers_get_the_text_of_a_template_and_open_no_file(name, use_v1, tmp_p
     assert settings.cipo_config(as_a_worker_gets_it(worker)).prompt.template == TEMPLATES[name]
 
 
+def test_workers_get_the_text_of_a_review_and_open_no_file(tmp_path):
+    (tmp_path / "mine.txt").write_text("Look again, ${at} all of it.", encoding="utf-8")
+    file, form = (
+        f"+algorithm.cipo.prompt.template={tmp_path / 'mine.txt'}",
+        "+algorithm.cipo.prompt.form=assistant_turn",
+    )
+    config = switched(file, form)
+    (tmp_path / "mine.txt").unlink()
+    worker = as_a_worker_gets_it(config)
+    assert settings.cipo_config(worker).prompt.template == "Look again, ${at} all of it.\n"
+    worker.trainer.v1.trainer_mode = "sync"
+    assert settings.settle(worker).prompt == settings.cipo_config(as_a_worker_gets_it(worker)).prompt
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_printed_config_can_be_run_again(name, tmp_path):
     (tmp_path / "mine.txt").write_text(TEMPLATES[name], encoding="utf-8")
@@ -160,6 +174,13 @@ REFUSED = {
     "+algorithm.cipo.prompt.template=[a,1]": ["algorithm.cipo.prompt.template", "['a', 1]", "math, code, the path"],
     "+algorithm.cipo.prompt.template='{question}'": ["algorithm.cipo.prompt.template", "{attempt} 0 times"],
     "trainer.v1.trainer_mode=later": ["trainer.v1.trainer_mode=later", "colocate_async", "separate_async", "sync"],
+    "+algorithm.cipo.prompt.verdict=told": ["prompt.verdict = 'told'", "rho_adaptive=false", "rho_init=0"],
+    "+algorithm.cipo.prompt={template:'{question}{attempt}',standalone:true}": [
+        "prompt.standalone = True",
+        "math or code",
+    ],
+    "+algorithm.cipo.prompt={form:assistant_turn,attempts:2}": ["prompt.attempts = 2", "form = 'message'"],
+    "+algorithm.cipo.prompt={form:assistant_turn,template:'{question}{attempt}'}": ["neither {question} nor {attempt}"],
     "+algorithm.cipo.source=paired": ["algorithm.cipo.source", "algorithm.cipo.aux.coef above 0"],
     "+trainer.v1.sync.parameter_sync_step=2": ["trainer.v1.sync.parameter_sync_step=2", "1"],
     "critic.enable=true": ["critic.enable=True"],

@@ -103,7 +103,8 @@ def _with_options(benchmark: Benchmark, args: argparse.Namespace) -> Benchmark:
 
 def _how(benchmark: Benchmark, args: argparse.Namespace, given: dict[str, dict[str, Any]]) -> Generation:
     template = "code" if benchmark.verifier == "code" else "math"
-    cipo = CIPOConfig.from_mapping({"prompt": {"template": template, **given["--prompt"]}})
+    # Without anchors a prompt that calls them wrong goes with any rho.
+    cipo = CIPOConfig.from_mapping({"replay_fraction": 0, "prompt": {"template": template, **given["--prompt"]}})
     return Generation(
         output=args.output,
         step=step_of(args.checkpoint),

@@ -198,7 +198,7 @@ class _Protocol:
         """The prompt of training, with all the room that an answer leaves."""
         room = self.engine.max_model_len - self.benchmark.sampling.max_tokens
         prompt = correction_prompt(
-            CIPOConfig(prompt=self.how.prompt),
+            CIPOConfig(prompt=self.how.prompt.in_validation),
             self.engine.tokenizer,
             prompt_length=room,
             count_tokens=lambda messages: len(self.engine.encode(messages)),
@@ -245,12 +245,15 @@ def _claim(file: Path, benchmark: Benchmark, problems: list[Problem], how: Gener
         **how.described,
         "seed": how.seed,
         "step": how.step,
-        "prompt": asdict(how.prompt),
+        "prompt": asdict(how.prompt.in_validation),
         "sampling": asdict(benchmark.sampling),
         "corrections": benchmark.corrections,
         "problems": digest(problems),
     }
     before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if before is not None:
+        # A folder of an older version was made with the defaults of the knobs that it does not name.
+        before["prompt"] = asdict(PromptConfig()) | before["prompt"]
     write_json(file, same_settings(file.parent, settings, before))
 
 

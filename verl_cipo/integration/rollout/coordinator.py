@@ -279,5 +279,6 @@ class AnchorCoordinator:
         self._carry = Carry(**state.get("carry", {}))
         self._slots.carries = dict(state.get("budget", {}))
         self._ready, self._filling = self._new_pool(self._step - 1), self._new_pool(self._step)
-        self._ready.restore(state["ready"])
-        self._filling.restore(state["filling"])
+        for pool, name in ((self._ready, "ready"), (self._filling, "filling")):
+            # One that was saved with verdict=hidden has right attempts.
+            pool.restore(c for c in state[name] if not (self.config.wrong_alone and c.attempt.correct))

@@ -3,13 +3,13 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from verl_cipo.core.anchors import Attempt, Group, Outcome
-from verl_cipo.core.prompts import CorrectionPrompt, Excerpt
+from verl_cipo.core.prompts import ALONE, CorrectionPrompt, Excerpt, Others, Said
 
 logger = logging.getLogger("verl_cipo")
 
@@ -22,6 +22,8 @@ class Session:
     response_ids: Sequence[int]
     correct: bool
     score: float
+    pred: Any = None
+    """What the verifier read off the response; None where it does not tell."""
     text: str = ""
     """Of the response; that of an attempt is there once its prompt's attempts have ended."""
     refusal: str | None = None
@@ -42,8 +44,10 @@ class Anchor:
     """Tokens of its prompt; empty where they are not known."""
     outcome: Outcome | None
     """Of its prompt, when it was drawn; None in a pool that an older version has saved."""
-    shown: Excerpt | None = None
-    """What its correction prompt shows of it."""
+    others: Others = ALONE
+    """Attempts that are shown beside it."""
+    shown: Sequence[Excerpt] = ()
+    """What its correction prompt shows of each attempt."""
 
 
 @dataclass
@@ -78,13 +82,21 @@ class PromptGroup:
     """The attempts have ended and the correction phase was entered."""
     counts: Counter = field(default_factory=Counter)
 
-    def own_anchor(self, session: int, prompt: Mapping[str, Any]) -> Anchor:
+    def own_anchor(self, session: int, prompt: Mapping[str, Any], others: Others = ALONE) -> Anchor:
         """Attempt ``session`` of this prompt, whose data is ``prompt``, as an anchor."""
         attempt = self.attempts[session]
-        return Anchor(session, attempt.text, attempt.correct, prompt, attempt.prompt_ids, self.report().outcome)
+        outcome = self.report().outcome
+        return Anchor(session, attempt.text, attempt.correct, prompt, attempt.prompt_ids, outcome, others)
 
-    def report(self) -> Group:
-        """The attempts, as the coordinator ranks them."""
+    def beside(self, prompt: CorrectionPrompt, sessions: Iterable[int], *, seed: int, step: int) -> dict[int, Others]:
+        """Of each attempt the wrong ones that are shown with it; none that could be no anchor itself."""
+        said = {number: Said(number, own.text, own.pred) for number, own in self.attempts.items()}
+        wrong = [said[number] for number, own in self.attempts.items() if not own.correct and own.refusal is None]
+        lots = {"seed": seed, "step": step, "index": self.index}
+        return {session: prompt.beside(said[session], wrong, **lots) for session in sessions}
+
+    def report(self, *, wrong_alone: bool = False) -> Group:
+        """The attempts, as the coordinator ranks them; ``wrong_alone``: right ones become no anchors."""
         return Group(
             uid=self.uid,
             attempts=tuple(
@@ -95,7 +107,7 @@ class PromptGroup:
                     correct=attempt.correct,
                     score=attempt.score,
                     origin=self.origin,
-                    correctable=attempt.refusal is None,
+                    correctable=attempt.refusal is None and not (wrong_alone and attempt.correct),
                 )
                 for session, attempt in sorted(self.attempts.items())
             ),

@@ -22,7 +22,7 @@ and the advantage groups by the whole.
 import asyncio
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import transfer_queue as tq
@@ -32,7 +32,7 @@ from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token
 
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import origin
-from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt
+from verl_cipo.core.prompts import CorrectionPrompt, Others, correction_prompt
 from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, correction_group
 from verl_cipo.core.transitions import attempt_record, correction_record
 from verl_cipo.core.verdict import verdict
@@ -176,6 +176,7 @@ class CIPOAgentLoopWorker(EndsRequests, MakesFurther, AgentLoopWorkerTQ.__ray_me
                 self._cipo.threshold(kwargs.get("data_source")),
             ),
             score=float(final.reward_score),
+            pred=(final.extra_fields.get("reward_extra_info") or {}).get("pred"),
         )
         if number is None:
             further = kwargs["session_id"] >= group.n
@@ -243,11 +244,14 @@ class CIPOAgentLoopWorker(EndsRequests, MakesFurther, AgentLoopWorkerTQ.__ray_me
         except Exception:
             logger.exception("corrections of prompt %s were lost; its attempts are trained as they are", group.uid)
 
+    def _prompt_of(self, group: PromptGroup) -> CorrectionPrompt:
+        return self._prompt.in_validation if group.validate else self._prompt
+
     async def _read(self, group: PromptGroup, prompt: Mapping[str, Any]) -> None:
         """Note the texts of the attempts, and of which no correction prompt can be made."""
         attempts = list(group.attempts.values())
         responses = [attempt.response_ids for attempt in attempts]
-        read = await self._off_the_loop(read_attempts, self._prompt, prompt["raw_prompt"], responses)
+        read = await self._off_the_loop(read_attempts, self._prompt_of(group), prompt["raw_prompt"], responses)
         for attempt, text, refusal in zip(attempts, *read, strict=True):
             attempt.text, attempt.refusal = text, refusal
             if refusal is not None:
@@ -260,27 +264,34 @@ class CIPOAgentLoopWorker(EndsRequests, MakesFurther, AgentLoopWorkerTQ.__ray_me
         try:
             await self._read(group, prompt)
             if group.replayed:
-                await coordinator.add.remote(batch, group.report(), await self._kept(group, prompt))
+                kept = await self._kept(group, trajectory, prompt)
+                await coordinator.add.remote(batch, group.report(wrong_alone=self._cipo.wrong_alone), kept)
             else:
-                await coordinator.add.remote(batch, group.report(), {})
+                await coordinator.add.remote(batch, group.report(wrong_alone=self._cipo.wrong_alone), {})
                 while (order := await coordinator.next.remote(batch, group.uid)) is not None:
                     self._start_further(group, order.further, sampling_params, trajectory, prompt)
+                    beside = await self._beside(group, order.anchors, trajectory)
                     for session in order.anchors:
-                        anchor = group.own_anchor(session, prompt)
+                        anchor = group.own_anchor(session, prompt, beside[session])
                         await self._start(group, session, anchor, self._n, sampling_params, trajectory, prompt)
         finally:
             await self._settle(group)
             await coordinator.close.remote(batch, group.uid, dict(group.counts))
 
-    async def _kept(self, group: PromptGroup, prompt: Mapping[str, Any]) -> dict[int, Any]:
+    async def _beside(self, group: PromptGroup, sessions: Iterable[int], trajectory: dict) -> dict[int, Others]:
+        lots = {"seed": self._cipo.seed, "step": trajectory["step"]}
+        return await self._off_the_loop(functools.partial(group.beside, self._prompt, sessions, **lots))
+
+    async def _kept(self, group: PromptGroup, trajectory: dict, prompt: Mapping[str, Any]) -> dict[int, Any]:
         """References to what the next step takes to correct the attempts, see payloads.py."""
         correctable = {s: attempt for s, attempt in sorted(group.attempts.items()) if attempt.refusal is None}
         if not correctable:
             return {}
         texts = {session: attempt.text for session, attempt in correctable.items()}
+        beside = await self._beside(group, texts, trajectory)
         data = {key: value for key, value in prompt.items() if key not in OF_ONE_ROLLOUT}
         asked = next(iter(correctable.values())).prompt_ids
-        return await self._off_the_loop(payloads.keep, texts, data, asked)
+        return await self._off_the_loop(payloads.keep, texts, data, asked, beside)
 
     async def _correct_replayed(
         self, group: PromptGroup, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
@@ -290,9 +301,9 @@ class CIPOAgentLoopWorker(EndsRequests, MakesFurther, AgentLoopWorkerTQ.__ray_me
             order = await group.ticket["coordinator"].replayed.remote(group.ticket["batch"], group.uid)
             self._start_further(group, order.further, sampling_params, trajectory, prompt)
             for number, candidate in enumerate(order.anchors):
-                text, data, asked = await payloads.fetch(candidate.payload)
+                text, data, asked, others = await payloads.fetch(candidate.payload)
                 attempt = candidate.attempt
-                anchor = Anchor(attempt.session, text, attempt.correct, data, asked, candidate.outcome)
+                anchor = Anchor(attempt.session, text, attempt.correct, data, asked, candidate.outcome, others)
                 await self._start(group, number, anchor, self._n, sampling_params, trajectory, prompt)
         except Exception:
             logger.exception("corrections of the previous step's anchors, hosted by prompt %s, were lost", group.uid)
@@ -335,7 +346,9 @@ class CIPOAgentLoopWorker(EndsRequests, MakesFurther, AgentLoopWorkerTQ.__ray_me
     ) -> None:
         """Start ``n`` correction sessions of one anchor, or count why there are none."""
         messages = list(anchor.prompt["raw_prompt"])
-        request, skipped = await self._off_the_loop(self._prompt.request, messages, anchor.text)
+        request, skipped = await self._off_the_loop(
+            self._prompt_of(group).request, messages, anchor.text, anchor.others
+        )
         if request is None:
             group.counts[f"anchors/skipped/{skipped}"] += 1
             return

@@ -18,7 +18,7 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from verl.experimental.agent_loop import AgentLoopManager, AgentLoopOutput, Agen
 
 from verl_cipo.core.anchors import Attempt, Group, Outcome, anchor_budget, medium, select_anchors
 from verl_cipo.core.draws import origin
-from verl_cipo.core.prompts import Request
+from verl_cipo.core.prompts import CorrectionPrompt, Request
 from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, correction_group
 from verl_cipo.core.transitions import attempt_record, correction_record
 from verl_cipo.core.verdict import verdict
@@ -42,12 +42,12 @@ from verl_cipo.integration.rollout.verify import verify
 from verl_cipo.integration.rollout.worker import NoRowsError, agent_loop_prompt
 from verl_cipo.integration.settings import cipo_config
 from verl_cipo.integration.v0.lost import LostAttempt
+from verl_cipo.integration.v0.material import Material, materials
 from verl_cipo.integration.v0.rows import (
     SESSION,
     marks,
     places,
     prompt_ids,
-    response_ids,
     row_table,
     unpadded,
     unpadded_prompt,
@@ -67,14 +67,14 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
         self._counts: Counter = Counter()
 
     async def build_prompts(
-        self, anchors: Sequence[tuple[list[dict], list[int]]]
+        self, anchors: Sequence[Material], *, step: int, validate: bool
     ) -> list[tuple[Request | None, str | None]]:
-        """The correction prompt of each attempt, or the reason why there is none.
+        """The correction prompt of each attempt, or the reason why there is none."""
+        prompt = self._prompt_of(validate)
+        return [anchor.request(prompt, seed=self._cipo.seed, step=step) for anchor in anchors]
 
-        Args:
-            anchors: of each attempt its prompt's chat and its response tokens.
-        """
-        return [self._prompt.request(list(chat), self._prompt.decode(ids)) for chat, ids in anchors]
+    def _prompt_of(self, validate: bool) -> CorrectionPrompt:
+        return self._prompt.in_validation if validate else self._prompt
 
     async def pop_counts(self) -> Counter:
         """Faults since the last call."""
@@ -135,7 +135,7 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
         )
         if self._cipo.val_corrections > 0 if validate else self._cipo.rolls_out:
             response = unpadded(output.response_ids[0], output.attention_mask[0])
-            (text,), (refusal,) = read_attempts(self._prompt, prompt["raw_prompt"], [response])
+            (text,), (refusal,) = read_attempts(self._prompt_of(validate), prompt["raw_prompt"], [response])
             mark = replace(mark, refusal=refusal)
             if validate:
                 mark = replace(mark, text=text, score=float(output.reward_score))
@@ -280,7 +280,10 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
                 row = place[key_of[attempt]]
                 if noted[row].lost:
                     continue
-                attempts.append(replace(attempt, correctable=self._can_be_corrected(noted[row], self._reports.step)))
+                correctable = self._can_be_corrected(noted[row], self._reports.step)
+                if self._cipo.wrong_alone and attempt.correct:
+                    correctable = False
+                attempts.append(replace(attempt, correctable=correctable))
                 row_of[attempts[-1]] = row
             groups.append(Group(group.uid, tuple(attempts)))
         return groups, row_of
@@ -325,9 +328,8 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         """Roll out ``n`` corrections of each of the rows ``anchors``, and for each of the rows ``further`` as many
         further attempts at its prompt; what fails or fits no prompt is counted."""
         fields, noted = prompts.non_tensor_batch, marks(output)
-        shown = [(list(fields["raw_prompt"][row]), response_ids(output, row)) for row in anchors]
         asked = further_attempts(prompts, further, n)
-        for row, (built, skipped) in zip(anchors, self._build_prompts(shown), strict=True):
+        for row, (built, skipped) in zip(anchors, self._build_prompts(prompts, output, anchors), strict=True):
             if built is None:
                 counts[f"anchors/skipped/{skipped}"] += 1
                 continue
@@ -357,12 +359,16 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         counts["corrections/failed_sessions"] += len(asked) - len(further) * n - corrections
         return DataProto.concat(rolled) if rolled else None
 
-    def _build_prompts(self, shown: list[tuple[list[dict], list[int]]]) -> list[tuple[Request | None, str | None]]:
+    def _build_prompts(
+        self, prompts: DataProto, output: DataProto, anchors: Iterable[int]
+    ) -> list[tuple[Request | None, str | None]]:
         """``build_prompts`` of the workers, each with a share."""
-        shares = np.array_split(np.arange(len(shown)), len(self.agent_loop_workers))
+        step, validate = prompts.meta_info["global_steps"], prompts.meta_info.get("validate", False)
+        offered = materials(prompts, output, anchors, alone=validate or self._cipo.prompt.attempts == 1)
+        shares = np.array_split(np.arange(len(offered)), len(self.agent_loop_workers))
         built = ray.get(
             [
-                worker.build_prompts.remote([shown[i] for i in share])
+                worker.build_prompts.remote([offered[i] for i in share], step=step, validate=validate)
                 for worker, share in zip(self.agent_loop_workers, shares, strict=True)
             ]
         )

@@ -151,6 +151,25 @@ def test_pairs_of_one_prompt_and_of_two():
     assert not plan.chosen, "sampled corrections are not looked at"
 
 
+def test_a_pair_of_one_prompt_has_the_wording_of_the_run_and_shows_its_attempt_alone():
+    pairs = {"source": "paired", "replay_fraction": 2.0}
+    plain = planned(**pairs).rows
+    own = [row.messages[0]["content"] for row in plain if "Here is another problem" not in row.messages[0]["content"]]
+    assert own and len(own) < len(plain)
+    knobs = {"attempts": 3, "verdict": "told", "standalone": True}
+    for before, after in zip(plain, planned(**pairs, prompt=knobs).rows, strict=True):
+        told = after.messages[0]["content"]
+        if before.messages[0]["content"] in own:
+            assert told.count("<attempt>") == 1 and "The attempt is wrong." in told and "stand on its own" in told
+        else:
+            assert told == before.messages[0]["content"], "that of two prompts has a text of its own"
+    for before, after in zip(plain, planned(**pairs, prompt={"form": "assistant_turn"}).rows, strict=True):
+        if before.messages[0]["content"] in own:
+            assert [message["role"] for message in after.messages] == ["user", "assistant", "user"]
+        else:
+            assert after.messages == before.messages
+
+
 def test_contrastive_pairs_are_of_one_prompt_only():
     plan = paired(**CONTRASTIVE)
     assert plan.counts["aux/pairs"] == 2 and plan.counts["aux/skipped/other_question"] == 2

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.fast.evaluation.suite.scripted import ScriptedEngine, benchmark, generation, problems
+from verl_cipo.core.config import PromptConfig
 from verl_cipo.core.prompts import TEMPLATES, render
 from verl_cipo.evaluation.dumps.rows import read_dumps
 from verl_cipo.evaluation.jsonl import AppendLog, EvaluationError
@@ -74,6 +75,27 @@ def test_a_correction_is_asked_for_with_the_prompt_of_training(tmp_path):
         assert record["attempt"] == attempt["output"] and record["anchor_correct"] is attempt["acc"]
         assert turn["correction"] == right_then_wrong(prompt, seed) and turn["correct"] is (seed % 2 == 0)
         assert turn["copied"] is (turn["correction"] == record["attempt"]) and record["skipped"] is None
+
+
+def test_a_second_turn_shows_its_attempt_alone_and_tells_nothing(tmp_path):
+    engine = ScriptedEngine(right_then_wrong)
+    generate(tmp_path, engine, prompt=PromptConfig(attempts=4, verdict="told", standalone=True))
+    for prompt, _ in engine.asked[10:]:
+        assert prompt.count("<attempt>") == 1 and "The attempt may or may not be right." in prompt
+        assert "must stand on its own" in prompt
+
+
+def test_a_folder_from_before_a_knob_was_there_goes_on(tmp_path):
+    whole = generate(tmp_path, ScriptedEngine(right_then_wrong))
+    settings = tmp_path / "made_up" / "settings.json"
+    written = json.loads(settings.read_text())
+    for knob in ("attempts", "verdict", "form", "standalone"):
+        del written["prompt"][knob]
+    settings.write_text(json.dumps(written))
+    engine = ScriptedEngine(right_then_wrong)
+    assert generate(tmp_path, engine) == whole and engine.asked == []
+    with pytest.raises(EvaluationError, match="standalone"):
+        generate(tmp_path, engine, prompt=PromptConfig(standalone=True))
 
 
 @pytest.mark.parametrize("answers", [1, 5, 9, 12, 17])

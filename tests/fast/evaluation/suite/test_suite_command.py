@@ -94,6 +94,11 @@ def test_the_prompt_of_a_run_can_be_given(data, engine):
     assert any(prompt.startswith("<user>Q Say 1. A ") for prompt, _ in engine.asked)
 
 
+def test_the_knobs_of_a_run_that_tells_are_taken(data, engine):
+    assert run(data, "--prompt", "verdict=told", "attempts=3") == 0
+    assert any("The attempt may or may not be right." in prompt for prompt, _ in engine.asked)
+
+
 def test_a_template_is_read_before_the_model_is_loaded(data, engine, monkeypatch):
     (data / "mine.txt").write_text("Q {question} A {attempt}")
     make = cli_suite.VLLMEngine

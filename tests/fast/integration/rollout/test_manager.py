@@ -8,6 +8,7 @@ import ray
 
 from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.prompts import Others
 from verl_cipo.core.replay import Candidate
 from verl_cipo.integration.rollout import payloads
 from verl_cipo.integration.rollout.cancelling import _Server
@@ -27,12 +28,14 @@ def attempts(uid: str) -> Group:
 
 def start_worker():
     """As a rollout worker does with schedule=replay. A process of Ray's cannot import this module."""
+    from verl_cipo.core.prompts import Others
     from verl_cipo.integration.rollout import payloads
 
     class Worker:
         async def report(self, coordinator, batch, group):
             texts = {attempt.session: f"{group.uid}{attempt.session}" for attempt in group.attempts}
-            held = payloads.keep(texts, {"index": 7, "raw_prompt": group.uid}, [1, 2])
+            beside = {s: Others((f"{group.uid}{3 - s}",), (1, 0)) for s in texts}
+            held = payloads.keep(texts, {"index": 7, "raw_prompt": group.uid}, [1, 2], beside)
             await coordinator.add.remote(batch, group, held)
 
         async def host(self, coordinator, batch, uid):
@@ -60,13 +63,14 @@ def test_texts_go_from_worker_to_worker_and_into_the_checkpoint():
     assert sorted(c.payload[0] for c in state["filling"]) == ["a0", "a1", "a2", "a3"]
     assert state["filling"][0].payload[1] == {"index": 7, "raw_prompt": "a"}
     ray.get(coordinator.open.remote(1, uids=["b"], rho=0.0, step=2))
-    ((text, prompt, prompt_ids),) = ray.get(second.host.remote(coordinator, 1, "b"))
+    ((text, prompt, prompt_ids, others),) = ray.get(second.host.remote(coordinator, 1, "b"))
+    assert others == Others((f"a{3 - int(text[1])}",), (1, 0))
     assert text in ("a1", "a3") and prompt == {"index": 7, "raw_prompt": "a"} and prompt_ids == [1, 2]
 
     resumed = start_coordinator(CIPOConfig(schedule="replay"), 1)
     manager(resumed).restore_pool(pickle.loads(pickle.dumps(state)))
     ray.get(resumed.open.remote(0, uids=["b"], rho=0.0, step=2))
-    assert ray.get(second.host.remote(resumed, 0, "b")) == [(text, prompt, ())], "the same draw"
+    assert ray.get(second.host.remote(resumed, 0, "b")) == [(text, prompt, (), others)], "the same draw"
 
 
 def test_a_text_whose_worker_is_gone_is_left_out_of_the_checkpoint(monkeypatch, caplog):

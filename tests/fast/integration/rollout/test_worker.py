@@ -452,7 +452,8 @@ def test_the_attempts_are_left_to_the_next_step_with_their_prompt(world):
         return (await actor.replayed(1, "q")).anchors
 
     (candidate,) = asyncio.run(run())
-    text, data = candidate.payload
+    text, data, others = candidate.payload
+    assert others == ((), (0,))
     assert text == "wrong" and candidate.attempt.index == 7
     assert data["raw_prompt"] == [{"role": "user", "content": "Q?"}] and data["data_source"] == "d"
     assert not {"uid", "session_id", "trace", rollouts.TICKET} & data.keys()

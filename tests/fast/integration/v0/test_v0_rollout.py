@@ -23,6 +23,7 @@ from verl_cipo.integration.rollout.reports import COUNTED, Reports
 from verl_cipo.integration.rollout.slots import Slots
 from verl_cipo.integration.rollout.worker import NoRowsError
 from verl_cipo.integration.v0 import rollout as legacy_rollouts
+from verl_cipo.integration.v0.material import Material, Response
 from verl_cipo.integration.v0.rollout import CIPOAgentLoopManagerV0, CIPOAgentLoopWorkerV0
 from verl_cipo.integration.v0.rows import objects, response_ids, without_lost
 from verl_cipo.integration.v0.second import ANCHOR, FURTHER
@@ -35,21 +36,26 @@ class Worker:
 
     def __init__(self, lost=(), too_long=()):
         self.requests: list[DataProto] = []
+        self.asked: list[tuple[bool, Material]] = []
         self.lost, self.too_long = lost, too_long
         self.counts = Counter()
         for name in ("build_prompts", "generate_sequences", "pop_counts"):
             setattr(self, name, SimpleNamespace(remote=getattr(self, f"_{name}")))
 
-    def _build_prompts(self, anchors):
-        texts = [decode(ids) for _, ids in anchors]
+    def _build_prompts(self, anchors, *, step, validate):
+        assert step == 3
+        self.asked += [(validate, anchor) for anchor in anchors]
+        texts = [decode(anchor.anchor.ids) for anchor in anchors]
         return [
             (None, "too_long")
-            if chat[0]["content"] in self.too_long
+            if asked.chat[0]["content"] in self.too_long
             else (
-                Request([{"role": "user", "content": f"{chat[0]['content']} fix {text}"}], Excerpt(text, False)),
+                Request(
+                    [{"role": "user", "content": f"{asked.chat[0]['content']} fix {text}"}], (Excerpt(text, False),)
+                ),
                 None,
             )
-            for (chat, _), text in zip(anchors, texts, strict=True)
+            for asked, text in zip(anchors, texts, strict=True)
         ]
 
     def _generate_sequences(self, request):
@@ -121,7 +127,7 @@ def test_every_anchor_gets_n_corrections_of_its_own_prompt(monkeypatch):
         assert chat[0]["content"] == f"Q{index} fix {text}" and index == int(prompt[1:])
         assert anchor == {
             "correct": bool(rolled.non_tensor_batch["cipo"][row]["correct"]),
-            "shown": Excerpt(text, cut=False),
+            "shown": (Excerpt(text, cut=False),),
             "prompt_ids": encode(f"Q{index}>"),
             "outcome": HAD[index],
         }
@@ -235,7 +241,7 @@ def test_an_error_beside_the_sessions_costs_the_corrections_and_no_attempt(monke
     worker = Worker()
     made, prompts, rolled = manager(monkeypatch, OUTCOMES, [worker], n_corrections=2)
 
-    def fail(*_):
+    def fail(*_, **__):
         raise KeyError("a field that only some rows have")
 
     setattr(worker, broken, SimpleNamespace(remote=fail))
@@ -338,7 +344,7 @@ def session(made, uid, number=0, anchor=None, validate=False, **columns):
 
 
 CHAT = [{"role": "user", "content": "Q"}]
-ANCHORED = {"shown": Excerpt("ab", cut=False), "correct": True, "prompt_ids": [7], "outcome": HAD[0]}
+ANCHORED = {"shown": (Excerpt("ab", cut=False),), "correct": True, "prompt_ids": [7], "outcome": HAD[0]}
 
 
 def test_a_row_is_marked_and_the_agent_loop_is_shown_nothing_of_it(monkeypatch):
@@ -512,8 +518,9 @@ def test_a_verifier_that_failed_is_asked_again(monkeypatch):
 
 def test_prompts_are_built_from_what_the_model_wrote(monkeypatch):
     made = worker(monkeypatch, None)
-    ((built, refused),) = asyncio.run(made.build_prompts([(CHAT, encode("<think>hm</think>ab"))]))
-    assert refused is None and built.shown == Excerpt("ab", cut=False)
+    asked = Material(CHAT, 8, Response(0, encode("<think>hm</think>ab"), None))
+    ((built, refused),) = asyncio.run(made.build_prompts([asked], step=3, validate=False))
+    assert refused is None and built.shown == (Excerpt("ab", cut=False),)
     assert "Q" in built.messages[0]["content"] and "<attempt>\nab\n</attempt>" in built.messages[0]["content"]
 
 
