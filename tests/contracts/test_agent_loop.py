@@ -110,7 +110,7 @@ def test_each_prompt_reaches_run_prompt_with_all_fields_of_its_batch(monkeypatch
     )
 
 
-@seam("AgentLoopWorkerTQ._run_prompt", ROLLOUTS)
+@seam("AgentLoopWorkerTQ._run_prompt", ROLLOUTS, "verl_cipo/integration/rollout/further.py")
 def test_a_prompts_status_is_written_after_all_its_sessions_have_ended(store):
     """Corrections run inside the session that ends last: only so are they stored before the trainer may sample."""
     sessions = []
@@ -120,7 +120,8 @@ def test_a_prompts_status_is_written_after_all_its_sessions_have_ended(store):
         await asyncio.sleep(0.01 * kwargs["session_id"])
         store.log.append(("session", kwargs["session_id"]))
 
-    prompt = {"uid": "a", "index": 3, "agent_name": "loop", "raw_prompt": [], "__rollout_n__": 3}
+    prompt = {"uid": "a", "index": 3, "agent_name": "loop", "raw_prompt": []}
+    prompt |= {"__rollout_n__": 3, "__do_sample__": True}
     made = worker(_run_agent_loop=session)
     run(made._run_prompt(prompt, {"temperature": 0.5}, {"validate": False, "step": 1}))
     running, *middle, last = store.log
