@@ -9,6 +9,10 @@ TEMPLATE_ALLOWED = (
     "math, code, the path of a UTF-8 text file that holds {question} and {attempt} once each, or such a text"
 )
 
+REWARD_FUNCTION_ALLOWED = (
+    "null, pkg://package.module:function or path/to/file.py:function of a reward function as verl calls it"
+)
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -75,6 +79,10 @@ def _read_text(value: Any) -> str:
     return value
 
 
+def _read_reward_function(value: Any) -> str | None:
+    return None if value is None else _read_text(value)
+
+
 FLAG = Rule("true or false", _read_flag)
 NUMBER = number()
 SHARE = number(0, 1)
@@ -98,6 +106,8 @@ RULES: dict[str, Rule] = {
     "delta_high": SHARE,
     "correct_threshold": Rule("a finite number, or a mapping of data sources to finite numbers", _read_threshold),
     "verifier_retries": number(0, integer=True),
+    "second_verifier": Rule(REWARD_FUNCTION_ALLOWED, _read_reward_function),
+    "second_verifier_timeout": number(0),
     "correction_timeout": number(0),
     "report_timeout": number(0),
     "guard": Rule("off, warn or adapt", _read_guard),

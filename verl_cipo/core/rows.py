@@ -101,7 +101,8 @@ class Mark:
     refusal: why no correction prompt can be made of an attempt, where that was asked and none can;
     text: the response's, noted in a validation with a second turn;
     anchor: a correction's, by number; anchor_correct: the verdict on it, None for an attempt;
-    copied: whether a correction repeats what was shown of its anchor.
+    copied: whether a correction repeats what was shown of its anchor;
+    second: the second verifier's verdict, None where it was not asked or gave none.
     """
 
     correct: bool
@@ -113,6 +114,7 @@ class Mark:
     anchor: int | None = None
     anchor_correct: bool | None = None
     copied: bool = False
+    second: bool | None = None
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "Mark":
@@ -170,7 +172,8 @@ class RowTable:
 
     index: the id in the data set of each row's prompt, a correction has that of its anchor; scores: (N,) raw verifier
     scores; tokens: (N,) response tokens; copied: (N,) bool, a correction that repeats its attempt; origin: that of each
-    row's prompt, empty for a correction and where it is not known.
+    row's prompt, empty for a correction and where it is not known; second: (N,) float, the second verifier's verdict,
+    1 right, 0 wrong, NaN where there is none.
     """
 
     keys: list[str]
@@ -180,6 +183,7 @@ class RowTable:
     tokens: np.ndarray
     copied: np.ndarray
     origin: list[str]
+    second: np.ndarray
 
     def __post_init__(self) -> None:
         lengths = {item.name: len(getattr(self, item.name)) for item in fields(self)}
@@ -212,6 +216,7 @@ class RowTable:
             tokens=tokens,
             copied=np.array([mark.copied for mark in marks], dtype=bool),
             origin=[mark.origin for mark in marks],
+            second=np.array([np.nan if mark.second is None else mark.second for mark in marks], dtype=np.float64),
         )
 
     @classmethod
@@ -227,6 +232,7 @@ class RowTable:
             tokens=np.concatenate([table.tokens for table in tables]),
             copied=np.concatenate([table.copied for table in tables]),
             origin=[origin for table in tables for origin in table.origin],
+            second=np.concatenate([table.second for table in tables]),
         )
 
     def attempts(self) -> tuple[list[Group], dict[Attempt, str]]:

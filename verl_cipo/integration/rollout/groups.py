@@ -28,6 +28,8 @@ class Session:
     """Why no correction prompt can be made of an attempt, known from then on too."""
     copied: bool = False
     """Whether a correction repeats what was shown of its attempt."""
+    second: bool | None = None
+    """The second verifier's verdict."""
 
 
 @dataclass

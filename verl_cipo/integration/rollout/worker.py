@@ -8,8 +8,8 @@ Seam: the workers of the manager (manager.py) are :class:`CIPOAgentLoopWorker`, 
   asynchronous replay buffers then evict all of it. The attempt of a group that ends last waits for the group's
   corrections, and with the other schedules rolls them out, before it returns, so verl writes the prompt's status, which
   lets the trainer sample it, after the corrections,
-* ``_compute_score``: sees every session's output with its reward before it is stored, and asks a verifier that failed
-  again,
+* ``_compute_score``: sees every session's output with its reward before it is stored, asks a verifier that failed
+  again, and the second verifier beside it,
 * ``_agent_loop_postprocess``: counts what is stored, and keeps second turns of the validation out of verl's own
   accuracy.
 
@@ -46,6 +46,7 @@ from verl_cipo.integration.rollout.groups import (
     lost_alone,
     read_attempts,
 )
+from verl_cipo.integration.rollout.second import SecondVerifier
 from verl_cipo.integration.rollout.seeds import seeded
 from verl_cipo.integration.rollout.verify import verify
 from verl_cipo.integration.settings import cipo_config
@@ -91,6 +92,7 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
         self._cipo = cipo_config(self.config)
         self._n = self._cipo.n_corrections or self.rollout_config.n
         self._prompt = agent_loop_prompt(self, self._cipo)
+        self._second = SecondVerifier.of(self._cipo, self.tokenizer)
 
     async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
         validate = trajectory["validate"]
@@ -158,12 +160,16 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
         def count(name: str) -> None:
             group.counts[name] += 1
 
-        await verify(
-            functools.partial(super()._compute_score, outputs, kwargs),
-            final,
-            retries=self._cipo.verifier_retries,
-            count=count,
-            session=RowKey(kwargs["uid"], kwargs["session_id"]).rollout,
+        session = RowKey(kwargs["uid"], kwargs["session_id"]).rollout
+        second, _ = await asyncio.gather(
+            self._second.ask(final, kwargs, counts=group.counts, session=session),
+            verify(
+                functools.partial(super()._compute_score, outputs, kwargs),
+                final,
+                retries=self._cipo.verifier_retries,
+                count=count,
+                session=session,
+            ),
         )
         outcome = Session(
             prompt_ids=outputs[0].prompt_ids,
@@ -174,10 +180,11 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
                 self._cipo.threshold(kwargs.get("data_source")),
             ),
             score=float(final.reward_score),
+            second=second,
         )
         if number is None:
             group.attempts[kwargs["session_id"]] = outcome
-            mark = Mark(correct=outcome.correct, score=outcome.score, origin=group.origin)
+            mark = Mark(correct=outcome.correct, score=outcome.score, origin=group.origin, second=second)
         else:
             anchor = group.anchors[number]
             if asked_again(outcome.prompt_ids, anchor.prompt_ids):
@@ -192,6 +199,7 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
                 anchor=number,
                 anchor_correct=anchor.correct,
                 copied=outcome.copied,
+                second=second,
             )
         for output in outputs:
             output.extra_fields[MARK] = mark.to_mapping()
@@ -219,7 +227,7 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
         group.ended = True
         coordinator = group.ticket["coordinator"]
         try:
-            if group.validate and self._cipo.val_corrections > 0:
+            if group.validate and self._cipo.reports_validation:
                 await self._correct_validation(group, sampling_params, trajectory, prompt)
             elif group.ticket["batch"] is None:
                 # Faults are all that there is to report.
@@ -284,9 +292,12 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
         self, group: PromptGroup, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
     ) -> None:
         n = self._cipo.val_corrections
-        await self._read(group, prompt)
+        if n:
+            await self._read(group, prompt)
         for session, attempt in sorted(group.attempts.items()):
-            if attempt.refusal is None:
+            if not n:
+                attempt.text = await self._off_the_loop(self._prompt.decode, attempt.response_ids)
+            elif attempt.refusal is None:
                 anchor = group.own_anchor(session, prompt)
                 await self._start(group, session, anchor, n, sampling_params, trajectory, prompt)
         await self._settle(group)
@@ -296,8 +307,15 @@ class CIPOAgentLoopWorker(EndsRequests, AgentLoopWorkerTQ.__ray_metadata__.modif
                 session=session,
                 text=attempt.text,
                 correct=attempt.correct,
+                second=attempt.second,
                 corrections=[
-                    correction_record(outcome.text, correct=outcome.correct, score=outcome.score, copied=outcome.copied)
+                    correction_record(
+                        outcome.text,
+                        correct=outcome.correct,
+                        score=outcome.score,
+                        copied=outcome.copied,
+                        second=outcome.second,
+                    )
                     for (anchor, _), outcome in sorted(group.corrections.items(), key=lambda item: item[0])
                     if anchor == session
                 ],

@@ -5,7 +5,7 @@ step's attempts in one call and takes exactly as many rows back, so the correcti
 (trainer.py) appends them to the batch. The workers are :class:`CIPOAgentLoopWorkerV0`, which overrides
 
 * ``_run_agent_loop``: marks each row with what it is, and lets a session that fails cost nothing but its own row,
-* ``_compute_score``: asks a verifier that failed again,
+* ``_compute_score``: asks a verifier that failed again, and the second verifier beside it,
 * ``_postprocess``: leaves failed corrections out, and puts empty rows in the place of failed attempts, which the
   trainer drops before it trains.
 
@@ -18,13 +18,11 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from numbers import Number
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import ray
-import torch
 from verl import DataProto
 from verl.experimental.agent_loop import AgentLoopManager, AgentLoopOutput, AgentLoopWorker
 
@@ -37,12 +35,14 @@ from verl_cipo.core.verdict import verdict
 from verl_cipo.integration.rollout.cancelling import EndsRequests
 from verl_cipo.integration.rollout.groups import asked_again, lost_alone, read_attempts
 from verl_cipo.integration.rollout.reports import Reports
+from verl_cipo.integration.rollout.second import SecondVerifier
 from verl_cipo.integration.rollout.seeds import seeded
 from verl_cipo.integration.rollout.verify import verify
 from verl_cipo.integration.rollout.worker import NoRowsError, agent_loop_prompt
 from verl_cipo.integration.settings import cipo_config
 from verl_cipo.integration.v0.rows import (
     SESSION,
+    LostAttempt,
     marks,
     objects,
     places,
@@ -58,41 +58,8 @@ logger = logging.getLogger("verl_cipo")
 ANCHOR = "__cipo_anchor__"
 """Column of a dispatched correction: ``correct`` and ``prompt_ids`` of the attempt that it corrects, and what is
 ``shown`` of it."""
-
-
-@dataclass(frozen=True)
-class LostAttempt:
-    """An attempt that failed, in the place of its output."""
-
-    columns: dict[str, Any]
-    """What tells its row from others: ``uid``, ``session_id``, ``index``, ``raw_prompt``."""
-
-    def row(self, rolled: Sequence[Any], *, pad_token_id: int) -> Any:
-        """An empty row: no response, no reward. The prompt is that of another row, of the same prompt if there is one.
-
-        Args:
-            rolled: outputs of the worker that did not fail; not empty.
-        """
-        like = next((output for output in rolled if output.extra_fields["uid"] == self.columns["uid"]), rolled[0])
-        attention = like.attention_mask.clone()
-        attention[:, like.prompt_ids.shape[-1] :] = 0
-        info = like.extra_fields.get("reward_extra_info", {})
-        blank = {key: type(value)() if isinstance(value, Number | str) else None for key, value in info.items()}
-        mark = Mark(correct=False, lost=True, text="", score=0.0)
-        return like.model_copy(
-            update={
-                "response_ids": torch.full_like(like.response_ids, pad_token_id),
-                "response_mask": torch.zeros_like(like.response_mask),
-                "attention_mask": attention,
-                "reward_score": 0.0,
-                "extra_fields": {
-                    **like.extra_fields,
-                    **self.columns,
-                    "reward_extra_info": blank,
-                    MARK: mark.to_mapping(),
-                },
-            }
-        )
+SECOND = "__cipo_second__"
+"""Field of an output: the second verifier's verdict, until the row is marked."""
 
 
 class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
@@ -102,6 +69,7 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
         super().__init__(*args, **kwargs)
         self._cipo = cipo_config(self.config)
         self._prompt = agent_loop_prompt(self, self._cipo)
+        self._second = SecondVerifier.of(self._cipo, self.tokenizer)
         self._counts: Counter = Counter()
 
     async def build_prompts(
@@ -160,15 +128,19 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
     def _mark_of_attempt(self, output: Any, prompt: dict[str, Any], *, validate: bool) -> Mark:
         """What the row is, and why no correction prompt can be made of it, where none can; ``output`` is padded."""
         mark = Mark(
-            correct=self._verdict(output, prompt), origin=origin(prompt.get("data_source"), prompt["raw_prompt"])
+            correct=self._verdict(output, prompt),
+            origin=origin(prompt.get("data_source"), prompt["raw_prompt"]),
+            second=output.extra_fields.pop(SECOND, None),
         )
+        response = unpadded(output.response_ids[0], output.attention_mask[0])
         if self._cipo.val_corrections > 0 if validate else self._cipo.rolls_out:
-            response = unpadded(output.response_ids[0], output.attention_mask[0])
             (text,), (refusal,) = read_attempts(self._prompt, prompt["raw_prompt"], [response])
             mark = replace(mark, refusal=refusal)
-            if validate:
-                mark = replace(mark, text=text, score=float(output.reward_score))
-        return mark
+        elif validate and self._cipo.reports_validation:
+            text = self._prompt.decode(response)
+        else:
+            return mark
+        return replace(mark, text=text, score=float(output.reward_score)) if validate else mark
 
     def _mark_of_correction(
         self, output: Any, prompt: dict[str, Any], anchor: dict[str, Any], *, validate: bool
@@ -185,19 +157,24 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
             copied=self._prompt.repeats(anchor["shown"], text),
             text=text if validate else None,
             score=float(output.reward_score) if validate else None,
+            second=output.extra_fields.pop(SECOND, None),
         )
 
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
         def count(name: str) -> None:
             self._counts[name] += 1
 
-        await verify(
-            functools.partial(super()._compute_score, outputs, kwargs),
-            outputs[-1],
-            retries=self._cipo.verifier_retries,
-            count=count,
-            session=kwargs["uid"],
+        second, _ = await asyncio.gather(
+            self._second.ask(outputs[-1], kwargs, counts=self._counts, session=kwargs["uid"]),
+            verify(
+                functools.partial(super()._compute_score, outputs, kwargs),
+                outputs[-1],
+                retries=self._cipo.verifier_retries,
+                count=count,
+                session=kwargs["uid"],
+            ),
         )
+        outputs[-1].extra_fields[SECOND] = second
 
     def _postprocess(self, inputs: list, *args: Any, **kwargs: Any) -> DataProto:
         kept = [output for output in inputs if output is not None]
@@ -370,8 +347,8 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
 
     def _correct_validation(self, prompts: DataProto, output: DataProto) -> None:
         n = self._cipo.val_corrections
-        if n == 0:
-            # Without a second turn nobody asks for the validation's counts.
+        if not self._cipo.reports_validation:
+            # Nobody asks for the validation's counts.
             self._reports.step.update(self._faults())
             return
         sessions = prompts.non_tensor_batch[SESSION]
@@ -381,11 +358,13 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         attempts = [row for row in rolled if not noted[row].lost]
         counts: Counter = Counter()
         correctable = [row for row in attempts if self._can_be_corrected(noted[row], counts)]
-        turns = self._correct_if_it_can(prompts, output, correctable, n, counts)
+        turns = self._correct_if_it_can(prompts, output, correctable, n, counts) if n else None
         corrections: dict[str, list[dict[str, Any]]] = {}
         if turns is not None:
             for uid, mark in zip(turns.non_tensor_batch["uid"], marks(turns), strict=True):
-                turn = correction_record(mark.text, correct=mark.correct, score=mark.score, copied=mark.copied)
+                turn = correction_record(
+                    mark.text, correct=mark.correct, score=mark.score, copied=mark.copied, second=mark.second
+                )
                 corrections.setdefault(uid, []).append(turn)
         records = []
         for row in attempts:
@@ -393,6 +372,13 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             mark, session = noted[row], int(sessions[row])
             own = corrections.get(correction_group(prompt["uid"], session), [])
             records.append(
-                attempt_record(prompt, session=session, text=mark.text, correct=mark.correct, corrections=own)
+                attempt_record(
+                    prompt,
+                    session=session,
+                    text=mark.text,
+                    correct=mark.correct,
+                    corrections=own,
+                    second=mark.second,
+                )
             )
         self._reports.add_validation(records, counts + self._faults())
