@@ -143,9 +143,7 @@ def answers(*programs):
 
 def test_shortcuts_have_a_rate_of_their_own_and_change_no_judgment(tmp_path):
     rows = [*answers(LEDGER, BY_HEART, "print('wrong')"), row("b_0_0", r"\boxed{16}")]
-    rows += [
-        one | {"uid": f"c_{i}_0", "input": "user\nAnother?\n", "gts": TRUTH + " "} for i, one in enumerate(rows[:1])
-    ]
+    rows.append(rows[0] | {"uid": "c_0_0", "input": "user\nAnother?\n", "gts": TRUTH + " "})
     file = write(tmp_path / "1.jsonl", rows)
     plain = rescore_step(file, Strictness())["streams"]["base"]
     found = rescore_step(file, Strictness(references=References([("How many?", [LEDGER])])))
