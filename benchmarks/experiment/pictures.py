@@ -53,15 +53,20 @@ def plot_differences(differences: Mapping[str, Mapping[str, Any]], path: Path) -
     _save(figure, path)
 
 
-def plot_training(arms: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], path: Path) -> None:
-    """Accuracy of the attempts in training, w->c and c->c of the corrections and rho over the steps.
+def plot_training(
+    arms: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
+    path: Path,
+    panels: Mapping[str, Callable[[Mapping[str, float]], float | None]] | None = None,
+) -> None:
+    """A panel a figure over the steps: by default accuracy of the attempts, w->c and c->c of the corrections, and rho.
 
     A line an arm, the mean of its runs, in a band from the least to the greatest of them.
 
     Args:
         arms: of each, its runs; of a run, what verl logged at each step.
+        panels: title of each, and how its share is read off a step.
     """
-    panels = {
+    panels = panels or {
         "Attempts that are right": attempts,
         "Corrections of wrong attempts that are right": lambda step: step.get("cipo/transitions/w2c"),
         "Corrections of right attempts that stay right": lambda step: step.get("cipo/transitions/c2c"),

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ class DataSet:
     Hugging Face hub; config: the hub's configuration; splits: name of the output -> name in the published files. Rows
     of the output "train" are de-duplicated and decontaminated; an evaluation set stays as it was published.
     columns: fields that `convert` looks at; tried: whether a row's tests are tried before it is kept, see `trial`;
-    solutions: fields with programs of the set, which only that needs; extra: fields of its own in extra_info, with
-    their types; convert: raw row and command line -> Example, raises Dropped to leave the row out, PrepError when it is
-    malformed; options: adds options of its own to the command line.
+    solutions: fields with programs of the set, which only that and --keep_solutions need; extra: fields of its own in
+    extra_info, with their types; convert: raw row and command line -> Example, raises Dropped to leave the row out,
+    PrepError when it is malformed; options: adds options of its own to the command line.
     """
 
     name: str
@@ -130,24 +130,30 @@ def _convert_split(
     """Write the parquet file of one split, fill in `counts`, and return the first row written."""
     training = Filter(evaluation) if split == "train" else None
     trial = dataset.tried and not args.skip_trial
-    columns = [*dataset.columns, *(dataset.solutions if trial else ())]
+    keeps = dataset.tried and args.keep_solutions
+    columns = [*dataset.columns, *(dataset.solutions if trial or keeps else ())]
+    extra = {**dataset.extra, **({"solutions": pa.list_(pa.string())} if keeps else {})}
     if training is not None and evaluation is not None:
         for row in _rows(files, dataset.columns, f"{split}, questions"):
             if (example := _converted(dataset, args, row, None)) is not None:
                 evaluation.count(example.question)
-    with parquet_sink(output.path(f"{split}.parquet"), schema(dataset.extra), split) as sink:
+    with parquet_sink(output.path(f"{split}.parquet"), schema(extra), split) as sink:
         examples = _kept(dataset, args, _rows(files, columns, split), training, counts)
         if trial:
             examples = _passed(examples, counts)
         chosen = (example for example, _ in examples)
         for example in sample(chosen, args.max_samples, args.seed) if args.max_samples else chosen:
-            sink.add(example)
+            sink.add(_with_solutions(example) if keeps else example)
     counts.kept = sink.count
     if left_out := counts.read - counts.dropped.total() - counts.kept:
         counts.dropped["not drawn (--max_samples)"] = left_out
     if sink.first is None:
         raise PrepError(f"{files[0]}: no row of the split {split} is left of {counts.read:,}; {dict(counts.dropped)}")
     return sink.first
+
+
+def _with_solutions(example: Example) -> Example:
+    return replace(example, extra={**example.extra, "solutions": list(example.solutions)})
 
 
 def _rows(files: Sequence[Path], columns: Sequence[str], label: str) -> Iterator[Row]:
@@ -254,6 +260,11 @@ def _parser(dataset: DataSet, doc: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--hf_revision", help="branch, tag or commit on the hub (default: its main branch)")
     if dataset.tried:
+        parser.add_argument(
+            "--keep_solutions",
+            action="store_true",
+            help="write the set's own solutions, at most 3, to extra_info.solutions (for evaluate --rescore)",
+        )
         parser.add_argument(
             "--skip_trial",
             action="store_true",

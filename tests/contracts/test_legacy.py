@@ -15,6 +15,7 @@ from tests.contracts.support.seams import calls_in_order, check_accepts, check_p
 V0, WORKER = "verl.trainer.ppo.ray_trainer:RayPPOTrainer", "verl.experimental.agent_loop:AgentLoopWorker"
 MANAGER = "verl.experimental.agent_loop:AgentLoopManager"
 TRAINER, ROLLOUTS = "verl_cipo/integration/v0/trainer.py", "verl_cipo/integration/v0/rollout.py"
+SESSIONS = "verl_cipo/integration/v0/worker.py"
 OVERRIDDEN = {
     "init_workers": [],
     "fit": [],
@@ -121,7 +122,7 @@ def test_the_manager_keeps_the_workers_class_that_is_set_before_its_constructor(
     assert parameters(load(f"{MANAGER}.generate_sequences")) == ["prompts"]
 
 
-@seam("AgentLoopWorker.generate_sequences", ROLLOUTS)
+@seam("AgentLoopWorker.generate_sequences", SESSIONS)
 def test_each_row_reaches_run_agent_loop_with_all_its_columns():
     """A column of CIPO's is one more keyword; what comes back goes to _postprocess in the order of the rows."""
     seen, joined = [], []
@@ -161,7 +162,7 @@ def test_each_row_reaches_run_agent_loop_with_all_its_columns():
     check_accepts(f"{WORKER}._postprocess", "inputs", "input_non_tensor_batch", "validate")
 
 
-@seam("_InternalAgentLoopOutput", ROLLOUTS)
+@seam("_InternalAgentLoopOutput", SESSIONS)
 def test_an_output_of_a_session_is_padded_and_takes_further_fields():
     fields = set(load("verl.experimental.agent_loop.agent_loop:_InternalAgentLoopOutput").model_fields)
     wanted = {"response_ids", "attention_mask", "reward_score", "extra_fields"}

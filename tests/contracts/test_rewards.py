@@ -1,6 +1,7 @@
 """How verl calls a verifier and what it makes of the result; when a session is scored."""
 
 import asyncio
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -39,6 +40,8 @@ def judged(compute_score, extra_info=None, *, manager=NAIVE, reward=None) -> dic
             "data_source": np.array(["gsm8k"], dtype=object),
             "reward_model": np.array([{"ground_truth": "4", "style": "rule"}], dtype=object),
             "extra_info": np.array([extra_info or {}], dtype=object),
+            "__num_turns__": np.array([2]),
+            "tool_extra_fields": np.array([{"tool": "used"}], dtype=object),
         },
     )
 
@@ -61,6 +64,36 @@ def test_a_verifier_is_called_with_these_four_keywords():
     assert set(seen) == {"data_source", "solution_str", "ground_truth", "extra_info"}, f"verl gives {sorted(seen)}"
     assert (seen["data_source"], seen["solution_str"], seen["ground_truth"]) == ("gsm8k", "AB", "4")
     assert seen["extra_info"]["index"] == 3
+
+
+@seam(
+    "NaiveRewardManager.run_single, what the second verifier is asked, import_utils.load_extern_object",
+    "verl_cipo/integration/rollout/second_verifier.py",
+    "verl_cipo/integration/reward_function.py",
+)
+def test_the_second_verifier_is_asked_what_the_first_one_is(tmp_path):
+    from verl_cipo.core.config import CIPOConfig
+    from verl_cipo.integration.rollout.second_verifier import SecondVerifier
+
+    (tmp_path / "mine.py").write_text("seen = []\n\ndef score(**asked):\n    seen.append(asked)\n    return 1.0\n")
+    function = load("verl.utils.import_utils:load_extern_object")(str(tmp_path / "mine.py"), "score")
+    first = judged(function, {"index": 3})
+    config = CIPOConfig(second_verifier=f"{tmp_path / 'mine.py'}:score")
+    tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: "".join(map(chr, ids)))
+    asker = SecondVerifier(function, config, tokenizer)
+    output = load("verl.experimental.agent_loop:AgentLoopOutput")(
+        prompt_ids=[1],
+        response_ids=[65, 66],
+        response_mask=[1, 1],
+        metrics={},
+        num_turns=2,
+        extra_fields={"tool": "used"},
+    )
+    row = {"data_source": "gsm8k", "reward_model": {"ground_truth": "4"}, "extra_info": {"index": 3}}
+    assert asyncio.run(asker.ask(output, row, counts=Counter(), session="u_0")) is True
+    one, two = function.__globals__["seen"]
+    assert one == two, f"verl's reward manager gives {one}, the second verifier was given {two}"
+    assert first["reward_score"] == 1.0
 
 
 @seam("NaiveRewardManager.run_single, a verifier that returns a dict", "verl_cipo/rewards/outcome.py", *VERIFIERS)

@@ -158,6 +158,13 @@ class CIPOConfig:
     data_source, with `default` for those that are not named (0.5 without it)."""
     verifier_retries: int = 2
     """How often a verifier that gave no verdict is asked again before its session is given up."""
+    second_verifier: str | None = None
+    """Another reward function, which judges every response too and changes nothing: cipo/hacking_gap measures how often
+    only the run's own verifier accepts. Named pkg://package.module:function or path/to/file.py:function; without
+    :function it is compute_score."""
+    second_verifier_timeout: float = 120.0
+    """Seconds after which the second verifier's verdict on a response is given up, further tries included; must be
+    below correction_timeout, since a correction session waits for it."""
     correction_timeout: float = 3600.0
     """Seconds after which a correction session is given up, so that one cannot hold up the step; the time that the
     engines sleep while verl trains (colocate_async) does not count."""
@@ -191,6 +198,11 @@ class CIPOConfig:
             if values != sorted(values):
                 held = ", ".join(f"{path}.{name} = {value!r}" for name, value in zip(names, values, strict=True))
                 raise CIPOConfigError(f"{held}: expected {' <= '.join(names)}")
+        if self.second_verifier is not None and self.second_verifier_timeout >= self.correction_timeout:
+            raise CIPOConfigError(
+                f"{path}.second_verifier_timeout = {self.second_verifier_timeout!r} with {path}.correction_timeout = "
+                f"{self.correction_timeout!r}: a second verifier that hangs would cost corrections; expected less"
+            )
         if self.source == "paired" and self.aux.coef == 0:
             raise CIPOConfigError(
                 f"{path}.source = 'paired' with {path}.aux.coef = 0: only the auxiliary loss trains pairs; "
@@ -266,6 +278,11 @@ class CIPOConfig:
     def corrects(self) -> bool:
         """Whether correction prompts are made at all, in training or in validation."""
         return self.replay_fraction > 0 or self.val_corrections > 0
+
+    @property
+    def reports_validation(self) -> bool:
+        """Whether attempts of the validation are reported to the trainer, with their second turns where there are."""
+        return self.val_corrections > 0 or self.second_verifier is not None
 
     @property
     def rolls_out(self) -> bool:

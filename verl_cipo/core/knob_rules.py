@@ -13,6 +13,10 @@ REVIEW_ALLOWED = (
     "break (form=assistant_turn)"
 )
 
+REWARD_FUNCTION_ALLOWED = (
+    "null, pkg://package.module:function or path/to/file.py:function of a reward function as verl calls it"
+)
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -91,6 +95,10 @@ def _read_text(value: Any) -> str:
     return value
 
 
+def _read_reward_function(value: Any) -> str | None:
+    return None if value is None else _read_text(value)
+
+
 FLAG = Rule("true or false", _read_flag)
 NUMBER = number()
 SHARE = number(0, 1)
@@ -114,6 +122,8 @@ RULES: dict[str, Rule] = {
     "delta_high": SHARE,
     "correct_threshold": Rule("a finite number, or a mapping of data sources to finite numbers", _read_threshold),
     "verifier_retries": number(0, integer=True),
+    "second_verifier": Rule(REWARD_FUNCTION_ALLOWED, _read_reward_function),
+    "second_verifier_timeout": number(0),
     "correction_timeout": number(0),
     "report_timeout": number(0),
     "guard": Rule("off, warn or adapt", _read_guard),

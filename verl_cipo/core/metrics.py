@@ -10,6 +10,7 @@ from verl_cipo.core.transitions import Transitions
 PREFIX = "cipo/"
 VALIDATION = "cipo/val/"
 _STREAMS = {"base": BASE, "correction": CORRECTION}
+_GAP = {"base": "hacking_gap", "correction": "hacking_gap_corrections"}
 
 
 def _of_budget() -> dict[str, str]:
@@ -36,6 +37,9 @@ def _of_budget() -> dict[str, str]:
 METRICS: dict[str, str] = {
     "cipo/rho": "Target share of right attempts among this step's anchors.",
     "cipo/lambda": "Weight of the correction stream in the next step; guard=adapt lowers it during an alarm.",
+    "cipo/hacking_gap": "Share of attempts right under the run's verifier minus that under second_verifier; attempts "
+    "without a verdict of the second one are left out of both.",
+    "cipo/hacking_gap_corrections": "The same of the corrections.",
     "cipo/retention": "Share of corrections of right anchors that are right; rho follows it.",
     "cipo/anchors/total": "Anchors drawn.",
     "cipo/anchors/correct": "Anchors whose attempt was right.",
@@ -49,7 +53,7 @@ METRICS: dict[str, str] = {
     "cipo/anchors/skipped/empty_attempt": "Attempts that could not be anchors: the part to show is empty.",
     "cipo/anchors/skipped/prompt_failed": "Attempts that could not be anchors: building the correction prompt raised.",
     "cipo/attempts/failed_sessions": "Attempts that raised, those given up included: their rows are missing. With "
-    "val_corrections=0, this and cipo/verifier/* also count the validation.",
+    "val_corrections=0 and no second_verifier, this and cipo/verifier/* also count the validation.",
     "cipo/corrections/failed_sessions": "Correction sessions that raised or returned nothing.",
     "cipo/corrections/timed_out": "Those among them that took longer than correction_timeout.",
     "cipo/corrections/not_asked": "Corrections that are plain attempts: their agent loop ignores raw_prompt.",
@@ -64,6 +68,8 @@ METRICS: dict[str, str] = {
     "cipo/budget/attempts": "Further attempts that came in; they are rows of attempts, too.",
     "cipo/budget/accuracy": "Share of further attempts that are right.",
     **_of_budget(),
+    "cipo/second_verifier/errors": "Sessions without a verdict of the second verifier: it raised, was undecided or "
+    "took longer than second_verifier_timeout. The gap leaves them out; nothing else changes.",
     "cipo/guard/copying": "1 while w->c is down and c->c is up: the policy may be learning to copy.",
     "cipo/guard/copy_rate": "1 while nearly all corrections repeat their attempt.",
     "cipo/guard/entropy": "1 while entropy is a fraction of what it was at the start.",
@@ -128,6 +134,8 @@ METRICS: dict[str, str] = {
     "cipo/val/failed_attempts": "Validation: attempts that raised; no accuracy counts them.",
     "cipo/val/verifier_errors": "Validation: calls in which the verifier gave no verdict.",
     "cipo/val/verifier_given_up": "Validation: sessions still without a verdict after verifier_retries.",
+    "cipo/val/hacking_gap": "Validation: `cipo/hacking_gap`, also logged with val_corrections=0.",
+    "cipo/val/second_verifier_errors": "Validation: sessions without a verdict of the second verifier.",
 }
 
 
@@ -165,6 +173,9 @@ def batch_metrics(table: RowTable) -> dict[str, float]:
         if final.any():
             for outcome, share in _group_outcomes(rows.group[final], rows.correct[final]).items():
                 metrics[f"groups/{stream}/{outcome}"] = share
+        twice = final & ~np.isnan(table.second)
+        if twice.any():
+            metrics[_GAP[stream]] = float(rows.correct[twice].mean() - table.second[twice].mean())
     final = (rows.stream == CORRECTION) & rows.final
     transitions = Transitions.from_arrays(rows.anchor_correct[final], rows.correct[final])
     metrics.update({f"transitions/{name}": rate for name, rate in transitions.rates().items()})

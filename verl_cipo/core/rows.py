@@ -108,6 +108,7 @@ class Mark:
     prompt_right, prompt_attempts, prompt_score, prompt_spread: of a correction, `anchors.Outcome` of its anchor's
     prompt, None where it is not known;
     question: of a correction whose anchor's prompt is not in its batch, the chat of that prompt.
+    second: the second verifier's verdict, None where it was not asked or gave none.
     """
 
     correct: bool
@@ -125,6 +126,7 @@ class Mark:
     prompt_score: float | None = None
     prompt_spread: float | None = None
     question: list[dict] | None = None
+    second: bool | None = None
 
     @property
     def outcome(self) -> Outcome | None:
@@ -193,7 +195,8 @@ class RowTable:
     index: the id in the data set of each row's prompt, a correction has that of its anchor; scores: (N,) raw verifier
     scores; tokens: (N,) response tokens; copied: (N,) bool, a correction that repeats its attempt; origin: that of each
     row's prompt, empty for a correction and where it is not known; outcome: of the prompt of a correction's anchor;
-    question: the chat of that prompt where it is not in the batch.
+    question: the chat of that prompt where it is not in the batch; second: (N,) float, the second verifier's verdict,
+    1 right, 0 wrong, NaN where there is none.
     """
 
     keys: list[str]
@@ -205,6 +208,7 @@ class RowTable:
     origin: list[str]
     outcome: list[Outcome | None]
     question: list[list[dict] | None]
+    second: np.ndarray
 
     def __post_init__(self) -> None:
         lengths = {item.name: len(getattr(self, item.name)) for item in fields(self)}
@@ -240,6 +244,7 @@ class RowTable:
             origin=[mark.origin for mark in marks],
             outcome=[mark.outcome for mark in marks],
             question=[mark.question for mark in marks],
+            second=np.array([np.nan if mark.second is None else mark.second for mark in marks], dtype=np.float64),
         )
 
     @classmethod
@@ -248,7 +253,7 @@ class RowTable:
         if len(tables) == 1:
             return tables[0]
         columns: dict[str, Any] = {"rows": Rows.joined([table.rows for table in tables])}
-        for name in ("scores", "tokens", "copied"):
+        for name in ("scores", "tokens", "copied", "second"):
             columns[name] = np.concatenate([getattr(table, name) for table in tables])
         for name in ("keys", "index", "origin", "outcome", "question"):
             columns[name] = list(chain.from_iterable(getattr(table, name) for table in tables))

@@ -96,19 +96,28 @@ def retried(right: ArrayLike, attempts: ArrayLike) -> np.ndarray:
     return right / (attempts - 1)
 
 
-def correction_record(text: str, *, correct: bool, score: float | None, copied: bool) -> dict[str, Any]:
+def correction_record(
+    text: str, *, correct: bool, score: float | None, copied: bool, second: bool | None = None
+) -> dict[str, Any]:
     """A correction as `attempt_record` holds it."""
-    return {"correction": text, "correct": correct, "score": score, "copied": copied}
+    return {"correction": text, "correct": correct, "score": score, "copied": copied, "second": second}
 
 
 def attempt_record(
-    prompt: Mapping[str, Any], *, session: int, text: str, correct: bool, corrections: list[dict[str, Any]]
+    prompt: Mapping[str, Any],
+    *,
+    session: int,
+    text: str,
+    correct: bool,
+    corrections: list[dict[str, Any]],
+    second: bool | None = None,
 ) -> dict[str, Any]:
     """An attempt of the validation with its corrections, as the dump holds it.
 
     Args:
         prompt: its row of the data set, with ``uid`` and ``raw_prompt``.
         corrections: records of :func:`correction_record`.
+        second: the second verifier's verdict, None where it was not asked or gave none.
     """
     return {
         "uid": prompt["uid"],
@@ -116,6 +125,7 @@ def attempt_record(
         "question": prompt["raw_prompt"][-1]["content"],
         "attempt": text,
         "anchor_correct": correct,
+        "second": second,
         "gts": (prompt.get("reward_model") or {}).get("ground_truth"),
         "data_source": prompt.get("data_source"),
         "corrections": corrections,
@@ -136,35 +146,39 @@ def problem_of(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def second_turn_metrics(
-    records: list[dict[str, Any]], counts: dict[str, float], *, sampled: bool = True
+    records: list[dict[str, Any]], counts: dict[str, float], *, sampled: bool = True, corrected: bool = True
 ) -> dict[str, float]:
     """``cipo/val/*`` over the validation set, and where it has several data sources for each: ``cipo/val/{source}/*``.
 
     Args:
         records: one an attempt: ``question`` and ``gts``, ``data_source``, ``anchor_correct``, and ``corrections`` with
             ``correct`` and ``copied`` each. An attempt without corrections (its prompt did not fit, or its sessions
-            failed) keeps its verdict in turn 2.
+            failed) keeps its verdict in turn 2. ``second`` of an attempt, where it was judged twice, gives the hacking
+            gap.
         counts: attempts skipped by reason (``anchors/skipped/*``), ``attempts/failed_sessions``,
             ``corrections/failed_sessions`` and ``verifier/*``.
         sampled: False where the attempts were drawn greedily: then there is no ``retry``.
+        corrected: False where there was no second turn: then there is no ``accuracy_turn2``.
     """
-    metrics = _rates(records, sampled=sampled) | {
+    how = {"sampled": sampled, "corrected": corrected}
+    metrics = _rates(records, **how) | {
         "skipped": sum(value for name, value in counts.items() if name.startswith("anchors/skipped/")),
         "failed_sessions": counts.get("corrections/failed_sessions", 0.0),
         "failed_attempts": counts.get("attempts/failed_sessions", 0.0),
         "verifier_errors": counts.get("verifier/errors", 0.0),
         "verifier_given_up": counts.get("verifier/given_up", 0.0),
+        "second_verifier_errors": counts.get("second_verifier/errors", 0.0),
     }
     sources: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         sources.setdefault(str(record.get("data_source")), []).append(record)
     if len(sources) > 1:
         for source, own in sources.items():
-            metrics |= {f"{source}/{name}": value for name, value in _rates(own, sampled=sampled).items()}
+            metrics |= {f"{source}/{name}": value for name, value in _rates(own, **how).items()}
     return {f"cipo/val/{name}": value for name, value in metrics.items()}
 
 
-def _rates(records: list[dict[str, Any]], *, sampled: bool) -> dict[str, float]:
+def _rates(records: list[dict[str, Any]], *, sampled: bool, corrected: bool) -> dict[str, float]:
     """What follows from the attempts and their corrections; a mean over nothing is left out."""
     turns = [(record["anchor_correct"], correction) for record in records for correction in record["corrections"]]
     metrics = {"rows": float(len(turns))}
@@ -177,7 +191,11 @@ def _rates(records: list[dict[str, Any]], *, sampled: bool) -> dict[str, float]:
             for record in records
         ]
         metrics["accuracy_turn1"] = sum(first) / len(first)
-        metrics["accuracy_turn2"] = sum(second) / len(second)
+        if corrected:
+            metrics["accuracy_turn2"] = sum(second) / len(second)
+    twice = [record for record in records if record.get("second") is not None]
+    if twice:
+        metrics["hacking_gap"] = sum(record["anchor_correct"] - record["second"] for record in twice) / len(twice)
     if turns:
         metrics["copy_rate"] = sum(turn["copied"] for _, turn in turns) / len(turns)
         metrics |= Transitions.from_arrays(

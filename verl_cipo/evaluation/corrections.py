@@ -34,12 +34,15 @@ FIGURES = {
     "repair": "Share of all corrections that turn a wrong attempt right.",
     "copy_rate": "Share of corrections that repeat the attempt up to white space.",
     "copy_rate_failed": "The same of the corrections of wrong attempts: copying a right one is no fault.",
+    "hacking_gap": "Share of attempts that are right minus the share that the second verifier calls right, among those "
+    "of which it gave a verdict (algorithm.cipo.second_verifier).",
+    "hacking_gap_corrections": "The same of the corrections.",
     "without_correction": "Share of attempts without one: it did not fit the prompt, or there was nothing to show.",
 }
 
 _SHOWN = (
     *("accuracy_turn1", "accuracy_turn2", "c2c", "c2w", "w2c", "retry", "w2c_over_retry", "w2w", "over_correction"),
-    *("copy_rate", "copy_rate_failed"),
+    *("copy_rate", "copy_rate_failed", "hacking_gap"),
 )
 
 
@@ -59,7 +62,7 @@ def correction_figures(records: Iterable[Mapping[str, Any]], **how: Any) -> dict
     Raises:
         ValueError: there is no record.
     """
-    per_problem: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros(10))
+    per_problem: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros(14))
     sampled = True
     for record in records:
         turns = record.get("corrections", [{"correct": record.get("acc"), "copied": record.get("copied")}])
@@ -78,10 +81,14 @@ def correction_figures(records: Iterable[Mapping[str, Any]], **how: Any) -> dict
             copies,
             0 if first else copies,
             not turns,
+            *_twice([(first, record.get("second"))]),
+            *_twice([(turn["correct"], turn.get("second")) for turn in turns]),
         ]
     if not per_problem:
         raise ValueError("no record of a correction: nothing to report")
-    attempts, first, second, cc, cw, wc, ww, copied, copied_failed, without = np.array(list(per_problem.values())).T
+    attempts, first, second, cc, cw, wc, ww, copied, copied_failed, without, *gaps = np.array(
+        list(per_problem.values())
+    ).T
     figures = {
         "accuracy_turn1": interval(first / attempts, **how),
         "accuracy_turn2": interval(second / attempts, **how),
@@ -98,6 +105,8 @@ def correction_figures(records: Iterable[Mapping[str, Any]], **how: Any) -> dict
         ("repair", wc, right + wrong),
         ("copy_rate", copied, right + wrong),
         ("copy_rate_failed", copied_failed, wrong),
+        ("hacking_gap", gaps[0], gaps[1]),
+        ("hacking_gap_corrections", gaps[2], gaps[3]),
     ]
     if sampled and (several := attempts > 1).any():
         asked = wrong[several]
@@ -107,6 +116,12 @@ def correction_figures(records: Iterable[Mapping[str, Any]], **how: Any) -> dict
         if totals.any():
             figures[name] = ratio_interval(parts, totals, **how)
     return {name: figures[name] for name in FIGURES if name in figures}
+
+
+def _twice(verdicts: Iterable[tuple[Any, bool | None]]) -> tuple[int, int]:
+    """Verdicts of the run's verifier minus those of the second one, and how many responses have both."""
+    both = [bool(first) - bool(second) for first, second in verdicts if second is not None]
+    return sum(both), len(both)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Rendering in the driver: correction prompts and attempts as a run's tokenizer renders and reads them."""
+"""Correction prompts and attempts as a run renders and reads them: in the driver, and in its rollout workers."""
 
 import functools
 import logging
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from verl.experimental.agent_loop import AgentLoopWorker
+from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
 from verl_cipo.core.config import CIPOConfig, PromptConfig
 from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt
@@ -76,3 +78,21 @@ class Rendering:
             count_tokens=lambda messages: len(encode(messages)),
         )
         return cls(prompt=prompt, encode=encode)
+
+
+def agent_loop_prompt(worker: AgentLoopWorker, cipo: CIPOConfig) -> CorrectionPrompt:
+    """The correction prompt of a rollout worker: tokens are counted as its agent loops render the chat."""
+    builder = create_continuous_token_builder(
+        worker.tokenizer,
+        hf_model_type=worker.hf_model_type,
+        chat_template_kwargs=worker.config.data.get("apply_chat_template_kwargs", {}),
+        processor=worker.processor,
+    )
+    # An agent loop may offer the model a selection of the tools: counting all of them is never too few tokens.
+    tools = [tool.tool_schema.model_dump(exclude_unset=True, exclude_none=True) for tool in worker.tools]
+    return correction_prompt(
+        cipo,
+        worker.tokenizer,
+        prompt_length=worker.rollout_config.prompt_length,
+        count_tokens=lambda messages: len(builder.build_initial_tokens(messages, tools=tools or None)),
+    )

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
 from verl_cipo.core.prompts import with_text
 from verl_cipo.integration.checks import check_lengths
+from verl_cipo.integration.reward_function import load, located
 from verl_cipo.integration.rollout.seeds import seed_name
 
 MANAGER_CLASS = "verl_cipo.integration.rollout.manager.CIPOAgentLoopManager"
@@ -73,7 +74,7 @@ def check_combination(config: DictConfig) -> CIPOConfig:
     """Refuse the settings of verl that do not work with CIPO.
 
     Returns:
-        the validated ``algorithm.cipo``.
+        the validated ``algorithm.cipo``, with the whole path of a second verifier's file.
 
     Raises:
         CIPOConfigError: names the key, its value and what is allowed.
@@ -111,6 +112,9 @@ def check_combination(config: DictConfig) -> CIPOConfig:
     if custom not in (None, MANAGER_CLASS, needed):
         refuse("actor_rollout_ref.rollout.agent.agent_loop_manager_class", f"corrections need {needed}")
     check_lengths(config, corrects=cipo.corrects)
+    if cipo.second_verifier is not None:
+        load(cipo.second_verifier)
+        cipo = replace(cipo, second_verifier=located(cipo.second_verifier))
     return cipo
 
 

@@ -56,8 +56,8 @@ TOKENS = np.array([5, 1, 2, 3, 4, 10, 20, 7, 30, 40, 50, 100])
 COPIED = np.array([1, 1, 1, 1, 1, 1, 0, 1, 0, 1, 0, 1], dtype=bool)
 
 
-def metrics_of(idx):
-    """Of the rows of BATCH at these positions."""
+def metrics_of(idx, second=None):
+    """Of the rows of BATCH at these positions; second: of each row of BATCH, the second verifier's verdict."""
     idx = np.array(idx, dtype=np.int64)
     n = len(idx)
     return batch_metrics(
@@ -71,6 +71,7 @@ def metrics_of(idx):
             origin=[""] * n,
             outcome=[None] * n,
             question=[None] * n,
+            second=np.full(n, np.nan) if second is None else np.array(second, dtype=float)[idx],
         )
     )
 
@@ -123,6 +124,23 @@ def test_by_hand():
     )
     check_names(metrics)
     assert all(type(value) is float for value in metrics.values())
+
+
+def test_the_hacking_gap_by_hand():
+    """Rows that are not the last of their session, and those without a second verdict, count on neither side."""
+    no = np.nan
+    #         a0 (not final), a0, a1, b0, c0 | k0, k1, k2 (not final), k2, k3, k4 | padding
+    second = [0, 0, 0, 1, no, 1, no, 0, 1, 0, 0, 0]
+    both = metrics_of(range(12), second)
+    # Right by the run: a0 and b0 of a0, a1, b0; by the second: b0.
+    assert both["cipo/hacking_gap"] == pytest.approx(2 / 3 - 1 / 3)
+    # Of k0, k2, k3, k4: k0 and k4 by the run, k0 and k2 by the second: it may be stricter here and laxer there.
+    assert both["cipo/hacking_gap_corrections"] == pytest.approx(2 / 4 - 2 / 4)
+    check_names(both)
+    rest = {name: value for name, value in both.items() if "hacking" not in name}
+    assert rest == metrics_of(range(12)), "no other metric changes, and there is no gap without a second verdict"
+    lax = metrics_of(range(12), [1] * 12)
+    assert lax["cipo/hacking_gap"] == pytest.approx(2 / 4 - 1) and lax["cipo/hacking_gap_corrections"] < 0
 
 
 def test_what_there_is_none_of_is_left_out():

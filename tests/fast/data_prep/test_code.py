@@ -411,3 +411,15 @@ def test_code_contests_takes_tests_in_order_and_drops_pictures(cases, run, write
     assert run("code_contests", tmp_path / "raw", "--max_tests", "2", "--skip_trial") == 0
     (made,) = pq.read_table(tmp_path / "out" / "train.parquet").to_pylist()
     assert json.loads(made["reward_model"]["ground_truth"]) == {"inputs": ["1", "2"], "outputs": ["a", "b"]}
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_solutions_are_written_when_they_are_asked_for(cases, run, write, tmp_path, keep):
+    row = cases["code_contests"].rows[0]
+    write(tmp_path / "raw" / "train.jsonl", [row])
+    options = ["--skip_trial", *(["--keep_solutions"] if keep else [])]
+    assert run("code_contests", tmp_path / "raw", *options) == 0
+    (made,) = pq.read_table(tmp_path / "out" / "train.parquet").to_pylist()
+    (python_3,) = [program for program in row["solutions"]["solution"] if "main()" not in program]
+    assert made["extra_info"].get("solutions") == ([python_3] if keep else None)
+    assert python_3 not in made["prompt"][0]["content"]

@@ -48,7 +48,30 @@ def test_the_figures_of_a_hand_made_dump():
         "copy_rate_failed": 2 / 4,
         "without_correction": 1 / 4,
     }
-    assert list(found) == list(FIGURES)
+    assert list(found) == [name for name in FIGURES if "hacking" not in name], "nobody asked a second verifier"
+
+
+def test_the_hacking_gap_of_a_hand_made_dump():
+    """Right by the run's verifier minus right by the second one, where it gave a verdict."""
+    seconds = [True, False, None, False]
+    turns = [(True, False), (None, False), (), (False, False)]
+    records = [
+        {
+            **each,
+            "second": second,
+            "corrections": [{**turn, "second": judged} for turn, judged in zip(each["corrections"], own, strict=True)],
+        }
+        for each, second, own in zip(RECORDS, seconds, turns, strict=True)
+    ]
+    found = correction_figures(records, resamples=20)
+    # Attempts: right, wrong, (right), wrong against right, wrong, (none), wrong.
+    assert found["hacking_gap"].estimate == 0
+    records[0]["second"] = False
+    assert correction_figures(records, resamples=20)["hacking_gap"].estimate == pytest.approx(1 / 3)
+    # Corrections: right, wrong, (right), wrong, wrong, wrong against right and four wrong.
+    assert found["hacking_gap_corrections"].estimate == 0
+    records[0]["corrections"][0]["second"] = False
+    assert correction_figures(records, resamples=20)["hacking_gap_corrections"].estimate == pytest.approx(1 / 5)
 
 
 def test_retry_is_what_a_further_attempt_would_bring():

@@ -67,6 +67,7 @@ def sections(arms: Sequence[Arm], *, window: int, bad: list[BadLine]) -> list[Se
         _transitions(arms, window),
         _replay(arms, window),
         _collapse(arms, window),
+        *_hacking(arms, window),
         _cost(arms, window),
     ]
 
@@ -180,6 +181,23 @@ def _collapse(arms: Sequence[Arm], window: int) -> Section:
     if unwatched:
         section.missing.append(f"Alarms: no cipo/guard/* in {', '.join(unwatched)}")
     return section
+
+
+def _hacking(arms: Sequence[Arm], window: int) -> list[Section]:
+    """None where no run has a second verifier."""
+    trained = [_metric("attempts", "cipo/hacking_gap"), _metric("corrections", "cipo/hacking_gap_corrections")]
+    held_out = [_metric("", "cipo/val/hacking_gap")]
+    if not any(read(run) for _, _, read in (*trained, *held_out) for arm in arms for run in arm.runs):
+        return []
+    section = Section(
+        name="hacking",
+        title="Hacking gap",
+        lead="Share that the run's verifier calls right minus the share that the second verifier does. A gap that "
+        "grows while the reward grows is a policy that learns to please its verifier.",
+    )
+    section.add_lines("gap-training", "Hacking gap, training", arms, trained, window=window)
+    section.add_lines("gap-held-out", "Hacking gap, held-out", arms, held_out, points=True)
+    return [section]
 
 
 def _cost(arms: Sequence[Arm], window: int) -> Section:

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from verl_cipo.evaluation.jsonl import EvaluationError, by_step, same_settings, write_whole
 from verl_cipo.evaluation.output import markdown_table, shown, write_json
-from verl_cipo.evaluation.rescore.judge import STREAMS, HeldOut, Strictness, rescore_step
+from verl_cipo.evaluation.rescore.judge import STREAMS, Strictness, rescore_step
+from verl_cipo.evaluation.rescore.prompts import HeldOut, References
 
 SHARED_OPTIONS = ("--output", "--correct-threshold", "--skip-bad")
 _SHOWN_STEPS = 20
@@ -26,7 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--held-out", type=Path, nargs="+", metavar="PARQUET", help="data_prep's files with tests not trained on"
     )
-    parser.add_argument("--changes", type=int, default=3, help="perturbed inputs a problem, 0 for none (default 3)")
+    parser.add_argument(
+        "--references",
+        type=Path,
+        nargs="+",
+        metavar="PARQUET",
+        help="data_prep's files made with --keep_solutions: programs are also run on tests with other names in them",
+    )
+    parser.add_argument(
+        "--changes", type=int, default=3, help="perturbed inputs, and renamed tests, a problem; 0 for none (default 3)"
+    )
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds, of one run of a program (default 10)")
     parser.add_argument("--workers", type=int, default=2, help="sandboxes (default 2)")
     parser.add_argument("--backend", choices=("bubblewrap", "subprocess"), default="bubblewrap", help="of rewards.code")
@@ -35,9 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Judge step by step; a killed run goes on from the steps that FILE.json holds. Returns the exit status."""
     steps = _judged(args)
+    titles = ("accepted", "rejected", "undecided", "gap", *(["shortcuts"] if args.references else []))
     table = markdown_table(
-        ["step", *(f"{name}: {title}" for name in STREAMS for title in ("accepted", "rejected", "undecided", "gap"))],
-        [[step["step"], *(cell for name in STREAMS for cell in _cells(step["streams"].get(name)))] for step in steps],
+        ["step", *(f"{name}: {title}" for name in STREAMS for title in titles)],
+        [
+            [step["step"], *(cell for name in STREAMS for cell in _cells(step["streams"].get(name))[: len(titles)])]
+            for step in steps
+        ],
     )
     write_whole(args.output.with_suffix(".md"), table)
     print(_short(table), end="")
@@ -55,6 +69,7 @@ def _judged(args: argparse.Namespace) -> list[dict[str, Any]]:
     how = Strictness(
         verifier=args.verifier,
         held_out=HeldOut.read(args.held_out) if args.held_out else None,
+        references=References.read(args.references) if args.references else None,
         changes=args.changes,
         timeout_s=args.timeout,
         workers=args.workers,
@@ -63,7 +78,7 @@ def _judged(args: argparse.Namespace) -> list[dict[str, Any]]:
     )
     settings = {"run": args.rescore} | {
         name: getattr(args, name)
-        for name in ("verifier", "held_out", "changes", "timeout", "correct_threshold", "skip_bad")
+        for name in ("verifier", "held_out", "references", "changes", "timeout", "correct_threshold", "skip_bad")
     }
     before = json.loads(args.output.read_text(encoding="utf-8")) if args.output.is_file() else None
     settings = same_settings(args.output, settings, before and before.get("settings", {}))
@@ -94,10 +109,11 @@ def step_files(run: Path, steps: list[int] | None = None) -> list[Path]:
 
 
 def _cells(found: dict[str, Any] | None) -> list[object]:
-    """Of a stream: accepted, rejected, undecided and the gap, in percent with its interval."""
+    """Of a stream: accepted, rejected, undecided, the gap and the rate of shortcuts, in percent with an interval."""
     if found is None:
-        return [""] * 4
-    return [found["accepted"], found["rejected"], found["undecided"], shown(found["gap"])]
+        return [""] * 5
+    rate = shown(found.get("isomorphic", {}).get("rate"))
+    return [found["accepted"], found["rejected"], found["undecided"], shown(found["gap"]), rate]
 
 
 def _short(table: str) -> str:

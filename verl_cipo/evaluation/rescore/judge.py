@@ -20,7 +20,9 @@ from verl_cipo.evaluation.intervals import ratio_interval
 from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, read_objects
 from verl_cipo.evaluation.output import plain
 from verl_cipo.evaluation.rescore import strict_math
+from verl_cipo.evaluation.rescore.isomorphic import NO_REFERENCE, PASSED, SHORTCUT, renamed_tests, shortcut
 from verl_cipo.evaluation.rescore.perturbed import departures
+from verl_cipo.evaluation.rescore.prompts import HeldOut, References
 from verl_cipo.evaluation.rescore.strict_math import CONFIRMED, REJECTED, UNDECIDED
 from verl_cipo.rewards.code import compute_score, last_program
 from verl_cipo.rewards.sandbox import pool
@@ -40,12 +42,14 @@ class Strictness:
     """How answers are judged again.
 
     verifier: math, code, or auto, which takes the ground truth's form for it; held_out: prompt -> ground truth with
-    tests that training did not use; changes: perturbed inputs a problem; timeout_s: of one run of a program;
-    workers: sandboxes; backend: as in rewards.code; threshold: a score above it was accepted.
+    tests that training did not use; references: prompt -> solutions, for the isomorphic tests; changes: perturbed
+    inputs, and renamed tests, a problem; timeout_s: of one run of a program; workers: sandboxes; backend: as in
+    rewards.code; threshold: a score above it was accepted.
     """
 
     verifier: str = "auto"
-    held_out: "HeldOut | None" = None
+    held_out: HeldOut | None = None
+    references: References | None = None
     changes: int = 3
     timeout_s: float = 10.0
     workers: int = 2
@@ -53,61 +57,48 @@ class Strictness:
     threshold: float = 0.5
 
 
-class HeldOut:
-    """Ground truths with other tests, found by the prompt's text in what a dump calls `input`.
-
-    Args:
-        prompts: (text of the last user message, ground truth) of each problem.
-    """
-
-    def __init__(self, prompts: Sequence[tuple[str, Any]]) -> None:
-        # A dump's input is the chat as the template rendered it: the prompt is somewhere in it.
-        self._by_line: dict[str, list[tuple[str, Any]]] = defaultdict(list)
-        for text, ground_truth in prompts:
-            text = text.strip()
-            self._by_line[max(text.split("\n"), key=len).strip()].append((text, ground_truth))
-
-    @classmethod
-    def read(cls, files: Sequence[Path]) -> "HeldOut":
-        """From data_prep's parquet files. Raises: OSError, and what pyarrow raises on other files."""
-        import pyarrow.parquet as pq
-
-        rows = [row for file in files for row in pq.read_table(file, columns=["prompt", "reward_model"]).to_pylist()]
-        return cls([(row["prompt"][-1]["content"], row["reward_model"]["ground_truth"]) for row in rows])
-
-    def find(self, shown: str) -> Any | None:
-        """The ground truth of the problem whose prompt is in `shown`; None when there is none."""
-        for line in shown.split("\n"):
-            for text, ground_truth in self._by_line.get(line.strip(), ()):
-                if text in shown:
-                    return ground_truth
-        return None
-
-
 @dataclass
 class _Tally:
-    """Counts of one stream of a step; by_problem: rejected and decided answers of each problem."""
+    """Counts of one stream of a step.
+
+    by_problem: rejected and decided answers of each problem; isomorphic: what the renamed tests found of accepted
+    programs; shortcuts: of each problem, programs that took one and those that were tested.
+    """
 
     rows: int = 0
     judgments: Counter = field(default_factory=Counter)
     reasons: Counter = field(default_factory=Counter)
     by_problem: dict[Any, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
+    isomorphic: Counter = field(default_factory=Counter)
+    shortcuts: dict[Any, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
 
-    def add(self, problem: Any, outcome: str, reason: str) -> None:
+    def add(self, problem: Any, outcome: str, reason: str, isomorphic: str | None) -> None:
+        if isomorphic is not None:
+            self.isomorphic[isomorphic] += 1
+            self.shortcuts[problem][0] += isomorphic == SHORTCUT
+            self.shortcuts[problem][1] += isomorphic in (SHORTCUT, PASSED)
         self.judgments[outcome] += 1
         self.reasons[f"{outcome}: {reason}"] += 1
         self.by_problem[problem][0] += outcome == REJECTED
         self.by_problem[problem][1] += outcome != UNDECIDED
 
     def as_json(self) -> dict[str, Any]:
-        rejected, decided = np.array(list(self.by_problem.values())).reshape(-1, 2).T
-        return {
+        found = {
             "rows": self.rows,
             "accepted": self.judgments.total(),
             **{name: self.judgments[name] for name in (CONFIRMED, REJECTED, UNDECIDED)},
             "reasons": dict(sorted(self.reasons.items())),
-            "gap": plain(ratio_interval(rejected, decided, resamples=_RESAMPLES)) if decided.any() else None,
+            "gap": _share(self.by_problem),
         }
+        if self.isomorphic:
+            found["isomorphic"] = dict(sorted(self.isomorphic.items())) | {"rate": _share(self.shortcuts)}
+        return found
+
+
+def _share(by_problem: dict[Any, list[int]]) -> Any:
+    """The ratio of the sums of both counts, with its interval over problems; None where the second is 0."""
+    parts, whole = np.array(list(by_problem.values())).reshape(-1, 2).T
+    return plain(ratio_interval(parts, whole, resamples=_RESAMPLES)) if whole.any() else None
 
 
 def rescore_step(file: Path, how: Strictness, *, skip_bad: bool = False) -> dict[str, Any]:
@@ -115,7 +106,8 @@ def rescore_step(file: Path, how: Strictness, *, skip_bad: bool = False) -> dict
 
     Returns:
         step; `streams`: for base and correction rows, accepted, the counts by judgment and by reason, and the gap with
-        its interval over problems (None where nothing was decided); `examples` of rejected answers; `bad_lines`.
+        its interval over problems (None where nothing was decided); with references also `isomorphic`, counts and the
+        rate of shortcuts among the programs tested; `examples` of rejected answers and of shortcuts; `bad_lines`.
 
     Raises:
         BadLinesError: lines that are no rows, unless skip_bad.
@@ -140,10 +132,13 @@ def rescore_step(file: Path, how: Strictness, *, skip_bad: bool = False) -> dict
                 problem = problem_of(row) if prompt is None else problems.get(prompt, prompt)
                 accepted.append((stream, problem, row))
     examples = []
-    for (stream, problem, row), (outcome, reason) in zip(
-        accepted, _judge([row for *_, row in accepted], how), strict=True
-    ):
-        tallies[stream].add(problem, outcome, reason)
+    rows_accepted = [row for *_, row in accepted]
+    judged = list(_judge(rows_accepted, how))
+    renamed = _find_shortcuts(rows_accepted, judged, how)
+    for (stream, problem, row), (outcome, reason), isomorphic in zip(accepted, judged, renamed, strict=True):
+        tallies[stream].add(problem, outcome, reason, isomorphic)
+        if isomorphic == SHORTCUT and outcome != REJECTED:
+            outcome, reason = REJECTED, "isomorphic_tests"
         if outcome == REJECTED and len(examples) < _EXAMPLES:
             examples.append(
                 {
@@ -165,7 +160,7 @@ def rescore_step(file: Path, how: Strictness, *, skip_bad: bool = False) -> dict
 
 def _judge(rows: list[dict[str, Any]], how: Strictness) -> Iterator[tuple[str, str]]:
     """(judgment, reason) of each row, in order."""
-    programs = {i for i, row in enumerate(rows) if how.verifier == "code" or how.verifier == "auto" and _is_code(row)}
+    programs = {i for i, row in enumerate(rows) if _is_code(row, how)}
     judged = _judge_programs([rows[i] for i in sorted(programs)], how)
     for i, row in enumerate(rows):
         if i in programs:
@@ -183,8 +178,10 @@ def _references(truth: Any) -> list[str]:
     return [str(one) for one in truth] if isinstance(truth, list) else [str(truth)]
 
 
-def _is_code(row: dict[str, Any]) -> bool:
-    """Whether the ground truth is tests: an object, or its JSON text."""
+def _is_code(row: dict[str, Any], how: Strictness) -> bool:
+    """Whether a row is judged by tests; with `auto` where the ground truth is an object, or its JSON text."""
+    if how.verifier != "auto":
+        return how.verifier == "code"
     truth = row["gts"]
     return isinstance(truth, dict) or isinstance(truth, str) and truth.lstrip().startswith("{")
 
@@ -212,6 +209,33 @@ def _judge_programs(rows: list[dict[str, Any]], how: Strictness) -> Iterator[tup
             elif departs is False and outcomes[i][0] == UNDECIDED:
                 outcomes[i] = (CONFIRMED, "perturbed_tests")
     yield from outcomes
+
+
+def _find_shortcuts(rows: list[dict[str, Any]], judged: Sequence[tuple[str, str]], how: Strictness) -> list[str | None]:
+    """What the isomorphic tests find of each row: None where it was not asked, for all without references.
+
+    judged: (judgment, reason) of each row; programs that fail their own tests are not asked.
+    """
+    found: list[str | None] = [None] * len(rows)
+    if how.references is None or not how.changes:
+        return found
+    problems: dict[str, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        if _is_code(row, how) and judged[i] != (REJECTED, "own_tests"):
+            problems[json.dumps(row["gts"], sort_keys=True)].append(i)
+    for same in problems.values():
+        solutions = next((known for i in same if (known := how.references.find(rows[i]["input"]))), [])
+        if not solutions:
+            for i in same:
+                found[i] = NO_REFERENCE
+            continue
+        with pool.get_pool(how.backend, workers=how.workers, memory_mb=1024).worker() as worker:
+            run = {"worker": worker, "timeout_s": how.timeout_s}
+            pairs, why_none = renamed_tests(read_tests(rows[same[0]]["gts"]), solutions, changes=how.changes, **run)
+            for i in same:
+                source = last_program(rows[i]["output"]) or ""
+                found[i] = why_none or shortcut(source, pairs, **run)
+    return found
 
 
 def _retest(row: dict[str, Any], how: Strictness) -> tuple[str, str]:

@@ -14,6 +14,10 @@ from verl_cipo.core.prompts import ALONE, CorrectionPrompt, Excerpt, Others, Sai
 logger = logging.getLogger("verl_cipo")
 
 
+class NoRowsError(RuntimeError):
+    """No session of a prompt left a row."""
+
+
 @dataclass
 class Session:
     """One finished session: what was asked and said, and how it was judged."""
@@ -30,6 +34,8 @@ class Session:
     """Why no correction prompt can be made of an attempt, known from then on too."""
     copied: bool = False
     """Whether a correction repeats what was shown of its attempt."""
+    second: bool | None = None
+    """The second verifier's verdict."""
 
 
 @dataclass

@@ -24,6 +24,7 @@ COUNTED = dict.fromkeys(
         "verifier/errors",
         "verifier/given_up",
         "verifier/undecided",
+        "second_verifier/errors",
     ),
     0,
 )

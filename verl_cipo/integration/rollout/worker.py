@@ -9,8 +9,8 @@ Seam: the workers of the manager (manager.py) are :class:`CIPOAgentLoopWorker`, 
   corrections, and with the other schedules rolls them out, before it returns, so verl writes the prompt's status, which
   lets the trainer sample it, after the corrections. With budget=auto some are further attempts instead: sessions n,
   n + 1, ... of the prompt, on which no anchor is drawn,
-* ``_compute_score``: sees every session's output with its reward before it is stored, and asks a verifier that failed
-  again,
+* ``_compute_score``: sees every session's output with its reward before it is stored, asks a verifier that failed
+  again, and the second verifier beside it,
 * ``_agent_loop_postprocess``: counts what is stored, and keeps second turns of the validation out of verl's own
   accuracy.
 
@@ -26,28 +26,29 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import transfer_queue as tq
-from verl.experimental.agent_loop import AgentLoopOutput, AgentLoopWorker
+from verl.experimental.agent_loop import AgentLoopOutput
 from verl.trainer.ppo.v1 import AgentLoopWorkerTQ
-from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
-from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import origin
-from verl_cipo.core.prompts import CorrectionPrompt, Others, correction_prompt
+from verl_cipo.core.prompts import CorrectionPrompt, Others
 from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, correction_group
 from verl_cipo.core.transitions import attempt_record, correction_record
 from verl_cipo.core.verdict import verdict
+from verl_cipo.integration.rendering import agent_loop_prompt
 from verl_cipo.integration.rollout import payloads
 from verl_cipo.integration.rollout.awake import within
 from verl_cipo.integration.rollout.cancelling import EndsRequests
 from verl_cipo.integration.rollout.further import OF_ONE_ROLLOUT, MakesFurther
 from verl_cipo.integration.rollout.groups import (
     Anchor,
+    NoRowsError,
     PromptGroup,
     Session,
     asked_again,
     lost_alone,
     read_attempts,
 )
+from verl_cipo.integration.rollout.second_verifier import SecondVerifier
 from verl_cipo.integration.rollout.seeds import seeded
 from verl_cipo.integration.rollout.verify import verify
 from verl_cipo.integration.settings import cipo_config
@@ -60,28 +61,6 @@ OF_THE_HOST = ("global_steps",)
 """What a correction has of the prompt that it is rolled out with: its step, from which verl takes its staleness."""
 
 
-class NoRowsError(RuntimeError):
-    """No session of a prompt left a row."""
-
-
-def agent_loop_prompt(worker: AgentLoopWorker, cipo: CIPOConfig) -> CorrectionPrompt:
-    """The correction prompt of a rollout worker: tokens are counted as its agent loops render the chat."""
-    builder = create_continuous_token_builder(
-        worker.tokenizer,
-        hf_model_type=worker.hf_model_type,
-        chat_template_kwargs=worker.config.data.get("apply_chat_template_kwargs", {}),
-        processor=worker.processor,
-    )
-    # An agent loop may offer the model a selection of the tools: counting all of them is never too few tokens.
-    tools = [tool.tool_schema.model_dump(exclude_unset=True, exclude_none=True) for tool in worker.tools]
-    return correction_prompt(
-        cipo,
-        worker.tokenizer,
-        prompt_length=worker.rollout_config.prompt_length,
-        count_tokens=lambda messages: len(builder.build_initial_tokens(messages, tools=tools or None)),
-    )
-
-
 class CIPOAgentLoopWorker(EndsRequests, MakesFurther, AgentLoopWorkerTQ.__ray_metadata__.modified_class):
     """verl's worker, with corrections; the coordinator's handle comes with each batch."""
 
@@ -91,6 +70,7 @@ class CIPOAgentLoopWorker(EndsRequests, MakesFurther, AgentLoopWorkerTQ.__ray_me
         self._cipo = cipo_config(self.config)
         self._n = self._cipo.n_corrections or self.rollout_config.n
         self._prompt = agent_loop_prompt(self, self._cipo)
+        self._second = SecondVerifier.of(self._cipo, self.tokenizer)
 
     async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
         validate = trajectory["validate"]
@@ -160,12 +140,16 @@ class CIPOAgentLoopWorker(EndsRequests, MakesFurther, AgentLoopWorkerTQ.__ray_me
         def count(name: str) -> None:
             group.counts[name] += 1
 
-        await verify(
-            functools.partial(super()._compute_score, outputs, kwargs),
-            final,
-            retries=self._cipo.verifier_retries,
-            count=count,
-            session=RowKey(kwargs["uid"], kwargs["session_id"]).rollout,
+        session = RowKey(kwargs["uid"], kwargs["session_id"]).rollout
+        second, _ = await asyncio.gather(
+            self._second.ask(final, kwargs, counts=group.counts, session=session),
+            verify(
+                functools.partial(super()._compute_score, outputs, kwargs),
+                final,
+                retries=self._cipo.verifier_retries,
+                count=count,
+                session=session,
+            ),
         )
         outcome = Session(
             prompt_ids=outputs[0].prompt_ids,
@@ -177,12 +161,15 @@ class CIPOAgentLoopWorker(EndsRequests, MakesFurther, AgentLoopWorkerTQ.__ray_me
             ),
             score=float(final.reward_score),
             pred=(final.extra_fields.get("reward_extra_info") or {}).get("pred"),
+            second=second,
         )
         if number is None:
             further = kwargs["session_id"] >= group.n
             if not further:
                 group.attempts[kwargs["session_id"]] = outcome
-            mark = Mark(correct=outcome.correct, score=outcome.score, origin=group.origin, further=further)
+            mark = Mark(
+                correct=outcome.correct, score=outcome.score, origin=group.origin, further=further, second=second
+            )
         else:
             anchor = group.anchors[number]
             if asked_again(outcome.prompt_ids, anchor.prompt_ids):
@@ -199,6 +186,7 @@ class CIPOAgentLoopWorker(EndsRequests, MakesFurther, AgentLoopWorkerTQ.__ray_me
                 copied=outcome.copied,
                 **(anchor.outcome._asdict() if anchor.outcome else {}),
                 question=self._question(anchor),
+                second=second,
             )
         for output in outputs:
             output.extra_fields[MARK] = mark.to_mapping()
@@ -234,7 +222,7 @@ class CIPOAgentLoopWorker(EndsRequests, MakesFurther, AgentLoopWorkerTQ.__ray_me
         group.ended = True
         coordinator = group.ticket["coordinator"]
         try:
-            if group.validate and self._cipo.val_corrections > 0:
+            if group.validate and self._cipo.reports_validation:
                 await self._correct_validation(group, sampling_params, trajectory, prompt)
             elif group.ticket["batch"] is None:
                 # Faults are all that there is to report.
@@ -312,9 +300,12 @@ class CIPOAgentLoopWorker(EndsRequests, MakesFurther, AgentLoopWorkerTQ.__ray_me
         self, group: PromptGroup, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
     ) -> None:
         n = self._cipo.val_corrections
-        await self._read(group, prompt)
+        if n:
+            await self._read(group, prompt)
         for session, attempt in sorted(group.attempts.items()):
-            if attempt.refusal is None:
+            if not n:
+                attempt.text = await self._off_the_loop(self._prompt.decode, attempt.response_ids)
+            elif attempt.refusal is None:
                 anchor = group.own_anchor(session, prompt)
                 await self._start(group, session, anchor, n, sampling_params, trajectory, prompt)
         await self._settle(group)
@@ -324,8 +315,15 @@ class CIPOAgentLoopWorker(EndsRequests, MakesFurther, AgentLoopWorkerTQ.__ray_me
                 session=session,
                 text=attempt.text,
                 correct=attempt.correct,
+                second=attempt.second,
                 corrections=[
-                    correction_record(outcome.text, correct=outcome.correct, score=outcome.score, copied=outcome.copied)
+                    correction_record(
+                        outcome.text,
+                        correct=outcome.correct,
+                        score=outcome.score,
+                        copied=outcome.copied,
+                        second=outcome.second,
+                    )
                     for (anchor, _), outcome in sorted(group.corrections.items(), key=lambda item: item[0])
                     if anchor == session
                 ],

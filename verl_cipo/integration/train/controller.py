@@ -114,17 +114,19 @@ class Controller:
 
 
 def report_second_turns(manager: Any, cipo: CIPOConfig, config: DictConfig, *, step: int) -> dict[str, float]:
-    """Metrics of the validation's second turn, which is dumped beside verl's dump; none without one.
+    """Metrics of the validation's attempts with their second turns, which are dumped beside verl's dump.
+
+    None without second turns and without a second verifier.
 
     Args:
         manager: CIPO's rollout manager.
     """
-    if cipo.val_corrections == 0:
+    if not cipo.reports_validation:
         return {}
     records, counts = manager.pop_validation()
     # verl's agent loops read this of val_kwargs, and not do_sample.
     temperature = config.actor_rollout_ref.rollout.val_kwargs.temperature
-    metrics = second_turn_metrics(records, counts, sampled=temperature > 0)
+    metrics = second_turn_metrics(records, counts, sampled=temperature > 0, corrected=cipo.val_corrections > 0)
     check_names(metrics)
     directory = config.trainer.get("validation_data_dir", None)
     if directory:

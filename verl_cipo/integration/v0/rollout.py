@@ -2,19 +2,11 @@
 
 Seam: ``rollout.agent.agent_loop_manager_class`` names :class:`CIPOAgentLoopManagerV0`. verl's V0 trainer asks it for a
 step's attempts in one call and takes exactly as many rows back, so the corrections, and with budget=auto the further
-attempts in their place, stay here until the trainer (trainer.py) appends them to the batch. The workers are
-:class:`CIPOAgentLoopWorkerV0`, which overrides
-
-* ``_run_agent_loop``: marks each row with what it is, and lets a session that fails cost nothing but its own row,
-* ``_compute_score``: asks a verifier that failed again,
-* ``_postprocess``: leaves failed corrections out, and puts empty rows in the place of failed attempts, which the
-  trainer drops before it trains.
+attempts in their place, stay here until the trainer (trainer.py) appends them to the batch.
 
 A correction's uid is ``{uid}_c{session}``, uid and session of its anchor, as with the V1 trainers.
 """
 
-import asyncio
-import functools
 import logging
 import time
 from collections import Counter
@@ -25,162 +17,27 @@ from typing import Any
 import numpy as np
 import ray
 from verl import DataProto
-from verl.experimental.agent_loop import AgentLoopManager, AgentLoopOutput, AgentLoopWorker
+from verl.experimental.agent_loop import AgentLoopManager
 
 from verl_cipo.core.anchors import Attempt, Group, Outcome, anchor_budget, medium, select_anchors
-from verl_cipo.core.draws import origin
-from verl_cipo.core.prompts import CorrectionPrompt, Request
-from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, correction_group
+from verl_cipo.core.prompts import Request
+from verl_cipo.core.rows import Mark, correction_group
 from verl_cipo.core.transitions import attempt_record, correction_record
-from verl_cipo.core.verdict import verdict
-from verl_cipo.integration.rollout.cancelling import EndsRequests
-from verl_cipo.integration.rollout.groups import asked_again, lost_alone, read_attempts
 from verl_cipo.integration.rollout.reports import Reports
-from verl_cipo.integration.rollout.seeds import seeded
 from verl_cipo.integration.rollout.slots import Slots
-from verl_cipo.integration.rollout.verify import verify
-from verl_cipo.integration.rollout.worker import NoRowsError, agent_loop_prompt
 from verl_cipo.integration.settings import cipo_config
-from verl_cipo.integration.v0.lost import LostAttempt
-from verl_cipo.integration.v0.material import Material, materials
+from verl_cipo.integration.v0.material import materials
 from verl_cipo.integration.v0.rows import (
     SESSION,
     marks,
     places,
     prompt_ids,
     row_table,
-    unpadded,
-    unpadded_prompt,
 )
-from verl_cipo.integration.v0.second import ANCHOR, FURTHER, Asked, further_attempts, request
+from verl_cipo.integration.v0.second_dispatch import Asked, further_attempts, request
+from verl_cipo.integration.v0.worker import CIPOAgentLoopWorkerV0
 
 logger = logging.getLogger("verl_cipo")
-
-
-class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
-    """verl's worker of the V0 trainer, which knows corrections from attempts."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._cipo = cipo_config(self.config)
-        self._prompt = agent_loop_prompt(self, self._cipo)
-        self._counts: Counter = Counter()
-
-    async def build_prompts(
-        self, anchors: Sequence[Material], *, step: int, validate: bool
-    ) -> list[tuple[Request | None, str | None]]:
-        """The correction prompt of each attempt, or the reason why there is none."""
-        prompt = self._prompt_of(validate)
-        return [anchor.request(prompt, seed=self._cipo.seed, step=step) for anchor in anchors]
-
-    def _prompt_of(self, validate: bool) -> CorrectionPrompt:
-        return self._prompt.in_validation if validate else self._prompt
-
-    async def pop_counts(self) -> Counter:
-        """Faults since the last call."""
-        counts, self._counts = self._counts, Counter()
-        return counts
-
-    async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
-        session, anchor = kwargs.pop(SESSION), kwargs.pop(ANCHOR, None)
-        uid = kwargs["uid"]
-        sampling_params = seeded(
-            sampling_params,
-            trajectory,
-            self.config.actor_rollout_ref.rollout,
-            index=kwargs["index"],
-            anchor=GroupName.parse(uid).anchor,
-            session=session,
-        )
-        run = super()._run_agent_loop(sampling_params, trajectory, **kwargs)
-        validate = trajectory["validate"]
-        columns = {"uid": uid, SESSION: session, "index": kwargs["index"]}
-        name = RowKey(uid, session).rollout
-        if anchor == FURTHER:
-            try:
-                output = await asyncio.wait_for(run, self._cipo.correction_timeout)
-                mark = await asyncio.to_thread(self._mark_of_attempt, output, kwargs, validate=validate)
-                mark = replace(mark, further=True)
-            except Exception:
-                self._counts["attempts/failed_sessions"] += 1
-                logger.exception("further attempt %s failed; its row is missing", name)
-                return None
-        elif anchor is None:
-            try:
-                output = await run
-                mark = await asyncio.to_thread(self._mark_of_attempt, output, kwargs, validate=validate)
-            except Exception:
-                self._counts["attempts/failed_sessions"] += 1
-                logger.exception("attempt %s failed; its row is missing", name)
-                return LostAttempt({**columns, "raw_prompt": kwargs["raw_prompt"]})
-        else:
-            mark = None
-            timeout_s = self._cipo.correction_timeout
-            with lost_alone(name, timeout_s=timeout_s, counts=self._counts):
-                output = await asyncio.wait_for(run, timeout_s)
-                mark = await asyncio.to_thread(self._mark_of_correction, output, kwargs, anchor, validate=validate)
-            if mark is None:
-                return None
-        output.extra_fields |= columns | {MARK: mark.to_mapping()}
-        return output
-
-    def _verdict(self, output: Any, prompt: Mapping[str, Any]) -> bool:
-        extra = output.extra_fields.get("reward_extra_info")
-        return verdict(output.reward_score, extra, self._cipo.threshold(prompt.get("data_source")))
-
-    def _mark_of_attempt(self, output: Any, prompt: dict[str, Any], *, validate: bool) -> Mark:
-        """What the row is, and why no correction prompt can be made of it, where none can; ``output`` is padded."""
-        mark = Mark(
-            correct=self._verdict(output, prompt), origin=origin(prompt.get("data_source"), prompt["raw_prompt"])
-        )
-        if self._cipo.val_corrections > 0 if validate else self._cipo.rolls_out:
-            response = unpadded(output.response_ids[0], output.attention_mask[0])
-            (text,), (refusal,) = read_attempts(self._prompt_of(validate), prompt["raw_prompt"], [response])
-            mark = replace(mark, refusal=refusal)
-            if validate:
-                mark = replace(mark, text=text, score=float(output.reward_score))
-        return mark
-
-    def _mark_of_correction(
-        self, output: Any, prompt: dict[str, Any], anchor: dict[str, Any], *, validate: bool
-    ) -> Mark:
-        """What the row is; ``output`` is padded."""
-        text = self._prompt.decode(unpadded(output.response_ids[0], output.attention_mask[0]))
-        if asked_again(unpadded_prompt(output.prompt_ids[0], output.attention_mask[0]), anchor["prompt_ids"]):
-            self._counts["corrections/not_asked"] += 1
-            logger.error("a correction asked the plain prompt again: its agent loop ignores raw_prompt")
-        return Mark(
-            correct=self._verdict(output, prompt),
-            anchor=GroupName.parse(prompt["uid"]).anchor,
-            anchor_correct=anchor["correct"],
-            copied=self._prompt.repeats(anchor["shown"], text),
-            text=text if validate else None,
-            score=float(output.reward_score) if validate else None,
-            **(anchor["outcome"]._asdict() if anchor["outcome"] else {}),
-        )
-
-    async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
-        def count(name: str) -> None:
-            self._counts[name] += 1
-
-        await verify(
-            functools.partial(super()._compute_score, outputs, kwargs),
-            outputs[-1],
-            retries=self._cipo.verifier_retries,
-            count=count,
-            session=kwargs["uid"],
-        )
-
-    def _postprocess(self, inputs: list, *args: Any, **kwargs: Any) -> DataProto:
-        kept = [output for output in inputs if output is not None]
-        rolled = [output for output in kept if not isinstance(output, LostAttempt)]
-        if kept and not rolled:
-            raise NoRowsError(f"all {len(kept)} attempts of a rollout worker failed; the log above says why")
-        rows = [
-            output.row(rolled, pad_token_id=self.tokenizer.pad_token_id) if isinstance(output, LostAttempt) else output
-            for output in kept
-        ]
-        return super()._postprocess(rows, *args, **kwargs) if rows else DataProto()
 
 
 class CIPOAgentLoopManagerV0(AgentLoopManager):
@@ -376,8 +233,8 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
 
     def _correct_validation(self, prompts: DataProto, output: DataProto) -> None:
         n = self._cipo.val_corrections
-        if n == 0:
-            # Without a second turn nobody asks for the validation's counts.
+        if not self._cipo.reports_validation:
+            # Nobody asks for the validation's counts.
             self._reports.step.update(self._faults())
             return
         sessions = prompts.non_tensor_batch[SESSION]
@@ -387,11 +244,13 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         attempts = [row for row in rolled if not noted[row].lost]
         counts: Counter = Counter()
         correctable = [row for row in attempts if self._can_be_corrected(noted[row], counts)]
-        turns = self._correct_if_it_can(prompts, output, dict.fromkeys(correctable), n, counts)
+        turns = self._correct_if_it_can(prompts, output, dict.fromkeys(correctable), n, counts) if n else None
         corrections: dict[str, list[dict[str, Any]]] = {}
         if turns is not None:
             for uid, mark in zip(turns.non_tensor_batch["uid"], marks(turns), strict=True):
-                turn = correction_record(mark.text, correct=mark.correct, score=mark.score, copied=mark.copied)
+                turn = correction_record(
+                    mark.text, correct=mark.correct, score=mark.score, copied=mark.copied, second=mark.second
+                )
                 corrections.setdefault(uid, []).append(turn)
         records = []
         for row in attempts:
@@ -399,6 +258,13 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             mark, session = noted[row], int(sessions[row])
             own = corrections.get(correction_group(prompt["uid"], session), [])
             records.append(
-                attempt_record(prompt, session=session, text=mark.text, correct=mark.correct, corrections=own)
+                attempt_record(
+                    prompt,
+                    session=session,
+                    text=mark.text,
+                    correct=mark.correct,
+                    corrections=own,
+                    second=mark.second,
+                )
             )
         self._reports.add_validation(records, counts + self._faults())

@@ -60,7 +60,7 @@ def row_table(batch: DataProto) -> RowTable:
     """What the rows of a rolled-out and verified batch are.
 
     Args:
-        batch: with ``rm_scores`` and the columns that the workers of ``v0.rollout`` add.
+        batch: with ``rm_scores`` and the columns that ``v0.worker`` adds.
     """
     written = batch.batch["attention_mask"][:, -batch.batch["responses"].shape[1] :]
     return RowTable.of_marks(

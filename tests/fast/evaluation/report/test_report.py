@@ -114,6 +114,15 @@ def test_seeds_of_a_label_become_a_mean_with_a_band(tmp_path):
     assert "cipo (2 seeds)" in html and "fill-opacity" in html and "least to the greatest seed" in html
 
 
+def test_a_hacking_gap_is_drawn_where_a_run_has_one(tmp_path):
+    write_metrics(tmp_path / "one", {1: training_step(1, hacking_gap=-0.02)})
+    write_metrics(tmp_path / "two", {1: {"cipo/val/hacking_gap": 0.3}})
+    write_metrics(tmp_path / "none", {1: training_step(1)})
+    both = make(tmp_path, tmp_path / "one", tmp_path / "two")
+    assert "one attempts: -2.0 %" in both.sections["hacking"] and "two: 30.0 %" in both.sections["hacking"]
+    assert "hacking" not in make(tmp_path, tmp_path / "none").sections
+
+
 def test_what_a_run_lacks_is_said(tmp_path):
     grpo = write_metrics(
         tmp_path / "grpo.jsonl",

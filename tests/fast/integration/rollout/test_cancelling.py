@@ -10,7 +10,7 @@ from verl.workers.rollout.replica import TokenOutput
 
 from verl_cipo.integration.rollout import cancelling
 from verl_cipo.integration.rollout.worker import CIPOAgentLoopWorker
-from verl_cipo.integration.v0.rollout import CIPOAgentLoopWorkerV0
+from verl_cipo.integration.v0.worker import CIPOAgentLoopWorkerV0
 
 
 class Remote:

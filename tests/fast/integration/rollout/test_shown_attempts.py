@@ -8,7 +8,6 @@ import pytest
 from tests.fast.integration.rollout import test_worker
 from tests.fast.integration.rollout.test_worker import N, Remote, Worker, old_group, roll
 from tests.fast.integration.scored_batch import decode, encode, scored
-from verl_cipo.core.anchors import Outcome
 from verl_cipo.core.config import CIPOConfig, PromptConfig
 from verl_cipo.core.prompts import ALONE, CorrectionPrompt
 from verl_cipo.core.replay import Candidate
@@ -229,14 +228,14 @@ def test_an_older_pool_has_no_right_anchor_where_the_prompt_says_wrong(world):
     cipo = CIPOConfig.from_mapping({"schedule": "replay", "prompt": {"verdict": "told"}, **TOLD})
     actor = AnchorCoordinator(cipo.to_mapping(), train_batch_size=4)
     pool = [
-        Candidate((False, (0, bytes([i]), "a", i)), attempt, ("text", {}), Outcome())
+        Candidate((False, (0, bytes([i]), "a", i)), attempt, ("text", {}), None)
         for i, attempt in enumerate(old_group("a", "ccwc").attempts)
     ]
 
     async def run():
         await actor.restore_pool({"step": 1, "ready": pool, "filling": pool})
         await actor.open(0, uids=list("pqrs"), rho=0.0, step=2)
-        return [candidate.attempt for uid in "pqrs" for candidate in await actor.replayed(0, uid)]
+        return [candidate.attempt for uid in "pqrs" for candidate in (await actor.replayed(0, uid)).anchors]
 
     found = asyncio.run(run())
     assert [(attempt.session, attempt.correct) for attempt in found] == [(2, False)]
@@ -247,7 +246,7 @@ def test_an_older_pool_has_no_right_anchor_where_the_prompt_says_wrong(world):
 
 def request_of(prompt: CorrectionPrompt, outcomes: str, batch, preds, session: int, step: int):
     """The V1 worker's: from a prompt's group."""
-    group = PromptGroup(uid="u0", index=0, origin="", pending=0, validate=False, ticket={})
+    group = PromptGroup(uid="u0", index=0, origin="", pending=0, n=6, validate=False, ticket={})
     for i, mark in enumerate(outcomes):
         ids = batch_response(batch, i)
         group.attempts[i] = Session((), ids, mark == "+", 0.0, pred=preds[i], text=decode(ids))

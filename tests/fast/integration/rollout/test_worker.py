@@ -22,6 +22,7 @@ from verl_cipo.integration.rollout import payloads
 from verl_cipo.integration.rollout import verify as verifying
 from verl_cipo.integration.rollout import worker as rollouts
 from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
+from verl_cipo.integration.rollout.second_verifier import SecondVerifier
 
 N = 4
 
@@ -70,6 +71,7 @@ class Worker(rollouts.CIPOAgentLoopWorker):
         self.broken = broken
         self.texts = texts or {}
         self.tokenizer = Tokenizer()
+        self._second = SecondVerifier.of(cipo, self.tokenizer)
         self.tools = []
         self.config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": N, "val_kwargs": {"n": 1}}}})
         self._prompt = CorrectionPrompt(
@@ -226,7 +228,7 @@ def test_a_worker_reads_its_options_from_verls_config(monkeypatch):
     """The worker of the other tests is made without verl's constructor."""
 
     def verls(self, config):
-        self.config, self.rollout_config = config, SimpleNamespace(n=8)
+        self.config, self.rollout_config, self.tokenizer = config, SimpleNamespace(n=8), None
 
     monkeypatch.setattr(rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class, "__init__", verls)
     monkeypatch.setattr(rollouts, "agent_loop_prompt", lambda worker, cipo: cipo.prompt)

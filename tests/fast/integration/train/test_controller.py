@@ -1,7 +1,9 @@
 """Rho and the guard from step to step."""
 
+import json
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -108,6 +110,23 @@ def test_an_alarm_is_reported_once(caplog):
 def test_a_metric_that_is_not_declared_is_named():
     with pytest.raises(KeyError, match="cipo/made_up"):
         controller().observe({"cipo/made_up": 1.0}, NOTHING, step=1)
+
+
+@pytest.mark.parametrize("val_corrections", [0, 1])
+def test_the_hacking_gap_of_a_validation_is_reported_and_dumped(val_corrections, tmp_path):
+    attempt = {"question": "Q", "gts": "4", "anchor_correct": True, "second": False, "corrections": []}
+    manager = SimpleNamespace(pop_validation=lambda: ([attempt], {"second_verifier/errors": 2.0}))
+    config = OmegaConf.create(
+        {
+            "actor_rollout_ref": {"rollout": {"val_kwargs": {"temperature": 1.0}}},
+            "trainer": {"validation_data_dir": str(tmp_path)},
+        }
+    )
+    cipo = CIPOConfig(val_corrections=val_corrections, second_verifier="given.py")
+    metrics = report_second_turns(manager, cipo, config, step=3)
+    assert metrics["cipo/val/hacking_gap"] == 1 and metrics["cipo/val/second_verifier_errors"] == 2
+    assert ("cipo/val/accuracy_turn2" in metrics) == (val_corrections == 1)
+    assert json.loads((tmp_path / "corrections" / "3.jsonl").read_text())["second"] is False
 
 
 def test_validation_without_a_second_turn_asks_for_none():

@@ -19,14 +19,16 @@ from verl_cipo.core.anchors import Outcome
 from verl_cipo.core.config import AuxConfig, CIPOConfig
 from verl_cipo.core.draws import origin
 from verl_cipo.core.prompts import CorrectionPrompt, Excerpt, Request
+from verl_cipo.integration.rollout.groups import NoRowsError
 from verl_cipo.integration.rollout.reports import COUNTED, Reports
+from verl_cipo.integration.rollout.second_verifier import SecondVerifier
 from verl_cipo.integration.rollout.slots import Slots
-from verl_cipo.integration.rollout.worker import NoRowsError
 from verl_cipo.integration.v0 import rollout as legacy_rollouts
 from verl_cipo.integration.v0.material import Material, Response
-from verl_cipo.integration.v0.rollout import CIPOAgentLoopManagerV0, CIPOAgentLoopWorkerV0
+from verl_cipo.integration.v0.rollout import CIPOAgentLoopManagerV0
 from verl_cipo.integration.v0.rows import objects, response_ids, without_lost
-from verl_cipo.integration.v0.second import ANCHOR, FURTHER
+from verl_cipo.integration.v0.second_dispatch import ANCHOR, FURTHER
+from verl_cipo.integration.v0.worker import CIPOAgentLoopWorkerV0
 
 # ---- the manager
 
@@ -276,7 +278,8 @@ def test_a_validation_corrects_every_attempt_once_and_keeps_no_rows(monkeypatch)
         ("u1", False, 0),
         ("u2", True, 2),
     ]
-    assert records[0]["corrections"][0] == {"correction": "t", "correct": True, "score": 1.0, "copied": False}
+    turn = {"correction": "t", "correct": True, "score": 1.0, "copied": False, "second": None}
+    assert records[0]["corrections"][0] == turn
     assert records[0]["question"] == "Q0" and records[0]["gts"] == "5" and records[0]["data_source"] == "toy"
     assert counts == {"corrections/failed_sessions": 2}
     assert made.pop_validation() == ([], {})
@@ -291,6 +294,8 @@ def worker(monkeypatch, run, *, deterministic=False, **knobs):
     rollout = {"full_determinism": deterministic, "seed": 5}
     made.config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}})
     made._cipo, made._counts = CIPOConfig(**knobs), Counter()
+    made.tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: decode(ids))
+    made._second = SecondVerifier.of(made._cipo, made.tokenizer)
     made._prompt = CorrectionPrompt(
         made._cipo.prompt,
         prompt_length=1000,
@@ -514,6 +519,60 @@ def test_a_verifier_that_failed_is_asked_again(monkeypatch):
     output = SimpleNamespace(reward_score=None, extra_fields={})
     asyncio.run(made._compute_score([output], {"uid": "u"}))
     assert output.reward_score == 1.0 and made._counts == {"verifier/errors": 1}
+
+
+# ---- the second verifier
+
+TOY = {"data_source": "toy", "reward_model": {"ground_truth": "4"}}
+
+
+def judged_twice(monkeypatch, tmp_path, **knobs):
+    """A worker whose run calls all right; the second verifier does so of "ab", and none of "hang"."""
+    file = tmp_path / "strict.py"
+    file.write_text("def compute_score(solution_str, **_): return {'ab': True, 'ba': False}.get(solution_str)")
+
+    async def score(self, outputs, kwargs):
+        outputs[-1].reward_score = 1.0
+
+    async def run(sampling_params, **kwargs):
+        output = padded(kwargs["says"], None)
+        given = SimpleNamespace(
+            response_ids=encode(kwargs["says"]), reward_score=None, extra_fields=output.extra_fields, num_turns=2
+        )
+        await made._compute_score([given], kwargs)
+        output.reward_score = given.reward_score
+        return output
+
+    monkeypatch.setattr(AgentLoopWorker, "_compute_score", score)
+    made = worker(monkeypatch, run, second_verifier=str(file), verifier_retries=0, **knobs)
+    return made
+
+
+@pytest.mark.parametrize("fraction", [0, 1.0], ids=["GRPO", "CIPO"])
+def test_the_second_verdict_is_on_the_row(monkeypatch, tmp_path, fraction):
+    made = judged_twice(monkeypatch, tmp_path, replay_fraction=fraction)
+    outputs = [session(made, "u", i, says=text, **TOY) for i, text in enumerate(["ab", "ba", "hang"])]
+    outputs.append(session(made, "u_c1", 0, ANCHORED, says="ba", **TOY))
+    assert [output.extra_fields["cipo"].get("second") for output in outputs] == [True, False, None, False]
+    assert all(output.extra_fields["cipo"]["correct"] for output in outputs), "the verdict is the run's"
+    assert not any("second" in name for output in outputs for name in output.extra_fields), "no column of its own"
+    assert asyncio.run(made.pop_counts())["second_verifier/errors"] == 1
+
+
+def test_a_validation_without_a_second_turn_reports_what_was_judged_twice(monkeypatch, tmp_path):
+    made = judged_twice(monkeypatch, tmp_path, val_corrections=0)
+    marked = session(made, "u", 0, says="ba", validate=True, **TOY).extra_fields["cipo"]
+    assert (marked["second"], marked["text"], marked["score"]) == (False, "ba", 1.0) and "refusal" not in marked
+    worker_ = Worker()
+    made, prompts, rolled = manager(monkeypatch, ["+", "+"], [worker_], val_corrections=0, second_verifier="given.py")
+    for mark, second in zip(rolled.non_tensor_batch["cipo"], (False, True), strict=True):
+        mark["second"] = second
+    worker_.counts = Counter({"second_verifier/errors": 3})
+    prompts.meta_info["validate"] = True
+    made.generate_sequences(prompts)
+    records, counts = made.pop_validation()
+    assert [record["second"] for record in records] == [False, True] and worker_.requests == []
+    assert counts == {"second_verifier/errors": 3} and made.pop_statistics()["second_verifier/errors"] == 0
 
 
 def test_prompts_are_built_from_what_the_model_wrote(monkeypatch):
