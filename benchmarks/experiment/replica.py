@@ -9,7 +9,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,25 @@ from benchmarks.experiment.policy import Policy, Sample
 from benchmarks.experiment.setting import TURNS, Setting
 from examples.tiny.task import Task
 from verl_cipo.core.advantage import two_stream_advantage
-from verl_cipo.core.anchors import Attempt, anchor_budget, select_anchors
+from verl_cipo.core.anchors import Attempt, Group, anchor_budget, select_anchors
 from verl_cipo.core.aux_loss.losses import aux_loss, aux_weights, partner_scores
-from verl_cipo.core.aux_loss.plan import AuxPlan, Shown, aux_metrics, plan_aux
+from verl_cipo.core.aux_loss.plan import AuxPlan, Shown, plan_aux, plan_metrics
+from verl_cipo.core.aux_loss.transfer import transfer_loss, transfer_weights
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.metrics import batch_metrics
 from verl_cipo.core.prompts import correction_prompt
+from verl_cipo.core.prompts.others import Others, Said, draw_others
 from verl_cipo.core.rows import Mark, RowKey, RowTable, correction_group
+from verl_cipo.core.steering.budget import (
+    CLASSES,
+    BudgetState,
+    budget_metrics,
+    divide,
+    evidence,
+    kind_of,
+    shares,
+    update_budget,
+)
 from verl_cipo.core.steering.rho import RhoState, update_rho
 
 KNOB = "+algorithm.cipo."
@@ -63,7 +75,8 @@ class Replica:
         self.policy = Policy(folder / "model")
         self._setting, self._n, self._seed = setting, setting.n * arm.rollouts, seed
         self.cipo = knobs(arm, seed)
-        self._rho = RhoState.initial(self.cipo)
+        self._rho, self._budget = RhoState.initial(self.cipo), BudgetState()
+        self._carries: dict[str, float] = {}
         tokenizer = self.policy.tokenizer
         self._prompt = correction_prompt(
             self.cipo,
@@ -87,25 +100,29 @@ class Replica:
         """Roll out, train, and move rho; returns the metrics of the step, named as through verl."""
         started = time.monotonic()
         problems = {f"{number}p{i}": problem for i, problem in enumerate(next(self._batches))}
-        rows = self._attempts(problems)
-        rows += self._corrections(problems, rows, number)
+        rows = self._attempts([(uid, i, problem) for uid, problem in problems.items() for i in range(self._n)])
+        counts: Counter = Counter({"anchors/total": 0})
+        if self.cipo.rolls_out:
+            rows += self._second_turn(problems, rows, number, counts)
         table = table_of(rows)
         sampled = time.monotonic()
-        measured = batch_metrics(table) | self._update(rows, table, number)
+        measured = batch_metrics(table) | {f"cipo/{name}": float(count) for name, count in counts.items()}
+        measured |= self._update(rows, table, number)
         measured["cipo/rho"] = self._rho.rho
         self._rho = update_rho(self._rho, measured.get("cipo/retention"), config=self.cipo)
-        counts = Counter(row.mark.anchor_correct for row in rows if row.key.session == 0)
-        measured |= {"cipo/anchors/total": float(counts[True] + counts[False])}
-        measured |= {"timing_s/gen": sampled - started, "timing_s/step": time.monotonic() - started}
-        return measured
+        if self.cipo.moves_budget:
+            used, slots = shares(self._budget), {kind: counts[f"budget/{kind}/slots"] for kind in CLASSES}
+            self._budget = update_budget(self._budget, evidence(table, self.cipo), slots)
+            measured |= budget_metrics(self._budget, used, table, measured)
+        return measured | {"timing_s/gen": sampled - started, "timing_s/step": time.monotonic() - started}
 
-    def _attempts(self, problems: dict[str, dict[str, Any]]) -> list[Row]:
-        asked = [(uid, session, problem) for uid, problem in problems.items() for session in range(self._n)]
+    def _attempts(self, asked: Sequence[tuple[str, int, dict[str, Any]]]) -> list[Row]:
+        """Attempts of (uid, session, problem); sessions from n on are further ones."""
         samples = self.policy.sample([(problem["prompt"], answer_of(problem)) for _, _, problem in asked])
         return [
             Row(
                 RowKey(uid, session),
-                Mark(correct=sample.right, score=float(sample.right)),
+                Mark(correct=sample.right, score=float(sample.right), further=session >= self._n),
                 problem["extra_info"]["index"],
                 problem["prompt"],
                 sample,
@@ -113,45 +130,85 @@ class Replica:
             for (uid, session, problem), sample in zip(asked, samples, strict=True)
         ]
 
-    def _corrections(self, problems: dict[str, dict[str, Any]], attempts: Sequence[Row], number: int) -> list[Row]:
-        if not self.cipo.rolls_out:
-            return []
-        groups, _ = table_of(attempts).attempts()
-        band = {"delta_low": self.cipo.delta_low, "delta_high": self.cipo.delta_high}
-        anchors = select_anchors(
+    def _second_turn(
+        self, problems: dict[str, dict[str, Any]], attempts: Sequence[Row], number: int, counts: Counter
+    ) -> list[Row]:
+        """Corrections of the anchors, and what the budget makes in their place."""
+        n = self.cipo.n_corrections or self._setting.n
+        groups = {group.uid: group for group in table_of(attempts).attempts()[0]}
+        anchors = self._anchors(list(groups.values()), number)
+        counts["anchors/total"] = len(anchors)
+        corrected = [True] * len(anchors)
+        if self.cipo.moves_budget:
+            slots = [(kind_of(anchor, groups[anchor.uid].outcome, self.cipo), anchor) for anchor in anchors]
+            corrected, self._carries = divide(
+                slots, shares(self._budget), self._carries, seed=self.cipo.seed, step=number
+            )
+            counts.update(f"budget/{kind}/slots" for kind, _ in slots)
+            counts["budget/slots"], counts["budget/corrected"] = len(slots), sum(corrected)
+        sessions = Counter(dict.fromkeys(groups, self._n))
+        further = []
+        for anchor in (anchor for anchor, own in zip(anchors, corrected, strict=True) if not own):
+            further += [(anchor.uid, sessions[anchor.uid] + i, problems[anchor.uid]) for i in range(n)]
+            sessions[anchor.uid] += n
+        rows = self._attempts(further)
+        of_key = {row.key: row for row in attempts}
+        asked: list[tuple[Attempt, int, Row, Any]] = []
+        for anchor in (anchor for anchor, own in zip(anchors, corrected, strict=True) if own):
+            row = of_key[RowKey(anchor.uid, anchor.session)]
+            request, reason = self._prompt.request(
+                row.messages, row.sample.text, self._others(anchor, groups[anchor.uid], of_key, number)
+            )
+            if request is None:
+                counts[f"anchors/skipped/{reason}"] += 1
+                continue
+            asked += [(anchor, i, row, request) for i in range(n)]
+        samples = self.policy.sample(
+            [(request.messages, answer_of(problems[anchor.uid])) for anchor, _, _, request in asked]
+        )
+        for (anchor, i, row, request), sample in zip(asked, samples, strict=True):
+            outcome = groups[anchor.uid].outcome
+            mark = Mark(
+                correct=sample.right,
+                score=float(sample.right),
+                anchor=anchor.session,
+                anchor_correct=anchor.correct,
+                copied=self._prompt.repeats(request.shown, sample.text),
+                **(outcome._asdict() if outcome else {}),
+            )
+            key = RowKey(correction_group(anchor.uid, anchor.session), i)
+            rows.append(Row(key, mark, row.index, request.messages, sample))
+        return rows
+
+    def _anchors(self, groups: Sequence[Group], number: int) -> list[Attempt]:
+        """Those of the step."""
+        if self.cipo.wrong_alone:
+            groups = [
+                Group(group.uid, tuple(replace(a, correctable=not a.correct) for a in group.attempts))
+                for group in groups
+            ]
+        return select_anchors(
             groups,
             budget=anchor_budget(len(groups), self.cipo.replay_fraction),
             rho=self._rho.rho,
             seed=self.cipo.seed,
             step=number,
-            **band,
+            delta_low=self.cipo.delta_low,
+            delta_high=self.cipo.delta_high,
         )
-        of_key = {row.key: row for row in attempts}
-        asked: list[tuple[Attempt, int, Row, Any]] = []
-        for anchor in anchors:
-            row = of_key[RowKey(anchor.uid, anchor.session)]
-            request, _ = self._prompt.request(row.messages, row.sample.text)
-            if request is not None:
-                asked += [(anchor, i, row, request) for i in range(self.cipo.n_corrections or self._setting.n)]
-        samples = self.policy.sample(
-            [(request.messages, answer_of(problems[anchor.uid])) for anchor, _, _, request in asked]
+
+    def _others(self, anchor: Attempt, group: Group, of_key: dict[RowKey, Row], number: int) -> Others:
+        """What is shown beside an anchor."""
+        said = {a.session: Said(a.session, of_key[RowKey(a.uid, a.session)].sample.text) for a in group.attempts}
+        return draw_others(
+            said[anchor.session],
+            [said[attempt.session] for attempt in group.attempts if not attempt.correct],
+            answer=lambda each: self._prompt.view(each.text),
+            count=self.cipo.prompt.attempts - 1,
+            seed=self.cipo.seed,
+            step=number,
+            index=anchor.index,
         )
-        return [
-            Row(
-                RowKey(correction_group(anchor.uid, anchor.session), i),
-                Mark(
-                    correct=sample.right,
-                    score=float(sample.right),
-                    anchor=anchor.session,
-                    anchor_correct=anchor.correct,
-                    copied=self._prompt.repeats(request.shown, sample.text),
-                ),
-                row.index,
-                request.messages,
-                sample,
-            )
-            for (anchor, i, row, request), sample in zip(asked, samples, strict=True)
-        ]
 
     def _update(self, rows: Sequence[Row], table: RowTable, number: int) -> dict[str, float]:
         """One optimizer step on all rows; returns what it measured."""
@@ -170,20 +227,27 @@ class Replica:
         policy_mask[len(trained) :] = 0
         weight = -self._advantages([rows[i] for i in trained], table, trained, mask) / policy_mask.sum()
         aux = self._aux_fields(plan, keys, pairs, mask)
+        moved = transfer_weights(mask, torch.tensor(plan.transfer_weights(keys)), optimizer_steps=1)
         self._optimizer.zero_grad()
-        aux_value = 0.0
+        added = {"cipo/aux/loss": 0.0, "cipo/transfer/loss": 0.0}
         for places, log_prob in self.policy.log_probs(pairs):
             loss = (weight[places] * log_prob).sum()
             if aux is not None:
                 own = [field[places] for field in aux]
                 term, value = aux_loss(log_prob, *own, kind=self.cipo.aux.kind, beta=self.cipo.aux.beta)
-                loss, aux_value = loss + self.cipo.aux.coef * term, aux_value + float(value)
+                loss = loss + self.cipo.aux.coef * term
+                added["cipo/aux/loss"] += float(value)
+            if self.cipo.transfers:
+                how = self.cipo.transfer
+                term = transfer_loss(log_prob, moved[places], kind=how.kind, gamma=how.gamma, floor=how.floor)
+                loss = loss + how.coef * term
+                added["cipo/transfer/loss"] += float(term)
             loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), 1.0)
         self._optimizer.step()
         measured = {"actor/grad_norm": float(norm), "tokens": float(sum(len(row.sample.response) for row in rows))}
         measured["trained_tokens"] = float(sum(len(prompt) + len(response) for prompt, response in pairs))
-        return measured | (aux_metrics([plan]) | {"cipo/aux/loss": aux_value} if aux is not None else {})
+        return measured | plan_metrics([plan], self.cipo) | (added if self.cipo.adds_loss else {})
 
     def _advantages(self, trained: Sequence[Row], table: RowTable, places: Sequence[int], mask: Tensor) -> Tensor:
         """(N, T) advantages of all rows of the update, 0 for those that the policy loss does not train."""
@@ -202,7 +266,7 @@ class Replica:
         return found
 
     def _plan(self, rows: Sequence[Row], table: RowTable, number: int, *, in_stream: bool) -> AuxPlan:
-        if self.cipo.aux.coef == 0:
+        if not self.cipo.adds_loss:
             return AuxPlan()
         of_key = {str(row.key): row for row in rows}
 
