@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.experiment import holed, pictures
 from benchmarks.experiment.arms import Arm
 from benchmarks.experiment.figures import over_seeds
-from benchmarks.experiment.runs import RESULT, Setting, run
+from benchmarks.experiment.runs import RESULT, run
+from benchmarks.experiment.setting import QUICK, TASKS
 from benchmarks.json_file import write_json
-from benchmarks.learning import FULL, QUICK
 from verl_cipo.evaluation.report.series import trailing_mean
 from verl_cipo.integration.cpu import launch
 
@@ -71,7 +71,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE.json", help="write the figures of every step there")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the gap over the steps")
     args = parser.parse_args()
-    setting: Setting = QUICK if args.quick else FULL
+    setting = QUICK if args.quick else TASKS["full"]
     seeds = args.seeds or ([11] if args.quick else [11, 12, 13])
     output = (args.output / ("quick" if args.quick else "full")).resolve()
     # verl's processes import the verifiers from here.

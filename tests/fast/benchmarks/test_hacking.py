@@ -9,7 +9,7 @@ from omegaconf import open_dict
 from benchmarks import hacking
 from benchmarks.experiment import holed, pictures
 from benchmarks.experiment.runs import RESULT
-from benchmarks.learning import QUICK
+from benchmarks.experiment.setting import QUICK
 from verl_cipo.integration import settings
 
 ROW = {"data_source": "openai/gsm8k", "ground_truth": "12", "extra_info": {"index": 3}}
