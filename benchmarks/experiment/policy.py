@@ -61,20 +61,18 @@ class Policy:
     @torch.no_grad()
     def _generate(self, prompts: Sequence[list[int]]) -> list[list[int]]:
         """Response tokens, the end token included, `Task.response_length` at most."""
-        batch = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        at, cache = (mask.cumsum(dim=-1) - 1).clamp(min=0), DynamicCache(config=self.model.config)
+        # Equal prompts are read once.
+        number: dict[tuple[int, ...], int] = {}
+        which = torch.tensor([number.setdefault(tuple(prompt), len(number)) for prompt in prompts])
+        batch = self.tokenizer.pad({"input_ids": [*map(list, number)]}, padding_side="left", return_tensors="pt")
+        mask, cache = batch["attention_mask"], DynamicCache(config=self.model.config)
+        at = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+        logits = self._next(batch["input_ids"], mask, at, cache)[which]
+        cache.batch_select_indices(which)
+        mask, at = mask[which], at[which, -1:]
         responses: list[list[int]] = [[] for _ in prompts]
         places, alive = list(range(len(prompts))), [True] * len(prompts)
-        while any(alive):
-            logits = self.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=at,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
+        while True:
             ids = torch.multinomial(logits.softmax(dim=-1), 1)
             for row, token in enumerate(ids[:, 0].tolist()):
                 # A row that has ended goes on until it is taken out, and what it says is dropped.
@@ -82,24 +80,40 @@ class Policy:
                     response = responses[places[row]]
                     response.append(token)
                     alive[row] = token != self.tokenizer.eos_token_id and len(response) < Task.response_length
+            if not any(alive):
+                return responses
             # Copying the cache costs as much as some steps.
-            if 0 < sum(alive) < 0.75 * len(alive):
+            if sum(alive) < 0.75 * len(alive):
                 kept = torch.tensor(alive).nonzero()[:, 0]
                 cache.batch_select_indices(kept)
                 ids, mask, at = ids[kept], mask[kept], at[kept]
                 places = [places[row] for row in kept.tolist()]
                 alive = [True] * len(places)
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            at = at[:, -1:] + 1
-        return responses
+            mask, at = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1), at + 1
+            logits = self._next(ids, mask, at, cache)
 
-    def log_probs(self, rows: Sequence[tuple[list[int], list[int]]]) -> Iterator[tuple[list[int], Tensor]]:
+    def _next(self, ids: Tensor, mask: Tensor, at: Tensor, cache: DynamicCache) -> Tensor:
+        """(rows, vocabulary) logits of the next token; `cache` is added to."""
+        found = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=at,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return found.logits[:, -1]
+
+    def log_probs(
+        self, rows: Sequence[tuple[list[int], list[int]]], *, width: int | None = None
+    ) -> Iterator[tuple[list[int], Tensor]]:
         """Of (prompt, response) rows the log-probability of each response token, some rows at a time.
 
-        Yields: positions in `rows`, and (their number, longest response of all rows) float32, 0 after a response's end.
+        width: of what is yielded, the longest response where it is None.
+        Yields: positions in `rows`, and (their number, width) float32, 0 after a response's end.
         """
         order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
-        width = max((len(response) for _, response in rows), default=0)
+        width = max((len(response) for _, response in rows), default=0) if width is None else width
         while order:
             length = 0
             places: list[int] = []

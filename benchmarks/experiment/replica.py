@@ -230,11 +230,17 @@ class Replica:
         moved = transfer_weights(mask, torch.tensor(plan.transfer_weights(keys)), optimizer_steps=1)
         self._optimizer.zero_grad()
         added = {"cipo/aux/loss": 0.0, "cipo/transfer/loss": 0.0}
-        for places, log_prob in self.policy.log_probs(pairs):
+        # Rows of groups that are all right or all wrong have no gradient.
+        needed = (weight != 0).any(dim=-1) | (moved != 0).any(dim=-1)
+        if aux is not None:
+            needed |= (aux[0] != 0).any(dim=-1)
+        kept = needed.nonzero()[:, 0]
+        for own, log_prob in self.policy.log_probs([pairs[i] for i in kept.tolist()], width=width):
+            places = kept[own]
             loss = (weight[places] * log_prob).sum()
             if aux is not None:
-                own = [field[places] for field in aux]
-                term, value = aux_loss(log_prob, *own, kind=self.cipo.aux.kind, beta=self.cipo.aux.beta)
+                fields = [field[places] for field in aux]
+                term, value = aux_loss(log_prob, *fields, kind=self.cipo.aux.kind, beta=self.cipo.aux.beta)
                 loss = loss + self.cipo.aux.coef * term
                 added["cipo/aux/loss"] += float(value)
             if self.cipo.transfers:
