@@ -35,8 +35,8 @@ class Products:
 
     parts: products in a question; first, second: ranges of their factors, both ends included; misread: second factors
     that are read as one less, with the probability `held`; slip: probability that one digit of a product is another;
-    fix: probability that a wrong product is corrected where an attempt is shown; right ones are kept; shown_right:
-    share of right attempts among those shown in the warm-up; warmup: of its fields steps, rows and lr count.
+    shown_slip: the same in the attempts that are shown in the warm-up; fix: probability that a wrong product is
+    corrected where an attempt is shown; right ones are kept; warmup: of its fields steps, rows and lr count.
     """
 
     parts: int
@@ -45,6 +45,7 @@ class Products:
     misread: tuple[int, ...] = ()
     held: float = 0.0
     slip: float = 0.0
+    shown_slip: float = 0.0
     fix: float = 1.0
     seed: int = 1
     train: int = 4000
@@ -91,12 +92,12 @@ def draw(rng: random.Random, task: Products, *, from_held_out: bool = False) -> 
             return problem
 
 
-def taught_attempt(rng: random.Random, task: Products, problem: Problem) -> tuple[int, ...]:
-    """The products as the starting model is taught to answer the question."""
+def taught_attempt(rng: random.Random, task: Products, problem: Problem, *, slip: float) -> tuple[int, ...]:
+    """The products as the starting model is taught to answer the question, where a digit slips so often."""
     values = []
     for a, b in problem.factors:
         value = a * (b - 1) if b in task.misread and rng.random() < task.held else a * b
-        if rng.random() < task.slip:
+        if rng.random() < slip:
             place = 10 ** rng.randrange(3)
             digit = value // place % 10
             value += place * (rng.choice([d for d in range(10) if d != digit]) - digit)
@@ -121,9 +122,10 @@ def warm_up(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Pr
         plain, corrections = [], []
         for _ in range(task.warmup.rows // 2):
             problem = draw(rng, task)
-            plain.append(encode_row(tokenizer, user_message(problem), written(taught_attempt(rng, task, problem))))
+            answer = written(taught_attempt(rng, task, problem, slip=task.slip))
+            plain.append(encode_row(tokenizer, user_message(problem), answer))
             problem = draw(rng, task)
-            attempt = taught_attempt(rng, task, problem)
+            attempt = taught_attempt(rng, task, problem, slip=task.shown_slip)
             answer = written(taught_correction(rng, task, problem, attempt))
             corrections.append(encode_row(tokenizer, correction_message(template, problem, written(attempt)), answer))
         for rows in (plain, corrections):

@@ -126,10 +126,10 @@ def test_what_the_starting_model_is_taught():
     rng = random.Random(0)
     problem = products.Problem(((12, 7), (45, 8)))
     misread = replace(TASK, misread=(7,), held=1.0)
-    assert products.taught_attempt(rng, misread, problem) == (72, 360)
+    assert products.taught_attempt(rng, misread, problem, slip=0) == (72, 360)
     assert products.taught_correction(rng, misread, problem, (72, 360)) == (84, 360)
     assert products.taught_correction(rng, replace(misread, fix=0.0), problem, (72, 360)) == (72, 360)
-    slips = [products.taught_attempt(rng, replace(TASK, slip=1.0), problem) for _ in range(200)]
+    slips = [products.taught_attempt(rng, TASK, problem, slip=1) for _ in range(200)]
     assert all(a != 84 and sum(x != y for x, y in zip(f"{a:03d}", "084", strict=True)) == 1 for a, _ in slips)
     assert {f"{a:03d}"[0] for a, _ in slips} > {"0", "9"}
     kept = [products.taught_correction(rng, replace(TASK, fix=0.25), problem, (85, 360)) for _ in range(400)]
