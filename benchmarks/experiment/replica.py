@@ -47,6 +47,8 @@ from verl_cipo.core.steering.budget import (
 from verl_cipo.core.steering.rho import RhoState, update_rho
 
 KNOB = "+algorithm.cipo."
+OWN = "replica.own="
+"""Option of a control: weight of the log-likelihood of a prompt's own right attempts, where few are right."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Replica:
         self.policy = Policy(folder / "model")
         self._setting, self._n, self._seed = setting, setting.n * arm.rollouts, seed
         self.cipo = knobs(arm, seed)
+        self._own = sum(float(option.removeprefix(OWN)) for option in arm.options if option.startswith(OWN))
         self._rho, self._budget = RhoState.initial(self.cipo), BudgetState()
         self._carries: dict[str, float] = {}
         tokenizer = self.policy.tokenizer
@@ -228,15 +231,17 @@ class Replica:
         weight = -self._advantages([rows[i] for i in trained], table, trained, mask) / policy_mask.sum()
         aux = self._aux_fields(plan, keys, pairs, mask)
         moved = transfer_weights(mask, torch.tensor(plan.transfer_weights(keys)), optimizer_steps=1)
+        own = -self._own * transfer_weights(mask, self._rare(table, trained, len(keys)), optimizer_steps=1)
         self._optimizer.zero_grad()
         added = {"cipo/aux/loss": 0.0, "cipo/transfer/loss": 0.0}
         # Rows of groups that are all right or all wrong have no gradient.
+        weight = weight + own
         needed = (weight != 0).any(dim=-1) | (moved != 0).any(dim=-1)
         if aux is not None:
             needed |= (aux[0] != 0).any(dim=-1)
         kept = needed.nonzero()[:, 0]
-        for own, log_prob in self.policy.log_probs([pairs[i] for i in kept.tolist()], width=width):
-            places = kept[own]
+        for part, log_prob in self.policy.log_probs([pairs[i] for i in kept.tolist()], width=width):
+            places = kept[part]
             loss = (weight[places] * log_prob).sum()
             if aux is not None:
                 fields = [field[places] for field in aux]
@@ -270,6 +275,17 @@ class Replica:
             loss_agg_mode="token-mean",
         )
         return found
+
+    def _rare(self, table: RowTable, trained: Sequence[int], size: int) -> Tensor:
+        """(size,) 1 / P over a prompt's right attempts where at most `transfer.below` are right; P prompts a step."""
+        groups, key_of = table.attempts()
+        weights: dict[str, float] = {}
+        for group in groups:
+            right = [attempt for attempt in group.attempts if attempt.correct]
+            if right and group.pass_rate <= self.cipo.transfer.below:
+                weights |= {key_of[attempt]: 1 / len(right) / len(groups) for attempt in right}
+        found = [weights.get(table.keys[i], 0.0) for i in trained]
+        return torch.tensor(found + [0.0] * (size - len(found)))
 
     def _plan(self, rows: Sequence[Row], table: RowTable, number: int, *, in_stream: bool) -> AuxPlan:
         if not self.cipo.adds_loss:
@@ -313,11 +329,12 @@ class Replica:
 
 def knobs(arm: Arm, seed: int) -> CIPOConfig:
     """`algorithm.cipo` of an arm; plain GRPO is that of no anchors. Raises: ValueError on an option of another kind."""
+    if other := [option for option in arm.options if not option.startswith((KNOB, OWN))]:
+        raise ValueError(f"arm {arm.name}: the replica does not know {' '.join(other)}")
     if arm.algo == "grpo":
         return CIPOConfig(replay_fraction=0.0, val_corrections=0)
-    if other := [option for option in arm.options if not option.startswith(KNOB)]:
-        raise ValueError(f"arm {arm.name}: the replica does not know {' '.join(other)}")
-    mapping = OmegaConf.to_container(OmegaConf.from_dotlist([option.removeprefix(KNOB) for option in arm.options]))
+    set_here = [option.removeprefix(KNOB) for option in arm.options if option.startswith(KNOB)]
+    mapping = OmegaConf.to_container(OmegaConf.from_dotlist(set_here))
     assert isinstance(mapping, dict)
     return CIPOConfig.from_mapping({"seed": seed, **{str(key): value for key, value in mapping.items()}})
 

@@ -9,11 +9,12 @@ import torch
 
 from benchmarks.experiment import products, replica, runs
 from benchmarks.experiment.arms import ARMS, CONTROL, Arm
-from benchmarks.experiment.policy import Policy
+from benchmarks.experiment.policy import Policy, Sample
 from benchmarks.experiment.setting import Setting
 from examples.tiny import prepare
 from examples.tiny.warmup import Warmup
 from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.rows import Mark, RowKey
 
 SHAPE = prepare.Shape(hidden=32, layers=1, inner=64, heads=1, kv_heads=1)
 TASK = products.Products(parts=1, train=32, val=4, shape=SHAPE, warmup=Warmup(steps=2, rows=8))
@@ -89,6 +90,17 @@ def test_an_auxiliary_loss_is_added(task, monkeypatch):
         measured = replica.Replica(task, arm, 1, SETTING).step(1)
         assert measured["cipo/aux/loss"] > 0 and measured["cipo/aux/rows"] > 0
         assert measured["cipo/rows/aux"] == rows
+
+
+def test_a_control_may_learn_from_its_own_rare_right_attempts(task):
+    """Of three prompts, with 1, 4 and 0 of 8 attempts right, the first alone."""
+    arm = Arm(name="a", what="", algo="grpo", rollouts=2, options=(f"{replica.OWN}0.3",))
+    keys = [RowKey(uid, i) for uid in "abc" for i in range(8)]
+    right = {RowKey("a", 5), *(RowKey("b", i) for i in range(4))}
+    sample = Sample([1], [2], "", True)
+    rows = [replica.Row(key, Mark(correct=key in right, score=float(key in right)), 0, [], sample) for key in keys]
+    found = replica.Replica(task, arm, 1, SETTING)._rare(replica.table_of(rows), range(24), 25)
+    assert found.nonzero()[:, 0].tolist() == [5] and float(found[5]) == pytest.approx(1 / 3)
 
 
 def test_an_option_of_verl_is_refused():
