@@ -95,7 +95,7 @@ def test_the_table_has_every_stream_and_arm(task, monkeypatch, capsys, tmp_path)
     """A model that has learned nothing is right by the lots of this test."""
     lots = np.random.default_rng(0)
     monkeypatch.setattr(sampling, "is_right", lambda text, answer: lots.random() < 0.4)
-    monkeypatch.setattr(transfer.Task, "response_length", 4)
+    monkeypatch.setattr(sampling.Task, "response_length", 4)
     file = tmp_path / "transfer.json"
     monkeypatch.setattr(
         "sys.argv", ["transfer.py", "--task", str(task), "--batches", "2", "--goal", "16", "--json", str(file)]
