@@ -53,8 +53,18 @@ TASKS = {
         steps=60,
     ),
     "demo": Setting(task=prepare.Settings(val=192), steps=40),
+    # Most groups have no right attempt: the model has learned too little, and corrects next to nothing.
+    "hard": Setting(task=Products(parts=3, shown_slip=0.35, warmup=Warmup(steps=180, rows=64)), steps=200),
+    # Confident and wrong: further attempts repeat a misreading that a look at the attempt may break.
+    "stuck": Setting(
+        task=Products(parts=2, misread=(7, 9), held=0.95, fix=0.35, warmup=Warmup(steps=600, rows=64)), steps=300
+    ),
+    # Each product slips by itself, and what is shown tells which did: checking is easier than solving.
+    "checkable": Setting(
+        task=Products(parts=3, slip=0.3, shown_slip=0.3, fix=0.7, warmup=Warmup(steps=1200, rows=64)), steps=100
+    ),
 }
-"""Those of a task's name for `learning.py --tasks`."""
+"""By their names for `learning.py --tasks`."""
 
 QUICK = Setting(
     task=prepare.Settings(

@@ -6,10 +6,10 @@ from run to run:
 
 | run | what it has |
 |---|---|
-| `whole`, killed and resumed | the demo: replay, both sources, the auxiliary loss, two mini-batches a step |
+| `whole`, killed and resumed | the demo: replay, both sources, the auxiliary loss, transfer, two mini-batches a step |
 | `loops_run` | streaming, verl's own config, tools, custom loops, KL, entropy, rollout correction, a flaky verifier |
-| `async_run` | verl's colocated asynchronous trainer, the math verifier |
-| `v0_run` | verl's V0 trainer, the contrastive loss |
+| `async_run` | verl's colocated asynchronous trainer, the math verifier and a second one, transfer |
+| `v0_run` | verl's V0 trainer, the contrastive loss, transfer |
 
 Nightly there are more, of GRPO with the plugin and without it among them (docs/testing.md).
 """
@@ -89,7 +89,7 @@ def weight(value: torch.Tensor) -> torch.Tensor:
 
 
 def streams(rows: list[dict]) -> tuple[dict[str, list[dict]], dict[str, list[dict]], dict[str, list[dict]]]:
-    """Rows by the uid of their group: attempts, corrections, and rows made for the auxiliary loss; padding left out.
+    """Rows by the uid of their group: attempts, corrections, and rows that were made of them; padding left out.
 
     Attempts have the prompt's uid, corrections ``{uid}_c{session}`` of their anchor.
     """
@@ -98,7 +98,7 @@ def streams(rows: list[dict]) -> tuple[dict[str, list[dict]], dict[str, list[dic
         if row["uid"].startswith("pad"):
             continue
         group, _session, _index = row["uid"].rsplit("_", 2)
-        kind = made if "_p" in group or group.endswith("r") else corrections if "_c" in group else base
+        kind = made if "_p" in group or group.endswith(("r", "q")) else corrections if "_c" in group else base
         kind[group].append(row)
     return base, corrections, made
 

@@ -26,6 +26,9 @@ OPTIONS = [
     "+algorithm.cipo.schedule=replay",
     "+algorithm.cipo.source=both",
     "+algorithm.cipo.aux.coef=0.5",
+    # Of so few prompts few mostly fail.
+    "+algorithm.cipo.transfer.kind=regress",
+    "+algorithm.cipo.transfer.below=1",
 ]
 
 

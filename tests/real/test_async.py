@@ -10,6 +10,8 @@ COLOCATED = [
     "algorithm.adv_estimator=cipo",
     "+algorithm.cipo.source=both",
     "+algorithm.cipo.aux.coef=0.5",
+    "+algorithm.cipo.transfer.kind=inject",
+    "+algorithm.cipo.transfer.below=1",
     # Seeds: of so few prompts, unseeded rollouts may all be wrong, and then there is nothing to pair.
     "actor_rollout_ref.rollout.full_determinism=true",
     # Replayed anchors are those of the step before, so that no prompt waits for another.
@@ -26,6 +28,7 @@ def async_run(run, tmp_path_factory):
         *COLOCATED,
         "reward.custom_reward_function.path=pkg://verl_cipo.rewards.math",
         "reward.custom_reward_function.name=compute_score",
+        "+algorithm.cipo.second_verifier=pkg://verl.utils.reward_score:default_compute_score",
         "algorithm.rollout_correction.rollout_is=token",
         "algorithm.rollout_correction.rollout_is_threshold=2.0",
         "trainer.total_training_steps=4",
@@ -64,6 +67,23 @@ def test_the_math_verifier_judges_a_real_run(async_run):
         assert row["score"] == float(row["outcome"] == "right") == row["acc"]
         if row["outcome"] == "right":
             assert row["output"].rstrip().endswith(f"#### {row['pred']}") and row["pred"] == row["gts"]
+
+
+def test_the_second_verifier_is_asked_of_every_response(async_run):
+    """verl's own scorer looks for the same answer in the same place."""
+    for metrics in async_run.steps:
+        assert metrics["cipo/second_verifier/errors"] == 0
+        assert 0 <= metrics["cipo/hacking_gap"] < 0.2
+        assert ("cipo/hacking_gap_corrections" in metrics) == (metrics["cipo/rows/correction"] > 0)
+    validated = [line["data"] for line in async_run.metrics if "cipo/val/rows" in line["data"]]
+    assert validated and all(0 <= metrics["cipo/val/hacking_gap"] < 0.2 for metrics in validated)
+
+
+def test_an_injected_correction_is_one_of_its_prompt(async_run):
+    assert sum(metrics["cipo/transfer/rows"] for metrics in async_run.steps) > 0
+    for metrics in async_run.steps:
+        assert metrics["cipo/transfer/rows"] == metrics["cipo/transfer/prompts"]
+        assert (metrics["cipo/transfer/loss"] != 0) == (metrics["cipo/transfer/rows"] > 0)
 
 
 def test_an_asynchronous_checkpoint_holds_the_pool(async_run):

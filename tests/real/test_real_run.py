@@ -50,7 +50,7 @@ def test_metrics_agree_with_the_dump(whole):
             assert metrics[f"cipo/rows/{name}"] == len(rows)
             if rows:
                 assert metrics[f"cipo/reward/{name}"] == pytest.approx(sum(row["score"] for row in rows) / len(rows))
-        assert metrics["cipo/rows/aux"] == len(made)
+        assert metrics["cipo/rows/aux"] + metrics["cipo/transfer/rows"] == len(made)
         assert metrics["cipo/anchors/total"] == len(groups[1])
         trained = [row["score"] for row in (*base, *corrections)]
         assert metrics["critic/score/mean"] == pytest.approx(sum(trained) / len(trained)), "aux rows got into it"
@@ -63,6 +63,23 @@ def test_the_auxiliary_loss_is_logged_and_takes_no_optimizer_step(whole):
         assert (metrics["cipo/aux/loss"] > 0) == (metrics["cipo/aux/rows"] > 0)
         assert not any(name.startswith("actor/cipo") for name in metrics)
     assert whole.optimizer_steps(STEPS) == {2.0 * STEPS}, "two mini-batches a step, as GRPO takes"
+
+
+def test_transfer_trains_corrections_of_failed_attempts_on_the_plain_prompt(whole):
+    moved, plain = 0, {}
+    for step in range(1, STEPS + 1):
+        base, corrections, made = streams(whole.rollouts(step))
+        metrics = whole.steps[step - 1]
+        of_transfer = [(group[:-1], row) for group, rows in made.items() if group.endswith("q") for row in rows]
+        assert metrics["cipo/transfer/rows"] == len(of_transfer)
+        assert (metrics["cipo/transfer/loss"] != 0) == bool(of_transfer)
+        for group, row in of_transfer:
+            # schedule=replay: the attempts were those of the step before.
+            assert row["output"] in {correction["output"] for correction in corrections[group]}
+            assert plain[row["input"]] == row["gts"]
+        moved += len(of_transfer)
+        plain = {row["input"]: row["gts"] for rows in base.values() for row in rows}
+    assert moved > 0
 
 
 def test_validation_reports_both_turns(whole):

@@ -22,6 +22,8 @@ SHARED = (
     "+algorithm.cipo.source=both",
     "+algorithm.cipo.aux.coef=0.5",
     "+algorithm.cipo.aux.kind=contrastive",
+    "+algorithm.cipo.transfer.kind=inject",
+    "+algorithm.cipo.transfer.below=1",
 )
 
 
@@ -184,6 +186,7 @@ def test_pairs_and_preferences_are_trained_on_v0(v0_run):
         # Rejected sides, and both sides of pairs.
         assert metrics["cipo/rows/aux"] == metrics["cipo/aux/rows"] + metrics["cipo/aux/pairs"]
         assert (metrics["cipo/aux/rows"] > 0) == (metrics["cipo/aux/loss"] != 0)
+        assert (metrics["cipo/transfer/rows"] > 0) == (metrics["cipo/transfer/loss"] != 0)
         assert len(v0_run.rollouts(step)) == 32, "aux rows or padding got into the dump"
 
 
