@@ -37,6 +37,7 @@ from verl_cipo.core.rows import Mark, RowKey, RowTable, correction_group
 from verl_cipo.core.steering.budget import (
     CLASSES,
     BudgetState,
+    Spread,
     budget_metrics,
     divide,
     evidence,
@@ -151,9 +152,12 @@ class Replica:
             counts["budget/slots"], counts["budget/corrected"] = len(slots), sum(corrected)
         sessions = Counter(dict.fromkeys(groups, self._n))
         further = []
-        for anchor in (anchor for anchor, own in zip(anchors, corrected, strict=True) if not own):
-            further += [(anchor.uid, sessions[anchor.uid] + i, problems[anchor.uid]) for i in range(n)]
-            sessions[anchor.uid] += n
+        spread = Spread(seed=self.cipo.seed, step=number)
+        for group in groups.values():
+            spread.add(group)
+        for uid in spread.take(corrected.count(False)):
+            further += [(uid, sessions[uid] + i, problems[uid]) for i in range(n)]
+            sessions[uid] += n
         rows = self._attempts(further)
         of_key = {row.key: row for row in attempts}
         asked: list[tuple[Attempt, int, Row, Any]] = []

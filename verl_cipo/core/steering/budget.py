@@ -1,11 +1,13 @@
 """The budget: whether a step's sessions are worth more as corrections or as further attempts.
 
 docs/method.md 18. A step has K slots, one an anchor, of n_corrections sessions each. With budget=auto a slot becomes
-the corrections of its anchor, or as many further attempts at the anchor's prompt. Which of them, is decided by what
+the corrections of its anchor, or as many further attempts at a prompt of the step. Which of them, is decided by what
 both have brought in prompts that fail as often: w2c, the share of right corrections of wrong attempts, against retry,
-the share of right ones among further attempts. Both are measured in every step for nothing.
+the share of right ones among further attempts. Both are measured in every step for nothing. Further attempts are spread
+evenly, as GRPO with as many rollouts has them, but for prompts whose attempts are all right.
 """
 
+import heapq
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from verl_cipo.core.anchors import Attempt, Outcome, medium, rounded
+from verl_cipo.core.anchors import Attempt, Group, Outcome, medium, rounded
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import lot
 from verl_cipo.core.rows import BASE, CORRECTION, RowTable
@@ -25,8 +27,8 @@ RIGHT = "right"
 """Kind of the slots of right anchors, and of those of whose prompt nothing is known."""
 KINDS = (*CLASSES, RIGHT)
 
-DECAY = 0.8
-"""Weight of what was measured one step before."""
+DECAY = 0.95
+"""Weight of what was measured one step before: a step has few wrong anchors of a class."""
 PROBE = 1 / 8
 """Least share of slots that are corrections: so it is noticed when they become worth more."""
 _PRIOR = 2.0
@@ -253,6 +255,34 @@ def divide(
         for place in own[:count]:
             corrected[place] = True
     return corrected, carries
+
+
+class Spread:
+    """Whose turn it is for further attempts, among the prompts of a step whose attempts have ended.
+
+    One that has got the fewest so far; prompts with a wrong attempt before those without, since only there a further
+    one can tell something; among equals the lot of (seed, step, index) decides.
+    """
+
+    def __init__(self, *, seed: int, step: int) -> None:
+        self._draw = (seed, step)
+        self._turns: list[tuple[bool, int, bytes, str, str]] = []
+
+    def add(self, group: Group) -> None:
+        """A prompt whose attempts have ended; one without any gets no further ones."""
+        if group.attempts:
+            first = group.attempts[0]
+            turn = (group.pass_rate == 1, 0, lot(*self._draw, "further", first.index), first.prompt, group.uid)
+            heapq.heappush(self._turns, turn)
+
+    def take(self, count: int) -> list[str]:
+        """The prompts, by uid, of the next `count` slots. Raises: IndexError where none was added."""
+        chosen = []
+        for _ in range(count):
+            all_right, given, *rest = self._turns[0]
+            heapq.heapreplace(self._turns, (all_right, given + 1, *rest))
+            chosen.append(rest[-1])
+        return chosen
 
 
 def _place(anchor: Attempt, seed: int, step: int) -> tuple[bytes, str, int]:

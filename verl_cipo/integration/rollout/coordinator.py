@@ -18,6 +18,7 @@ from typing import Any
 from verl_cipo.core.anchors import AnchorSelector, Carry, Group, anchor_budget, carried_quotas, medium, quotas
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.replay import Candidate, ReplayPool
+from verl_cipo.core.steering.budget import Spread
 from verl_cipo.integration.rollout.awake import AwakeClock
 from verl_cipo.integration.rollout.reports import Reports
 from verl_cipo.integration.rollout.slots import Order, Slots
@@ -45,6 +46,8 @@ class _Batch:
     step: int
     shares: Mapping[str, float] | None
     """Of core.steering.budget; None with budget=fixed."""
+    spread: Spread
+    """Whose turn it is for further attempts."""
     decided: dict[str, asyncio.Queue] = field(default_factory=dict)
     """uid -> orders; None ends them."""
     groups: dict[str, Group] = field(default_factory=dict)
@@ -114,6 +117,7 @@ class AnchorCoordinator:
             hosted=hosted,
             step=step,
             shares=shares,
+            spread=Spread(seed=self.config.seed, step=step),
         )
 
     def _quota(self, n_prompts: int, rho: float) -> dict[bool, int]:
@@ -176,21 +180,20 @@ class AnchorCoordinator:
     def _select(self, batch: _Batch, selector: AnchorSelector, group: Group) -> None:
         batch.decided[group.uid] = asyncio.Queue()
         batch.groups[group.uid] = group
+        batch.spread.add(group)
         started = time.monotonic()
         anchors = selector.add(group)
         self._reports.step["seconds/selection"] += time.monotonic() - started
         slots = [(anchor, batch.groups[anchor.uid].outcome) for anchor in anchors]
+        corrected = self._slots.divide(slots, batch.shares, step=batch.step)
         sessions: dict[str, list[int]] = {}
-        further: Counter[str] = Counter()
-        for anchor, corrected in zip(anchors, self._slots.divide(slots, batch.shares, step=batch.step), strict=True):
-            chosen = sessions.setdefault(anchor.uid, [])
-            if corrected:
-                chosen.append(anchor.session)
-            else:
-                further[anchor.uid] += 1
+        for anchor, own in zip(anchors, corrected, strict=True):
+            if own:
+                sessions.setdefault(anchor.uid, []).append(anchor.session)
             self._reports.count_anchor(anchor, in_band=medium(batch.groups[anchor.uid].pass_rate, **self._band))
-        for uid, chosen in sessions.items():
-            batch.decided[uid].put_nowait(Order(chosen, further[uid]))
+        further = Counter(batch.spread.take(corrected.count(False)))
+        for uid in {**sessions, **further}:
+            batch.decided[uid].put_nowait(Order(sessions.get(uid, []), further[uid]))
 
     async def next(self, batch_id: int, uid: str) -> Order | None:
         """What group ``uid`` is to roll out next, or None when there will be no more.

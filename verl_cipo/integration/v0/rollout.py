@@ -22,6 +22,7 @@ from verl.experimental.agent_loop import AgentLoopManager
 from verl_cipo.core.anchors import Attempt, Group, Outcome, anchor_budget, medium, select_anchors
 from verl_cipo.core.prompts import Request
 from verl_cipo.core.rows import Mark, correction_group
+from verl_cipo.core.steering.budget import Spread
 from verl_cipo.core.transitions import attempt_record, correction_record
 from verl_cipo.integration.rollout.reports import Reports
 from verl_cipo.integration.rollout.slots import Slots
@@ -102,8 +103,8 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         return sum(ray.get([worker.pop_counts.remote() for worker in self.agent_loop_workers]), Counter())
 
     def _select(self, output: DataProto, *, step: int) -> tuple[dict[int, Outcome | None], list[int]]:
-        """The rows of ``output`` that are corrected, in their order, with the outcome of each one's prompt; and those
-        whose slots become further attempts."""
+        """The rows of ``output`` that are corrected, in their order, with the outcome of each one's prompt; and for
+        each slot of further attempts a row of its prompt."""
         started = time.monotonic()
         groups, row_of = self._offered(output)
         band = {"delta_low": self._cipo.delta_low, "delta_high": self._cipo.delta_high}
@@ -123,7 +124,11 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         corrected = self._slots.divide(slots, self.shares, step=step)
         self._reports.step["seconds/selection"] += time.monotonic() - started
         anchored = {row_of[anchor]: outcome for (anchor, outcome), own in zip(slots, corrected, strict=True) if own}
-        return anchored, [row_of[anchor] for (anchor, _), own in zip(slots, corrected, strict=True) if not own]
+        spread = Spread(seed=self._cipo.seed, step=step)
+        for group in groups:
+            spread.add(group)
+        first = {group.uid: row_of[group.attempts[0]] for group in groups if group.attempts}
+        return anchored, [first[uid] for uid in spread.take(corrected.count(False))]
 
     def _offered(self, output: DataProto) -> tuple[list[Group], dict[Attempt, int]]:
         """The attempts by prompt, those marked that cannot be corrected, which are counted; and the row of each."""

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fast.core.test_anchors import group
 from verl_cipo.core.anchors import Attempt, Outcome
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.metrics import METRICS, check_names
@@ -21,6 +22,7 @@ from verl_cipo.core.steering.budget import (
     RIGHT,
     BudgetState,
     Evidence,
+    Spread,
     Sums,
     budget_metrics,
     class_of,
@@ -286,3 +288,29 @@ def test_every_class_is_declared():
         "cipo/budget/right/slots",
         "cipo/budget/right/share",
     }
+
+
+def test_further_attempts_go_round_the_prompts_where_something_is_wrong():
+    spread = Spread(seed=1, step=3)
+    for i, verdicts in enumerate(["cccc", "wwww", "cwww", ""]):
+        spread.add(group(i, verdicts))
+    first, second = spread.take(2), spread.take(2)
+    assert set(first) == set(second) == {"u1", "u2"}, "not one that is all right, nor one that has lost all attempts"
+    again = Spread(seed=1, step=3)
+    for i, verdicts in reversed(list(enumerate(["cccc", "wwww", "cwww", ""]))):
+        again.add(group(i, verdicts))
+    assert again.take(4) == [*first, *second], "whatever ends first"
+    orders = set()
+    for step in range(20):
+        spread = Spread(seed=1, step=step)
+        for i in (1, 2):
+            spread.add(group(i, "wwww"))
+        orders.add(tuple(spread.take(2)))
+    assert len(orders) == 2
+
+
+def test_without_a_wrong_attempt_anywhere_all_take_turns():
+    spread = Spread(seed=1, step=3)
+    for i in range(3):
+        spread.add(group(i, "cccc"))
+    assert sorted(spread.take(4)[:3]) == ["u0", "u1", "u2"]
