@@ -47,12 +47,17 @@ ABLATIONS = (
         "paired", "pairs in place of sampled corrections, .1; n doubled", "source=paired", "aux.coef=0.1", rollouts=2
     ),
     _cipo("paired_05", "the same at .5; n doubled", "source=paired", "aux.coef=0.5", rollouts=2),
-    _cipo(
-        "regress",
-        "corrections of mostly failing prompts trained on the plain prompt too, .1",
-        "transfer.kind=regress",
-        "transfer.coef=0.1",
-        "transfer.below=0.5",
+    _cipo("regress", "corrections of mostly failing prompts trained on the plain prompt too", "transfer.kind=regress"),
+    _cipo("inject", "one right correction joins its prompt's group", "transfer.kind=inject", "transfer.coef=8"),
+    _cipo("auto", "sessions go where they are worth more", "budget=auto"),
+    _cipo("auto_regress", "both", "budget=auto", "transfer.kind=regress"),
+    _cipo("auto_inject", "both", "budget=auto", "transfer.kind=inject", "transfer.coef=8"),
+    Arm(
+        name="grpo_own",
+        what="GRPO, n doubled, rare right attempts trained once more (replica only)",
+        algo="grpo",
+        rollouts=2,
+        options=("replica.own=0.3",),
     ),
     _cipo("failed_only", "anchors are failed attempts", "rho_adaptive=false", "rho_init=0", "rho_min=0"),
     _cipo(

@@ -52,6 +52,8 @@ def run(arm: Arm, seed: int, setting: Setting, output: Path, *, engine: str = "v
     if (folder / RESULT).exists():
         return json.loads((folder / RESULT).read_text())
     task = output / "tasks" / f"seed{seed}"
+    if engine == "verl" and (own := [option for option in arm.options if option.startswith(replica.OWN)]):
+        raise ValueError(f"arm {arm.name} has {own[0]}, which verl does not know: use --engine replica")
     prepared(setting, seed, task)
     if engine == "replica":
         return _kept(folder, {**replica.run(arm, seed, setting, task, folder), "made_with": made_with})

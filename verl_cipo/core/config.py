@@ -96,8 +96,8 @@ class TransferConfig:
     kind: Literal["none", "inject", "regress"] = "none"
     """none; inject, one right correction of a prompt as one more row of its attempts' group; regress, the
     log-probability of all corrections of failed attempts, right and wrong, by their advantage over the attempts."""
-    coef: float = 0.3
-    """Weight of the term; 0 = off."""
+    coef: float = 2.0
+    """Weight of the term, 0 = off; docs/recipes.md has what was tried."""
     below: float = 0.125
     """Highest pass rate of the prompts whose corrections are trained so, inclusive."""
     gamma: float = 0.1

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from benchmarks import learning
 from benchmarks.experiment import figures, pictures, runs
 from benchmarks.experiment.arms import ABLATIONS, ARMS, CONTROL
+from benchmarks.experiment.replica import KNOB
 from benchmarks.experiment.setting import QUICK, TASKS, record
 from verl_cipo.core.config import CIPOConfig
 
@@ -154,7 +155,8 @@ def test_pictures_show_every_arm(tmp_path):
 
 def rollouts(name: str) -> int:
     """Responses a step and prompt, in units of n."""
-    config = OmegaConf.from_dotlist([option.removeprefix("+algorithm.cipo.") for option in ARMS[name].options])
+    knobs = [option for option in ARMS[name].options if option.startswith(KNOB)]
+    config = OmegaConf.from_dotlist([option.removeprefix(KNOB) for option in knobs])
     cipo = CIPOConfig.from_mapping(OmegaConf.to_container(config))
     return ARMS[name].rollouts + (ARMS[name].algo == "cipo" and cipo.rolls_out)
 

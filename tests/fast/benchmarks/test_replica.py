@@ -110,6 +110,11 @@ def test_an_option_of_verl_is_refused():
     assert replica.knobs(ARMS["lambda_2"], 7) == CIPOConfig(seed=7, lambda_corr=2.0)
 
 
+def test_verl_does_not_take_the_option_of_a_control(tmp_path):
+    with pytest.raises(ValueError, match="arm grpo_own has replica.own=0.3, which verl does not know: use --engine"):
+        runs.run(ARMS["grpo_own"], 1, SETTING, tmp_path)
+
+
 def test_a_run_is_kept_like_one_through_verl(tmp_path):
     found = runs.run(ARMS["cipo"], 1, SETTING, tmp_path, engine="replica")
     assert len(found["right"]) == len(found["turns"]) == 4 and found["tokens"] > 0

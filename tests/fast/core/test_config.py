@@ -47,7 +47,7 @@ DEFAULTS = {
         "standalone": False,
     },
     "aux": {"kind": "nll", "coef": 0.0, "beta": 2.0},
-    "transfer": {"kind": "none", "coef": 0.3, "below": 0.125, "gamma": 0.1, "floor": -5.0},
+    "transfer": {"kind": "none", "coef": 2.0, "below": 0.125, "gamma": 0.1, "floor": -5.0},
 }
 SECTIONS = [key for key, value in DEFAULTS.items() if isinstance(value, dict)]
 LEAVES = [key for key in DEFAULTS if key not in SECTIONS] + [f"{s}.{key}" for s in SECTIONS for key in DEFAULTS[s]]
