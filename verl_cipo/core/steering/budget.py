@@ -279,9 +279,9 @@ class Spread:
         """The prompts, by uid, of the next `count` slots. Raises: IndexError where none was added."""
         chosen = []
         for _ in range(count):
-            all_right, given, *rest = self._turns[0]
-            heapq.heapreplace(self._turns, (all_right, given + 1, *rest))
-            chosen.append(rest[-1])
+            all_right, given, drawn, prompt, uid = self._turns[0]
+            heapq.heapreplace(self._turns, (all_right, given + 1, drawn, prompt, uid))
+            chosen.append(uid)
         return chosen
 
 
