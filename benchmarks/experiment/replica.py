@@ -25,27 +25,18 @@ from benchmarks.experiment.policy import Policy, Sample
 from benchmarks.experiment.setting import TURNS, Setting
 from examples.tiny.task import Task
 from verl_cipo.core.advantage import two_stream_advantage
-from verl_cipo.core.anchors import Attempt, Group, anchor_budget, select_anchors
+from verl_cipo.core.anchors import Attempt, Group, anchor_budget, medium, select_anchors
 from verl_cipo.core.aux_loss.losses import aux_loss, aux_weights, partner_scores
 from verl_cipo.core.aux_loss.plan import AuxPlan, Shown, plan_aux, plan_metrics
 from verl_cipo.core.aux_loss.transfer import transfer_loss, transfer_weights
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.metrics import batch_metrics
-from verl_cipo.core.prompts import correction_prompt
-from verl_cipo.core.prompts.others import Others, Said, draw_others
+from verl_cipo.core.prompts import Others, Said, correction_prompt
 from verl_cipo.core.rows import Mark, RowKey, RowTable, correction_group
-from verl_cipo.core.steering.budget import (
-    CLASSES,
-    BudgetState,
-    Spread,
-    budget_metrics,
-    divide,
-    evidence,
-    kind_of,
-    shares,
-    update_budget,
-)
+from verl_cipo.core.steering.budget import BudgetState, Spread, observe_budget, shares
 from verl_cipo.core.steering.rho import RhoState, update_rho
+from verl_cipo.integration.rollout.reports import Reports
+from verl_cipo.integration.rollout.slots import Slots
 
 KNOB = "+algorithm.cipo."
 OWN = "replica.own="
@@ -80,7 +71,8 @@ class Replica:
         self.cipo = knobs(arm, seed)
         self._own = sum(float(option.removeprefix(OWN)) for option in arm.options if option.startswith(OWN))
         self._rho, self._budget = RhoState.initial(self.cipo), BudgetState()
-        self._carries: dict[str, float] = {}
+        self._reports = Reports()
+        self._slots = Slots(self.cipo, self._reports)
         tokenizer = self.policy.tokenizer
         self._prompt = correction_prompt(
             self.cipo,
@@ -105,19 +97,17 @@ class Replica:
         started = time.monotonic()
         problems = {f"{number}p{i}": problem for i, problem in enumerate(next(self._batches))}
         rows = self._attempts([(uid, i, problem) for uid, problem in problems.items() for i in range(self._n)])
-        counts: Counter = Counter({"anchors/total": 0})
         if self.cipo.rolls_out:
-            rows += self._second_turn(problems, rows, number, counts)
+            rows += self._second_turn(problems, rows, number)
         table = table_of(rows)
         sampled = time.monotonic()
-        measured = batch_metrics(table) | {f"cipo/{name}": float(count) for name, count in counts.items()}
+        measured = batch_metrics(table) | {f"cipo/{name}": count for name, count in self._reports.pop_step().items()}
         measured |= self._update(rows, table, number)
         measured["cipo/rho"] = self._rho.rho
         self._rho = update_rho(self._rho, measured.get("cipo/retention"), config=self.cipo)
         if self.cipo.moves_budget:
-            used, slots = shares(self._budget), {kind: counts[f"budget/{kind}/slots"] for kind in CLASSES}
-            self._budget = update_budget(self._budget, evidence(table, self.cipo), slots)
-            measured |= budget_metrics(self._budget, used, table, measured)
+            self._budget, added = observe_budget(self._budget, table, measured, self.cipo)
+            measured |= added
         return measured | {"timing_s/gen": sampled - started, "timing_s/step": time.monotonic() - started}
 
     def _attempts(self, asked: Sequence[tuple[str, int, dict[str, Any]]]) -> list[Row]:
@@ -134,28 +124,17 @@ class Replica:
             for (uid, session, problem), sample in zip(asked, samples, strict=True)
         ]
 
-    def _second_turn(
-        self, problems: dict[str, dict[str, Any]], attempts: Sequence[Row], number: int, counts: Counter
-    ) -> list[Row]:
+    def _second_turn(self, problems: dict[str, dict[str, Any]], attempts: Sequence[Row], number: int) -> list[Row]:
         """Corrections of the anchors, and what the budget makes in their place."""
         n = self.cipo.n_corrections or self._setting.n
         groups = {group.uid: group for group in table_of(attempts).attempts()[0]}
         anchors = self._anchors(list(groups.values()), number)
-        counts["anchors/total"] = len(anchors)
-        corrected = [True] * len(anchors)
-        if self.cipo.moves_budget:
-            slots = [(kind_of(anchor, groups[anchor.uid].outcome, self.cipo), anchor) for anchor in anchors]
-            corrected, self._carries = divide(
-                slots, shares(self._budget), self._carries, seed=self.cipo.seed, step=number
-            )
-            counts.update(f"budget/{kind}/slots" for kind, _ in slots)
-            counts["budget/slots"], counts["budget/corrected"] = len(slots), sum(corrected)
+        slots = [(anchor, groups[anchor.uid].outcome) for anchor in anchors]
+        used = shares(self._budget) if self.cipo.moves_budget else None
+        corrected = self._slots.divide(slots, used, step=number)
         sessions = Counter(dict.fromkeys(groups, self._n))
         further = []
-        spread = Spread(seed=self.cipo.seed, step=number)
-        for group in groups.values():
-            spread.add(group)
-        for uid in spread.take(corrected.count(False)):
+        for uid in Spread(groups.values(), seed=self.cipo.seed, step=number).take(corrected.count(False)):
             further += [(uid, sessions[uid] + i, problems[uid]) for i in range(n)]
             sessions[uid] += n
         rows = self._attempts(further)
@@ -167,7 +146,7 @@ class Replica:
                 row.messages, row.sample.text, self._others(anchor, groups[anchor.uid], of_key, number)
             )
             if request is None:
-                counts[f"anchors/skipped/{reason}"] += 1
+                self._reports.step[f"anchors/skipped/{reason}"] += 1
                 continue
             asked += [(anchor, i, row, request) for i in range(n)]
         samples = self.policy.sample(
@@ -194,28 +173,26 @@ class Replica:
                 Group(group.uid, tuple(replace(a, correctable=not a.correct) for a in group.attempts))
                 for group in groups
             ]
-        return select_anchors(
+        band = {"delta_low": self.cipo.delta_low, "delta_high": self.cipo.delta_high}
+        anchors = select_anchors(
             groups,
             budget=anchor_budget(len(groups), self.cipo.replay_fraction),
             rho=self._rho.rho,
             seed=self.cipo.seed,
             step=number,
-            delta_low=self.cipo.delta_low,
-            delta_high=self.cipo.delta_high,
+            **band,
         )
+        pass_rates = {group.uid: group.pass_rate for group in groups}
+        for anchor in anchors:
+            self._reports.count_anchor(anchor, in_band=medium(pass_rates[anchor.uid], **band))
+        return anchors
 
     def _others(self, anchor: Attempt, group: Group, of_key: dict[RowKey, Row], number: int) -> Others:
         """What is shown beside an anchor."""
         said = {a.session: Said(a.session, of_key[RowKey(a.uid, a.session)].sample.text) for a in group.attempts}
-        return draw_others(
-            said[anchor.session],
-            [said[attempt.session] for attempt in group.attempts if not attempt.correct],
-            answer=lambda each: self._prompt.view(each.text),
-            count=self.cipo.prompt.attempts - 1,
-            seed=self.cipo.seed,
-            step=number,
-            index=anchor.index,
-        )
+        wrong = [said[attempt.session] for attempt in group.attempts if not attempt.correct]
+        lots = {"seed": self.cipo.seed, "step": number, "index": anchor.index}
+        return self._prompt.beside(said[anchor.session], wrong, **lots)
 
     def _update(self, rows: Sequence[Row], table: RowTable, number: int) -> dict[str, float]:
         """One optimizer step on all rows; returns what it measured."""

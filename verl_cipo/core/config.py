@@ -177,8 +177,8 @@ class CIPOConfig:
     val_corrections: int = 1
     """Second-turn corrections per validation attempt; 0 turns them off."""
     budget: Literal["fixed", "auto"] = "fixed"
-    """What the sessions of an anchor are spent on: fixed, its corrections; auto, those or as many further attempts at
-    its prompt, whichever has been worth more in prompts of about its pass rate."""
+    """What the sessions of an anchor are spent on: fixed, its corrections; auto, those or as many further attempts,
+    spread over the step's prompts, whichever has been worth more in prompts of about its pass rate."""
     seed: int = 1
     """Seed for drawing anchors."""
     prompt: PromptConfig = field(default_factory=PromptConfig)

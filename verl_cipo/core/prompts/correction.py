@@ -5,6 +5,7 @@ verdict=told, where all that is shown is wrong, it says so.
 """
 
 import copy
+import functools
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -113,7 +114,7 @@ class CorrectionPrompt:
         """Text of an attempt's tokens."""
         self._control = {*control, *around_attempt(self._wording.one), *around_attempt(ADJACENT_TEMPLATE)}
 
-    @property
+    @functools.cached_property
     def in_validation(self) -> "CorrectionPrompt":
         """The same where it is not known which attempts are wrong: none is said to be."""
         hidden = copy.copy(self)

@@ -264,9 +264,11 @@ class Spread:
     one can tell something; among equals the lot of (seed, step, index) decides.
     """
 
-    def __init__(self, *, seed: int, step: int) -> None:
+    def __init__(self, groups: Iterable[Group] = (), *, seed: int, step: int) -> None:
         self._draw = (seed, step)
         self._turns: list[tuple[bool, int, bytes, str, str]] = []
+        for group in groups:
+            self.add(group)
 
     def add(self, group: Group) -> None:
         """A prompt whose attempts have ended; one without any gets no further ones."""
@@ -314,3 +316,17 @@ def budget_metrics(
         means = {name: sums.mean for name, sums in getattr(state, side).items()}
         metrics |= {f"{name}/{side}": mean for name, mean in means.items() if mean is not None}
     return {f"cipo/budget/{name}": value for name, value in metrics.items()}
+
+
+def observe_budget(
+    state: BudgetState, table: RowTable, measured: Mapping[str, float], config: CIPOConfig
+) -> tuple[BudgetState, dict[str, float]]:
+    """The state after a step, and the step's `budget_metrics`.
+
+    Args:
+        table: all rows that were rolled out.
+        measured: the rollout side's counts, with ``cipo/budget/*/slots`` of each class.
+    """
+    slots = {name: measured.get(f"cipo/budget/{name}/slots", 0.0) for name in CLASSES}
+    after = update_budget(state, evidence(table, config), slots)
+    return after, budget_metrics(after, shares(state), table, measured)

@@ -47,7 +47,7 @@ class _Batch:
     shares: Mapping[str, float] | None
     """Of core.steering.budget; None with budget=fixed."""
     spread: Spread
-    """Whose turn it is for further attempts."""
+    """Whose turn it is for further attempts; empty with budget=fixed."""
     decided: dict[str, asyncio.Queue] = field(default_factory=dict)
     """uid -> orders; None ends them."""
     groups: dict[str, Group] = field(default_factory=dict)
@@ -180,7 +180,8 @@ class AnchorCoordinator:
     def _select(self, batch: _Batch, selector: AnchorSelector, group: Group) -> None:
         batch.decided[group.uid] = asyncio.Queue()
         batch.groups[group.uid] = group
-        batch.spread.add(group)
+        if batch.shares is not None:
+            batch.spread.add(group)
         started = time.monotonic()
         anchors = selector.add(group)
         self._reports.step["seconds/selection"] += time.monotonic() - started

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.metrics import check_names
 from verl_cipo.core.rows import RowTable
-from verl_cipo.core.steering.budget import CLASSES, budget_metrics, evidence, shares, update_budget
+from verl_cipo.core.steering.budget import observe_budget, shares
 from verl_cipo.core.steering.guard import ALARMS, Signals, explain, update_guard
 from verl_cipo.core.steering.rho import update_rho
 from verl_cipo.core.transitions import dump_second_turns, second_turn_metrics
@@ -61,11 +61,10 @@ class Controller:
         added = {"cipo/rho": self.rho}
         rho = update_rho(self._state.rho, measured.get("cipo/retention"), config=self._config)
         self._state = replace(self._state, rho=rho)
-        if (used := self.shares) is not None:
-            slots = {name: measured.get(f"cipo/budget/{name}/slots", 0.0) for name in CLASSES}
-            budget = update_budget(self._state.budget, evidence(table, self._config), slots)
+        if self._config.moves_budget:
+            budget, metrics = observe_budget(self._state.budget, table, measured, self._config)
             self._state = replace(self._state, budget=budget)
-            added |= budget_metrics(budget, used, table, measured)
+            added |= metrics
         if self._config.guard != "off":
             added |= self._watch(measured, step)
         check_names([*measured, *added])

@@ -28,13 +28,7 @@ from verl_cipo.integration.rollout.reports import Reports
 from verl_cipo.integration.rollout.slots import Slots
 from verl_cipo.integration.settings import cipo_config
 from verl_cipo.integration.v0.material import materials
-from verl_cipo.integration.v0.rows import (
-    SESSION,
-    marks,
-    places,
-    prompt_ids,
-    row_table,
-)
+from verl_cipo.integration.v0.rows import SESSION, marks, places, prompt_ids, row_table
 from verl_cipo.integration.v0.second_dispatch import Asked, further_attempts, request
 from verl_cipo.integration.v0.worker import CIPOAgentLoopWorkerV0
 
@@ -124,11 +118,10 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         corrected = self._slots.divide(slots, self.shares, step=step)
         self._reports.step["seconds/selection"] += time.monotonic() - started
         anchored = {row_of[anchor]: outcome for (anchor, outcome), own in zip(slots, corrected, strict=True) if own}
-        spread = Spread(seed=self._cipo.seed, step=step)
-        for group in groups:
-            spread.add(group)
+        further = corrected.count(False)
+        spread = Spread(groups if further else (), seed=self._cipo.seed, step=step)
         first = {group.uid: row_of[group.attempts[0]] for group in groups if group.attempts}
-        return anchored, [first[uid] for uid in spread.take(corrected.count(False))]
+        return anchored, [first[uid] for uid in spread.take(further)]
 
     def _offered(self, output: DataProto) -> tuple[list[Group], dict[Attempt, int]]:
         """The attempts by prompt, those marked that cannot be corrected, which are counted; and the row of each."""
@@ -167,9 +160,18 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         *,
         further: Sequence[int] = (),
     ) -> DataProto | None:
-        """:meth:`_correct`; an error there, in a chat template say, costs the second dispatch and no row before it."""
+        """Roll out ``n`` corrections of each of the rows ``anchors``, and for each of the rows ``further`` as many
+        further attempts at its prompt; what fails or fits no prompt is counted.
+
+        An error, in a chat template say, costs the second dispatch and no row before it.
+        """
         try:
-            return self._correct(prompts, output, anchors, n, counts, further)
+            asked = further_attempts(prompts, further, n)
+            asked += self._corrections(prompts, output, anchors, n, counts)
+            rolled = self._dispatch(prompts, asked) if asked else []
+            corrections = sum(not mark.further for part in rolled for mark in marks(part))
+            counts["corrections/failed_sessions"] += len(asked) - len(further) * n - corrections
+            return DataProto.concat(rolled) if rolled else None
         except Exception:
             logger.exception(
                 "the corrections of %d attempts were lost, the attempts are kept as they are", len(anchors)
@@ -178,19 +180,12 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             counts["attempts/failed_sessions"] += len(further) * n
             return None
 
-    def _correct(
-        self,
-        prompts: DataProto,
-        output: DataProto,
-        anchors: Mapping[int, Outcome | None],
-        n: int,
-        counts: Counter,
-        further: Sequence[int],
-    ) -> DataProto | None:
-        """Roll out ``n`` corrections of each of the rows ``anchors``, and for each of the rows ``further`` as many
-        further attempts at its prompt; what fails or fits no prompt is counted."""
+    def _corrections(
+        self, prompts: DataProto, output: DataProto, anchors: Mapping[int, Outcome | None], n: int, counts: Counter
+    ) -> list[Asked]:
+        """``n`` sessions for each of the rows ``anchors`` that has a correction prompt; the others are counted."""
         fields, noted = prompts.non_tensor_batch, marks(output)
-        asked = further_attempts(prompts, further, n)
+        asked = []
         for row, (built, skipped) in zip(anchors, self._build_prompts(prompts, output, anchors), strict=True):
             if built is None:
                 counts[f"anchors/skipped/{skipped}"] += 1
@@ -203,8 +198,10 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             }
             uid = correction_group(fields["uid"][row], fields[SESSION][row])
             asked += [Asked(row, uid, session, built.messages, anchor) for session in range(n)]
-        if not asked:
-            return None
+        return asked
+
+    def _dispatch(self, prompts: DataProto, asked: Sequence[Asked]) -> list[DataProto]:
+        """What the workers roll out of ``asked``, each a share."""
         whole = request(prompts, asked)
         workers = self.agent_loop_workers
         parts = [part for part in np.array_split(np.arange(len(asked)), len(workers)) if len(part)]
@@ -217,9 +214,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         rolled = [part for part in outputs if part.batch is not None]
         for part in rolled:
             del part.meta_info["metrics"]
-        corrections = sum(not mark.further for part in rolled for mark in marks(part))
-        counts["corrections/failed_sessions"] += len(asked) - len(further) * n - corrections
-        return DataProto.concat(rolled) if rolled else None
+        return rolled
 
     def _build_prompts(
         self, prompts: DataProto, output: DataProto, anchors: Iterable[int]

@@ -32,11 +32,7 @@ from verl_cipo.integration.rollout.verify import verify
 from verl_cipo.integration.settings import cipo_config
 from verl_cipo.integration.v0.lost import LostAttempt
 from verl_cipo.integration.v0.material import Material
-from verl_cipo.integration.v0.rows import (
-    SESSION,
-    unpadded,
-    unpadded_prompt,
-)
+from verl_cipo.integration.v0.rows import SESSION, unpadded, unpadded_prompt
 from verl_cipo.integration.v0.second_dispatch import ANCHOR, FURTHER
 
 logger = logging.getLogger("verl_cipo")
@@ -85,26 +81,19 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
         validate = trajectory["validate"]
         columns = {"uid": uid, SESSION: session, "index": kwargs["index"]}
         name = RowKey(uid, session).rollout
-        if anchor == FURTHER:
+        timeout_s = self._cipo.correction_timeout
+        if anchor is None or anchor == FURTHER:
+            further = anchor == FURTHER
             try:
-                output = await asyncio.wait_for(run, self._cipo.correction_timeout)
+                output = await (asyncio.wait_for(run, timeout_s) if further else run)
                 mark = await asyncio.to_thread(self._mark_of_attempt, output, kwargs, validate=validate)
-                mark = replace(mark, further=True)
+                mark = replace(mark, further=further)
             except Exception:
                 self._counts["attempts/failed_sessions"] += 1
-                logger.exception("further attempt %s failed; its row is missing", name)
-                return None
-        elif anchor is None:
-            try:
-                output = await run
-                mark = await asyncio.to_thread(self._mark_of_attempt, output, kwargs, validate=validate)
-            except Exception:
-                self._counts["attempts/failed_sessions"] += 1
-                logger.exception("attempt %s failed; its row is missing", name)
-                return LostAttempt({**columns, "raw_prompt": kwargs["raw_prompt"]})
+                logger.exception("%sattempt %s failed; its row is missing", "further " if further else "", name)
+                return None if further else LostAttempt({**columns, "raw_prompt": kwargs["raw_prompt"]})
         else:
             mark = None
-            timeout_s = self._cipo.correction_timeout
             with lost_alone(name, timeout_s=timeout_s, counts=self._counts):
                 output = await asyncio.wait_for(run, timeout_s)
                 mark = await asyncio.to_thread(self._mark_of_correction, output, kwargs, anchor, validate=validate)
