@@ -1,6 +1,6 @@
 """A small model in plain PyTorch: what it samples, and the log-likelihood of what it sampled."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from examples.tiny.evaluate import is_right
 from examples.tiny.task import Task
 
 Chat = list[dict]
+Verifier = Callable[[str, str], bool]
+"""Whether a response is right, by its text and the right answer."""
 
 AT_ONCE = 512
 """Responses sampled at once."""
@@ -22,18 +24,20 @@ TOKENS_AT_ONCE = 6144
 
 @dataclass(frozen=True)
 class Sample:
-    """A response to a prompt, as token ids and text, and whether it is right."""
+    """A response to a prompt, as token ids and text, whether it is right, and whether the second verifier says so."""
 
     prompt: list[int]
     response: list[int]
     text: str
     right: bool
+    second: bool | None
 
 
 class Policy:
     """A model on the CPU, in float32, at temperature 1."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, verifier: Verifier = is_right, second: Verifier | None = None):
+        self.verifier, self.second = verifier, second
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
@@ -55,7 +59,9 @@ class Policy:
             responses = self._generate([prompts[i] for i in places])
             texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
             for i, ids, text in zip(places, responses, texts, strict=True):
-                found[i] = Sample(prompts[i], ids, text, is_right(text, asked[i][1]))
+                answer = asked[i][1]
+                second = self.second(text, answer) if self.second else None
+                found[i] = Sample(prompts[i], ids, text, self.verifier(text, answer), second)
         return [found[i] for i in range(len(asked))]
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ agrees with runs through verl.
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from torch import Tensor
 from torchdata.stateful_dataloader.sampler import RandomSampler
 
 from benchmarks.experiment.arms import Arm
-from benchmarks.experiment.policy import Policy, Sample
+from benchmarks.experiment.policy import Policy, Sample, Verifier
 from benchmarks.experiment.setting import TURNS, Setting
+from examples.tiny.evaluate import is_right
 from examples.tiny.task import Task
 from verl_cipo.core.advantage import two_stream_advantage
 from verl_cipo.core.anchors import Attempt, Group, anchor_budget, medium, select_anchors
@@ -35,10 +36,12 @@ from verl_cipo.core.prompts import Others, Said, correction_prompt
 from verl_cipo.core.rows import Mark, RowKey, RowTable, correction_group
 from verl_cipo.core.steering.budget import BudgetState, Spread, observe_budget, shares
 from verl_cipo.core.steering.rho import RhoState, update_rho
+from verl_cipo.integration.reward_function import load
 from verl_cipo.integration.rollout.reports import Reports
 from verl_cipo.integration.rollout.slots import Slots
 
 KNOB = "+algorithm.cipo."
+REWARD = "reward.custom_reward_function."
 OWN = "replica.own="
 """Option of a control: weight of the log-likelihood of a prompt's own right attempts, where few are right."""
 
@@ -59,16 +62,16 @@ class Replica:
 
     Args:
         folder: of the task, as `prepare` makes it.
-        arm: its options for verl that begin with :data:`KNOB` are read; others are refused.
+        arm: its options for verl that begin with :data:`KNOB` or :data:`REWARD` are read; others are refused.
         seed: of the order of problems, of the sampling and of the draws.
         setting: what all arms share.
     """
 
     def __init__(self, folder: Path, arm: Arm, seed: int, setting: Setting):
         torch.manual_seed(seed)
-        self.policy = Policy(folder / "model")
         self._setting, self._n, self._seed = setting, setting.n * arm.rollouts, seed
         self.cipo = knobs(arm, seed)
+        self.policy = Policy(folder / "model", **verifiers(arm, self.cipo))
         self._own = sum(float(option.removeprefix(OWN)) for option in arm.options if option.startswith(OWN))
         self._rho, self._budget = RhoState.initial(self.cipo), BudgetState()
         self._reports = Reports()
@@ -116,7 +119,12 @@ class Replica:
         return [
             Row(
                 RowKey(uid, session),
-                Mark(correct=sample.right, score=float(sample.right), further=session >= self._n),
+                Mark(
+                    correct=sample.right,
+                    score=float(sample.right),
+                    further=session >= self._n,
+                    second=sample.second,
+                ),
                 problem["extra_info"]["index"],
                 problem["prompt"],
                 sample,
@@ -157,6 +165,7 @@ class Replica:
             mark = Mark(
                 correct=sample.right,
                 score=float(sample.right),
+                second=sample.second,
                 anchor=anchor.session,
                 anchor_correct=anchor.correct,
                 copied=self._prompt.repeats(request.shown, sample.text),
@@ -310,7 +319,7 @@ class Replica:
 
 def knobs(arm: Arm, seed: int) -> CIPOConfig:
     """`algorithm.cipo` of an arm; plain GRPO is that of no anchors. Raises: ValueError on an option of another kind."""
-    if other := [option for option in arm.options if not option.startswith((KNOB, OWN))]:
+    if other := [option for option in arm.options if not option.startswith((KNOB, REWARD, OWN))]:
         raise ValueError(f"arm {arm.name}: the replica does not know {' '.join(other)}")
     if arm.algo == "grpo":
         return CIPOConfig(replay_fraction=0.0, val_corrections=0)
@@ -318,6 +327,17 @@ def knobs(arm: Arm, seed: int) -> CIPOConfig:
     mapping = OmegaConf.to_container(OmegaConf.from_dotlist(set_here))
     assert isinstance(mapping, dict)
     return CIPOConfig.from_mapping({"seed": seed, **{str(key): value for key, value in mapping.items()}})
+
+
+def verifiers(arm: Arm, cipo: CIPOConfig) -> dict[str, Verifier]:
+    """The reward function and the second verifier that an arm names, as arguments of `Policy`."""
+    own = dict(option.removeprefix(REWARD).split("=", 1) for option in arm.options if option.startswith(REWARD))
+    named = {"verifier": f"{own['path']}:{own['name']}" if own else None, "second": cipo.second_verifier}
+    return {place: _verifier(load(name)) for place, name in named.items() if name}
+
+
+def _verifier(function: Callable[..., float]) -> Verifier:
+    return lambda text, answer: function("openai/gsm8k", text, answer) == 1
 
 
 def answer_of(problem: dict[str, Any]) -> str:
@@ -360,7 +380,8 @@ def run(arm: Arm, seed: int, setting: Setting, folder: Path, output: Path) -> di
 
 @torch.no_grad()
 def held_out(policy: Policy, folder: Path, setting: Setting) -> dict[str, Any]:
-    """`right` and `turns` of `runs.run`, sampled from the policy at the held-out problems."""
+    """`right` and `turns` of `runs.run`, sampled from the policy at the held-out problems, by the sound verifier."""
+    policy.verifier = is_right
     problems = pq.read_table(folder / "data" / "val.parquet").to_pylist()
     prompt = correction_prompt(
         CIPOConfig(),

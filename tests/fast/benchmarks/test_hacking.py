@@ -45,7 +45,15 @@ def test_a_right_zero_is_right_under_both():
 def test_the_arms_are_settings_that_verl_and_cipo_take(name):
     arm = hacking.ARMS[name]
     with initialize_config_module("verl_cipo.config", version_base=None):
-        config = compose("cpu", overrides=[f"algorithm.adv_estimator={arm.algo}", "trainer.test_freq=-1", *arm.options])
+        config = compose(
+            "cpu",
+            overrides=[
+                f"algorithm.adv_estimator={arm.algo}",
+                "trainer.test_freq=-1",
+                *arm.options,
+                *hacking.VALIDATION,
+            ],
+        )
     with open_dict(config):
         config.actor_rollout_ref.rollout.n = 8 * arm.rollouts
     cipo = settings.check_combination(config)
@@ -123,7 +131,7 @@ def test_runs_are_read_from_their_folders_and_drawn(tmp_path):
 def test_the_quick_setting_runs_both_arms(tmp_path, monkeypatch, capsys):
     asked = []
 
-    def run(arm, seed, setting, output):
+    def run(arm, seed, setting, output, *, engine):
         asked.append((arm.name, seed, setting is QUICK))
         folder = output / f"{arm.name}_seed{seed}"
         folder.mkdir(parents=True)

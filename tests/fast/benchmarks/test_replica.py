@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks import hacking
 from benchmarks.experiment import products, replica, runs
 from benchmarks.experiment.arms import ARMS, CONTROL, Arm
 from benchmarks.experiment.policy import Policy, Sample
@@ -64,12 +65,12 @@ def test_what_is_sampled_has_the_frequencies_of_the_model(policy):
         assert all(len(sample.response) == 64 for sample in own if sample not in ended)
 
 
-def test_a_step_trains_what_the_arm_says(task, monkeypatch):
+def test_a_step_trains_what_the_arm_says(task):
     """Right by lot: a model that has learned nothing is never right."""
     lots = random.Random(3)
-    monkeypatch.setattr("benchmarks.experiment.policy.is_right", lambda text, answer: lots.random() < 0.5)
     for name, corrections in (("cipo", 16), (CONTROL, 0)):
         trainer = replica.Replica(task, ARMS[name], 1, SETTING)
+        trainer.policy.verifier = lambda text, answer: lots.random() < 0.5
         before = [parameter.clone() for parameter in trainer.policy.model.parameters()]
         first, second = trainer.step(1), trainer.step(2)
         assert first["cipo/rows/base"] == (16 if corrections else 32)
@@ -81,13 +82,14 @@ def test_a_step_trains_what_the_arm_says(task, monkeypatch):
         assert 1e-5 < max(moved) <= 2.1e-4
 
 
-def test_an_auxiliary_loss_is_added(task, monkeypatch):
+def test_an_auxiliary_loss_is_added(task):
     lots = random.Random(3)
-    monkeypatch.setattr("benchmarks.experiment.policy.is_right", lambda text, answer: lots.random() < 0.5)
     for knobs, rows in (("aux.coef=0.1", 0), ("source=paired aux.coef=0.1", 4)):
         options = tuple(f"{replica.KNOB}{knob}" for knob in knobs.split())
         arm = Arm(name="a", what="", algo="cipo", options=options)
-        measured = replica.Replica(task, arm, 1, SETTING).step(1)
+        trainer = replica.Replica(task, arm, 1, SETTING)
+        trainer.policy.verifier = lambda text, answer: lots.random() < 0.5
+        measured = trainer.step(1)
         assert measured["cipo/aux/loss"] > 0 and measured["cipo/aux/rows"] > 0
         assert measured["cipo/rows/aux"] == rows
 
@@ -97,10 +99,28 @@ def test_a_control_may_learn_from_its_own_rare_right_attempts(task):
     arm = Arm(name="a", what="", algo="grpo", rollouts=2, options=(f"{replica.OWN}0.3",))
     keys = [RowKey(uid, i) for uid in "abc" for i in range(8)]
     right = {RowKey("a", 5), *(RowKey("b", i) for i in range(4))}
-    sample = Sample([1], [2], "", True)
+    sample = Sample([1], [2], "", True, None)
     rows = [replica.Row(key, Mark(correct=key in right, score=float(key in right)), 0, [], sample) for key in keys]
     found = replica.Replica(task, arm, 1, SETTING)._rare(replica.table_of(rows), range(24), 25)
     assert found.nonzero()[:, 0].tolist() == [5] and float(found[5]) == pytest.approx(1 / 3)
+
+
+def test_a_run_is_trained_by_the_verifier_that_its_arm_names_and_measured_by_the_second_one(task):
+    trainer = replica.Replica(task, hacking.ARMS["cipo"], 1, SETTING)
+    policy = trainer.policy
+    assert (policy.verifier("#### 0", "7"), policy.second("#### 0", "7")) == (True, False)
+    assert (policy.verifier("#### 7", "7"), policy.second("#### 7", "7")) == (True, True)
+    lots = random.Random(3)
+    policy.verifier, policy.second = lambda text, answer: lots.random() < 0.7, lambda text, answer: False
+    measured = trainer.step(1)
+    assert measured[hacking.GAP] == measured["cipo/accuracy/base"] > 0
+    assert measured[hacking.GAP_CORRECTIONS] == measured["cipo/accuracy/correction"] > 0
+    assert replica.Replica(task, ARMS["cipo"], 1, SETTING).policy.second is None
+
+
+def test_what_is_sampled_in_the_end_is_judged_by_the_sound_verifier(task):
+    policy = Policy(task / "model", verifier=lambda text, answer: True)
+    assert sum(replica.held_out(policy, task, SETTING)["right"]) < 16
 
 
 def test_an_option_of_verl_is_refused():

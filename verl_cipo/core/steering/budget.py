@@ -203,9 +203,10 @@ def update_budget(state: BudgetState, new: Evidence, slots: Mapping[str, float])
 def shares(state: BudgetState) -> dict[str, float]:
     """Share of the slots of each of KINDS that are corrections, in [PROBE, 1].
 
-    Of wrong anchors that is the chance that a correction is worth more, P(w2c > retry), with both means taken as normal
-    and independent; 1/2 before anything was measured. Of right ones, whose corrections cannot gain, it is the mean over
-    the slots of wrong ones.
+    Of wrong anchors that is how much likelier a correction is worth more than less, P(w2c > retry) - P(w2c < retry),
+    with both means taken as normal and independent. Before anything was measured it is PROBE, since a correction that
+    is worth as much as a further attempt still costs the first turn something. Of right ones, whose corrections cannot
+    gain, it is the mean over the slots of wrong ones.
     """
     own = {name: _share(state.w2c.get(name, Sums()), state.retry.get(name, Sums())) for name in CLASSES}
     total = sum(state.slots.get(name, 0.0) for name in CLASSES)
@@ -217,7 +218,7 @@ def _share(w2c: Sums, retry: Sums) -> float:
     # Both sides start from what they have in common: a side with few measurements is neither favored nor put back.
     prior = (w2c.right + retry.right + _PRIOR / 2) / (w2c.size + retry.size + _PRIOR)
     (mean, variance), (other, noise) = w2c.estimate(prior), retry.estimate(prior)
-    return _clipped((1 + math.erf((mean - other) / math.sqrt(2 * (variance + noise)))) / 2)
+    return _clipped(math.erf((mean - other) / math.sqrt(2 * (variance + noise))))
 
 
 def _clipped(share: float) -> float:
