@@ -133,7 +133,9 @@ def rescore_step(file: Path, how: Strictness, *, skip_bad: bool = False) -> dict
                 accepted.append((stream, problem, row))
     examples = []
     rows_accepted = [row for *_, row in accepted]
-    judged = list(_judge(rows_accepted, how))
+    # The problem of a correction of a prompt in this file begins with the plain prompt.
+    questions = [problem[0] if isinstance(problem, tuple) else None for _, problem, _ in accepted]
+    judged = list(_judge(rows_accepted, questions, how))
     renamed = _find_shortcuts(rows_accepted, judged, how)
     for (stream, problem, row), (outcome, reason), isomorphic in zip(accepted, judged, renamed, strict=True):
         tallies[stream].add(problem, outcome, reason, isomorphic)
@@ -158,15 +160,15 @@ def rescore_step(file: Path, how: Strictness, *, skip_bad: bool = False) -> dict
     }
 
 
-def _judge(rows: list[dict[str, Any]], how: Strictness) -> Iterator[tuple[str, str]]:
-    """(judgment, reason) of each row, in order."""
+def _judge(rows: list[dict[str, Any]], questions: Sequence[str | None], how: Strictness) -> Iterator[tuple[str, str]]:
+    """(judgment, reason) of each row, in order; questions: the plain prompt of each, None where it is not known."""
     programs = {i for i, row in enumerate(rows) if _is_code(row, how)}
     judged = _judge_programs([rows[i] for i in sorted(programs)], how)
     for i, row in enumerate(rows):
         if i in programs:
             yield next(judged)
         else:
-            question = row["input"].partition(_QUESTION_END)[0]
+            question = (questions[i] or row["input"]).partition(_QUESTION_END)[0]
             found = [strict_math.judge(row["output"], gold, question) for gold in _references(row["gts"])]
             yield min(found, key=lambda judged: (CONFIRMED, UNDECIDED, REJECTED).index(judged[0]))
 

@@ -87,6 +87,14 @@ def test_what_a_correction_prompt_shows_is_not_the_question(tmp_path):
     assert rescore_step(write(tmp_path / "1.jsonl", rows), Strictness())["streams"]["correction"]["confirmed"] == 1
 
 
+def test_an_attempt_that_is_shown_as_a_turn_of_its_own_is_not_the_question_either(tmp_path):
+    """The plain prompt of the attempts in the same file says where the question ends."""
+    plain = {"input": "user\nFactor it.\nassistant\n", "gts": "x^2-4"}
+    turns = {"input": plain["input"] + "(x-2)*(x+2)\nuser\nReview it.\nassistant\n", "gts": "x^2-4"}
+    rows = [row("a_0_0", r"\boxed{x}", score=0.0) | plain, row("a_c0_0_0", r"\boxed{(x-2)*(x+2)}") | turns]
+    assert rescore_step(write(tmp_path / "1.jsonl", rows), Strictness())["streams"]["correction"]["confirmed"] == 1
+
+
 def test_a_prompt_under_two_uids_is_one_problem_its_corrections_too(tmp_path):
     twice = [*MATHS[:2], *MATHS[5:7], row("d_0_0", r"\boxed{16}"), row("d_c0_0_0", r"\boxed{16}", **SHOWN), *MATHS[3:4]]
     found = rescore_step(write(tmp_path / "1.jsonl", twice), Strictness())["streams"]
