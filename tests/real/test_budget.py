@@ -10,6 +10,7 @@ from tests.real import demo
 from tests.real.conftest import PROMPTS, N, Run, streams
 from tests.real.demo import STEPS
 from tests.real.test_kill_resume import metrics
+from verl_cipo.core.steering.budget import PROBE
 
 pytestmark = [pytest.mark.real, pytest.mark.nightly]
 
@@ -53,10 +54,10 @@ def test_sessions_of_a_step_are_as_drawn(budget_run):
     assert 0 < moved < PROMPTS * (STEPS - 1), "no slot has moved, or all have: nothing was tested"
 
 
-def test_the_share_starts_at_the_half_and_moves(budget_run):
+def test_the_share_starts_as_a_probe_and_moves(budget_run):
     first, *_, last = budget_run.steps
-    assert {value for name, value in first.items() if name.endswith("/share")} == {0.5}
-    assert {value for name, value in last.items() if name.endswith("/share")} != {0.5}
+    assert {value for name, value in first.items() if name.endswith("/share")} == {PROBE}
+    assert {value for name, value in last.items() if name.endswith("/share")} != {PROBE}
 
 
 def test_as_many_optimizer_steps_as_grpo(budget_run):

@@ -164,35 +164,35 @@ def state_of(w2c=None, retry=None, slots=None):
     return BudgetState(w2c=w2c or {}, retry=retry or {}, slots=slots or {})
 
 
-def test_without_measurements_the_half_is_corrected():
-    assert shares(BudgetState()) == HALF
+def test_without_measurements_corrections_are_a_probe():
+    assert shares(BudgetState()) == dict.fromkeys(KINDS, PROBE)
 
 
 def test_a_side_without_measurements_is_neither_favored_nor_put_back():
     share = shares(state_of(retry={"none": Sums.of([(1, 0.0)] * 50)}))["none"]
-    assert 0.4 < share < 0.65
+    assert share <= 0.3
     share = shares(state_of(retry={"medium": Sums.of([(1, 0.5)] * 50)}))["medium"]
-    assert share == pytest.approx(0.5)
+    assert share == PROBE
 
 
-def test_the_share_is_the_chance_that_corrections_are_worth_more():
+def test_the_share_is_how_much_likelier_corrections_are_worth_more_than_less():
     w2c, retry = Sums.of([(1, 0.5)] * 6 + [(1, 0.0)] * 2), Sums.of([(1, 0.25)] * 8)
     prior = (3 + 2 + 1) / (8 + 8 + 2)
     means = (3 + 2 * prior) / 10, (2 + 2 * prior) / 10
     added = [2 * prior * (1 - mean) ** 2 + 2 * (1 - prior) * mean**2 for mean in means]
     squares = 6 * (0.5 - means[0]) ** 2 + 2 * means[0] ** 2 + added[0], 8 * (0.25 - means[1]) ** 2 + added[1]
     z = (means[0] - means[1]) / math.sqrt(sum(squares) / 100)
-    assert shares(state_of({"low": w2c}, {"low": retry}))["low"] == pytest.approx((1 + math.erf(z / 2**0.5)) / 2)
+    assert shares(state_of({"low": w2c}, {"low": retry}))["low"] == pytest.approx(math.erf(z / 2**0.5))
 
 
 def test_much_worse_corrections_stay_as_a_probe_and_much_better_ones_take_all():
     good, bad = Sums.of([(1, 1.0)] * 200), Sums.of([(1, 0.0)] * 200)
     assert shares(state_of({"low": bad, "high": good}, {"low": good, "high": bad})) == {
-        "none": 0.5,
+        "none": PROBE,
         "low": PROBE,
-        "medium": 0.5,
+        "medium": PROBE,
         "high": pytest.approx(1.0),
-        RIGHT: pytest.approx((0.5 + PROBE + 0.5 + 1) / 4),
+        RIGHT: pytest.approx((3 * PROBE + 1) / 4),
     }
 
 
