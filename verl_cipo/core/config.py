@@ -120,8 +120,8 @@ class CIPOConfig:
     replay_fraction: float = 1.0
     """Anchors per step = round(replay_fraction * prompts); 0 trains plain GRPO."""
     source: Literal["resample", "paired", "both"] = "resample"
-    """Where corrections come from: resample, sampled from the policy; paired, wrong attempts paired with right rollouts
-    of the step, without generation; or both."""
+    """Where corrections come from: resample, sampled from the policy; paired, attempts of the step paired with right
+    rollouts, without generation; or both."""
     n_corrections: int | None = None
     """Corrections per anchor, which form one group; null = rollout.n. A group of 1 would have no advantage."""
     schedule: Literal["streaming", "barrier", "replay", "auto"] = "auto"
@@ -134,7 +134,8 @@ class CIPOConfig:
     """Weight of the penalty on corrections that turn a right anchor wrong; without algorithm.norm_adv_by_std_in_grpo it
     is subtracted from their reward."""
     rho_init: float = 0.3
-    """Share of right attempts among the anchors at step 1; rho_min <= rho_init <= rho_max."""
+    """Share of right attempts among the anchors at step 1, and among the attempts of pairs; rho_min <= rho_init <=
+    rho_max."""
     rho_min: float = 0.2
     """Lower bound of rho."""
     rho_max: float = 0.8

@@ -99,7 +99,7 @@ METRICS: dict[str, str] = {
     "cipo/transfer/skipped/no_advantage": "Corrections left out: their advantage is 0, so they would train nothing.",
     "cipo/aux/loss": "Auxiliary loss before its coefficient: per correction (nll) or pair (contrastive).",
     "cipo/aux/rows": "Corrections, or pairs, that the auxiliary loss trains.",
-    "cipo/aux/pairs": "Wrong attempts that were paired with a right rollout.",
+    "cipo/aux/pairs": "Attempts that were paired with a right rollout.",
     "cipo/aux/adjacent": "Those among them whose right rollout belongs to another prompt.",
     "cipo/aux/skipped/no_donor": "Wrong attempts without a pair: no rollout of the step is right.",
     "cipo/aux/skipped/other_question": "Pairs of two prompts, left out with aux.kind=contrastive.",

@@ -7,8 +7,9 @@ docs/method.md 13, 14, 15 and 17. The auxiliary loss trains two kinds:
   loss does not train is not in the batch and is appended, too.
 * With `source` paired or both, pairs: each failed attempt is given a right rollout of the same step as its correction,
   of the same prompt, else of the nearest prompt that has one, whose solution is then learnt beside the failed attempt
-  as a worked example. Nothing is generated. Appended is the right rollout under the prompt of the pair, and with
-  contrastive the failed attempt under the same prompt.
+  as a worked example. The share `rho_init` of the pairs show a right attempt, so that what is right is kept. Nothing is
+  generated. Appended is the right rollout under the prompt of the pair, and with contrastive, which has pairs of failed
+  attempts alone, the failed attempt under the same prompt.
 
 Transfer trains corrections of prompts that mostly fail as responses to the plain question (transfer.py). A row of that
 is appended for each.
@@ -22,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from verl_cipo.core.anchors import Attempt, Group, anchor_budget, select_anchors
+from verl_cipo.core.anchors import Attempt, Group, anchor_budget, quotas, select_anchors
 from verl_cipo.core.aux_loss.transfer import SKIP_REASONS as TRANSFER_REASONS
 from verl_cipo.core.aux_loss.transfer import SKIPPED as TRANSFER_SKIPPED
 from verl_cipo.core.aux_loss.transfer import Moved, moved_corrections
@@ -51,7 +52,7 @@ TRANSFER_COUNTED = (
 
 @dataclass(frozen=True)
 class Pair:
-    """A failed attempt and the right rollout that corrects it; same_prompt: whether they answer the same question."""
+    """An attempt and the right rollout that follows it; same_prompt: whether they answer the same question."""
 
     anchor: Attempt
     donor: Attempt
@@ -174,8 +175,8 @@ def plan_aux(
     _append_moved(plan, moved, rows, encode=encode)
     # Numbered after those of the corrections.
     for number, pair in enumerate(pairs, len(table.keys)):
-        failed, right = key_of[pair.anchor], key_of[pair.donor]
-        messages, reason = _pair_prompt(prompt, pair, failed=rows[failed], right=rows[right])
+        attempt, right = key_of[pair.anchor], key_of[pair.donor]
+        messages, reason = _pair_prompt(prompt, pair, attempt=rows[attempt], right=rows[right])
         if messages is None:
             plan.counts[f"{_SKIPPED}{reason}"] += 1
             continue
@@ -185,7 +186,7 @@ def plan_aux(
         shared = {"messages": messages, "prompt_ids": encode(messages), "pair": number}
         plan.rows.append(NewRow(key=RowKey(group, 0), source=right, sign=CHOSEN, **shared))
         if contrastive:
-            plan.rows.append(NewRow(key=RowKey(group, 1), source=failed, sign=REJECTED, **shared))
+            plan.rows.append(NewRow(key=RowKey(group, 1), source=attempt, sign=REJECTED, **shared))
     return plan
 
 
@@ -245,67 +246,71 @@ def _of_correction(key: str, use: str, number: int, *, source: str, asked: Shown
 
 
 def _pair_prompt(
-    prompt: CorrectionPrompt, pair: Pair, *, failed: Shown, right: Shown
+    prompt: CorrectionPrompt, pair: Pair, *, attempt: Shown, right: Shown
 ) -> tuple[list[dict] | None, str | None]:
     """The chat of a pair's rows, or the reason why there is none, as `CorrectionPrompt.build` returns them.
 
     For a pair of one prompt that is the correction prompt; for one of two prompts the right rollout's question, with
     the failed attempt at its own as a worked example.
     """
-    if failed.images or right.images:
+    if attempt.images or right.images:
         return None, _NO_TEXT.removeprefix(_SKIPPED)
-    attempt = prompt.decode(failed.response_ids)
+    text = prompt.decode(attempt.response_ids)
     if pair.same_prompt:
-        return prompt.build(right.messages, attempt)
-    return prompt.build_adjacent(right.messages, attempt, attempted=failed.messages)
+        return prompt.build(right.messages, text)
+    return prompt.build_adjacent(right.messages, text, attempted=attempt.messages)
 
 
 def draw_pairs(groups: Sequence[Group], counts: Counter, *, config: CIPOConfig, step: int) -> list[Pair]:
-    """Failed attempts, drawn as anchors are, each with a right rollout.
+    """Attempts, drawn as anchors are, each with a right rollout.
 
-    round(replay_fraction * prompts) failed attempts of `groups` are drawn, prompts of medium difficulty first. Those
-    without a pair are added to `counts`: no_donor, no rollout is right; other_question, the right rollout is of another
-    prompt, which the contrastive loss has no use for: an attempt answers its own question.
+    round(replay_fraction * prompts) attempts of `groups` are drawn at most, prompts of medium difficulty first; the
+    share `rho_init` is right, none for the contrastive loss, which would make what is shown less likely. Those without
+    a pair are added to `counts`: no_donor, no rollout is right; other_question, the right rollout is of another prompt,
+    which the contrastive loss has no use for: an attempt answers its own question.
     """
-    anchors = select_anchors(
-        groups,
-        budget=anchor_budget(len(groups), config.replay_fraction),
-        rho=0.0,
-        delta_low=config.delta_low,
-        delta_high=config.delta_high,
-        seed=config.seed,
-        step=step,
-    )
+    rho = 0.0 if config.aux.contrastive else config.rho_init
+    anchors = []
+    for right, count in quotas(anchor_budget(len(groups), config.replay_fraction), rho).items():
+        drawn = select_anchors(
+            groups,
+            budget=count,
+            rho=float(right),
+            delta_low=config.delta_low,
+            delta_high=config.delta_high,
+            seed=config.seed,
+            step=step,
+        )
+        anchors += [anchor for anchor in drawn if anchor.correct == right]
     pairs = pair_up(groups, anchors, seed=config.seed, step=step)
     useful = [pair for pair in pairs if pair.same_prompt or not config.aux.contrastive]
-    counts[f"{_SKIPPED}no_donor"] += sum(not anchor.correct for anchor in anchors) - len(pairs)
+    counts[f"{_SKIPPED}no_donor"] += len(anchors) - len(pairs)
     counts[f"{_SKIPPED}other_question"] += len(pairs) - len(useful)
     return useful
 
 
 def pair_up(groups: Sequence[Group], anchors: Sequence[Attempt], *, seed: int, step: int) -> list[Pair]:
-    """One pair for every failed attempt among `anchors`, in their order; none when no rollout of `groups` is right.
+    """One pair for each of `anchors`, in their order; none when no rollout of `groups` is right.
 
     Prompts stand in the order of their `index` (numbers before strings; those that share one are ordered by origin), as
     on a ring. The donor's prompt is the nearest one with a right rollout, the own one first; of two equally near ones
     it is the following. Which of its right rollouts is a hash of (seed, step) and both attempts' index and session, so
-    neither the order of `groups` nor that of `anchors` matters. Right anchors need no correction and are left out.
-    Raises: ValueError on a failed anchor whose uid is not among `groups`.
+    neither the order of `groups` nor that of `anchors` matters. A right anchor is its own donor where it is alone.
+    Raises: ValueError on an anchor whose uid is not among `groups`.
     """
     ring = sorted((group for group in groups if group.attempts), key=_place)
     position = {group.uid: i for i, group in enumerate(ring)}
     solved = [i for i, group in enumerate(ring) if any(attempt.correct for attempt in group.attempts)]
     pairs = []
     for anchor in anchors:
-        if anchor.correct:
-            continue
         if anchor.uid not in position:
             raise ValueError(f"anchor of uid {anchor.uid!r}: expected one of the {len(ring)} prompts of the batch")
         if not solved:
             break
         own = position[anchor.uid]
         nearest = _nearest(solved, own, len(ring))
-        donors = [attempt for attempt in ring[nearest].attempts if attempt.correct]
+        right = [attempt for attempt in ring[nearest].attempts if attempt.correct]
+        donors = [attempt for attempt in right if attempt != anchor] or right
         drawn_for = (seed, step, anchor.index, anchor.session)
         donor = min(donors, key=lambda attempt: (lot(*drawn_for, attempt.index, attempt.session), attempt.session))
         pairs.append(Pair(anchor=anchor, donor=donor, same_prompt=nearest == own))

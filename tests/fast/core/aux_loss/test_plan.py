@@ -133,8 +133,11 @@ def test_a_correction_that_shows_an_image_gets_no_row_of_its_own(options, skippe
 # ---- pairs
 
 
+FAILED_ALONE = {"replay_fraction": 4.0, "rho_init": 0.0, "rho_adaptive": False}
+
+
 def paired(rows=ROWS, **options):
-    return planned(rows, **{"source": "paired", "replay_fraction": 4.0, **options})
+    return planned(rows, **{"source": "paired", **FAILED_ALONE, **options})
 
 
 def test_pairs_of_one_prompt_and_of_two():
@@ -152,7 +155,7 @@ def test_pairs_of_one_prompt_and_of_two():
 
 
 def test_a_pair_of_one_prompt_has_the_wording_of_the_run_and_shows_its_attempt_alone():
-    pairs = {"source": "paired", "replay_fraction": 2.0}
+    pairs = {"source": "paired", **FAILED_ALONE, "replay_fraction": 2.0}
     plain = planned(**pairs).rows
     own = [row.messages[0]["content"] for row in plain if "Here is another problem" not in row.messages[0]["content"]]
     assert own and len(own) < len(plain)
@@ -168,6 +171,17 @@ def test_a_pair_of_one_prompt_has_the_wording_of_the_run_and_shows_its_attempt_a
             assert [message["role"] for message in after.messages] == ["user", "assistant", "user"]
         else:
             assert after.messages == before.messages
+
+
+def test_a_share_of_the_pairs_shows_a_right_attempt():
+    """Two prompts, ten pairs: three of them right ones, of which the first prompt has two."""
+    rows = {f"a_{i}_0": (f"a{i}", i < 2, None) for i in range(8)} | {f"b_{i}_0": ("no", False, None) for i in range(8)}
+    plan = paired(rows, rho_init=0.3, rho_adaptive=True, replay_fraction=5.0)
+    shown = {key: source for key, (source, _, _) in appended(plan).items() if key.startswith(("a_p0_", "a_p1_"))}
+    assert shown == {"a_p0_0_0": "a_1_0", "a_p1_0_0": "a_0_0"}
+    assert plan.counts["aux/pairs"] == 2 + 7
+    alone = paired(rows, rho_init=0.3, rho_adaptive=True, replay_fraction=5.0, **CONTRASTIVE)
+    assert {row.key.group for row in alone.rows} & {"a_p0", "a_p1"} == set()
 
 
 def test_contrastive_pairs_are_of_one_prompt_only():
@@ -230,7 +244,7 @@ def test_rows_that_lost_all_tokens_take_their_partners_with_them_and_nobody_else
 
 def test_counts_of_all_updates_of_a_step_are_added():
     config = CIPOConfig(aux=AuxConfig(coef=1.0))
-    metrics = plan_metrics([planned(source="both", replay_fraction=4.0), planned(in_stream=False)], config)
+    metrics = plan_metrics([planned(source="both", **FAILED_ALONE), planned(in_stream=False)], config)
     # Two corrections and four pairs; two corrections in rows of their own.
     assert metrics["cipo/aux/rows"] == 2 + 4 + 2 and metrics["cipo/rows/aux"] == 4 + 2
     assert metrics["cipo/aux/pairs"] == 4
@@ -312,11 +326,13 @@ def test_nothing_right_means_no_pair():
     assert pair_up(groups, failed(groups), seed=1, step=1) == []
 
 
-def test_right_anchors_are_left_out_and_the_order_is_that_of_the_anchors():
-    groups = [group(0, "+-"), group(1, "-+")]
-    (right, wrong), (other, _) = groups[0].attempts, groups[1].attempts
-    pairs = pair_up(groups, [other, right, wrong], seed=1, step=1)
-    assert [pair.anchor for pair in pairs] == [other, wrong]
+def test_a_right_attempt_is_followed_by_another_one_or_by_itself_where_it_is_alone():
+    groups = [group(0, "+-+"), group(1, "-+")]
+    (first, wrong, second), (_, alone) = groups[0].attempts, groups[1].attempts
+    pairs = pair_up(groups, [alone, first, wrong, second], seed=1, step=1)
+    assert [pair.anchor for pair in pairs] == [alone, first, wrong, second], "in the order of the anchors"
+    assert [pair.donor for pair in pairs if pair.anchor.correct] == [alone, second, first]
+    assert all(pair.same_prompt for pair in pairs)
 
 
 def test_an_anchor_of_another_batch_is_an_error():
