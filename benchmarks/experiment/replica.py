@@ -34,7 +34,7 @@ from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.metrics import batch_metrics
 from verl_cipo.core.prompts import Others, Said, correction_prompt
 from verl_cipo.core.rows import Mark, RowKey, RowTable, correction_group
-from verl_cipo.core.steering.budget import BudgetState, Spread, observe_budget, shares
+from verl_cipo.core.steering.budget import BudgetState, Spread, drawn_first, observe_budget, shares
 from verl_cipo.core.steering.rho import RhoState, update_rho
 from verl_cipo.integration.reward_function import load
 from verl_cipo.integration.rollout.reports import Reports
@@ -182,6 +182,7 @@ class Replica:
                 Group(group.uid, tuple(replace(a, correctable=not a.correct) for a in group.attempts))
                 for group in groups
             ]
+        used = shares(self._budget) if self.cipo.moves_budget else None
         band = {"delta_low": self.cipo.delta_low, "delta_high": self.cipo.delta_high}
         anchors = select_anchors(
             groups,
@@ -189,6 +190,7 @@ class Replica:
             rho=self._rho.rho,
             seed=self.cipo.seed,
             step=number,
+            first=drawn_first(used, self.cipo),
             **band,
         )
         pass_rates = {group.uid: group.pass_rate for group in groups}

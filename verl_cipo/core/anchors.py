@@ -8,7 +8,7 @@ share an `index`, of several files say, share their draws too, and are then told
 import heapq
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,9 +57,14 @@ class Outcome(NamedTuple):
     prompt_score: float
     prompt_spread: float
 
+    @property
+    def pass_rate(self) -> float:
+        """Share of right attempts."""
+        return self.prompt_right / self.prompt_attempts
+
     def at_most(self, pass_rate: float) -> bool:
         """Whether no more than this share of the attempts was right."""
-        return self.prompt_right / self.prompt_attempts <= pass_rate + _TOLERANCE
+        return self.pass_rate <= pass_rate + _TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -153,12 +158,14 @@ def select_anchors(
     delta_high: float,
     seed: int,
     step: int,
+    first: Callable[[Group], bool] | None = None,
 ) -> list[Attempt]:
     """Draw `budget` anchors from `groups`, or all attempts if there are fewer.
 
     round(rho * budget) of them are correct and the rest failed. Each kind comes from prompts of medium difficulty
-    first, then from the rest, round-robin over the prompts of a tier: none gives a second anchor of a kind before
-    every prompt that has one gave its first. When a kind runs short altogether, the other one fills up.
+    first, or from those that `first` names, then from the rest, round-robin over the prompts of a tier: none gives a
+    second anchor of a kind before every prompt that has one gave its first. When a kind runs short altogether, the
+    other one fills up.
     """
     selector = AnchorSelector(
         schedule="barrier",
@@ -169,6 +176,7 @@ def select_anchors(
         delta_high=delta_high,
         seed=seed,
         step=step,
+        first=first,
     )
     return [anchor for group in groups for anchor in selector.add(group)]
 
@@ -176,7 +184,8 @@ def select_anchors(
 class AnchorSelector:
     """Decides the anchors of one submitted batch of `n_groups` prompts as their groups finish.
 
-    quota: how many of the `budget` anchors are right and wrong; None is that of `quotas`.
+    quota: how many of the `budget` anchors are right and wrong; None is that of `quotas`. first: which prompts are
+    drawn from before the others; None: those of medium difficulty, which is what medium means below.
 
     barrier: everything is decided at the last group, by the rule of `select_anchors`.
     streaming: after i groups ceil(budget * i / n_groups) anchors may have been given out. A group of medium difficulty
@@ -198,6 +207,7 @@ class AnchorSelector:
         seed: int,
         step: int,
         quota: Mapping[bool, int] | None = None,
+        first: Callable[[Group], bool] | None = None,
     ) -> None:
         if schedule not in ("streaming", "barrier"):
             raise ValueError(f"schedule = {schedule!r}: expected one of streaming, barrier")
@@ -209,7 +219,7 @@ class AnchorSelector:
         self._n_groups = n_groups
         self._budget = budget
         self._rho = rho
-        self._band = {"delta_low": delta_low, "delta_high": delta_high}
+        self._first = first or (lambda group: medium(group.pass_rate, delta_low=delta_low, delta_high=delta_high))
         self._draw = {"seed": seed, "step": step}
         self._quota = quotas(budget, rho) if quota is None else quota
         self._taken = {True: 0, False: 0}
@@ -234,12 +244,12 @@ class AnchorSelector:
         if group.uid in self._seen:
             raise ValueError(f"group {group.uid!r} was already added")
         self._seen.add(group.uid)
-        is_medium = medium(group.pass_rate, **self._band)
+        is_first = self._first(group)
         for rank, attempt in ranks(group, **self._draw):
-            heapq.heappush(self._waiting[is_medium, attempt.correct], (rank, attempt))
+            heapq.heappush(self._waiting[is_first, attempt.correct], (rank, attempt))
         if self.complete:
             return self._take_rest()
-        if self._streaming and is_medium:
+        if self._streaming and is_first:
             return self._take_released()
         return []
 

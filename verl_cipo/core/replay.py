@@ -1,7 +1,7 @@
 """The pool of attempts that `schedule: replay` draws anchors from, docs/method.md 6."""
 
 import bisect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +12,14 @@ from verl_cipo.core.anchors import Attempt, Group, Outcome, Rank, medium, ranks
 class Candidate:
     """An attempt that may become an anchor of the next step.
 
-    rank: its place among those of its kind, medium difficulty first; payload: what rolling its corrections out takes;
-    outcome: of its prompt; None in a checkpoint of an older version.
+    rank: its place among those of its kind, those of prompts that are drawn first before the others; payload: what
+    rolling its corrections out takes; outcome: of its prompt; None in a checkpoint of an older version.
     """
 
     rank: tuple[bool, Rank]
     attempt: Attempt
     payload: Any
     outcome: Outcome | None = None
-
-    @property
-    def medium(self) -> bool:
-        """Whether its prompt is of medium difficulty."""
-        return not self.rank[0]
 
 
 class ReplayPool:
@@ -34,9 +29,18 @@ class ReplayPool:
     be: so it is bounded while it fills, and `take` gives what `select_anchors` would have given for the whole step.
     """
 
-    def __init__(self, *, capacity: int, delta_low: float, delta_high: float, seed: int, step: int) -> None:
+    def __init__(
+        self,
+        *,
+        capacity: int,
+        delta_low: float,
+        delta_high: float,
+        seed: int,
+        step: int,
+        first: Callable[[Group], bool] | None = None,
+    ) -> None:
         self._capacity = capacity
-        self._band = {"delta_low": delta_low, "delta_high": delta_high}
+        self._first = first or (lambda group: medium(group.pass_rate, delta_low=delta_low, delta_high=delta_high))
         self._draw = {"seed": seed, "step": step}
         self._kept: dict[bool, list[Candidate]] = {True: [], False: []}
 
@@ -45,7 +49,7 @@ class ReplayPool:
 
     def add(self, group: Group, payloads: Mapping[int, Any]) -> None:
         """Offer the attempts of a finished group; `payloads` has one for each session that is correctable."""
-        tier, outcome = not medium(group.pass_rate, **self._band), group.outcome
+        tier, outcome = not self._first(group), group.outcome
         for rank, attempt in ranks(group, **self._draw):
             self._keep(Candidate((tier, rank), attempt, payloads[attempt.session], outcome))
 

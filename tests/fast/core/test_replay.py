@@ -34,12 +34,7 @@ def test_the_pool_is_bounded_and_prefers_medium_prompts():
     pool = pool_of([group(0, "cwwwwwww"), group(1, "ccww")], capacity=2)
     assert len(pool) == 4
     kept = pool.candidates()
-    assert [(c.attempt.index, c.attempt.correct, c.medium) for c in kept] == [
-        (1, True, True),
-        (1, True, True),
-        (1, False, True),
-        (1, False, True),
-    ]
+    assert [(c.attempt.index, c.attempt.correct) for c in kept] == [(1, True), (1, True), (1, False), (1, False)]
 
 
 def test_what_was_drawn_is_gone():

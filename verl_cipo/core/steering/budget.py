@@ -10,7 +10,7 @@ evenly, as GRPO with as many rollouts has them, but for prompts whose attempts a
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -223,6 +223,26 @@ def _share(w2c: Sums, retry: Sums) -> float:
 
 def _clipped(share: float) -> float:
     return min(max(share, PROBE), 1.0)
+
+
+def drawn_first(shares: Mapping[str, float] | None, config: CIPOConfig) -> Callable[[Group], bool] | None:
+    """Whether anchors are drawn from a prompt before others; None: by its difficulty, as without this budget.
+
+    With budget=auto they come first from the class whose corrections have the largest share of the slots, if that is
+    more than a probe: so more of them are where they are worth most.
+    shares: of `shares`; None with budget=fixed.
+    """
+    if shares is None:
+        return None
+    best = max(CLASSES, key=shares.__getitem__)
+    if shares[best] <= PROBE:
+        return None
+
+    def first(group: Group) -> bool:
+        right, attempts = sum(attempt.correct for attempt in group.attempts), len(group.attempts)
+        return right < attempts and class_of(right, attempts, config) == best
+
+    return first
 
 
 def divide(

@@ -18,7 +18,7 @@ from typing import Any
 from verl_cipo.core.anchors import AnchorSelector, Carry, Group, anchor_budget, carried_quotas, medium, quotas
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.replay import Candidate, ReplayPool
-from verl_cipo.core.steering.budget import Spread
+from verl_cipo.core.steering.budget import Spread, drawn_first
 from verl_cipo.integration.rollout.awake import AwakeClock
 from verl_cipo.integration.rollout.reports import Reports
 from verl_cipo.integration.rollout.slots import Order, Slots
@@ -78,10 +78,11 @@ class AnchorCoordinator:
         self._slots = Slots(self.config, self._reports)
         self._clock = AwakeClock()
         self._step = -1
-        self._ready = self._filling = self._new_pool(self._step)
+        self._ready = self._filling = self._new_pool(self._step, None)
 
-    def _new_pool(self, step: int) -> ReplayPool:
-        return ReplayPool(capacity=self._capacity, seed=self.config.seed, step=step, **self._band)
+    def _new_pool(self, step: int, shares: Mapping[str, float] | None) -> ReplayPool:
+        first = drawn_first(shares, self.config)
+        return ReplayPool(capacity=self._capacity, seed=self.config.seed, step=step, first=first, **self._band)
 
     async def open(
         self, batch_id: int, *, uids: list[str], rho: float, step: int, shares: Mapping[str, float] | None = None
@@ -105,6 +106,7 @@ class AnchorCoordinator:
                 rho=rho,
                 seed=self.config.seed,
                 step=step,
+                first=drawn_first(shares, self.config),
                 **self._band,
             )
         self._batches[batch_id] = _Batch(
@@ -137,7 +139,7 @@ class AnchorCoordinator:
         """
         if step > self._step:
             self._ready = self._filling if len(self._filling) else self._ready
-            self._step, self._filling = step, self._new_pool(step)
+            self._step, self._filling = step, self._new_pool(step, shares)
         started = time.monotonic()
         anchors = self._ready.take(quota)
         self._reports.step["seconds/selection"] += time.monotonic() - started
@@ -145,7 +147,8 @@ class AnchorCoordinator:
         hosted: dict[str, list[tuple[Candidate, bool]]] = {}
         for i, anchor in enumerate(anchors):
             hosted.setdefault(uids[i % len(uids)], []).append((anchor, corrected[i]))
-            self._reports.count_anchor(anchor.attempt, in_band=anchor.medium)
+            had = anchor.outcome
+            self._reports.count_anchor(anchor.attempt, in_band=had is not None and medium(had.pass_rate, **self._band))
         return hosted
 
     async def replayed(self, batch_id: int, uid: str) -> Order:
@@ -282,7 +285,7 @@ class AnchorCoordinator:
         self._step = state["step"]
         self._carry = Carry(**state.get("carry", {}))
         self._slots.carries = dict(state.get("budget", {}))
-        self._ready, self._filling = self._new_pool(self._step - 1), self._new_pool(self._step)
+        self._ready, self._filling = self._new_pool(self._step - 1, None), self._new_pool(self._step, None)
         for pool, name in ((self._ready, "ready"), (self._filling, "filling")):
             # One that was saved with verdict=hidden has right attempts.
             pool.restore(c for c in state[name] if not (self.config.wrong_alone and c.attempt.correct))

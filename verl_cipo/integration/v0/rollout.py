@@ -22,7 +22,7 @@ from verl.experimental.agent_loop import AgentLoopManager
 from verl_cipo.core.anchors import Attempt, Group, Outcome, anchor_budget, medium, select_anchors
 from verl_cipo.core.prompts import Request
 from verl_cipo.core.rows import Mark, correction_group
-from verl_cipo.core.steering.budget import Spread
+from verl_cipo.core.steering.budget import Spread, drawn_first
 from verl_cipo.core.transitions import attempt_record, correction_record
 from verl_cipo.integration.rollout.reports import Reports
 from verl_cipo.integration.rollout.slots import Slots
@@ -108,6 +108,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             rho=self.rho,
             seed=self._cipo.seed,
             step=step,
+            first=drawn_first(self.shares, self._cipo),
             **band,
         )
         in_band = {group.uid: medium(group.pass_rate, **band) for group in groups}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fast.core.test_anchors import group
-from verl_cipo.core.anchors import Attempt, Outcome
+from verl_cipo.core.anchors import Attempt, Group, Outcome, select_anchors
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.metrics import METRICS, check_names
 from verl_cipo.core.rows import Mark, RowKey, RowTable, correction_group
@@ -27,6 +27,7 @@ from verl_cipo.core.steering.budget import (
     budget_metrics,
     class_of,
     divide,
+    drawn_first,
     evidence,
     kind_of,
     shares,
@@ -200,6 +201,24 @@ def test_right_anchors_follow_the_mean_over_the_slots_of_wrong_ones():
     good, bad = Sums.of([(1, 1.0)] * 200), Sums.of([(1, 0.0)] * 200)
     made = state_of({"low": bad, "high": good}, {"low": good, "high": bad}, {"low": 3.0, "high": 1.0})
     assert shares(made)[RIGHT] == pytest.approx((3 * PROBE + 1) / 4)
+
+
+@pytest.mark.parametrize(
+    ("best", "first"), [("none", "wwww"), ("low", "cwww"), ("medium", "ccww"), ("high", "cccccccw")]
+)
+def test_anchors_come_first_from_the_class_that_is_worth_most(best, first):
+    """Prompts with 0, 1, 2 right attempts of 4 and with 7 of 8; the one without a wrong attempt is of no class."""
+    verdicts = ["cccc", "wwww", "cwww", "ccww", "cccccccw"]
+    groups = [group(i, marks) for i, marks in enumerate(verdicts)]
+    chosen = drawn_first(dict.fromkeys(KINDS, PROBE) | {"low": 0.2} | {best: 0.9}, CONFIG)
+    assert [marks for marks, one in zip(verdicts, groups, strict=True) if chosen(one)] == [first]
+    assert not chosen(Group("empty", ()))
+    drawn = select_anchors(groups, budget=1, rho=0.0, delta_low=0.3, delta_high=0.7, seed=1, step=1, first=chosen)
+    assert [verdicts[anchor.index] for anchor in drawn] == [first]
+
+
+def test_difficulty_decides_where_no_class_is_worth_more_than_a_probe():
+    assert drawn_first(dict.fromkeys(KINDS, PROBE), CONFIG) is drawn_first(None, CONFIG) is None
 
 
 def test_what_was_measured_before_fades():

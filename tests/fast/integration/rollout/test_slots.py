@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fast.integration.rollout.test_coordinator import coordinator, group, texts
-from verl_cipo.core.steering.budget import KINDS, PROBE
+from verl_cipo.core.anchors import anchor_budget, select_anchors
+from verl_cipo.core.steering.budget import KINDS, PROBE, drawn_first
 from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
 
 HALF = dict.fromkeys(KINDS, 0.5)
@@ -36,15 +37,24 @@ async def rolled(actor: AnchorCoordinator, verdicts, shares, *, batch=0, step=1)
 def test_slots_add_up_to_the_anchors_and_further_attempts_are_spread(schedule, verdicts, shares, fraction):
     async def run(shares):
         actor = coordinator(schedule=schedule, budget="auto", replay_fraction=fraction)
-        return await rolled(actor, verdicts, shares), await actor.pop_statistics()
+        return await rolled(actor, verdicts, shares), await actor.pop_statistics(), actor.config
 
-    told, counts = asyncio.run(run(shares))
-    anchors, _ = asyncio.run(run(None))
-    for uid, (sessions, _) in told.items():
-        assert set(sessions) <= set(anchors[uid][0]), "the draw is that of budget=fixed"
-        assert anchors[uid][1] == 0
+    told, counts, config = asyncio.run(run(shares))
+    assert all(further == 0 for _, further in asyncio.run(run(None))[0].values())
     assert sum(len(sessions) + further for sessions, further in told.values()) == counts["anchors/total"]
     if schedule == "barrier":
+        drawn = select_anchors(
+            [group(f"u{i}", i, own) for i, own in enumerate(verdicts)],
+            budget=anchor_budget(len(verdicts), fraction),
+            rho=0.5,
+            delta_low=config.delta_low,
+            delta_high=config.delta_high,
+            seed=config.seed,
+            step=1,
+            first=drawn_first(shares, config),
+        )
+        chosen = {(uid, session) for uid, (sessions, _) in told.items() for session in sessions}
+        assert chosen <= {(anchor.uid, anchor.session) for anchor in drawn}
         wrong = [told[f"u{i}"][1] for i, own in enumerate(verdicts) if not all(own)]
         right = [told[f"u{i}"][1] for i, own in enumerate(verdicts) if own and all(own)]
         assert not wrong or (max(wrong) - min(wrong) <= 1 and not any(right))
@@ -57,12 +67,12 @@ def test_slots_add_up_to_the_anchors_and_further_attempts_are_spread(schedule, v
 
 @pytest.mark.parametrize("schedule", ["streaming", "barrier"])
 def test_the_share_is_that_of_the_anchors_class(schedule):
-    """Both anchors are wrong: one of a prompt without a right attempt, one of a prompt of medium difficulty."""
+    """All anchors are wrong: four of a prompt without a right attempt, then two of a prompt of medium difficulty."""
     shares = HALF | {"none": 1.0, "medium": PROBE}
     verdicts = [[False] * 4, [True, False, False, True]]
 
     async def run():
-        actor = coordinator(schedule=schedule, budget="auto")
+        actor = coordinator(schedule=schedule, budget="auto", replay_fraction=3.0)
         await actor.open(0, uids=["a", "b"], rho=0.0, step=1, shares=shares)
         await actor.add(0, group("a", 0, verdicts[0]), {})
         await actor.add(0, group("b", 1, verdicts[1]), {})
@@ -75,8 +85,8 @@ def test_the_share_is_that_of_the_anchors_class(schedule):
 
     orders, counts = asyncio.run(run())
     assert (orders["a"][0], orders["b"][0]) == (counts["budget/none/slots"], 0)
-    assert orders["a"][1] + orders["b"][1] == counts["budget/medium/slots"] > 0, "at either prompt"
-    assert counts["budget/none/slots"] + counts["budget/medium/slots"] == 2 and counts["budget/right/slots"] == 0
+    assert orders["a"][1] + orders["b"][1] == counts["budget/medium/slots"] == 2, "at either prompt"
+    assert counts["budget/none/slots"] == 4 and counts["budget/right/slots"] == 0
 
 
 async def replayed(actor, shares, *, batch, uids, step):
