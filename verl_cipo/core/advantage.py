@@ -100,16 +100,16 @@ def stream_scales(
 
     With T = Tb + Tc tokens and Nb, Nc sequences (rows) in the batch, Tf and Nf those of further attempts, which are
     among Tb and Nb (0 but with budget=auto), and what verl's agg_loss divides by:
-      token-mean   all T tokens                        (T / Tb, lambda * T / (Tc + Tf))
-      token-sum    nothing                             ((Tb - Tf) / Tb, lambda * (Tb - Tf) / (Tc + Tf))
-      seq-mean-*   GRPO's mini-batch size, which the   ((Nb - Nf) / Nb, lambda * (Nb - Nf) / (Nc + Nf))
+      token-mean   all T tokens                        b = T / Tb,          lambda * b * (Tb - Tf) / (Tc + Tf)
+      token-sum    nothing                             b = (Tb - Tf) / Tb,  the same
+      seq-mean-*   GRPO's mini-batch size, which the   b = (Nb - Nf) / Nb,  the same of rows
                    trainer keeps
     So J_base is what GRPO has, and lambda weighs J_corr against it whatever the mix. With several mini-batches this
     holds for their sum in token-sum and seq-mean-*, in token-mean as far as they are mixed alike.
-    A correction weighs the same however many of the sessions for corrections have become further attempts: as these
-    become more, the stream of corrections fades. n_base_*: Tb, Nb; n_corr_*: Tc, Nc; n_further_*: Tf, Nf. Without
-    corrections the second factor is 0: (1, 0), exactly GRPO, where no attempt is a further one. Without base rows there
-    is no size to match: (0, lambda).
+    A correction weighs as much against an attempt however many of the sessions for corrections have become further
+    attempts: as these become more, the stream of corrections fades. n_base_*: Tb, Nb; n_corr_*: Tc, Nc; n_further_*:
+    Tf, Nf. Without corrections the second factor is 0: (1, 0), exactly GRPO, where no attempt is a further one. Without
+    base rows there is no size to match: (0, lambda).
     Raises: ValueError on another loss_agg_mode.
     """
     if loss_agg_mode not in LOSS_AGG_MODES:
@@ -119,8 +119,9 @@ def stream_scales(
     if n_base == 0:
         return (0.0, float(lambda_corr)) if n_corr else (1.0, 0.0)
     n_further = n_further_seqs if by_rows else n_further_tokens
-    size = n_base + n_corr if loss_agg_mode == "token-mean" else _own(n_base, n_further)
-    return size / n_base, lambda_corr * size / (n_corr + n_further) if n_corr else 0.0
+    own = _own(n_base, n_further)
+    size = n_base + n_corr if loss_agg_mode == "token-mean" else own
+    return size / n_base, lambda_corr * size * own / (n_base * (n_corr + n_further)) if n_corr else 0.0
 
 
 def _own(n_base: float, n_further: float) -> float:

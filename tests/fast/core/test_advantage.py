@@ -220,9 +220,9 @@ def test_scales_with_further_attempts_by_hand(mode):
     """Of 300 tokens in 4 rows of attempts 100 in 1 are further ones; corrections have 100 tokens in 2 rows."""
     sizes = {"n_base_tokens": 300, "n_corr_tokens": 100, "n_base_seqs": 4, "n_corr_seqs": 2, **FURTHER}
     expected = {
-        "token-mean": (400 / 300, 0.5 * 400 / 200),
-        "token-sum": (200 / 300, 0.5 * 200 / 200),
-    }.get(mode, (3 / 4, 0.5 * 3 / 3))
+        "token-mean": (400 / 300, 0.5 * 400 / 300 * 200 / 200),
+        "token-sum": (200 / 300, 0.5 * 200 / 300 * 200 / 200),
+    }.get(mode, (3 / 4, 0.5 * 3 / 4 * 3 / 3))
     assert stream_scales(**sizes, lambda_corr=0.5, loss_agg_mode=mode) == pytest.approx(expected)
     alone = stream_scales(**sizes | {"n_corr_tokens": 0, "n_corr_seqs": 0}, lambda_corr=0.5, loss_agg_mode=mode)
     assert alone == pytest.approx((1.0 if mode == "token-mean" else expected[0], 0.0))
@@ -240,9 +240,9 @@ def moved(share):
 
 
 @pytest.mark.parametrize("mode", LOSS_AGG_MODES)
-def test_a_correction_weighs_the_same_however_many_slots_have_moved_and_attempts_weigh_what_grpos_do(mode):
+def test_a_correction_counts_as_an_attempt_however_many_slots_have_moved_and_attempts_weigh_what_grpos_do(mode):
     def weights(share):
-        """Sum of |A| over attempts, and |A| of a correction, over what verl divides by."""
+        """Sum of |A| over attempts, over what verl divides by; and |A| of a correction over that of an attempt."""
         made = moved(share)
         given, mask = rewards(made.correct.astype(float).tolist(), [1] * len(made), 1)
         how = HOW | {"norm_by_std": True, "loss_agg_mode": mode}
@@ -250,7 +250,8 @@ def test_a_correction_weighs_the_same_however_many_slots_have_moved_and_attempts
         attempts = made.stream == BASE
         # verl's std is that of a sample: more attempts are a little less alike.
         n = int(attempts.sum())
-        return size[attempts].sum().item() / math.sqrt((n - 1) / n), size[~attempts].mean().item()
+        own = size[attempts] / math.sqrt((n - 1) / n)
+        return own.sum().item(), (size[~attempts].mean() / own.mean()).item()
 
     for share in (0.25, 0.5):
         assert weights(share) == pytest.approx(weights(1.0), rel=1e-5)
