@@ -79,6 +79,18 @@ def read_objects(
                 yield number, value
 
 
+def existing_folder(option: str, given: str | Path) -> Path:
+    """The folder that an option names. Raises: EvaluationError when it is none; a name of the hub is not tried."""
+    folder = Path(given).expanduser()
+    if folder.is_dir():
+        return folder
+    problem = "is a file, expected a folder" if folder.exists() else "no such folder"
+    hub = ""
+    if not folder.exists() and not folder.is_absolute() and len(folder.parts) <= 2:
+        hub = f"; if it is a name of the Hugging Face hub: hf download {given} --local-dir DIR, and give {option} DIR"
+    raise EvaluationError(f"{option} {given}: {problem}{hub}")
+
+
 def by_step(folder: Path) -> dict[int, Path]:
     """The files ``{step}.jsonl`` of a folder in the order of steps; empty where there are none."""
     found = {int(file.stem): file for file in folder.glob("*.jsonl") if file.stem.isdecimal()}
