@@ -14,7 +14,7 @@ KV_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 """vLLM's: GiB of the KV cache on a CPU, before any option."""
 
 _ENVIRONMENT = {"VLLM_LOGGING_STREAM": "ext://sys.stderr", "VLLM_LOGGING_LEVEL": "WARNING"}
-"""Of vLLM, where nothing else is set: its log would come between the figures on stdout, thousands of characters of it."""
+"""Of vLLM, where nothing else is set: its log would come between the figures on stdout."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,7 +153,7 @@ def problems_of(
     """
     columns = [*COLUMNS, *(column for column in ("extra_info",) if column in table.column_names)]
     problems = []
-    for place, row in zip(places, table.select(columns).take(places).to_pylist(), strict=True):
+    for place, row in zip(places, table.select(columns).take(list(places)).to_pylist(), strict=True):
         for column, fine, expected in (
             ("prompt", isinstance(row["prompt"], list) and row["prompt"], "a list of messages"),
             ("reward_model", "ground_truth" in (row["reward_model"] or ()), "a mapping with ground_truth"),
