@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from verl_cipo.evaluation.jsonl import told
 from verl_cipo.evaluation.probe import command
 from verl_cipo.rewards.outcome import VerifierInfrastructureError
 
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command.run(parser.parse_args(arguments))
     except (ValueError, OSError, VerifierInfrastructureError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {told(error)}", file=sys.stderr)
         return 1
 
 

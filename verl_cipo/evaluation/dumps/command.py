@@ -11,7 +11,7 @@ from verl_cipo.evaluation.dumps.rows import Dumps, Options, read_dumps
 from verl_cipo.evaluation.dumps.summary import Settings, compare, measure, summarize
 from verl_cipo.evaluation.dumps.tables import as_csv, as_markdown, comparison_as_json, run_as_json
 from verl_cipo.evaluation.jsonl import BadLinesError, EvaluationError, existing_folder, write_whole
-from verl_cipo.evaluation.output import write_json
+from verl_cipo.evaluation.output import for_terminal, write_json
 
 RUN, BASELINE = "run", "baseline"
 SHARED_OPTIONS = ("--output", "--confidence", "--correct-threshold", "--skip-bad")
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, compute, write; the Markdown goes to standard output as well. Returns the exit status."""
+    """Read, compute, write; the figures go to standard output as well. Returns the exit status."""
     if args.max_tokens is not None and args.tokenizer is None:
         print("--max-tokens needs --tokenizer: dumps hold no tokens", file=sys.stderr)
         return 2
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         write_whole(args.output.with_suffix(".csv"), as_csv(summaries, comparison))
     if args.markdown:
         write_whole(args.output.with_suffix(".md"), markdown)
-    print(markdown, end="")
+    print(for_terminal(markdown), end="")
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.prompts import correction_prompt, with_text
-from verl_cipo.evaluation.jsonl import EvaluationError
+from verl_cipo.evaluation.jsonl import EvaluationError, check_output
 from verl_cipo.evaluation.output import write_json
 from verl_cipo.evaluation.probe import advice
 from verl_cipo.evaluation.probe.advice import Step
@@ -72,6 +72,9 @@ def run(args: argparse.Namespace) -> int:
     if args.temperature == 0:
         raise EvaluationError("--temperature 0: greedy attempts do not tell what another attempt would bring")
     # Everything that can be wrong is looked at before the model is loaded.
+    for option, path, folder in (("--json", args.json, False), ("--output", args.output, True)):
+        if path is not None:
+            check_output(option, path, folder=folder)
     benchmark = Benchmark(
         name="probe",
         file=str(args.data),

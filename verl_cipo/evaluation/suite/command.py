@@ -8,7 +8,7 @@ from typing import Any
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.prompts import with_text
 from verl_cipo.evaluation.jsonl import EvaluationError, write_whole
-from verl_cipo.evaluation.output import write_json
+from verl_cipo.evaluation.output import for_terminal, write_json
 from verl_cipo.evaluation.suite.engine import VLLMEngine, model_folder
 from verl_cipo.evaluation.suite.generate import Generation, run_benchmark, step_of
 from verl_cipo.evaluation.suite.pairs import add_pairs, pairs
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corrections", type=int, metavar="N", help="second turns an attempt, in place of the suite's")
     parser.add_argument("--seed", type=int, default=1, help="of all draws (default 1)")
     parser.add_argument("--batch", type=int, default=1024, help="answers sampled between two writes (default 1024)")
-    parser.add_argument("--reward", metavar="MODULE:FUNCTION", help="a reward function in place of the benchmark's")
+    parser.add_argument("--reward", metavar="FILE.py:FUNCTION", help="a reward function in place of the benchmark's")
     add_pairs(parser)
     parser.add_argument("--threads", type=int, default=4, help="answers verified at a time (default 4)")
 
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         # After each benchmark: hours of work can be looked at before all is done.
         write_json(output / "results.json", {"checkpoint": args.checkpoint, "benchmarks": results})
         write_whole(output / "results.md", markdown(results))
-    print(markdown(results), end="")
+    print(for_terminal(markdown(results)), end="")
     print(f"{output / 'results.json'}, {output / 'results.md'}")
     return 0
 
