@@ -40,7 +40,7 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str
 
 
 def for_terminal(text: str) -> str:
-    """`text` with aligned columns for Markdown tables; rows and columns of one too wide for the terminal are swapped."""
+    """`text` with aligned columns for Markdown tables; where one is too wide, rows and columns are swapped."""
     made: list[str] = []
     for is_table, group in itertools.groupby(text.splitlines(), key=lambda line: line.startswith("| ")):
         lines = list(group)

@@ -166,7 +166,8 @@ def test_the_mode_is_chosen_by_one_option(capsys):
     assert "give one of --dumps, --suite, --second-turns, --rescore" in capsys.readouterr().err
     assert run("--dump", "a") == 2
     assert capsys.readouterr().err == (
-        "give one of --dumps, --suite, --second-turns, --rescore; did you mean --dumps? (--help says what each is for)\n"
+        "give one of --dumps, --suite, --second-turns, --rescore; did you mean --dumps? "
+        "(--help says what each is for)\n"
     )
     assert run("--dumps=a", "--suite", "b") == 2
     assert run("--help") == 0

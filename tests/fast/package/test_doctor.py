@@ -182,7 +182,7 @@ def test_why_torch_cannot_be_imported_is_told():
         (TRACEBACK.format("ImportError: no x\n(hint)") + "atexit: noise\n", "ImportError: no x (hint) atexit: noise"),
         (
             TRACEBACK.format("ImportError: no libx.so")
-            + f"\nThe above exception was the direct cause of the following exception:\n\n"
+            + "\nThe above exception was the direct cause of the following exception:\n\n"
             + TRACEBACK.format("RuntimeError: import of a.b failed"),
             "RuntimeError: import of a.b failed <- ImportError: no libx.so",
         ),
