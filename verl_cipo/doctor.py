@@ -243,7 +243,7 @@ def run_fresh(code: str) -> "subprocess.CompletedProcess[str]":
 
 
 def cause(stderr: str) -> str:
-    """What went wrong: the plugin's own line in ``stderr``, else the last exception and what it is due to, else the end.
+    """What went wrong: the plugin's own line in ``stderr``, else the last exception and its cause, else the end.
 
     An exception that is due to another says less than that one: `import of x failed` instead of what was missing.
     """

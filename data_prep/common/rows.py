@@ -57,7 +57,8 @@ class Row:
         if found == NULL and not any(name in self.values for name in field.split(" or ")):
             has = list(self.values)
             more = f" and {len(has) - _SHOWN_FIELDS} more" if len(has) > _SHOWN_FIELDS else ""
-            found = f"missing; the row has {', '.join(map(str, has[:_SHOWN_FIELDS])) or 'no field'}{more}"
+            # Of parquet only the columns that are wanted are read.
+            found = f"missing; fields read: {', '.join(map(str, has[:_SHOWN_FIELDS])) or 'none'}{more}"
         return PrepError(f"{self.where}: field {field}: {found}; expected {expected}", f"malformed field {field}")
 
     def get(self, *names: str) -> tuple[str, Any]:

@@ -24,14 +24,12 @@ def test_text_has_to_be_text_that_is_not_blank():
     assert row.text("c") == " x "
     fails(row.text, "a", message="f:7: field a: int 3; expected text that is not blank")
     fails(row.text, "b", message="f:7: field b: blank text; expected text that is not blank")
-    missing = "missing; the row has a, b, c"
+    missing = "missing; fields read: a, b, c"
     fails(row.text, "d", "e", message=f"f:7: field d or e: {missing}; expected text that is not blank")
     fails(Row({"d": None}, "f:7").text, "d", "e", message="f:7: field d or e: null; expected text that is not blank")
-    fails(
-        Row({}, "f:7").text, "d", message="f:7: field d: missing; the row has no field; expected text that is not blank"
-    )
+    fails(Row({}, "f:7").text, "d", message="f:7: field d: missing; fields read: none; expected text that is not blank")
     many = Row({f"a{i}": 1 for i in range(14)}, "f:7")
-    with pytest.raises(PrepError, match="missing; the row has a0, .*, a11 and 2 more; expected"):
+    with pytest.raises(PrepError, match="missing; fields read: a0, .*, a11 and 2 more; expected"):
         many.text("d")
 
 
@@ -87,7 +85,7 @@ def test_lists_of_scalars_name_the_bad_item():
 def test_fields_of_an_object_are_named_with_it():
     inner = Row({"a": {"b": 1}}, "f:1").struct("a")
     assert inner.scalar("a.b") == "1"
-    fails(inner.text, "a.c", message="f:1: field a.c: missing; the row has a.b; expected text that is not blank")
+    fails(inner.text, "a.c", message="f:1: field a.c: missing; fields read: a.b; expected text that is not blank")
     fails(Row({"a": []}, "f:1").struct, "a", message="f:1: field a: list []; expected an object")
 
 
