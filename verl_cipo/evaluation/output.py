@@ -40,7 +40,7 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str
 
 
 def for_terminal(text: str) -> str:
-    """`text` with aligned columns for Markdown tables; where one is too wide, rows and columns are swapped."""
+    """`text` with aligned columns for Markdown tables; of one too wide, with more columns than rows, these swap."""
     made: list[str] = []
     for is_table, group in itertools.groupby(text.splitlines(), key=lambda line: line.startswith("| ")):
         lines = list(group)
@@ -57,10 +57,9 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     table = [rows[0], *rows[2:]]
     lines = _columns(table)
     wide = shutil.get_terminal_size((_WIDTH, 0)).columns
-    if max(map(len, lines)) <= wide:
+    if max(map(len, lines)) <= wide or len(table) >= len(table[0]):
         return lines
-    swapped = _columns([list(column) for column in zip(*table, strict=True)])
-    return min(lines, swapped, key=lambda made: max(map(len, made)))
+    return _columns([list(column) for column in zip(*table, strict=True)])
 
 
 def _columns(table: list[list[str]]) -> list[str]:

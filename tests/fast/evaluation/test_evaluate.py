@@ -275,6 +275,7 @@ def test_tables_for_a_terminal_by_hand(monkeypatch):
     monkeypatch.setenv("COLUMNS", "10")
     wide = "| a | bbbb | cccc |\n| --- | ---: | ---: |\n| x | 1 | 2 |\n"
     assert for_terminal(wide) == "a     x\nbbbb  1\ncccc  2\n"
+    assert for_terminal(wide + "| y | 3 | 4 |\n") == "a  bbbb  cccc\nx  1     2\ny  3     4\n"
 
 
 def problem(verdicts, benchmark, text):

@@ -114,9 +114,9 @@ def prompt_length(corrections: Sequence[int], *, longest_prompt: int, most: int 
     ordered = sorted(corrections)
     wanted = ordered[math.ceil(WHOLE * len(ordered)) - 1] if ordered else 0
     length = math.ceil(max(wanted, longest_prompt + 1) / ROUND_TO) * ROUND_TO
-    limited = most is not None and length > most
-    if limited:
-        length = most
+    limited = False
+    if most is not None and length > most:
+        length, limited = most, True
     share = shown_whole(ordered, length)
     told = "no attempt has text to show" if math.isnan(share) else f"shows {share:.1%} of the attempts whole"
     why = (

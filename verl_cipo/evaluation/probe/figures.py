@@ -106,7 +106,11 @@ def tokens(
             rows[record["anchor_correct"]] += [(asked, turn["response_tokens"]) for turn in record["corrections"]]
     return Tokens(
         attempt=(float(np.mean(prompts)), float(np.mean([row["response_tokens"] for row in attempts]))),
-        correction={right: tuple(map(float, np.mean(own, axis=0))) for right, own in rows.items() if own},
+        correction={
+            right: (float(np.mean([prompt for prompt, _ in own])), float(np.mean([answer for _, answer in own])))
+            for right, own in rows.items()
+            if own
+        },
     )
 
 

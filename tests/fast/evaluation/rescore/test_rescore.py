@@ -182,6 +182,7 @@ def test_the_command_writes_a_gap_a_step_and_goes_on_where_it_was_killed(tmp_pat
     assert [step["step"] for step in first] == [2]
     first[0]["streams"]["base"]["accepted"] = 777  # shows that the step is not judged again
     output.write_text(json.dumps(json.loads(output.read_text()) | {"steps": first}))
+    capsys.readouterr()
     assert run("--rescore", tmp_path, "--output", output, "--markdown") == 0
     assert [step["step"] for step in json.loads(output.read_text())["steps"]] == [2, 10]
     table = output.with_suffix(".md").read_text().splitlines()
