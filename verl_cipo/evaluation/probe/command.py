@@ -87,12 +87,18 @@ def run(args: argparse.Namespace) -> int:
     problems = draw_problems(args.data, limit=args.limit, seed=args.seed)
     given = pairs(args)
     how = {"kwargs": given["--reward-kwargs"], "threads": args.threads, "threshold": args.correct_threshold}
-    verifier = Verifier(load_function(args.reward), **how)
+    judge = load_function(args.reward)
+    verifier = Verifier(judge, **how)
     verifier.try_out(problems)
-    prompt = {"template": "code" if args.reward == "code" else "math", **given["--prompt"]}
-    # Without anchors a prompt that calls them wrong goes with any rho.
-    cipo = CIPOConfig.from_mapping({"replay_fraction": 0, "prompt": prompt})
-    cipo = replace(cipo, prompt=with_text(cipo.prompt).in_validation)
+    of_programs = judge.__module__ == load_function("code").__module__
+    knobs = ({"template": "code"} if of_programs else {}) | given["--prompt"]
+    cipo = CIPOConfig.from_mapping({"replay_fraction": 0, "prompt": knobs})
+    if cipo.prompt != cipo.prompt.in_validation:
+        raise EvaluationError(
+            "--prompt: a second turn shows its attempt alone and says nothing of it, so verdict=told and attempts above "
+            "1 cannot be probed"
+        )
+    cipo = replace(cipo, prompt=with_text(cipo.prompt))
     most = most_tokens(checkpoint)
     options = {
         "max_model_len": _model_len(args, checkpoint, problems, given["--chat-template"], most),
@@ -123,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
             "problems": len(problems),
         }
         write_json(args.json, about | {"sampling": asdict(benchmark.sampling)} | report)
-    print(as_text(report, given["--prompt"]), end="")
+    print(as_text(report, knobs), end="")
     return 0
 
 

@@ -1,5 +1,6 @@
 """A probe's report as text for a terminal."""
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +30,7 @@ def as_text(report: Mapping[str, Any], prompt: Mapping[str, Any]) -> str:
     lines += ["", "options"]
     for option in report["options"]:
         lines += [f"  {option['name']}: {option['reason']}"]
-    knobs = "".join(f" +algorithm.cipo.prompt.{name}={value}" for name, value in prompt.items())
+    knobs = "".join(" " + shlex.quote(f"+algorithm.cipo.prompt.{name}={value}") for name, value in prompt.items())
     return "\n".join([*lines, "", f"{report['line']}{knobs}"]) + "\n"
 
 

@@ -124,8 +124,15 @@ def test_answers_are_kept_where_asked(data, engine):
 
 
 def test_knobs_of_the_prompt_are_in_the_line(data, engine, capsys):
-    assert run(data, "--prompt", "attempt_view=whole") == 0
-    assert capsys.readouterr().out.rstrip().endswith(" +algorithm.cipo.prompt.attempt_view=whole")
+    assert run(data, "--prompt", "attempt_view=whole", "thinking_open=<t>") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(" +algorithm.cipo.prompt.attempt_view=whole '+algorithm.cipo.prompt.thinking_open=<t>'")
+
+
+def test_for_programs_the_template_is_that_of_code(data, engine, capsys, monkeypatch):
+    monkeypatch.setattr("verl_cipo.rewards.code.compute_score", lambda **given: 0.0)
+    assert run(data, "--reward", "pkg://verl_cipo.rewards.code") == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("+algorithm.cipo.prompt.template=code")
 
 
 def test_the_reward_is_verls_own_where_none_is_named(data, engine, capsys):
@@ -151,13 +158,16 @@ def test_the_reward_is_verls_own_where_none_is_named(data, engine, capsys):
         (["--data", "{data}/mine.py"], "mine.py: cannot be read as parquet"),
         (["--data", "{data}/lacking.parquet"], "no column reward_model; it has data_source, prompt"),
         (["--data", "{data}/text.parquet"], "row 0: prompt is 'q', expected a list of messages"),
-        (["--data", "{data}/ungraded.parquet"], "row 0: reward_model is {'style': 'rule'}, expected a mapping with"),
+        (["--data", "{data}/ungraded.parquet"], "row 0: reward_model is {{'style': 'rule'}}, expected a mapping with"),
         (["--reward", "{data}/mine.py:other"], "has no attribute 'other'"),
         (["--reward", "{data}/gone.py:judge"], "No such file"),
         (["--reward", "maths"], "verifier 'maths': expected math, code, critique, verl"),
         (["--samples", "1"], "--samples 1: expected 2 or more"),
         (["--temperature", "0"], "--temperature 0"),
         (["--prompt", "view=whole"], "prompt.view = 'whole': unknown key"),
+        (["--prompt", "attempts=2"], "attempts above 1 cannot be probed"),
+        (["--output", "{data}/mine.py"], "--output {data}/mine.py: is a file, expected a folder"),
+        (["--json", "{data}"], "--json {data}: is a folder, expected a file"),
     ],
 )
 def test_what_is_wrong_is_said_before_a_model_is_loaded(more, told, data, engine, capsys):
@@ -170,5 +180,5 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(more, told, data, engine
     for name, row in broken.items():
         pq.write_table(pa.Table.from_pylist([row]), data / f"{name}.parquet")
     assert run(data, *(part.format(data=data) for part in more)) == 1
-    assert told in capsys.readouterr().err
+    assert told.format(data=data) in capsys.readouterr().err
     assert not hasattr(engine, "made_with")
