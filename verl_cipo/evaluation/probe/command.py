@@ -95,8 +95,8 @@ def run(args: argparse.Namespace) -> int:
     cipo = CIPOConfig.from_mapping({"replay_fraction": 0, "prompt": knobs})
     if cipo.prompt != cipo.prompt.in_validation:
         raise EvaluationError(
-            "--prompt: a second turn shows its attempt alone and says nothing of it, so verdict=told and attempts above "
-            "1 cannot be probed"
+            "--prompt: a second turn shows its attempt alone and says nothing of it, so verdict=told and attempts "
+            "above 1 cannot be probed"
         )
     cipo = replace(cipo, prompt=with_text(cipo.prompt))
     most = most_tokens(checkpoint)
