@@ -81,8 +81,8 @@ def test_the_probe_with_real_vllm(task_folder, tmp_path):
     figures = found["figures"]
     assert (figures["pass_at_1"]["problems"], figures["copy_rate"]["problems"]) == (16, 16)
     assert figures["accuracy_turn1"]["estimate"] == pytest.approx(figures["pass_at_1"]["estimate"])
-    # Questions of the demo take 30 tokens or more; a correction prompt holds one, an attempt and the template.
-    assert 30 < found["prompts"]["plain_longest"] < found["prompts"]["correction"][0]
+    # A correction prompt holds a question, an attempt and the template.
+    assert 20 < found["prompts"]["plain_longest"] < found["prompts"]["correction"][-1] < 256
     assert found["step"]["tokens"]["cipo"]["rollouts"] == 2 * found["step"]["tokens"]["grpo"]["rollouts"]
     assert done.stdout.startswith("in percent"), "vLLM's log stands between the figures"
     assert done.stdout.splitlines()[-1].startswith(f"{found['line']}")
