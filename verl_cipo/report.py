@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, write_whole
+from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, check_output, told, write_whole
 from verl_cipo.evaluation.report.examples import gather
 from verl_cipo.evaluation.report.runs import read_arms
 
@@ -44,6 +44,9 @@ def write_report(args: argparse.Namespace) -> list[Path]:
     from verl_cipo.evaluation.report import charts, page, sections
 
     bad: list[BadLine] = []
+    check_output("--output", args.output)
+    if args.png is not None:
+        check_output("--png", args.png, folder=True)
     arms = read_arms(args.runs, bad)
     if len(arms) > len(charts.COLORS):
         raise ValueError(
@@ -84,10 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name not in ("matplotlib", "jinja2"):
             raise
-        print(f"the report needs {error.name}: pip install 'verl_cipo[eval]'", file=sys.stderr)
+        print(f"the report needs {error.name}: pip install {error.name}", file=sys.stderr)
         return 1
     except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
+        print(told(error), file=sys.stderr)
         if isinstance(error, BadLinesError):
             print("fix or remove these lines, or leave them out with --skip-bad", file=sys.stderr)
         return 1

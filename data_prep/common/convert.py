@@ -84,7 +84,8 @@ def main(dataset: DataSet, doc: str, argv: Sequence[str] | None = None) -> int:
     try:
         convert(dataset, args)
     except (PrepError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        named = isinstance(error, OSError) and error.filename is not None and error.strerror
+        print(f"error: {f'{error.filename}: {error.strerror.lower()}' if named else error}", file=sys.stderr)
         return 1
     return 0
 

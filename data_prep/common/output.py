@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.common.records import Example
+from data_prep.common.rows import PrepError
 
 GROUP_ROWS = 1000
 GROUP_BYTES = 64 * 2**20
@@ -19,8 +21,9 @@ GROUP_BYTES = 64 * 2**20
 class Output:
     """A set of files in one folder, put in place together when the `with` block ends well, else none of them.
 
-    Each is written under a hidden name beside its place, flushed to the disk and moved over. A process that is killed
-    leaves at most such a hidden file, never a part of a file under its own name.
+    Each is written under a hidden name beside its place, flushed to the disk and moved over; a file that is
+    replaced is named. A process that is killed leaves at most such a hidden file, never a part of a file under its own
+    name.
     """
 
     def __init__(self, folder: Path):
@@ -29,6 +32,10 @@ class Output:
         self._made = not folder.exists()
 
     def __enter__(self) -> "Output":
+        # Its own message would be "[Errno 17]" or "[Errno 20]".
+        above = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        if not above.is_dir():
+            raise PrepError(f"--local_save_dir {self.folder}: {above} is a file; expected a folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         return self
 
@@ -52,6 +59,8 @@ class Output:
         for waiting in self._waiting:
             _flush(waiting)
         for waiting, place in self._waiting.items():
+            if place.exists():
+                print(f"replaced: {place}", file=sys.stderr)
             os.replace(waiting, place)
         _flush(self.folder)
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+# What `fault` is told of a field without a value; where the row lacks it, the error says so.
+NULL = "null"
+_SHOWN_FIELDS = 12
 # The reason to leave out a row whose tests hold a number that no JSON holds and that nothing equals.
 NOT_FINITE = "a test with NaN or infinity"
 
@@ -50,7 +53,12 @@ class Row:
         return Path(self.where.rpartition(":")[0])
 
     def fault(self, field: str, found: str, expected: str) -> PrepError:
-        """The error to raise about `field`."""
+        """The error to raise about `field`, or about several, joined by "or"."""
+        if found == NULL and not any(name in self.values for name in field.split(" or ")):
+            has = list(self.values)
+            more = f" and {len(has) - _SHOWN_FIELDS} more" if len(has) > _SHOWN_FIELDS else ""
+            # Of parquet only the columns that are wanted are read.
+            found = f"missing; fields read: {', '.join(map(str, has[:_SHOWN_FIELDS])) or 'none'}{more}"
         return PrepError(f"{self.where}: field {field}: {found}; expected {expected}", f"malformed field {field}")
 
     def get(self, *names: str) -> tuple[str, Any]:
@@ -143,7 +151,7 @@ class Row:
 def _kind(value: Any) -> str:
     """What an error says it found."""
     if value is None:
-        return "missing or null"
+        return NULL
     if isinstance(value, str) and not value.strip():
         return "blank text"
     text = repr(value)

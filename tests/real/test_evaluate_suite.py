@@ -1,4 +1,4 @@
-"""`python -m verl_cipo.evaluate --suite` with real vLLM."""
+"""`python -m verl_cipo.evaluate --suite` and `python -m verl_cipo.probe` with real vLLM."""
 
 import json
 import os
@@ -60,3 +60,29 @@ def test_the_command_with_real_vllm(task_folder, tmp_path):
     assert told["turn1"]["pass@1"]["estimate"] == pytest.approx(share)
     assert told["corrections"]["accuracy_turn1"]["estimate"] == pytest.approx(share)
     assert "| tiny | 8 | 4 |" in done.stdout
+
+
+@pytest.mark.nightly
+def test_the_probe_with_real_vllm(task_folder, tmp_path):
+    """With no option about the engine: it fits the memory and starts on a CPU by itself."""
+    environment = {name: value for name, value in os.environ.items() if name != KV_CACHE_VARIABLE}
+    options = ["--checkpoint", task_folder / "model", "--data", task_folder / "data" / "train.parquet"]
+    options += ["--reward", "pkg://verl_cipo.rewards.math", "--limit", "16", "--samples", "4", "--max-tokens", "64"]
+    done = subprocess.run(
+        [sys.executable, "-m", "verl_cipo.probe", *map(str, options), "--json", tmp_path / "probe.json"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "probe.json").read_text())
+    figures = found["figures"]
+    assert (figures["pass_at_1"]["problems"], figures["copy_rate"]["problems"]) == (16, 16)
+    assert figures["accuracy_turn1"]["estimate"] == pytest.approx(figures["pass_at_1"]["estimate"])
+    # A correction prompt holds a question, an attempt and the template.
+    assert 20 < found["prompts"]["plain_longest"] < found["prompts"]["correction"][-1] < 256
+    assert found["step"]["tokens"]["cipo"]["rollouts"] == 2 * found["step"]["tokens"]["grpo"]["rollouts"]
+    assert done.stdout.startswith("in percent"), "vLLM's log stands between the figures"
+    assert done.stdout.splitlines()[-1].startswith(f"{found['line']}")

@@ -1,6 +1,7 @@
 """python -m verl_cipo.evaluate --second-turns PATH --output FILE.json: what a run's validation says of corrections.
 
-PATH is a `corrections/{step}.jsonl`, or the folder of them, as CIPO writes below trainer.validation_data_dir.
+PATH is a `corrections/{step}.jsonl`, the folder of them, as CIPO writes below trainer.validation_data_dir, or the run's
+folder with validation/ in it.
 """
 
 import argparse
@@ -13,8 +14,17 @@ import numpy as np
 
 from verl_cipo.core.transitions import problem_of, retried
 from verl_cipo.evaluation.intervals import Interval, interval, ratio_interval
-from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, by_step, read_objects, write_whole
-from verl_cipo.evaluation.output import markdown_table, plain, shown, write_json
+from verl_cipo.evaluation.jsonl import (
+    BadLine,
+    BadLinesError,
+    EvaluationError,
+    by_step,
+    inside,
+    read_objects,
+    write_whole,
+    wrong_file,
+)
+from verl_cipo.evaluation.output import for_terminal, markdown_table, plain, shown, write_json
 
 SHARED_OPTIONS = ("--output", "--confidence", "--skip-bad")
 
@@ -39,11 +49,6 @@ FIGURES = {
     "hacking_gap_corrections": "The same of the corrections.",
     "without_correction": "Share of attempts without one: it did not fit the prompt, or there was nothing to show.",
 }
-
-_SHOWN = (
-    *("accuracy_turn1", "accuracy_turn2", "c2c", "c2w", "w2c", "retry", "w2c_over_retry", "w2w", "over_correction"),
-    *("copy_rate", "copy_rate_failed", "hacking_gap"),
-)
 
 
 def correction_figures(records: Iterable[Mapping[str, Any]], **how: Any) -> dict[str, Interval]:
@@ -126,7 +131,10 @@ def _twice(verdicts: Iterable[tuple[Any, bool | None]]) -> tuple[int, int]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of --second-turns."""
-    parser.add_argument("--second-turns", type=Path, required=True, metavar="PATH", help="a file, or a folder of steps")
+    parser.add_argument(
+        "--second-turns", type=Path, required=True, metavar="PATH", help="a file, a folder of steps, or a run"
+    )
+    parser.add_argument("--markdown", action="store_true", help="write FILE.md beside FILE.json")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -134,26 +142,32 @@ def run(args: argparse.Namespace) -> int:
     steps, rows = [], []
     for file in _files(args.second_turns):
         benchmarks, bad = _read(file)
+        if bad and not benchmarks:
+            raise wrong_file(file, bad, "an attempt with its corrections")
         if bad and not args.skip_bad:
             raise BadLinesError(bad)
         figures = {
             name: plain(correction_figures(benchmarks[name], confidence=args.confidence)) for name in sorted(benchmarks)
         }
         steps.append({"file": str(file), "bad_lines": len(bad), "benchmarks": figures})
-        rows += [[file.stem, name, *(shown(found.get(each)) for each in _SHOWN)] for name, found in figures.items()]
+        rows += [[file.stem, name, *(shown(found.get(each)) for each in FIGURES)] for name, found in figures.items()]
     write_json(args.output, {"confidence": args.confidence, "meanings": FIGURES, "steps": steps})
-    table = markdown_table(["step", "benchmark", *_SHOWN], rows)
-    write_whole(args.output.with_suffix(".md"), table)
-    print(table, end="")
+    table = markdown_table(["step", "benchmark", *FIGURES], rows)
+    if args.markdown:
+        write_whole(args.output.with_suffix(".md"), table)
+    print(for_terminal(table), end="")
     return 0
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    found = list(by_step(path).values())
+    found = list(by_step(inside(path, "validation/corrections", "corrections")).values())
     if not found:
-        raise FileNotFoundError(f"{path} is neither a JSONL file nor a folder of {{step}}.jsonl")
+        raise EvaluationError(
+            f"--second-turns {path}: neither a JSONL file nor a folder of {{step}}.jsonl, and no run with "
+            "validation/corrections/ in it: CIPO writes that where trainer.validation_data_dir is set"
+        )
     return found
 
 

@@ -3,12 +3,23 @@
 import fcntl
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 _SHOWN_BAD_LINES = 20
+_KINDS = {
+    "a dump of corrections: --second-turns reads it, and the attempts are in the folder above it": frozenset(
+        ("question", "anchor_correct", "corrections")
+    ),
+    "a dump of answers: --dumps and --rescore read it, and a validation's corrections are in corrections/ beside it": (
+        frozenset(("input", "output", "score"))
+    ),
+    "a log of metrics: verl_cipo.report reads it": frozenset(("step", "data")),
+}
+"""Files that are taken for one another, with what to do about it -> keys of their lines."""
 
 
 class EvaluationError(ValueError):
@@ -28,12 +39,31 @@ class BadLine:
 
 
 class BadLinesError(EvaluationError):
-    """Lines that are no rows; the message names the first ones."""
+    """Lines that are no rows, among others that are; the message names the first ones."""
 
     def __init__(self, lines: Sequence[BadLine]) -> None:
         self.lines = tuple(lines)
         more = [f"... and {len(lines) - _SHOWN_BAD_LINES} more"] if len(lines) > _SHOWN_BAD_LINES else []
         super().__init__("\n".join([*map(str, lines[:_SHOWN_BAD_LINES]), *more]))
+
+
+def told(error: Exception) -> str:
+    """What an error says; of the system's the path and the reason, without its number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}"
+    return str(error)
+
+
+def wrong_file(file: Path, bad: Sequence[BadLine], expected: str) -> EvaluationError:
+    """The error about a file none of whose lines is what was asked for: leaving lines out would leave nothing.
+
+    Args:
+        bad: why the lines are none, at least one.
+        expected: what a line should be.
+    """
+    first = next((row for _, row in read_objects(file, [])), {})
+    instead = next((f"; this is {kind}" for kind, keys in _KINDS.items() if first.keys() >= keys), "")
+    return EvaluationError(f"{file}: no line of it is {expected}; line {bad[0].line} {bad[0].reason}{instead}")
 
 
 def read_objects(
@@ -79,6 +109,23 @@ def read_objects(
                 yield number, value
 
 
+def existing_folder(option: str, given: str | Path) -> Path:
+    """The folder that an option names. Raises: EvaluationError when it is none; a name of the hub is not tried."""
+    folder = Path(given).expanduser()
+    if folder.is_dir():
+        return folder
+    problem = "is a file, expected a folder" if folder.exists() else "no such folder"
+    hub = ""
+    if not folder.exists() and not folder.is_absolute() and len(folder.parts) <= 2:
+        hub = f"; if it is a name of the Hugging Face hub: hf download {given} --local-dir DIR, and give {option} DIR"
+    raise EvaluationError(f"{option} {given}: {problem}{hub}")
+
+
+def inside(run: Path, *places: str) -> Path:
+    """The first of the `places` that is a folder of steps in `run`, or `run` itself where there is none."""
+    return next((run / place for place in places if by_step(run / place)), run)
+
+
 def by_step(folder: Path) -> dict[int, Path]:
     """The files ``{step}.jsonl`` of a folder in the order of steps; empty where there are none."""
     found = {int(file.stem): file for file in folder.glob("*.jsonl") if file.stem.isdecimal()}
@@ -102,6 +149,27 @@ def same_settings(file: Path, settings: Mapping[str, Any], before: Mapping[str, 
         changes = "; ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in changed)
         raise EvaluationError(f"{file} was made with other settings ({changes}): take another --output")
     return now
+
+
+def check_output(option: str, path: Path, *, folder: bool = False) -> None:
+    """Look at where figures are to go, before the work; a file that is there is replaced, and that is said.
+
+    Args:
+        option: names the path in errors.
+        folder: whether the path is to be a folder; its files are not looked at.
+
+    Raises:
+        EvaluationError: a file is where a folder has to be, or the other way round.
+    """
+    above = next((parent for parent in path.parents if parent.exists()), path)
+    if not above.is_dir():
+        raise EvaluationError(f"{option} {path}: {above} is a file, expected a folder")
+    if folder and path.exists() and not path.is_dir():
+        raise EvaluationError(f"{option} {path}: is a file, expected a folder")
+    if not folder and path.is_dir():
+        raise EvaluationError(f"{option} {path}: is a folder, expected a file")
+    if not folder and path.exists():
+        print(f"{option} {path}: is there and will be replaced", file=sys.stderr)
 
 
 def write_whole(file: Path, content: str | bytes) -> None:

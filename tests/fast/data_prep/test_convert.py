@@ -242,3 +242,18 @@ def test_extra_fields_that_are_not_the_schemas_are_an_error(tmp_path):
         pytest.raises(KeyError, match="level"),
     ):
         sink.add(example)
+
+
+def test_a_file_in_the_folders_place_is_named(gsm_run, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for below in ("file", "file/out"):
+        assert gsm_run([gsm("One?")], "--local_save_dir", str(tmp_path / below)) == 1
+        told = f"error: --local_save_dir {tmp_path / below}: {tmp_path / 'file'} is a file; expected a folder\n"
+        assert capsys.readouterr().err.endswith(told)
+
+
+def test_files_that_are_replaced_are_named(gsm_run, tmp_path, capsys):
+    assert gsm_run([gsm("One?")]) == 0
+    assert "replaced" not in capsys.readouterr().err
+    assert gsm_run([gsm("Two?")]) == 0
+    assert f"replaced: {tmp_path / 'out' / 'train.parquet'}\n" in capsys.readouterr().err

@@ -97,7 +97,7 @@ def test_rows_without_an_answer_are_named_with_the_option_to_go_on(run, write, t
     source = write(tmp_path / "train.jsonl", [{"problem": f"Is {a}?", "answer": a} for a in answers])
     assert run("deepscaler", source) == 1
     assert capsys.readouterr().err == (
-        f"error: {source}:2: field answer: missing or null; expected text or a number "
+        f"error: {source}:2: field answer: null; expected text or a number "
         "(agentica-org/DeepScaleR-Preview-Dataset; --skip_malformed leaves such rows out and counts them)\n"
     )
     assert run("deepscaler", source, "--skip_malformed") == 0

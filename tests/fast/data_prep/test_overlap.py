@@ -155,5 +155,5 @@ def test_files_without_questions_are_named(tmp_path, write):
     with pytest.raises(PrepError, match="--decontaminate .*none.jsonl: expected a file ending in"):
         read_questions([tmp_path / "none.jsonl"])
     bad = write(tmp_path / "a.jsonl", [{"text": "One?"}])
-    with pytest.raises(PrepError, match="a.jsonl:1: field question or problem or .*: missing or null"):
+    with pytest.raises(PrepError, match="a.jsonl:1: field question or problem or .*: missing; fields read: text;"):
         read_questions([bad])

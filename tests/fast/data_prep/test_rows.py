@@ -24,7 +24,13 @@ def test_text_has_to_be_text_that_is_not_blank():
     assert row.text("c") == " x "
     fails(row.text, "a", message="f:7: field a: int 3; expected text that is not blank")
     fails(row.text, "b", message="f:7: field b: blank text; expected text that is not blank")
-    fails(row.text, "d", "e", message="f:7: field d or e: missing or null; expected text that is not blank")
+    missing = "missing; fields read: a, b, c"
+    fails(row.text, "d", "e", message=f"f:7: field d or e: {missing}; expected text that is not blank")
+    fails(Row({"d": None}, "f:7").text, "d", "e", message="f:7: field d or e: null; expected text that is not blank")
+    fails(Row({}, "f:7").text, "d", message="f:7: field d: missing; fields read: none; expected text that is not blank")
+    many = Row({f"a{i}": 1 for i in range(14)}, "f:7")
+    with pytest.raises(PrepError, match="missing; fields read: a0, .*, a11 and 2 more; expected"):
+        many.text("d")
 
 
 def test_text_that_utf8_cannot_hold_is_an_error():
@@ -56,7 +62,7 @@ def test_nan_is_null_and_infinity_is_no_scalar():
     row = Row(json.loads('{"a": NaN, "b": 1, "c": -Infinity, "d": 1e999}'), "f:1")
     assert row.scalar("a", "b") == "1"
     assert row.scalar_or_empty("a") == row.text_or_empty("a") == ""
-    fails(row.scalar, "a", message="f:1: field a: missing or null; expected text or a number")
+    fails(row.scalar, "a", message="f:1: field a: null; expected text or a number")
     for name in "cd":
         fails(row.scalar, name, message=f"f:1: field {name}: an infinite number; expected text or a finite number")
 
@@ -73,13 +79,13 @@ def test_flags_are_true_or_false_alone():
 def test_lists_of_scalars_name_the_bad_item():
     assert Row({"a": ["x", 1]}, "f:1").scalars("a") == ["x", "1"]
     fails(Row({"a": "x"}, "f:1").scalars, "a", message="f:1: field a: str 'x'; expected a list of text or numbers")
-    fails(Row({"a": [None]}, "f:1").scalars, "a", message="f:1: field a: missing or null; expected text or a number")
+    fails(Row({"a": [None]}, "f:1").scalars, "a", message="f:1: field a: null; expected text or a number")
 
 
 def test_fields_of_an_object_are_named_with_it():
     inner = Row({"a": {"b": 1}}, "f:1").struct("a")
     assert inner.scalar("a.b") == "1"
-    fails(inner.text, "a.c", message="f:1: field a.c: missing or null; expected text that is not blank")
+    fails(inner.text, "a.c", message="f:1: field a.c: missing; fields read: a.b; expected text that is not blank")
     fails(Row({"a": []}, "f:1").struct, "a", message="f:1: field a: list []; expected an object")
 
 

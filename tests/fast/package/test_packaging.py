@@ -88,6 +88,22 @@ def test_the_range_of_verl_is_the_same_wherever_it_is_written():
     )
 
 
+def test_the_versions_of_python_are_the_same_wherever_they_are_written():
+    named = [line.rpartition(" ")[2] for line in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", line)]
+    fits = [f"3.{minor}" for minor in range(20) if doctor.fits(f"3.{minor}.0", PROJECT["requires-python"])]
+    assert named == fits and len(fits) == 3
+    first, middle, last = fits
+    assert f"Python {first} to {last}," in (ROOT / "README.md").read_text()
+    assert f"| Python {', '.join(fits)} |" in (ROOT / "docs/compatibility.md").read_text()
+    assert f"Python {first}, {middle} or {last}" in (ROOT / "tools/setup_venv.sh").read_text()
+    assert f"Python {first}, {middle} or {last}" in doctor.check_python(doctor.Facts(python="3.0", versions={})).fix
+
+
+def test_no_extra_is_asked_of_an_index_that_does_not_serve_the_package():
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "verl_cipo").rglob("*.py")]
+    assert not [path.name for path in files if re.search(r"install '?verl_cipo", path.read_text())]
+
+
 def test_constraints_are_plain_pins():
     pattern = re.compile(r'[a-z0-9][a-z0-9.-]*==[0-9][0-9a-z.]*( ; python_version >= "3\.1[12]")?')
 

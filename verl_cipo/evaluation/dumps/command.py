@@ -10,8 +10,8 @@ from typing import Any
 from verl_cipo.evaluation.dumps.rows import Dumps, Options, read_dumps
 from verl_cipo.evaluation.dumps.summary import Settings, compare, measure, summarize
 from verl_cipo.evaluation.dumps.tables import as_csv, as_markdown, comparison_as_json, run_as_json
-from verl_cipo.evaluation.jsonl import BadLinesError, EvaluationError, write_whole
-from verl_cipo.evaluation.output import write_json
+from verl_cipo.evaluation.jsonl import BadLinesError, EvaluationError, existing_folder, write_whole
+from verl_cipo.evaluation.output import for_terminal, write_json
 
 RUN, BASELINE = "run", "baseline"
 SHARED_OPTIONS = ("--output", "--confidence", "--correct-threshold", "--skip-bad")
@@ -33,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n", type=int, help="samples that every problem must have; any other number is an error")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of maj@K (default 0)")
     parser.add_argument("--no-maj", action="store_true", help="no maj@K, where pred is no answer to vote on")
-    parser.add_argument("--tokenizer", metavar="PATH", help="count tokens with this Hugging Face tokenizer, too")
+    parser.add_argument("--tokenizer", metavar="DIR", help="count tokens with this Hugging Face tokenizer, too")
     parser.add_argument(
         "--max-tokens", type=int, metavar="N", help="with --tokenizer: a response of N tokens was cut off"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, compute, write; the Markdown goes to standard output as well. Returns the exit status."""
+    """Read, compute, write; the figures go to standard output as well. Returns the exit status."""
     if args.max_tokens is not None and args.tokenizer is None:
         print("--max-tokens needs --tokenizer: dumps hold no tokens", file=sys.stderr)
         return 2
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         write_whole(args.output.with_suffix(".csv"), as_csv(summaries, comparison))
     if args.markdown:
         write_whole(args.output.with_suffix(".md"), markdown)
-    print(markdown, end="")
+    print(for_terminal(markdown), end="")
     return 0
 
 
@@ -99,5 +99,5 @@ def _check_samples(dumps: Dumps, n: int | None) -> None:
 def _token_counter(path: str) -> Callable[[str], int]:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(existing_folder("--tokenizer", path))
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])

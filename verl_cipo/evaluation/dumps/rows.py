@@ -22,7 +22,15 @@ from tqdm import tqdm
 from verl_cipo.core.rows import GroupName, RowKey
 from verl_cipo.core.transitions import problem_of
 from verl_cipo.core.verdict import fault, verdict
-from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, EvaluationError, by_step, read_objects
+from verl_cipo.evaluation.jsonl import (
+    BadLine,
+    BadLinesError,
+    EvaluationError,
+    by_step,
+    inside,
+    read_objects,
+    wrong_file,
+)
 
 CORRECT_THRESHOLD = 0.5
 _PADDING = re.compile(r"pad[0-9a-f]+(?:_.*)?")
@@ -101,6 +109,7 @@ def find_files(path: Path, step: int | None = None) -> list[Path]:
     """
     if path.is_file():
         return [path]
+    path = inside(path, "validation") if not any(path.glob("*.jsonl")) or (path / "metrics.jsonl").is_file() else path
     found, steps = sorted(path.glob("*.jsonl")), by_step(path)
     if steps and step is None:
         return [steps[max(steps)]]
@@ -108,9 +117,9 @@ def find_files(path: Path, step: int | None = None) -> list[Path]:
         return [steps[step]]
     if steps:
         raise FileNotFoundError(f"{path} has no dump of step {step}; it has {', '.join(map(str, steps))}")
-    inside = {str(file.parent) for file in path.glob("*/*.jsonl") if file.stem.isdecimal()}
-    if inside or not found:
-        hint = f": did you mean {' or '.join(sorted(inside))}?" if inside else ""
+    near = {str(file.parent) for file in path.glob("*/*.jsonl") if file.stem.isdecimal()}
+    if near or not found:
+        hint = f": did you mean {' or '.join(sorted(near))}?" if near else ""
         raise FileNotFoundError(f"{path} is neither a JSONL file nor a folder of dumps{hint}")
     return found
 
@@ -132,6 +141,8 @@ def read_dumps(paths: Sequence[Path], options: Options | None = None) -> Dumps:
     with tqdm(total=total, desc="reading", unit="B", unit_scale=True, disable=None) as bar:
         for file in files:
             reader.read(file, bar.update)
+    if reader.bad and not reader.rows:
+        raise wrong_file(reader.bad[0].path, reader.bad, "a verified answer")
     if reader.bad and not options.skip_bad:
         raise BadLinesError(reader.bad)
     if not reader.problems:
@@ -245,8 +256,7 @@ class _Reader:
 def _check(row: dict[str, Any]) -> None:
     """Raises: ValueError saying what keeps `row` from being a row of a dump."""
     if missing := [name for name in ("input", "output", "score") if name not in row]:
-        hint = "; this is a dump of corrections: give the dump of the attempts" if "anchor_correct" in row else ""
-        raise ValueError(f"lacks {', '.join(missing)}{hint}")
+        raise ValueError(f"lacks {', '.join(missing)}")
     for name in ("input", "output"):
         if not isinstance(row[name], str):
             raise ValueError(f"{name} is no text: {row[name]!r:.80}")

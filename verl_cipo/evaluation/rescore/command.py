@@ -8,8 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from verl_cipo.evaluation.jsonl import EvaluationError, by_step, same_settings, write_whole
-from verl_cipo.evaluation.output import markdown_table, shown, write_json
+from verl_cipo.evaluation.jsonl import EvaluationError, by_step, inside, same_settings, write_whole
+from verl_cipo.evaluation.output import for_terminal, markdown_table, shown, write_json
 from verl_cipo.evaluation.rescore.judge import STREAMS, Strictness, rescore_step
 from verl_cipo.evaluation.rescore.prompts import HeldOut, References
 
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rescore", type=Path, required=True, metavar="RUN", help="folder of {step}.jsonl, or one with rollouts/ in it"
     )
+    parser.add_argument("--markdown", action="store_true", help="write FILE.md beside FILE.json")
     parser.add_argument("--steps", type=int, nargs="+", help="only these (default: all)")
     parser.add_argument("--verifier", choices=("auto", "math", "code"), default="auto", help="default: by ground truth")
     parser.add_argument(
@@ -53,8 +54,9 @@ def run(args: argparse.Namespace) -> int:
             for step in steps
         ],
     )
-    write_whole(args.output.with_suffix(".md"), table)
-    print(_short(table), end="")
+    if args.markdown:
+        write_whole(args.output.with_suffix(".md"), table)
+    print(for_terminal(_short(table)), end="")
     if skipped := sum(step["bad_lines"] for step in steps):
         print(f"skipped {skipped} bad lines", file=sys.stderr)
     return 0
@@ -97,10 +99,13 @@ def step_files(run: Path, steps: list[int] | None = None) -> list[Path]:
 
     Raises: EvaluationError when there is none, or not all of `steps`.
     """
-    folder = run / "rollouts" if (run / "rollouts").is_dir() else run
+    folder = inside(run, "rollouts")
     found = by_step(folder)
     if not found:
-        raise EvaluationError(f"{folder} holds no {{step}}.jsonl: give what trainer.rollout_data_dir was set to")
+        raise EvaluationError(
+            f"--rescore {run}: no folder of {{step}}.jsonl, and no run with rollouts/ in it: verl writes that where "
+            "trainer.rollout_data_dir is set"
+        )
     if missing := sorted(set(steps or ()) - found.keys()):
         raise EvaluationError(
             f"{folder} has no step {', '.join(map(str, missing))}; it has {min(found)} to {max(found)}"

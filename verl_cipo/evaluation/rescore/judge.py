@@ -17,7 +17,7 @@ from verl_cipo.core.transitions import problem_of
 from verl_cipo.core.verdict import verdict
 from verl_cipo.evaluation.dumps.rows import reward_and_info, row_kind
 from verl_cipo.evaluation.intervals import ratio_interval
-from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, read_objects
+from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, read_objects, wrong_file
 from verl_cipo.evaluation.output import plain
 from verl_cipo.evaluation.rescore import strict_math
 from verl_cipo.evaluation.rescore.isomorphic import NO_REFERENCE, PASSED, SHORTCUT, renamed_tests, shortcut
@@ -115,6 +115,8 @@ def rescore_step(file: Path, how: Strictness, *, skip_bad: bool = False) -> dict
     """
     bad: list[BadLine] = []
     rows = [row for _, row in read_objects(file, bad, _FIELDS)]
+    if bad and not rows:
+        raise wrong_file(file, bad, "a verified answer")
     if bad and not skip_bad:
         raise BadLinesError(bad)
     tallies = {name: _Tally() for name in STREAMS}

@@ -5,25 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.prompts import with_text
 from verl_cipo.evaluation.jsonl import EvaluationError, write_whole
-from verl_cipo.evaluation.output import write_json
+from verl_cipo.evaluation.output import for_terminal, write_json
 from verl_cipo.evaluation.suite.engine import VLLMEngine, model_folder
 from verl_cipo.evaluation.suite.generate import Generation, run_benchmark, step_of
+from verl_cipo.evaluation.suite.pairs import add_pairs, pairs
 from verl_cipo.evaluation.suite.problems import SUITES_FILE, Benchmark, check_files, load_suite, read_problems
 from verl_cipo.evaluation.suite.results import benchmark_results, markdown
 from verl_cipo.evaluation.suite.verifier import Verifier, load_function
 
 SHARED_OPTIONS = ()
-_PAIRS = {
-    "--prompt": "fields of algorithm.cipo.prompt as in training; the template's default is the verifier's",
-    "--engine": "arguments of vllm.LLM: tensor_parallel_size=2",
-    "--chat-template": "its arguments: enable_thinking=false",
-    "--reward-kwargs": "keyword arguments of the reward function",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,9 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corrections", type=int, metavar="N", help="second turns an attempt, in place of the suite's")
     parser.add_argument("--seed", type=int, default=1, help="of all draws (default 1)")
     parser.add_argument("--batch", type=int, default=1024, help="answers sampled between two writes (default 1024)")
-    parser.add_argument("--reward", metavar="MODULE:FUNCTION", help="a reward function in place of the benchmark's")
-    for option, meaning in _PAIRS.items():
-        parser.add_argument(option, nargs="+", default=[], metavar="KEY=VALUE", help=meaning)
+    parser.add_argument("--reward", metavar="FILE.py:FUNCTION", help="a reward function in place of the benchmark's")
+    add_pairs(parser)
     parser.add_argument("--threads", type=int, default=4, help="answers verified at a time (default 4)")
 
 
@@ -57,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     # Everything that can be wrong is looked at before the model is loaded.
     check_files(benchmarks, args.data_dir)
     problems = {one.name: read_problems(one, args.data_dir, limit=args.limit) for one in benchmarks}
-    given = {option: _pairs(option, args) for option in _PAIRS}
+    given = pairs(args)
     kwargs = given["--reward-kwargs"]
     verifiers = {
         one.name: Verifier(load_function(args.reward or one.verifier), kwargs=kwargs, threads=args.threads)
@@ -75,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         # After each benchmark: hours of work can be looked at before all is done.
         write_json(output / "results.json", {"checkpoint": args.checkpoint, "benchmarks": results})
         write_whole(output / "results.md", markdown(results))
-    print(markdown(results), end="")
+    print(for_terminal(markdown(results)), end="")
     print(f"{output / 'results.json'}, {output / 'results.md'}")
     return 0
 
@@ -119,14 +111,3 @@ def _how(benchmark: Benchmark, args: argparse.Namespace, given: dict[str, dict[s
             "chat_template": given["--chat-template"],
         },
     )
-
-
-def _pairs(option: str, args: argparse.Namespace) -> dict[str, Any]:
-    """KEY=VALUE arguments, the values read as YAML. Raises: EvaluationError on anything else."""
-    found = {}
-    for text in getattr(args, option.removeprefix("--").replace("-", "_")):
-        name, sign, value = text.partition("=")
-        if not sign or not name.isidentifier():
-            raise EvaluationError(f"{option} {text}: expected KEY=VALUE")
-        found[name] = yaml.safe_load(value)
-    return found

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from verl_cipo.evaluation.jsonl import EvaluationError
+from verl_cipo.evaluation.jsonl import EvaluationError, existing_folder
 from verl_cipo.evaluation.suite.problems import Sampling
 
 GIB = 2**30
 KV_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 """vLLM's: GiB of the KV cache on a CPU, before any option."""
+
+_ENVIRONMENT = {"VLLM_LOGGING_STREAM": "ext://sys.stderr", "VLLM_LOGGING_LEVEL": "WARNING"}
+"""Of vLLM, where nothing else is set: its log would come between the figures on stdout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +43,11 @@ class Engine(Protocol):
 
 
 def model_folder(checkpoint: str) -> str:
-    """The checkpoint, if it is a Hugging Face folder with weights; a name that is no path is left to vLLM.
+    """The checkpoint, which is a Hugging Face folder with weights. No name of the hub is tried in its place.
 
-    Raises: EvaluationError for a folder without weights; for a checkpoint of verl it names verl's merger.
+    Raises: EvaluationError for anything else; for a checkpoint of verl it names verl's merger.
     """
-    folder = Path(checkpoint).expanduser()
-    if not folder.exists():
-        if len(folder.parts) > 2 or checkpoint.startswith((".", "/", "~")):
-            raise EvaluationError(f"--checkpoint {checkpoint}: no such folder")
-        return checkpoint
+    folder = existing_folder("--checkpoint", checkpoint)
     if (folder / "config.json").is_file() and weight_files(folder):
         return str(folder)
     for shards in (folder, folder / "actor"):
@@ -120,6 +119,8 @@ class VLLMEngine:
     """
 
     def __init__(self, checkpoint: str, *, options: Mapping[str, Any], template: Mapping[str, Any]) -> None:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         try:
             import vllm
         except ImportError as error:
@@ -133,8 +134,11 @@ class VLLMEngine:
             memory = get_memory_node_info()
             options = with_cpu_memory(options, checkpoint, total=memory.total_memory, free=memory.available_memory)
             # vLLM 0.28 rewinds a request's generator after a prompt that was computed in parts, which torch's generator
-            # of the CPU cannot do: the engine dies with "CPU Generator does not use offset".
-            options = {"enable_chunked_prefill": False, **options}
+            # of the CPU cannot do: the engine dies with "CPU Generator does not use offset". Compiling takes minutes
+            # on few cores, and vLLM's sampler compiles even under enforce_eager.
+            options = {"enable_chunked_prefill": False, "enforce_eager": True, **options}
+            if options["enforce_eager"]:
+                os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         try:
             self._llm = vllm.LLM(model=checkpoint, **options)
         except Exception as error:

@@ -222,8 +222,8 @@ class _Protocol:
 
     def _on_given_response(self, problem: Problem, answer: Completion) -> dict[str, Any]:
         """Of a request to correct a given response: whether that was right, and whether the answer repeats it."""
-        given = problem.extra_info.get("response")
-        if given is None or self.benchmark.verifier == "critique":
+        given, correct = (problem.extra_info.get(name) for name in ("response", "response_correct"))
+        if given is None or correct is None or self.benchmark.verifier == "critique":
             return {}
         text, how = answer.text, self.how.prompt
         if how.attempt_view == "no_thinking":
@@ -232,7 +232,7 @@ class _Protocol:
             from verl_cipo.rewards.code import last_program
 
             text = last_program(text) or text
-        return {"anchor_correct": problem.extra_info["response_correct"], "copied": is_copy(given, text)}
+        return {"anchor_correct": correct, "copied": is_copy(given, text)}
 
     def _seed(self, index: int, anchor: int | None, session: int) -> int:
         name = f"{self.benchmark.name}/{index}"

@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from verl_cipo.evaluation.jsonl import EvaluationError
 
 SUITES_FILE = Path(__file__).resolve().parents[2] / "config" / "suites.yaml"
 VERIFIERS = ("math", "code", "critique")
+COLUMNS = ("data_source", "prompt", "reward_model")
+"""Of verl's schema, those that a row needs; extra_info may be missing, as for verl."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,39 +104,72 @@ def read_problems(benchmark: Benchmark, data_dir: Path, *, limit: int | None = N
 
     Raises: EvaluationError when the file is missing or lacks a column, with the command that makes it.
     """
-    import pyarrow.parquet as pq
-
     check_files([benchmark], data_dir)
     path = data_dir.expanduser() / benchmark.file
-    table = pq.read_table(path)
-    columns = ("data_source", "prompt", "reward_model", "extra_info")
-    if missing := [column for column in columns if column not in table.column_names]:
+    remedy = f"this writes it:\n    {benchmark.converter} --local_save_dir {path.parent}"
+    table = read_table(path, remedy=remedy)
+    if "ability" in table.column_names:
+        for index, ability in enumerate(table.column("ability").to_pylist()[:limit]):
+            if {ability, benchmark.verifier} == {"math", "code"}:
+                raise EvaluationError(
+                    f"{path}: row {index} is for the verifier {ability}, benchmark {benchmark.name} has "
+                    f"{benchmark.verifier}: make a file of the other rows alone"
+                )
+    places = range(len(table))[:limit]
+    return problems_of(table, places, path, name=benchmark.name, group=benchmark.group, remedy=remedy)
+
+
+def read_table(path: Path, *, remedy: str) -> Any:
+    """A parquet file in verl's schema, as a table of pyarrow with at least one row.
+
+    remedy: ends the error about a column; says how to have one.
+
+    Raises: EvaluationError when the file cannot be read, lacks a column or holds no row.
+    """
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{path}: cannot be read as parquet: {error}") from error
+    if missing := [column for column in COLUMNS if column not in table.column_names]:
         raise EvaluationError(
-            f"{path}: no column {', '.join(missing)}; expected verl's schema, which this writes:\n"
-            f"    {benchmark.converter} --local_save_dir {path.parent}"
+            f"{path}: no column {', '.join(missing)}; it has {', '.join(table.column_names)}; expected verl's schema, "
+            f"{', '.join(COLUMNS)}; {remedy}"
         )
-    if limit is not None:
-        table = table.slice(0, limit)
     if not len(table):
         raise EvaluationError(f"{path}: holds no row")
-    optional = [column for column in ("ability",) if column in table.column_names]
+    return table
+
+
+def problems_of(
+    table: Any, places: Sequence[int], path: Path, *, name: str, remedy: str, group: str | None = None
+) -> list[Problem]:
+    """The problems in the rows at `places` of a table that was read from `path`.
+
+    name: begins their keys, before the place; group: a field of extra_info, see suites.yaml.
+
+    Raises: EvaluationError when a row is not as verl has it.
+    """
+    columns = [*COLUMNS, *(column for column in ("extra_info",) if column in table.column_names)]
     problems = []
-    for index, row in enumerate(table.select([*columns, *optional]).to_pylist()):
-        extra = row["extra_info"] or {}
-        ability = row.get("ability")
-        if {ability, benchmark.verifier} == {"math", "code"}:
-            raise EvaluationError(
-                f"{path}: row {index} is for the verifier {ability}, benchmark {benchmark.name} has "
-                f"{benchmark.verifier}: make a file of the other rows alone"
-            )
+    for place, row in zip(places, table.select(columns).take(list(places)).to_pylist(), strict=True):
+        for column, fine, expected in (
+            ("prompt", isinstance(row["prompt"], list) and row["prompt"], "a list of messages"),
+            ("reward_model", "ground_truth" in (row["reward_model"] or ()), "a mapping with ground_truth"),
+        ):
+            if not fine:
+                told = f"{path}: row {place}: {column} is {row[column]!r:.80}"
+                raise EvaluationError(f"{told}, expected {expected}; {remedy}")
+        extra = row.get("extra_info") or {}
         problems.append(
             Problem(
-                key=f"{benchmark.name.replace('_', '-')}-{index}",
+                key=f"{name.replace('_', '-')}-{place}",
                 messages=row["prompt"],
                 ground_truth=row["reward_model"]["ground_truth"],
                 data_source=row["data_source"],
                 extra_info=extra,
-                group=extra.get(benchmark.group) if benchmark.group else None,
+                group=extra.get(group) if group else None,
             )
         )
     return problems

@@ -21,6 +21,7 @@ _OPTIONS = {"resamples": 2000}
 _COLUMNS = (
     ("pass@1", "turn1", "pass@1"),
     ("turn 2", "corrections", "accuracy_turn2"),
+    ("gain", "corrections", "gain"),
     ("w->c", "corrections", "w2c"),
     ("retry", "corrections", "retry"),
     ("w->c - retry", "corrections", "w2c_over_retry"),

@@ -223,7 +223,7 @@ BAD = {
     "not JSON": '{"input": "a", "out',
     "not a JSON object": "[1]",
     "lacks output, score": '{"input": "a"}',
-    "give the dump of the attempts": '{"uid": "a", "anchor_correct": true}',
+    "lacks input, output, score": '{"uid": "a", "anchor_correct": true}',
     "input is no text": json.dumps(row(input=3)),
     "output is no text": json.dumps(row(output=None)),
     "uid is no text": json.dumps(row(uid=3)),

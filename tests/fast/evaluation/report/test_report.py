@@ -264,7 +264,7 @@ def test_without_its_libraries_the_extra_is_named(library, tmp_path):
         [sys.executable, "-c", code, tmp_path / "run", "--output", tmp_path / "x.html"], capture_output=True, text=True
     )
 
-    assert (done.returncode, done.stderr) == (1, f"the report needs {library}: pip install 'verl_cipo[eval]'\n")
+    assert (done.returncode, done.stderr) == (1, f"the report needs {library}: pip install {library}\n")
 
 
 def test_the_command_imports_neither_verl_nor_torch(tmp_path):

@@ -167,7 +167,8 @@ def test_the_command_reads_references_and_shows_the_rate(tmp_path, capsys):
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "train.parquet")
     write(tmp_path / "1.jsonl", answers(LEDGER, BY_HEART))
     output = tmp_path / "out" / "gap.json"
-    arguments = ["--rescore", tmp_path, "--output", output, "--references", tmp_path / "train.parquet"]
+    arguments = ["--rescore", tmp_path, "--output", output, "--markdown"]
+    arguments += ["--references", tmp_path / "train.parquet"]
     assert evaluate.main(list(map(str, arguments))) == 0
     assert json.loads(output.read_text())["steps"][0]["streams"]["base"]["isomorphic"]["shortcut"] == 1
     head, _, line = output.with_suffix(".md").read_text().splitlines()

@@ -6,6 +6,7 @@ import pytest
 
 from verl_cipo import evaluate
 from verl_cipo.evaluation.jsonl import BadLinesError
+from verl_cipo.evaluation.output import for_terminal
 from verl_cipo.evaluation.rescore.judge import HeldOut, Strictness, rescore_step
 
 QUESTION = "user\nHow many?\nassistant\n"
@@ -189,11 +190,12 @@ def test_the_command_writes_a_gap_a_step_and_goes_on_where_it_was_killed(tmp_pat
     assert [step["step"] for step in first] == [2]
     first[0]["streams"]["base"]["accepted"] = 777  # shows that the step is not judged again
     output.write_text(json.dumps(json.loads(output.read_text()) | {"steps": first}))
-    assert run("--rescore", tmp_path, "--output", output) == 0
+    capsys.readouterr()
+    assert run("--rescore", tmp_path, "--output", output, "--markdown") == 0
     assert [step["step"] for step in json.loads(output.read_text())["steps"]] == [2, 10]
     table = output.with_suffix(".md").read_text().splitlines()
     assert table[2].startswith("| 2 | 777 | 1 | 1 | 33.3 ") and table[3].startswith("| 10 | 4 | 1 | 1 | 33.3 ")
-    assert "| 10 | 4 | 1 | 1 | 33.3 " in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines() == for_terminal("\n".join(table)).splitlines()
     assert run("--rescore", tmp_path, "--output", output, "--changes", 1) == 1
     assert "made with other settings" in capsys.readouterr().err
 
@@ -203,7 +205,7 @@ def test_a_long_run_is_shown_in_part(tmp_path, capsys):
         write(tmp_path / f"{step}.jsonl", MATHS[:1])
     assert run("--rescore", tmp_path, "--output", tmp_path / "out" / "gap.json") == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[-1] == "(15 of 45 steps; the others are in the file)" and shown[-2].startswith("| 45 |")
+    assert shown[-1] == "(15 of 45 steps; the others are in the file)" and shown[-2].split()[:2] == ["45", "1"]
 
 
 def test_bad_lines_are_named_and_skipped_only_when_asked(tmp_path, capsys):

@@ -35,8 +35,6 @@ def test_the_default_is_half_of_what_the_weights_leave(checkpoint):
         "dtype": "float32",
         "kv_cache_memory_bytes": GIB // 2,
     }
-    # A name on the hub: its weights are not known.
-    assert options("Qwen/Qwen3-4B") == {"kv_cache_memory_bytes": 5 * GIB}
 
 
 def test_workers_share_it(checkpoint):

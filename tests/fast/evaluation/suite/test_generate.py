@@ -277,10 +277,38 @@ def test_a_reward_function_that_is_not_there_is_named(name, told):
         load_function(name)
 
 
-def test_an_asynchronous_reward_function_is_refused(tmp_path):
-    (tmp_path / "mine.py").write_text("async def reward(**given):\n    return 1.0\n")
-    with pytest.raises(EvaluationError, match="asynchronous"):
-        load_function(f"{tmp_path / 'mine.py'}:reward")
+def test_an_asynchronous_reward_function_is_awaited_in_one_loop(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import asyncio\nloops, busy = set(), [0, 0]\n"
+        "async def compute_score(solution_str, **given):\n"
+        "    loops.add(id(asyncio.get_running_loop()))\n"
+        "    busy[0] += 1\n    busy[1] = max(busy)\n    await asyncio.sleep(0)\n    busy[0] -= 1\n"
+        "    return {'score': len(solution_str), 'loops': len(loops), 'busy': busy[1]}\n"
+    )
+    verifier = Verifier(load_function(str(tmp_path / "mine.py")), threads=2)
+    (one,) = problems(1)
+    for _ in range(2):
+        found = verifier.judge([(one, "x" * i) for i in range(5)])
+    assert [each.score for each in found] == [0, 1, 2, 3, 4]
+    assert found[-1].extra == {"loops": 1, "busy": 2}
+
+
+@pytest.mark.parametrize("name", ["{}/mine.py", "file://{}/mine.py:compute_score", "pkg://verl_cipo.rewards.math"])
+def test_a_reward_function_is_named_as_verl_names_it(name, tmp_path):
+    (tmp_path / "mine.py").write_text("def compute_score(**given):\n    return 1.0\n")
+    assert load_function(name.format(tmp_path)).__name__ == "compute_score"
+
+
+def test_what_a_reward_function_cannot_judge_is_known_before_a_model_is_asked():
+    def known(data_source, **given):
+        if data_source != "made/up":
+            raise NotImplementedError(data_source)
+        return 1.0
+
+    asked = problems(2)
+    Verifier(known).try_out(asked)
+    with pytest.raises(EvaluationError, match="cannot judge data_source 'other': NotImplementedError: other"):
+        Verifier(known).try_out([*asked, replace(asked[0], data_source="other")])
 
 
 def test_the_step_is_read_from_the_checkpoint():
@@ -304,4 +332,5 @@ def test_a_checkpoint_of_verl_is_refused_with_the_merge_command(tmp_path):
         model_folder(str(shards / "huggingface"))
     (shards / "huggingface" / "model.safetensors").write_bytes(b"")
     assert model_folder(str(shards / "huggingface")) == str(shards / "huggingface")
-    assert model_folder("Qwen/Qwen3-4B") == "Qwen/Qwen3-4B"
+    with pytest.raises(EvaluationError, match="hf download Qwen/Qwen3-4B --local-dir DIR, and give --checkpoint DIR"):
+        model_folder("Qwen/Qwen3-4B")

@@ -9,6 +9,7 @@ import yaml
 
 from tests.fast.evaluation.suite.scripted import ScriptedEngine
 from verl_cipo import evaluate
+from verl_cipo.evaluation.output import for_terminal
 from verl_cipo.evaluation.suite import command as cli_suite
 
 SUITE = {
@@ -38,10 +39,14 @@ def data(tmp_path):
         for i in range(3)
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "one.parquet")
+    (tmp_path / "global_step_4").mkdir()
+    (tmp_path / "global_step_4" / "config.json").write_text("{}")
+    (tmp_path / "global_step_4" / "model.safetensors").write_bytes(b"")
     return tmp_path
 
 
-def run(data, *more: object, checkpoint: str = "global_step_4") -> int:
+def run(data, *more: object) -> int:
+    checkpoint = data / "global_step_4"
     given = ["--suite", "s", "--suites", data / "suites.yaml", "--data-dir", data, "--checkpoint", checkpoint]
     return evaluate.main([*map(str, given), "--output", str(data / "out"), *map(str, more)])
 
@@ -66,9 +71,10 @@ def test_the_command_writes_dumps_and_results(data, engine, capsys):
     rows = [json.loads(line) for line in (data / "out" / "one" / "4.jsonl").read_text().splitlines()]
     assert [row["acc"] for row in rows] == [row["output"] != "hm" and row["gts"] == "1" for row in rows]
     told = json.loads((data / "out" / "results.json").read_text())
-    assert told["checkpoint"] == "global_step_4"
+    assert told["checkpoint"] == str(data / "global_step_4")
     assert told["benchmarks"]["one"]["turn1"]["pass@1"]["estimate"] == sum(row["acc"] for row in rows) / 6
-    assert (data / "out" / "results.md").read_text() in capsys.readouterr().out
+    assert for_terminal((data / "out" / "results.md").read_text()) in capsys.readouterr().out
+    assert "| gain |" in (data / "out" / "results.md").read_text()
 
 
 def test_options_take_the_place_of_the_suites(data, engine):
@@ -124,6 +130,7 @@ def test_a_template_is_read_before_the_model_is_loaded(data, engine, monkeypatch
         (["--prompt", "view=whole"], "prompt.view = 'whole': unknown key"),
         (["--prompt", "attempt_view=half"], "attempt_view = 'half'"),
         (["--reward", "nothing"], "verifier 'nothing'"),
+        (["--checkpoint", "Qwen/Qwen3-4B"], "--checkpoint Qwen/Qwen3-4B: no such folder"),
         (["--data-dir", "/nowhere"], "python one.py --local_save_dir /nowhere"),
     ],
 )

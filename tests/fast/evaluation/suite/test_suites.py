@@ -148,5 +148,5 @@ def test_a_file_without_a_column_or_for_another_verifier_is_refused(tmp_path):
     with pytest.raises(EvaluationError, match="row 0 is for the verifier code, benchmark aime24 has math"):
         read_problems(aime, tmp_path)
     pq.write_table(pa.table({"prompt": ["q"]}), tmp_path / aime.file)
-    with pytest.raises(EvaluationError, match="no column data_source, reward_model, extra_info.*\n.*aime24.py"):
+    with pytest.raises(EvaluationError, match="no column data_source, reward_model; it has prompt;.*\n.*aime24.py"):
         read_problems(aime, tmp_path)

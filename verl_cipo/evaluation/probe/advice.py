@@ -1,0 +1,239 @@
+"""What the figures of a probe mean, and the options that follow from them. Rules only: nothing here samples or reads.
+
+Every threshold has its reason beneath it. Most rest on our own small experiments (docs/results.md), so they say where
+to begin and not what is best.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.evaluation.intervals import Interval
+
+DEFAULTS = CIPOConfig()
+
+WHOLE = 0.99
+"""Share of attempts to show whole: of a longer one the end is shown, which has the answer and may lack the mistake."""
+ROUND_TO = 128
+"""prompt_length is rounded up to this many tokens: the sample does not know the next few."""
+FEW_WAVES = 2.0
+"""Rollouts of a step per sequence that the engines take at a time, up to which `replay` is worth its older attempts. In
+our simulation `streaming` took 25 % longer than `replay` at 1, 14 % at 2, and as long at 4."""
+HARD_SHARE = 0.25
+"""Share of prompts that mostly fail from which on transfer is worth its rows: its loss is a mean over all prompts of a
+step, so few such prompts make a small term. Our choice; the task where it helped had about half."""
+WRONG_ONLY_LAMBDA = 0.25
+"""Weight of the corrections when all anchors are wrong attempts: with it first attempts lost half as much as with the
+defaults (-1.8 against -3.7 points, five seeds)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """A recommendation. settings: option -> value, as on verl's command line, empty to leave the defaults alone."""
+
+    name: str
+    settings: Mapping[str, str]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probed:
+    """What was measured. Shares are in [0, 1]; a rate over no correction of its kind is None.
+
+    n: attempts a prompt; max_tokens: of an answer; all_right, all_wrong: shares of prompts; hard: share of prompts with
+    a pass rate of at most transfer.below; hard_w2c: w2c of these; prompts: tokens of the plain prompts; corrections:
+    tokens that the correction prompt of each attempt takes when the attempt is whole; longest_over_mean: of a prompt's
+    attempts the longest over the mean, averaged; most_tokens: of prompt and answer together, that the model takes, None
+    where its config does not say.
+    """
+
+    n: int
+    max_tokens: int
+    pass_at_1: Interval
+    all_right: Interval
+    all_wrong: Interval
+    hard: Interval
+    w2c: Interval | None
+    retry: Interval | None
+    w2c_over_retry: Interval | None
+    c2c: Interval | None
+    hard_w2c: Interval | None
+    prompts: Sequence[int]
+    corrections: Sequence[int]
+    longest_over_mean: float
+    most_tokens: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A training step as it is planned. prompts: data.train_batch_size; sequences: that all engines take at a time."""
+
+    prompts: int
+    n: int
+    sequences: int
+
+
+def recommend(probed: Probed, step: Step) -> list[Option]:
+    """The options for CIPO on this checkpoint; plain GRPO where no attempt is wrong."""
+    if probed.pass_at_1.estimate == 1:
+        reason = "all attempts are right: there is nothing to correct, and nothing to learn from"
+        return [Option(name="estimator", settings={"algorithm.adv_estimator": "grpo"}, reason=reason)]
+    return [
+        Option(name="estimator", settings={"algorithm.adv_estimator": "cipo"}, reason="switches CIPO on"),
+        prompt_length(
+            probed.corrections,
+            longest_prompt=max(probed.prompts),
+            most=None if probed.most_tokens is None else probed.most_tokens - probed.max_tokens,
+        ),
+        schedule(step, probed.longest_over_mean),
+        budget(probed.w2c_over_retry),
+        transfer(probed.hard, probed.hard_w2c, probed.w2c_over_retry),
+        anchors(probed.c2c),
+    ]
+
+
+def line(options: Sequence[Option]) -> str:
+    """The settings of all options, as verl's command line takes them."""
+    return " ".join(f"{name}={value}" for option in options for name, value in option.settings.items())
+
+
+def shown_whole(corrections: Sequence[int], length: int) -> float:
+    """Share of attempts whose correction prompt fits `length` tokens whole; nan without one."""
+    return sum(tokens <= length for tokens in corrections) / len(corrections) if corrections else math.nan
+
+
+def prompt_length(corrections: Sequence[int], *, longest_prompt: int, most: int | None) -> Option:
+    """Room for the correction prompt (actor_rollout_ref.rollout.prompt_length).
+
+    Args:
+        corrections: tokens that each attempt's prompt takes whole; empty where no attempt can be shown.
+        longest_prompt: tokens of the longest plain prompt, which has to fit too.
+        most: tokens that the model leaves beside the answer; None where that is not known.
+    """
+    ordered = sorted(corrections)
+    wanted = ordered[math.ceil(WHOLE * len(ordered)) - 1] if ordered else 0
+    length = math.ceil(max(wanted, longest_prompt + 1) / ROUND_TO) * ROUND_TO
+    limited = False
+    if most is not None and length > most:
+        length, limited = most, True
+    share = shown_whole(ordered, length)
+    told = "no attempt has text to show" if math.isnan(share) else f"shows {share:.1%} of the attempts whole"
+    why = (
+        "all that the model leaves beside the answer" if limited else f"the longest of {WHOLE:.0%} of them, rounded up"
+    )
+    return Option(
+        name="prompt_length",
+        settings={"actor_rollout_ref.rollout.prompt_length": str(length)},
+        reason=f"{told}, {why}; it must be above data.max_prompt_length",
+    )
+
+
+def schedule(step: Step, longest_over_mean: float) -> Option:
+    """When anchors are drawn: from the previous step where the engines have room for most rollouts at once."""
+    waves = step.prompts * step.n / step.sequences
+    few = waves <= FEW_WAVES
+    told = f"{step.prompts * step.n} attempts a step are {waves:.3g} times what the engines take at a time"
+    if few:
+        why = (
+            f"{told}, and a prompt's longest attempt is {longest_over_mean:.1f} times its mean: corrections that wait "
+            "for it leave engines idle"
+        )
+    else:
+        why = f"{told}: corrections fill the engines as prompts finish, and show attempts of the same step"
+    return Option(
+        name="schedule", settings={"+algorithm.cipo.schedule": "replay" if few else DEFAULTS.schedule}, reason=why
+    )
+
+
+def budget(over_retry: Interval | None) -> Option:
+    """Whether sessions may become further attempts: unless corrections are clearly worth more from the start."""
+    if over_retry is not None and over_retry.low > 0:
+        value, why = "fixed", "a correction is worth more than another attempt, so all sessions stay corrections"
+    elif over_retry is not None and over_retry.high < 0:
+        value, why = "auto", "another attempt is worth more than a correction: sessions move there, class by class"
+    else:
+        value, why = "auto", "whether a correction is worth another attempt cannot be told yet: training measures it"
+    return Option(name="budget", settings={"+algorithm.cipo.budget": value}, reason=why)
+
+
+def transfer(hard: Interval, hard_w2c: Interval | None, over_retry: Interval | None) -> Option:
+    """Whether corrections are also trained on the plain prompt: where attempts are stuck and corrections are not."""
+    below = DEFAULTS.transfer.below
+    share = f"{hard.estimate:.0%} of the prompts have at most {below:.1%} right"
+    kind = "none"
+    if hard.estimate < HARD_SHARE:
+        why = f"{share}: too few for a term that is a mean over all prompts (below {HARD_SHARE:.0%})"
+    elif hard_w2c is None or not hard_w2c.low > 0:
+        why = f"{share}, but it cannot be told that corrections find anything there"
+    elif over_retry is None or not over_retry.low > 0:
+        why = f"{share}, but corrections do not clearly find more than further attempts"
+    else:
+        kind = "regress"
+        found = f"{hard_w2c.estimate:.0%} of their corrections are right"
+        why = f"{share}, and {found}: what these find can be trained on the plain prompt"
+    settings = {"+algorithm.cipo.transfer.kind": kind}
+    if kind != "none":
+        settings |= {
+            f"+algorithm.cipo.transfer.{knob}": f"{getattr(DEFAULTS.transfer, knob)}" for knob in ("coef", "below")
+        }
+    return Option(name="transfer", settings=settings, reason=why)
+
+
+def anchors(c2c: Interval | None) -> Option:
+    """Which attempts are corrected: wrong ones alone where the rule of rho would turn nearly all anchors right ones."""
+    target = DEFAULTS.rho_target
+    if c2c is not None and c2c.high < target:
+        settings = {"rho_adaptive": "false", "rho_init": "0", "lambda_corr": f"{WRONG_ONLY_LAMBDA}"}
+        why = (
+            f"of right attempts {c2c.estimate:.0%} stay right, below rho_target = {target}: rho would rise to rho_max, "
+            "and most anchors would be right attempts"
+        )
+    else:
+        settings = {
+            "rho_adaptive": "true",
+            "rho_init": f"{DEFAULTS.rho_init}",
+            "lambda_corr": f"{DEFAULTS.lambda_corr}",
+        }
+        told = "cannot be told" if c2c is None else f"are {c2c.estimate:.0%}"
+        why = f"right attempts that stay right {told}, not clearly below rho_target = {target}: the defaults"
+    return Option(name="anchors", settings={f"+algorithm.cipo.{k}": v for k, v in settings.items()}, reason=why)
+
+
+def meaning(probed: Probed, *, factor: float) -> list[str]:
+    """What the figures say, in three sentences.
+
+    factor: tokens that a step of CIPO samples over those of GRPO with the same n.
+    """
+    n = probed.n
+    signal = (
+        f"{_percent(probed.pass_at_1)} of the attempts are right; of the groups of {n}, {_percent(probed.all_right)} "
+        f"are all right and {_percent(probed.all_wrong)} all wrong, and GRPO learns nothing from these."
+    )
+    over = probed.w2c_over_retry
+    if over is None or probed.w2c is None or probed.retry is None:
+        worth = (
+            "What a correction is worth cannot be told: there is no prompt with a wrong attempt beside another attempt."
+        )
+    else:
+        found = (
+            f"A correction of a wrong attempt is right in {_percent(probed.w2c)}, another attempt at the same prompts "
+            f"in {_percent(probed.retry)}"
+        )
+        points = f"{over.estimate * 100:+.1f} points [{over.low * 100:+.1f}, {over.high * 100:+.1f}]"
+        if over.low > 0:
+            worth = f"{found}: showing the attempt is worth {points}, so corrections find what further attempts do not."
+        elif over.high < 0:
+            worth = f"{found}: showing the attempt costs {-over.estimate * 100:.1f} points [{-over.high * 100:.1f}, "
+            worth += f"{-over.low * 100:.1f}], so further attempts are likely to teach more than corrections."
+        else:
+            worth = f"{found}: the difference, {points}, may be chance, so more prompts (--limit) would have to decide."
+    cost = (
+        f"A step of CIPO with the default number of corrections samples {factor:.2f} times the tokens of GRPO with "
+        f"n={n}, so compare it with GRPO with n={max(n, round(n * factor))}."
+    )
+    return [signal, worth, cost]
+
+
+def _percent(figure: Interval) -> str:
+    return f"{figure.estimate * 100:.1f} %"

@@ -1,0 +1,36 @@
+"""Options of the commands that sample, which take KEY=VALUE."""
+
+import argparse
+from typing import Any
+
+import yaml
+
+from verl_cipo.evaluation.jsonl import EvaluationError
+
+PAIRS = {
+    "--prompt": "fields of algorithm.cipo.prompt as in training; the template's default is the verifier's",
+    "--engine": "arguments of vllm.LLM: tensor_parallel_size=2",
+    "--chat-template": "its arguments: enable_thinking=false",
+    "--reward-kwargs": "keyword arguments of the reward function",
+}
+
+
+def add_pairs(parser: argparse.ArgumentParser) -> None:
+    """The options of PAIRS."""
+    for option, meaning in PAIRS.items():
+        parser.add_argument(option, nargs="+", default=[], metavar="KEY=VALUE", help=meaning)
+
+
+def pairs(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What each of PAIRS was given, by its name; values are read as YAML. Raises: EvaluationError on anything else."""
+    return {option: _read(option, args) for option in PAIRS}
+
+
+def _read(option: str, args: argparse.Namespace) -> dict[str, Any]:
+    found = {}
+    for text in getattr(args, option.removeprefix("--").replace("-", "_")):
+        name, sign, value = text.partition("=")
+        if not sign or not name.isidentifier():
+            raise EvaluationError(f"{option} {text}: expected KEY=VALUE")
+        found[name] = yaml.safe_load(value)
+    return found
