@@ -13,6 +13,7 @@ import pytest
 import transfer_queue
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
+from packaging.version import Version
 
 from tests.contracts.support.store import FUNCTIONS, Store
 from verl_cipo.doctor import VERL_REQUIRED, fits
@@ -35,10 +36,10 @@ if not fits(version("verl"), VERL_REQUIRED):
 
 
 def imported() -> dict[str, str]:
-    """Version and folder of the verl that this process imports."""
+    """Version, spelled as in a package's metadata, and folder of the verl that this process imports."""
     import verl
 
-    return {"VERSION": verl.__version__, "FOLDER": str(Path(verl.__file__).parents[1])}
+    return {"VERSION": str(Version(verl.__version__)), "FOLDER": str(Path(verl.__file__).parents[1])}
 
 
 def pytest_configure(config: pytest.Config) -> None:

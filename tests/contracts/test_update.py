@@ -215,6 +215,18 @@ def test_grpo_subtracts_the_groups_mean_and_divides_by_its_deviation():
     assert torch.equal(advantages, returns)
 
 
+@seam("core_algos.compute_grpo_outcome_advantage, rejected rows", "verl_cipo/core/advantage.py")
+def test_a_row_that_rollout_correction_rejects_counts_in_its_groups_mean():
+    compute = load("verl.trainer.ppo.core_algos:compute_grpo_outcome_advantage")
+    advantages, _ = compute(
+        token_level_rewards=torch.tensor([[1.0], [0.0], [0.0]]),
+        response_mask=torch.tensor([[1], [1], [0]]),
+        index=np.array(["a", "a", "a"], dtype=object),
+        norm_adv_by_std_in_grpo=False,
+    )
+    assert advantages.squeeze(1).tolist() == pytest.approx([2 / 3, -1 / 3, 0.0])
+
+
 @seam("v1.utils.compute_advantage_for_multi_trajectories", "benchmarks", TRAINER)
 def test_the_trainers_advantage_function_takes_the_keys_of_the_rows():
     check_parameters(

@@ -154,6 +154,17 @@ BATCHES = {
             "verl_cipo/integration/train/estimator.py",
         ),
         Break(
+            {
+                "trainer/ppo/core_algos.py": (
+                    r"id2score\[index\[i\]\]\.append\(scores\[i\]\)",
+                    "if response_mask[i].any(): id2score[index[i]].append(scores[i])",
+                )
+            },
+            ("update::a_row_that_rollout_correction_rejects_counts_in_its_groups_mean",),
+            "rejected rows",
+            "verl_cipo/core/advantage.py",
+        ),
+        Break(
             {f"{V1}/trainer_base.py": (r'"latest_checkpointed_iteration\.txt"', '"latest.txt"')},
             ("checkpoint::the_checkpoint_is_named_as_the_newest_after_all_of_it_is_written",),
             "_save_checkpoint",

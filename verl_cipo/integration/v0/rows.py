@@ -119,7 +119,10 @@ class Padding:
         padded = batch.select_idxs(np.where(self.real, np.cumsum(self.real) - 1, shortest))
         for key in (*ZERO, WEIGHTS, SIGN, PARTNER, TRANSFER_WEIGHTS):
             if key in padded.batch:
-                padded.batch[key][torch.from_numpy(~self.real)] = 0
+                # Assigned as a whole: a data plane that fetches columns forgets what is written into one.
+                column = padded.batch[key].clone()
+                column[torch.from_numpy(~self.real)] = 0
+                padded.batch[key] = column
         return padded
 
     def remove(self, batch: DataProto) -> DataProto:
