@@ -1,8 +1,87 @@
-"""python -m verl_cipo.check ARGUMENTS: check a command line of verl.trainer.main_ppo without starting it."""
+"""Check a command line of verl.trainer.main_ppo without starting it: its options, in verl's and CIPO's eyes.
 
+    python -m verl_cipo.check --config-path pkg://verl.trainer.config --config-name ppo_trainer KEY=VALUE ...
+
+Needs neither GPU nor model nor data. Prints what a step will do, and what is not verl's or CIPO's default. Exit status
+1, and what was refused, where verl or CIPO would not take it.
+"""
+
+import argparse
+import contextlib
+import io
+import logging
 import sys
+import warnings
+from collections.abc import Iterator, Sequence
 
-from verl_cipo.integration.dry_run import main
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    made.add_argument("--config-path", default="pkg://verl_cipo.config", help="a package (default %(default)s)")
+    made.add_argument("--config-name", default="cipo_trainer", help="a config in it (default %(default)s)")
+    made.add_argument("--config", action="store_true", help="print the whole config, as YAML, and the rest to stderr")
+    made.add_argument("--verbose", action="store_true", help="show what verl and its libraries print meanwhile")
+    made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of verl and CIPO")
+    return made
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[list[str]]:
+    """Hold back what verl and its libraries print; yields warnings of verl_cipo itself, a line each."""
+    held, own = io.StringIO(), []
+    notes = logging.Handler(logging.WARNING)
+    notes.emit = lambda record: own.append(record.getMessage().partition("\n")[0])
+    logger = logging.getLogger("verl_cipo")
+    logger.addHandler(notes)
+    try:
+        with contextlib.redirect_stdout(held), contextlib.redirect_stderr(held), warnings.catch_warnings():
+            yield own
+    except BaseException:
+        sys.stderr.write(held.getvalue())
+        raise
+    finally:
+        logger.removeHandler(notes)
+
+
+@contextlib.contextmanager
+def loud() -> Iterator[list[str]]:
+    """Everything goes to stderr; there is nothing to add."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield []
+
+
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m verl_cipo.check") -> int:
+    """Exit status 0 where the options are accepted, else 1."""
+    options = parser(prog).parse_intermixed_args(arguments)
+    with loud() if options.verbose else quiet() as notes:
+        # They import verl, which takes seconds.
+        from omegaconf import OmegaConf
+
+        from verl_cipo.integration import dry_run
+
+        refusal = None
+        try:
+            config = dry_run.compose_config(options.config_path, options.config_name, options.overrides)
+            changed = dry_run.differences(config)
+            plan = dry_run.check(config)
+        except dry_run.REFUSALS as error:
+            refusal = f"dry run: refused, {type(error).__name__}: {error}"
+    notes = [f"note: {note}" for note in notes]
+    if refusal is not None:
+        print("\n".join([*notes, refusal]), file=sys.stderr)
+        return 1
+    verdict = "\n".join([*notes, f"dry run: accepted, {dry_run.summary(plan)}"])
+    if options.config:
+        print(OmegaConf.to_yaml(config, resolve=True))
+        print(verdict, file=sys.stderr)
+        return 0
+    print(verdict, "\nnot as in verl's and CIPO's defaults (--config prints everything):", sep="\n")
+    print("\n".join(f"  {key}: {value}" for key, value in changed.items()))
+    return 0
+
 
 if __name__ == "__main__":
-    sys.exit(main(prog="python -m verl_cipo.check"))
+    sys.exit(main())
