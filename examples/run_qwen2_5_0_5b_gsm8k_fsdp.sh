@@ -10,8 +10,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common/recipes.sh"
 MODEL_NAME=qwen2_5_0_5b_gsm8k
 MODEL_PATH=${MODEL_PATH:-Qwen/Qwen2.5-0.5B-Instruct}  # a folder, or a name on the hub
 DATA_DIR=${DATA_DIR:-$HOME/data}  # where the converters of data_prep wrote
-TRAIN_FILES=${TRAIN_FILES:-$DATA_DIR/gsm8k/train.parquet}  # parquet files, separated by spaces; URLs are not looked for
-VAL_FILES=${VAL_FILES:-$DATA_DIR/gsm8k/test.parquet}  # parquet files of the validation, separated by spaces
+TRAIN_FILES=${TRAIN_FILES:-$DATA_DIR/gsm8k/train.parquet}  # parquet; separated by spaces
+VAL_FILES=${VAL_FILES:-$DATA_DIR/gsm8k/test.parquet}  # parquet, for validation
 REWARD=math
 NNODES=${NNODES:-1}  # machines
 GPUS_PER_NODE=${GPUS_PER_NODE:-$([[ ${MODE:-} == separate_async ]] && echo 2 || echo 1)}  # of each, all GPUs of the run

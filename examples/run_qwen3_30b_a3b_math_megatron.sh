@@ -11,9 +11,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/common/recipes.sh"
 MODEL_NAME=qwen3_30b_a3b_math
 MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-30B-A3B}  # a folder, or a name on the hub
 DATA_DIR=${DATA_DIR:-$HOME/data}  # where the converters of data_prep wrote
-VAL_SETS=${VAL_SETS:-aime24 aime25 amc23 math500 minerva olympiadbench}  # data sets of the validation, folders of DATA_DIR
-TRAIN_FILES=${TRAIN_FILES:-$DATA_DIR/dapo_math/train.parquet}  # parquet files, separated by spaces; URLs are not looked for
-VAL_FILES=${VAL_FILES:-$(printf "$DATA_DIR/%s/test.parquet " $VAL_SETS)}  # parquet files of the validation, separated by spaces
+VAL_SETS=${VAL_SETS:-aime24 aime25 amc23 math500 minerva olympiadbench}  # folders of DATA_DIR, for validation
+TRAIN_FILES=${TRAIN_FILES:-$DATA_DIR/dapo_math/train.parquet}  # parquet; separated by spaces
+VAL_FILES=${VAL_FILES:-$(printf "$DATA_DIR/%s/test.parquet " $VAL_SETS)}  # parquet, for validation
 REWARD=math
 CONFIG_NAME=${CONFIG_NAME:-cipo_megatron_trainer}  # Hydra config of verl_cipo.config
 NNODES=${NNODES:-4}  # machines

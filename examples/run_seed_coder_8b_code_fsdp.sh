@@ -11,9 +11,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/common/recipes.sh"
 MODEL_NAME=seed_coder_8b_code
 MODEL_PATH=${MODEL_PATH:-ByteDance-Seed/Seed-Coder-8B-Instruct}  # a folder, or a name on the hub
 DATA_DIR=${DATA_DIR:-$HOME/data}  # where the converters of data_prep wrote
-VAL_SETS=${VAL_SETS:-livecodebench}  # data sets of the validation, folders of DATA_DIR
-TRAIN_FILES=${TRAIN_FILES:-$DATA_DIR/taco/train.parquet}  # parquet files, separated by spaces; URLs are not looked for
-VAL_FILES=${VAL_FILES:-$(printf "$DATA_DIR/%s/test.parquet " $VAL_SETS)}  # parquet files of the validation, separated by spaces
+VAL_SETS=${VAL_SETS:-livecodebench}  # folders of DATA_DIR, for validation
+TRAIN_FILES=${TRAIN_FILES:-$DATA_DIR/taco/train.parquet}  # parquet; separated by spaces
+VAL_FILES=${VAL_FILES:-$(printf "$DATA_DIR/%s/test.parquet " $VAL_SETS)}  # parquet, for validation
 REWARD=code
 NNODES=${NNODES:-1}  # machines
 GPUS_PER_NODE=${GPUS_PER_NODE:-8}  # of each, all GPUs of the run

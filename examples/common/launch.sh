@@ -29,9 +29,10 @@ OVERLONG_SHARE=${OVERLONG_SHARE:-0}  # last share of the response length in whic
 DYNAMIC_SAMPLING=${DYNAMIC_SAMPLING:-False}  # True: prompts whose attempts are all right or all wrong are replaced
 LORA_RANK=${LORA_RANK:-0}  # rank of LoRA adapters; 0: train all weights
 
-# A correction prompt holds the question, the attempt and some 100 tokens of its own.
 positive MAX_PROMPT_LENGTH MAX_RESPONSE_LENGTH
-CORRECTION_PROMPT_LENGTH=${CORRECTION_PROMPT_LENGTH:-$((MAX_PROMPT_LENGTH + MAX_RESPONSE_LENGTH + 256))}  # longest, in tokens
+# A correction prompt holds the question, the attempt and some 100 tokens of its own.
+with_attempt=$((MAX_PROMPT_LENGTH + MAX_RESPONSE_LENGTH + 256))
+CORRECTION_PROMPT_LENGTH=${CORRECTION_PROMPT_LENGTH:-$with_attempt}  # tokens; with less, an attempt's end is shown
 TEMPERATURE=${TEMPERATURE:-1.0}  # of training's rollouts
 VAL_TEMPERATURE=${VAL_TEMPERATURE:-0.6}  # of the validation, as in the suites of verl_cipo.evaluate
 VAL_TOP_P=${VAL_TOP_P:-0.95}  # of the validation
@@ -276,10 +277,10 @@ if [[ $MODE == separate_async ]]; then
             "MINI_BATCH_SIZE=$MINI_BATCH_SIZE"
     if ((NNODES == 1)); then
         ROLLOUT_NNODES=1
-        ROLLOUT_GPUS_PER_NODE=${ROLLOUT_GPUS_PER_NODE:-$((GPUS_PER_NODE / 2))}  # [half] separate_async: for rollout only
+        ROLLOUT_GPUS_PER_NODE=${ROLLOUT_GPUS_PER_NODE:-$((GPUS_PER_NODE / 2))}  # [half] separate_async: for rollout
         train_gpus=$((GPUS_PER_NODE - ROLLOUT_GPUS_PER_NODE))
     else
-        ROLLOUT_NNODES=${ROLLOUT_NNODES:-$((NNODES / 2))}  # [half] separate_async: nodes for rollout only
+        ROLLOUT_NNODES=${ROLLOUT_NNODES:-$((NNODES / 2))}  # [half] separate_async: nodes for rollout
         ROLLOUT_GPUS_PER_NODE=$GPUS_PER_NODE
         train_nodes=$((NNODES - ROLLOUT_NNODES))
     fi

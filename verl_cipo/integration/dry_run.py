@@ -23,7 +23,7 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import config as verl_config
 
 from verl_cipo.core.anchors import anchor_budget
-from verl_cipo.core.config import ROOT, CIPOConfig
+from verl_cipo.core.config import CIPOConfig
 from verl_cipo.integration.checks import SPLIT_BY, check_lengths, check_model
 from verl_cipo.integration.settings import cipo_config
 from verl_cipo.integration.switch import is_switch, switch_on
