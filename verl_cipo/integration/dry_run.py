@@ -29,7 +29,7 @@ from verl_cipo.integration.settings import cipo_config
 from verl_cipo.integration.switch import is_switch, switch_on
 from verl_cipo.integration.train.estimator import NAME
 from verl_cipo.integration.train.joint_update import optimizer_steps
-from verl_cipo.integration.values import check_values, flat, missing_loggers, nearest_key
+from verl_cipo.integration.values import check_values, flat, missing_loggers, misspelled
 
 PACKAGE = "pkg://"
 ENGINES = ("megatron", "torchtitan", "veomni")
@@ -43,6 +43,10 @@ REFUSALS = (
     *(HydraException, OmegaConfBaseException),
 )
 """What verl, its libraries and CIPO raise at a config that cannot be used."""
+
+
+class UnknownKeyError(ValueError):
+    """A key that the config does not have. The message names the nearest one."""
 
 
 class LayoutError(ValueError):
@@ -93,7 +97,8 @@ def compose_config(config_path: str, config_name: str, overrides: Sequence[str])
 
     Raises:
         LayoutError: `config_path` is no package.
-        HydraException: an unknown key, with the nearest known one, or a value that Hydra cannot read.
+        UnknownKeyError: an unknown key that is like a known one.
+        HydraException: another unknown key, or a value that Hydra cannot read.
     """
     if not config_path.startswith(PACKAGE):
         raise LayoutError(f"--config-path {config_path}: use {PACKAGE}PACKAGE")
@@ -102,10 +107,12 @@ def compose_config(config_path: str, config_name: str, overrides: Sequence[str])
             return compose(config_name, overrides=list(overrides))
         except ConfigCompositionException as error:
             known = list(flat(compose(config_name, overrides=_groups(overrides))))
-            nearest = nearest_key(f"{error}\n{error.__cause__}", known)
-            if nearest is None:
+            if (found := misspelled(f"{error}\n{error.__cause__}", known)) is None:
                 raise
-            raise ConfigCompositionException(f"{error}\nDid you mean {nearest}?") from error
+            typed, nearest = found
+            raise UnknownKeyError(
+                f"{typed}: no such key, did you mean {nearest}? What the config lacks is added with +{typed}=..."
+            ) from error
 
 
 def _groups(overrides: Sequence[str]) -> list[str]:

@@ -94,16 +94,20 @@ def missing_loggers(loggers: str | Sequence[str]) -> list[str]:
     return [name for name in names if name in OF_LOGGER and importlib.util.find_spec(OF_LOGGER[name]) is None]
 
 
-def nearest_key(message: str, keys: Sequence[str]) -> str | None:
-    """The key of ``keys`` that was probably meant where Hydra says, in ``message``, that there is no such key."""
+def misspelled(message: str, keys: Sequence[str]) -> tuple[str, str] | None:
+    """The key that Hydra says, in ``message``, there is not, and the nearest of ``keys``; None where none is near."""
     match = COMPOSED.search(message)
     if match is None:
         return None
     typed = match["key"] or match["full"]
-    last = typed.rpartition(".")[2]
-    names = difflib.get_close_matches(last, {key.rpartition(".")[2] for key in keys}, n=5)
-    places = [key for key in keys if key.rpartition(".")[2] in names]
-    return max(places, key=lambda key: difflib.SequenceMatcher(None, typed, key).ratio(), default=None)
+    names = difflib.get_close_matches(_last(typed), {_last(key) for key in keys}, n=5)
+    places = [key for key in keys if _last(key) in names]
+    nearest = max(places, key=lambda key: difflib.SequenceMatcher(None, typed, key).ratio(), default=None)
+    return nearest and (typed, nearest)
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def _fits(rule: Rule, value: Any) -> bool:

@@ -124,11 +124,15 @@ VALUES = {
 }
 MEGATRON = "actor_rollout_ref.actor.megatron"
 REFUSED = {
-    "unknown key of verl": (["data.train_batchsize=1"], ["train_batchsize", "Did you mean data.train_batch_size?"]),
-    "unknown key of a section": (
-        ["actor_rollout_ref.actor.optim.learning_rate=1", "actor_rollout_ref.rolout.n=4"],
-        ["actor_rollout_ref.rolout"],
+    "unknown key of verl": (
+        ["data.train_batchsize=1"],
+        ["data.train_batchsize: no such key", "did you mean data.train_batch_size?"],
     ),
+    "unknown section of verl": (
+        ["actor_rollout_ref.rolout.n=4"],
+        ["actor_rollout_ref.rolout.n: no such key", "did you mean actor_rollout_ref.rollout.n?"],
+    ),
+    "unknown key that is like no other": (["trainer.xyzzy=1"], ["trainer.xyzzy", "To append to your config"]),
     "misspelled knob": (
         ["algorithm.cipo.lambda_cor=1"],
         ["algorithm.cipo.lambda_cor = 1", "Did you mean algorithm.cipo.lambda_corr?"],
