@@ -46,8 +46,8 @@ def test_starts_of_a_run_are_one_run(tmp_path):
 
 
 def test_a_run_that_has_not_logged_since_its_last_start_is_what_it_was(tmp_path):
-    write_metrics(tmp_path).rename(tmp_path / "metrics_1.jsonl")
-    assert read_arms([str(tmp_path)], [])[0].runs[0].metrics
+    write_lines(tmp_path / "metrics_1.jsonl", [{"step": 1, "data": {"a": 1}}])
+    assert read_arms([str(tmp_path)], [])[0].runs[0].metrics == {1: {"a": 1.0}}
 
 
 def test_figures_that_are_not_finite_are_no_figures(tmp_path):
