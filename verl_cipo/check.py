@@ -22,7 +22,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     made.add_argument("--config-path", default="pkg://verl_cipo.config", help="a package (default %(default)s)")
     made.add_argument("--config-name", default="cipo_trainer", help="a config in it (default %(default)s)")
-    made.add_argument("--config", action="store_true", help="print the whole config, as YAML, and the rest to stderr")
+    made.add_argument("--config", action="store_true", help="print the whole config as YAML, and the verdict to stderr")
     made.add_argument("--verbose", action="store_true", help="show what verl and its libraries print meanwhile")
     made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of verl and CIPO")
     return made
@@ -53,33 +53,39 @@ def loud() -> Iterator[list[str]]:
         yield []
 
 
+def verdict(options: argparse.Namespace) -> tuple[str, str, str] | str:
+    """Of accepted options the config as YAML, what a step will do, and what is not a default; else the refusal."""
+    from omegaconf import OmegaConf
+
+    from verl_cipo.integration import dry_run
+
+    try:
+        config = dry_run.compose_config(options.config_path, options.config_name, options.overrides)
+        changed = dry_run.differences(config)
+        plan = dry_run.check(config)
+    except dry_run.REFUSALS as error:
+        return f"dry run: refused, {type(error).__name__}: {error}"
+    lines = "\n".join(f"  {key}: {value}" for key, value in changed.items())
+    return OmegaConf.to_yaml(config, resolve=True), f"dry run: accepted, {dry_run.summary(plan)}", lines
+
+
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m verl_cipo.check") -> int:
     """Exit status 0 where the options are accepted, else 1."""
     options = parser(prog).parse_intermixed_args(arguments)
+    # Imports of verl are in it: they take seconds, and print.
     with loud() if options.verbose else quiet() as notes:
-        # They import verl, which takes seconds.
-        from omegaconf import OmegaConf
-
-        from verl_cipo.integration import dry_run
-
-        refusal = None
-        try:
-            config = dry_run.compose_config(options.config_path, options.config_name, options.overrides)
-            changed = dry_run.differences(config)
-            plan = dry_run.check(config)
-        except dry_run.REFUSALS as error:
-            refusal = f"dry run: refused, {type(error).__name__}: {error}"
-    notes = [f"note: {note}" for note in notes]
-    if refusal is not None:
-        print("\n".join([*notes, refusal]), file=sys.stderr)
+        found = verdict(options)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if isinstance(found, str):
+        print(found, file=sys.stderr)
         return 1
-    verdict = "\n".join([*notes, f"dry run: accepted, {dry_run.summary(plan)}"])
+    config, plan, changed = found
     if options.config:
-        print(OmegaConf.to_yaml(config, resolve=True))
-        print(verdict, file=sys.stderr)
-        return 0
-    print(verdict, "\nnot as in verl's and CIPO's defaults (--config prints everything):", sep="\n")
-    print("\n".join(f"  {key}: {value}" for key, value in changed.items()))
+        print(plan, file=sys.stderr)
+        print(config)
+    else:
+        print(plan, "\nnot as in verl's and CIPO's defaults (--config prints everything):", changed, sep="\n")
     return 0
 
 

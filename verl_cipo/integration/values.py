@@ -102,8 +102,9 @@ def misspelled(message: str, keys: Sequence[str]) -> tuple[str, str] | None:
     typed = match["key"] or match["full"]
     names = difflib.get_close_matches(_last(typed), {_last(key) for key in keys}, n=5)
     places = [key for key in keys if _last(key) in names]
-    nearest = max(places, key=lambda key: difflib.SequenceMatcher(None, typed, key).ratio(), default=None)
-    return nearest and (typed, nearest)
+    if not places:
+        return None
+    return typed, max(places, key=lambda key: difflib.SequenceMatcher(None, typed, key).ratio())
 
 
 def _last(key: str) -> str:

@@ -504,7 +504,7 @@ def test_dry_run_prints_the_verdict_and_what_is_changed():
     result = start(MATH, "algorithm.cipo.seed=5", DRY_RUN="1")
     assert result.returncode == 0, result.stderr
     verdict, _, changed = result.stdout.partition("\n\n")
-    accepted, step, validation, unchecked = verdict.splitlines()[-4:]
+    accepted, step, validation, unchecked = verdict.splitlines()
     assert accepted == "dry run: accepted, cipo by CIPOTrainerSync, rollout by vllm"
     assert step == (
         "a step: 128 prompts, 2048 rollouts (1024 of them corrections), 2 optimizer steps; training on 8 GPUs, "
@@ -513,7 +513,8 @@ def test_dry_run_prints_the_verdict_and_what_is_changed():
     assert validation == "a validation: 8 answers to each prompt, second turns included"
     assert "data files" in unchecked
     assert "algorithm.cipo.seed: 5" in changed and len(result.stdout.splitlines()) < 70
-    assert result.stderr == ""
+    # Of the model, which is not on this machine.
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.nightly

@@ -293,11 +293,11 @@ def test_the_verdict_and_what_is_changed_are_all_that_is_printed(capsys):
     given = ["data.train_batch_size=16", "algorithm.cipo.lambda_corr=0.5", "algorithm.cipo.lambda_risk=1"]
     assert check.main([*BASE, *given]) == 0
     captured = capsys.readouterr()
-    assert captured.err == ""
-    notes_and_verdict, _, changed = captured.out.partition("\n\n")
-    verdict = [line for line in notes_and_verdict.splitlines() if not line.startswith("note: ")]
-    assert verdict[0] == "dry run: accepted, cipo by CIPOTrainerSync, rollout by vllm" and len(verdict) == 4
-    assert "note: the driver cannot load the tokenizer" in notes_and_verdict
+    (note,) = captured.err.splitlines()
+    assert note.startswith("note: the driver cannot load the tokenizer")
+    verdict, _, changed = captured.out.partition("\n\n")
+    accepted, *others = verdict.splitlines()
+    assert accepted == "dry run: accepted, cipo by CIPOTrainerSync, rollout by vllm" and len(others) == 3
     assert "  data.train_batch_size: 16" in changed and "  algorithm.cipo.lambda_corr: 0.5" in changed
     # What has verl's or CIPO's default, given or not, is not among them.
     assert not re.search(r"lambda_risk|rho_init|entropy_coeff|ppo_epochs", changed)
