@@ -26,15 +26,10 @@ GPUS = {MATH: 8, CODE: 8, MEGATRON: 32, SMALL: 1}
 GPUS_APART = {MATH: (4, 4), CODE: (4, 4), MEGATRON: (16, 16), SMALL: (1, 1)}
 ALGOS = {"cipo": ("cipo", "own"), "grpo": ("grpo", "own"), "grpo equal": ("grpo", "equal")}
 ROLLOUTS_OF_A_PROMPT = {"cipo": 8 + 8, "grpo": 8, "grpo equal": 16}
-OURS = {
+TRAINERS = {
     "sync": "CIPOTrainerSync",
     "colocate_async": "CIPOTrainerColocateAsync",
     "separate_async": "CIPOTrainerSeparateAsync",
-}
-VERLS = {
-    "sync": "PPOTrainerSync",
-    "colocate_async": "PPOTrainerColocateAsync",
-    "separate_async": "PPOTrainerSeparateAsync",
 }
 
 
@@ -86,7 +81,7 @@ def test_every_script_in_every_mode(script, mode, rollout, algo):
     train_gpus, rollout_gpus = GPUS_APART[script] if mode == "separate_async" else (GPUS[script], 0)
     assert plan == dry_run.Plan(
         estimator="cipo",
-        trainer=OURS[mode],
+        trainer=TRAINERS[mode],
         rollout_engine=rollout,
         prompts=PROMPTS[script],
         rollouts=PROMPTS[script] * ROLLOUTS_OF_A_PROMPT[algo],
@@ -276,7 +271,7 @@ def test_the_baselines_differ_in_nothing_else(script, mode):
 
 def test_without_second_turns_the_baseline_is_verls_own_trainer():
     plan = dry_run.check(composed(MATH, ALGO="grpo", VAL_CORRECTIONS="0"))
-    assert (plan.trainer, plan.validation_samples) == (VERLS["sync"], 4)
+    assert (plan.trainer, plan.validation_samples) == ("PPOTrainerSync", 4)
 
 
 @pytest.mark.parametrize("algo", ["cipo", "grpo"])
@@ -297,6 +292,11 @@ def test_the_recipe_of_dapo(algo):
 def test_the_recipe_of_dapo_is_accepted(algo):
     plan = dry_run.check(composed(MATH, RECIPE="dapo", ALGO=algo))
     assert plan.rollouts == 128 * ROLLOUTS_OF_A_PROMPT[algo]
+
+
+def test_verls_own_trainer_takes_the_recipe_of_dapo():
+    plan = dry_run.check(composed(MATH, RECIPE="dapo", ALGO="grpo", VAL_CORRECTIONS="0"))
+    assert (plan.trainer, plan.rollouts) == ("PPOTrainerSync", 128 * 8)
 
 
 @pytest.mark.parametrize("algo", ["cipo", "grpo"])
