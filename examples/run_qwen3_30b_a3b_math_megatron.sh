@@ -4,37 +4,33 @@
 #
 #   bash examples/run_qwen3_30b_a3b_math_megatron.sh [KEY=VALUE of verl ...]
 #
-# ALGO=grpo                       the baseline
-# ALGO=grpo ROLLOUTS=equal        the baseline with CIPO's number of rollouts
-# ROLLOUT=sglang                  rollouts by SGLang in place of vLLM
-# MODE=colocate_async             verl's asynchronous trainers
-# MODE=separate_async
-# DRY_RUN=1                       checks the settings and prints them; needs neither GPU nor model nor data
+# --help lists the variables; DRY_RUN=1 checks the settings without GPU, model or data.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common/recipes.sh"
 
 MODEL_NAME=qwen3_30b_a3b_math
-MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-30B-A3B}
-DATA_DIR=${DATA_DIR:-$HOME/data}
-VAL_SETS=${VAL_SETS:-aime24 aime25 amc23 math500 minerva olympiadbench}
-TRAIN_FILES=${TRAIN_FILES:-$DATA_DIR/dapo_math/train.parquet}
-VAL_FILES=${VAL_FILES:-$(printf "$DATA_DIR/%s/test.parquet " $VAL_SETS)}
+MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-30B-A3B}  # a folder, or a name on the hub
+DATA_DIR=${DATA_DIR:-$HOME/data}  # where the converters of data_prep wrote
+VAL_SETS=${VAL_SETS:-aime24 aime25 amc23 math500 minerva olympiadbench}  # folders of DATA_DIR, for validation
+TRAIN_FILES=${TRAIN_FILES:-$DATA_DIR/dapo_math/train.parquet}  # parquet; separated by spaces
+VAL_FILES=${VAL_FILES:-$(printf "$DATA_DIR/%s/test.parquet " $VAL_SETS)}  # parquet, for validation
 REWARD=math
-CONFIG_NAME=${CONFIG_NAME:-cipo_megatron_trainer}
-NNODES=${NNODES:-4}
-GPUS_PER_NODE=${GPUS_PER_NODE:-8}
-MAX_PROMPT_LENGTH=${MAX_PROMPT_LENGTH:-1024}
-MAX_RESPONSE_LENGTH=${MAX_RESPONSE_LENGTH:-4096}
-MAX_TOKENS_PER_GPU=${MAX_TOKENS_PER_GPU:-16384}
-TENSOR_PARALLEL=${TENSOR_PARALLEL:-2}
-PIPELINE_PARALLEL=${PIPELINE_PARALLEL:-1}
-CONTEXT_PARALLEL=${CONTEXT_PARALLEL:-1}
-EXPERT_PARALLEL=${EXPERT_PARALLEL:-8}
-EXPERT_TENSOR_PARALLEL=${EXPERT_TENSOR_PARALLEL:-1}
-OFFLOAD=${OFFLOAD:-True}
-ROLLOUT_TP=${ROLLOUT_TP:-4}
-ROLLOUT_MEMORY=${ROLLOUT_MEMORY:-0.6}
+CONFIG_NAME=${CONFIG_NAME:-cipo_megatron_trainer}  # Hydra config of verl_cipo.config
+NNODES=${NNODES:-4}  # machines
+GPUS_PER_NODE=${GPUS_PER_NODE:-8}  # of each, all GPUs of the run
+MAX_PROMPT_LENGTH=${MAX_PROMPT_LENGTH:-1024}  # tokens; longer prompts are left out
+MAX_RESPONSE_LENGTH=${MAX_RESPONSE_LENGTH:-4096}  # tokens
+MAX_TOKENS_PER_GPU=${MAX_TOKENS_PER_GPU:-16384}  # a micro-batch; at least a correction prompt and its response
+TENSOR_PARALLEL=${TENSOR_PARALLEL:-2}  # of Megatron, for actor and reference
+PIPELINE_PARALLEL=${PIPELINE_PARALLEL:-1}  # of Megatron, for actor and reference
+CONTEXT_PARALLEL=${CONTEXT_PARALLEL:-1}  # of Megatron, for actor and reference
+EXPERT_PARALLEL=${EXPERT_PARALLEL:-8}  # of Megatron, for the experts
+EXPERT_TENSOR_PARALLEL=${EXPERT_TENSOR_PARALLEL:-1}  # of Megatron, for the experts
+OFFLOAD=${OFFLOAD:-True}  # move parameters and optimizer to host memory during rollouts
+ROLLOUT_TP=${ROLLOUT_TP:-4}  # GPUs that share a rollout engine
+ROLLOUT_MEMORY=${ROLLOUT_MEMORY:-0.6}  # share of a GPU's memory for the rollout engine
 # False: 4096 tokens end most thoughts before the answer (docs/launch.md).
-THINKING=${THINKING:-False}
+THINKING=${THINKING:-False}  # enable_thinking of the chat template
 
 DATA_COMMANDS="for set in $VAL_SETS; do python data_prep/\$set.py --local_save_dir $DATA_DIR/\$set; done
 python data_prep/dapo_math.py --local_save_dir $DATA_DIR/dapo_math --decontaminate $VAL_FILES"

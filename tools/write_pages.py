@@ -6,16 +6,10 @@ What the pages say between the lines of a table is written by hand and kept. too
 fails as long as a page differs from what this would write.
 """
 
-import ast
-import inspect
 import re
-import textwrap
-from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
 
-from verl_cipo.core.config import AuxConfig, CIPOConfig, PromptConfig, TransferConfig
-from verl_cipo.core.knob_rules import rule_of
+from verl_cipo.core.knob_docs import SECTIONS, knobs
 from verl_cipo.core.metrics import METRICS, PREFIX
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -29,33 +23,10 @@ def cell(text: str) -> str:
     return re.sub(r"([<|])", r"\\\1", text)
 
 
-def yaml_value(value: Any) -> str:
-    """A default as a command line or a YAML file would hold it."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def meanings(cls: type) -> dict[str, str]:
-    """Field of a dataclass -> the string beneath it."""
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    assert isinstance(body, ast.ClassDef)
-    found = {}
-    for field, below in zip(body.body, body.body[1:], strict=False):
-        match field, below:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                found[name] = " ".join(text.split())
-    return found
-
-
-def knob_table(cls: type, prefix: str = "") -> str:
-    """One row a knob of the dataclass `cls`; sections of it have tables of their own."""
+def knob_table(section: str = "") -> str:
+    """One row a knob of a section; sections of it have tables of their own."""
     rows = ["| knob | default | allowed | meaning |", "|---|---|---|---|"]
-    documented = meanings(cls)
-    for knob in fields(cls):
-        if knob.default_factory is MISSING:
-            allowed, meaning = cell(rule_of(knob).allowed), cell(documented[knob.name])
-            rows.append(f"| `{prefix}{knob.name}` | `{yaml_value(knob.default)}` | {allowed} | {meaning} |")
+    rows += [f"| `{k.name}` | `{k.default}` | {cell(k.allowed)} | {cell(k.meaning)} |" for k in knobs(section)]
     return "\n".join(rows) + "\n"
 
 
@@ -72,10 +43,7 @@ def tables() -> dict[str, str]:
         group, below, _ = name.removeprefix(PREFIX).partition("/")
         groups.setdefault(f"metrics/{group}" if below else "metrics", []).append(name)
     return {
-        "knobs": knob_table(CIPOConfig),
-        "knobs/prompt": knob_table(PromptConfig, "prompt."),
-        "knobs/aux": knob_table(AuxConfig, "aux."),
-        "knobs/transfer": knob_table(TransferConfig, "transfer."),
+        **{f"knobs/{section}".removesuffix("/"): knob_table(section) for section in SECTIONS},
         **{group: metric_table(names) for group, names in groups.items()},
     }
 

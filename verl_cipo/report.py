@@ -3,8 +3,9 @@
     python -m verl_cipo.report RUN --output report.html
     python -m verl_cipo.report cipo=run1 cipo=run2 grpo=run3 --output report.html --png pictures
 
-A RUN is a folder with metrics.jsonl, and with validation/ where trainer.validation_data_dir was that; or the metrics
-file alone. Runs with one label are seeds of one arm. docs/report.md says what is shown.
+A RUN is a folder with metrics.jsonl (and metrics_1.jsonl, ... of earlier starts), and with validation/ where
+trainer.validation_data_dir was that; or the metrics file alone. Runs with one label are seeds of one arm.
+docs/report.md says what is shown.
 """
 
 import argparse

@@ -46,6 +46,13 @@ READ = {
         actor_rollout_ref.rollout.max_model_len actor_rollout_ref.rollout.name actor_rollout_ref.actor.ppo_epochs
         actor_rollout_ref.ref.fsdp_config trainer.v1.colocate_async
     """,
+    "verl_cipo/integration/values.py": """
+        data.train_batch_size actor_rollout_ref.actor.optim.lr actor_rollout_ref.actor.clip_ratio
+        actor_rollout_ref.actor.clip_ratio_low actor_rollout_ref.actor.clip_ratio_high
+        actor_rollout_ref.actor.kl_loss_coef actor_rollout_ref.model.lora_rank actor_rollout_ref.rollout.temperature
+        actor_rollout_ref.rollout.top_p actor_rollout_ref.rollout.gpu_memory_utilization
+        actor_rollout_ref.rollout.val_kwargs.temperature actor_rollout_ref.rollout.val_kwargs.top_p trainer.logger
+    """,
     "examples/tiny/task.py": """
         data.train_files data.val_files data.max_response_length data.seed actor_rollout_ref.rollout.max_num_seqs
         actor_rollout_ref.rollout.calculate_log_probs actor_rollout_ref.rollout.val_kwargs.temperature

@@ -75,3 +75,10 @@ def test_a_line_of_the_file_logger(monkeypatch, tmp_path):
         {"step": 2, "data": {"cipo/rho": 0.5, "training/global_step": 2}}
     ]
     check_parameters("verl.utils.tracking:FileLogger.log", ["data", "step"])
+
+
+@seam("utils.tracking.Tracking", "verl_cipo/integration/values.py")
+def test_the_names_of_loggers():
+    """What `python -m verl_cipo.check` takes for trainer.logger, and the launch scripts for LOGGER."""
+    known = load("verl.utils.tracking:Tracking").supported_backend
+    assert {"console", "file", "wandb", "tensorboard", "mlflow"} <= set(known)

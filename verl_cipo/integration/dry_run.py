@@ -1,21 +1,18 @@
-"""What a launch script's `DRY_RUN=1` runs: everything about a command line of verl that can be known without a GPU.
+"""What `python -m verl_cipo.check` does: everything about a command line of verl that can be known without a GPU.
 
-    python -m verl_cipo.integration.dry_run --config-path pkg://verl_cipo.config --config-name cipo_trainer ...
-
-It takes the arguments of `verl.trainer.main_ppo`, composes the config as that would, and has verl and CIPO validate it,
-in this order: both halves of `validate_config`, dataclasses that verl's workers make of it, the reward function, the
-trainer's own preconditions, then what verl finds out only when workers run (lengths.py, :func:`check_layout`). The
-resolved config goes to stdout, a summary to stderr. Exit status 1, and what was refused, otherwise.
+It composes the config as `verl.trainer.main_ppo` would, and has verl and CIPO validate it, in this order: types and
+ranges (values.py), both halves of `validate_config`, dataclasses that verl's workers make of it, the reward function,
+the trainer's own preconditions, then what verl finds out only when workers run (checks.py, :func:`check_layout`).
 """
 
-import argparse
-import contextlib
-import sys
+import functools
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hydra import compose, initialize_config_module
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from verl.trainer.ppo import core_algos
@@ -26,13 +23,17 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import config as verl_config
 
 from verl_cipo.core.anchors import anchor_budget
-from verl_cipo.integration.checks import announce, check_lengths, check_model
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.integration.checks import SPLIT_BY, check_lengths, check_model
 from verl_cipo.integration.settings import cipo_config
 from verl_cipo.integration.switch import is_switch, switch_on
 from verl_cipo.integration.train.estimator import NAME
 from verl_cipo.integration.train.joint_update import optimizer_steps
+from verl_cipo.integration.values import check_values, flat, missing_loggers, misspelled
 
 PACKAGE = "pkg://"
+ENGINES = ("megatron", "torchtitan", "veomni")
+"""Training engines with a config of their own; that of FSDP is `dp`."""
 DATACLASSES = ("rollout", "ref.fsdp_config", "ref.megatron")
 """Sections of `actor_rollout_ref` beside the actor whose dataclasses validate themselves; an engine has one of two."""
 
@@ -42,6 +43,10 @@ REFUSALS = (
     *(HydraException, OmegaConfBaseException),
 )
 """What verl, its libraries and CIPO raise at a config that cannot be used."""
+
+
+class UnknownKeyError(ValueError):
+    """A key that the config does not have. The message names the nearest one."""
 
 
 class LayoutError(ValueError):
@@ -69,6 +74,10 @@ class Plan:
     prompts: int
     rollouts: int
     """Sampled responses a step, corrections included, when every anchor is found."""
+    corrections: int
+    """Those of them that are corrections."""
+    validation_samples: int
+    """Answers to each prompt of a validation, second turns included."""
     optimizer_steps: int
     """Each step."""
     train_gpus: int
@@ -88,35 +97,67 @@ def compose_config(config_path: str, config_name: str, overrides: Sequence[str])
 
     Raises:
         LayoutError: `config_path` is no package.
-        HydraException: an unknown key, or a value that Hydra cannot read.
+        UnknownKeyError: an unknown key that is like a known one.
+        HydraException: another unknown key, or a value that Hydra cannot read.
     """
     if not config_path.startswith(PACKAGE):
         raise LayoutError(f"--config-path {config_path}: use {PACKAGE}PACKAGE")
     with initialize_config_module(config_path.removeprefix(PACKAGE), version_base=None):
-        return compose(config_name, overrides=list(overrides))
+        try:
+            return compose(config_name, overrides=list(overrides))
+        except ConfigCompositionException as error:
+            known = list(flat(compose(config_name, overrides=_groups(overrides))))
+            if (found := misspelled(f"{error}\n{error.__cause__}", known)) is None:
+                raise
+            typed, nearest = found
+            raise UnknownKeyError(
+                f"{typed}: no such key, did you mean {nearest}? What the config lacks is added with +{typed}=..."
+            ) from error
+
+
+def _groups(overrides: Sequence[str]) -> list[str]:
+    """Those that choose a config of a group, as `model_engine=megatron` does."""
+    return [override for override in overrides if "." not in override.partition("=")[0]]
+
+
+def verl_defaults(config: DictConfig) -> DictConfig:
+    """verl's own config of the training engine that ``config`` has, with nothing set."""
+    strategy = config.actor_rollout_ref.actor.strategy
+    return _verl_defaults(strategy if strategy in ENGINES else "dp")
+
+
+@functools.cache
+def _verl_defaults(engine: str) -> DictConfig:
+    return compose_config(f"{PACKAGE}verl.trainer.config", "ppo_trainer", [f"model_engine={engine}"])
+
+
+def differences(config: DictConfig) -> dict[str, Any]:
+    """Key -> value of what is neither verl's nor CIPO's default. What follows from another value is left out."""
+    own = flat(verl_defaults(config)) | flat(OmegaConf.create({"algorithm": {"cipo": CIPOConfig().to_mapping()}}))
+    missing = object()
+    return {key: value for key, value in flat(config).items() if own.get(key, missing) != value}
 
 
 def check(config: DictConfig) -> Plan:
     """Validate ``config``, which CIPO switches on in place where it is the estimator.
 
     Raises:
+        ValuesError: values of a wrong type, or out of range.
         CIPOConfigError: CIPO refuses the config, or a sequence may be longer than what it must fit into.
         LayoutError: numbers of GPUs do not go together.
         AssertionError, ValueError, HydraException, OmegaConfBaseException: verl does.
         RuntimeError: the plugin is not loaded.
     """
     unchecked = ["data files"]
-    if not config.trainer.use_v1:
-        raise LayoutError("trainer.use_v1=False: the dry run knows verl's V1 trainers only")
     if not is_switch(verl_config.validate_config):
         raise RuntimeError("verl_cipo is not registered with verl: run `python -m verl_cipo.doctor`")
+    check_values(flat(config), flat(verl_defaults(config)))
     # verl looks it up at the first advantages, when the first step is rolled out.
     core_algos.get_adv_estimator_fn(config.algorithm.adv_estimator)
     if config.algorithm.adv_estimator == NAME:
         cipo = switch_on(config)
         if not check_model(config, cipo):
             unchecked.append(f"prompt budget (no tokenizer of {config.actor_rollout_ref.model.path} on this machine)")
-        announce(config, cipo)
     verl_config.validate_config.__wrapped__(
         config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
     )
@@ -125,11 +166,26 @@ def check(config: DictConfig) -> Plan:
         if section is not None:
             verl_config.omega_conf_to_dataclass(section)
     get_custom_reward_fn(config)
-    trainer = get_trainer_cls(config.trainer.v1.trainer_mode)
-    check_preconditions(trainer, config)
+    trainer = trainer_class(config)
+    if config.trainer.use_v1:
+        check_preconditions(trainer, config)
     check_lengths(config)
     check_layout(config)
+    unchecked += [f"logger {name} (not installed on this machine)" for name in missing_loggers(config.trainer.logger)]
     return make_plan(config, trainer, tuple(unchecked))
+
+
+def trainer_class(config: DictConfig) -> type:
+    """What verl will build, one of its trainers or of CIPO's.
+
+    Raises:
+        ValueError: there is none of ``trainer.v1.trainer_mode``.
+    """
+    if config.trainer.use_v1:
+        return get_trainer_cls(config.trainer.v1.trainer_mode)
+    if config.algorithm.adv_estimator == NAME:
+        return importlib.import_module("verl_cipo.integration.v0.trainer").CIPOTrainerV0
+    return importlib.import_module("verl.trainer.ppo.ray_trainer").RayPPOTrainer
 
 
 def check_preconditions(trainer: type[PPOTrainer], config: DictConfig) -> None:
@@ -170,34 +226,48 @@ def check_layout(config: DictConfig) -> None:
                 f"{count} GPUs of {name} cannot be divided into rollout engines of {replica}: change "
                 "actor_rollout_ref.rollout.tensor_model_parallel_size or the number of GPUs"
             )
+    shared = OmegaConf.select(actor, SPLIT_BY.get(actor.strategy, ""), default=1)
     if actor.strategy == "megatron":
         engine, prefix = actor.megatron, "actor_rollout_ref.actor.megatron"
         pipeline = engine.pipeline_model_parallel_size
-        dense = engine.tensor_model_parallel_size * pipeline * engine.context_parallel_size
+        shared = dense = engine.tensor_model_parallel_size * pipeline * engine.context_parallel_size
         expert_tensor = engine.expert_tensor_parallel_size or engine.tensor_model_parallel_size
         expert = expert_tensor * engine.expert_model_parallel_size * pipeline
         for what, count in (("tensor x pipeline x context", dense), ("expert tensor x expert x pipeline", expert)):
             if train_gpus % count:
                 raise LayoutError(f"{train_gpus} GPUs of training cannot be divided by {prefix}'s {what} = {count}")
+    ranks, rows = train_gpus // shared, actor.ppo_mini_batch_size * rollout.n
+    # CIPO's trainers fill up what does not divide.
+    if config.algorithm.adv_estimator != NAME and rows % ranks:
+        raise LayoutError(
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size} with "
+            f"actor_rollout_ref.rollout.n={rollout.n} makes {rows} rows of an optimizer step, which cannot be divided "
+            f"among {ranks} data-parallel ranks: change one of them or the number of GPUs"
+        )
 
 
-def make_plan(config: DictConfig, trainer: type[PPOTrainer], unchecked: tuple[str, ...]) -> Plan:
+def make_plan(config: DictConfig, trainer: type, unchecked: tuple[str, ...]) -> Plan:
     """Read the plan off a valid config."""
-    prompts, n = config.data.train_batch_size, config.actor_rollout_ref.rollout.n
-    rollouts = prompts * n
+    rollout = config.actor_rollout_ref.rollout
+    prompts, corrections, turns = config.data.train_batch_size, 0, 1
     if config.algorithm.adv_estimator == NAME:
         cipo = cipo_config(config)
+        turns += cipo.val_corrections
         if cipo.rolls_out:
-            rollouts += anchor_budget(prompts, cipo.replay_fraction) * (cipo.n_corrections or n)
-    mode = getattr(trainer, "verl_mode", config.trainer.v1.trainer_mode)
-    syncs = config.trainer.v1[mode].get("parameter_sync_step", 1)
+            corrections = anchor_budget(prompts, cipo.replay_fraction) * (cipo.n_corrections or rollout.n)
+    syncs = 1
+    if config.trainer.use_v1:
+        mode = getattr(trainer, "verl_mode", config.trainer.v1.trainer_mode)
+        syncs = config.trainer.v1[mode].get("parameter_sync_step", 1)
     train_gpus, rollout_gpus = gpus(config)
     return Plan(
         estimator=config.algorithm.adv_estimator,
         trainer=trainer.__name__,
-        rollout_engine=config.actor_rollout_ref.rollout.name,
+        rollout_engine=rollout.name,
         prompts=prompts,
-        rollouts=rollouts,
+        rollouts=prompts * rollout.n + corrections,
+        corrections=corrections,
+        validation_samples=rollout.val_kwargs.n * turns,
         optimizer_steps=syncs * optimizer_steps(config, prompts // syncs) * config.actor_rollout_ref.actor.ppo_epochs,
         train_gpus=train_gpus,
         rollout_gpus=rollout_gpus,
@@ -206,36 +276,14 @@ def make_plan(config: DictConfig, trainer: type[PPOTrainer], unchecked: tuple[st
 
 
 def summary(plan: Plan) -> str:
-    """The plan in three lines."""
+    """The plan in four lines."""
     where = f"{plan.rollout_gpus} more of its own" if plan.rollout_gpus else "the same"
     return "\n".join(
         (
             f"{plan.estimator} by {plan.trainer}, rollout by {plan.rollout_engine}",
-            f"a step: {plan.prompts} prompts, {plan.rollouts} rollouts, {plan.optimizer_steps} optimizer steps; "
-            f"training on {plan.train_gpus} GPUs, rollout on {where}",
+            f"a step: {plan.prompts} prompts, {plan.rollouts} rollouts ({plan.corrections} of them corrections), "
+            f"{plan.optimizer_steps} optimizer steps; training on {plan.train_gpus} GPUs, rollout on {where}",
+            f"a validation: {plan.validation_samples} answers to each prompt, second turns included",
             f"not checked: {'; '.join(plan.unchecked)}; installed engines; memory",
         )
     )
-
-
-def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m verl_cipo.integration.dry_run") -> int:
-    parser = argparse.ArgumentParser(prog=prog, description="Check a command line of verl.trainer.main_ppo.")
-    parser.add_argument("--config-path", default="pkg://verl_cipo.config")
-    parser.add_argument("--config-name", default="cipo_trainer")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    options = parser.parse_intermixed_args(arguments)
-    try:
-        config = compose_config(options.config_path, options.config_name, options.overrides)
-        # verl reports by print; stdout holds nothing but the config.
-        with contextlib.redirect_stdout(sys.stderr):
-            plan = check(config)
-    except REFUSALS as error:
-        print(f"dry run: refused, {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    print(OmegaConf.to_yaml(config, resolve=True))
-    print(f"dry run: accepted, {summary(plan)}", file=sys.stderr)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

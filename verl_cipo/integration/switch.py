@@ -5,7 +5,8 @@ Two things happen when the plugin loads, both light:
 * OmegaConf resolvers are registered. ``trainer.v1.trainer_mode: ${cipo.trainer:sync,${algorithm.adv_estimator}}``
   imports the CIPO trainers at the moment verl asks for the mode, in the process that asks, and not in every process
   that imports verl; with another estimator it is verl's own mode. ``${cipo.manager:...}`` does the same for the
-  rollout manager. ``cipo_trainer.yaml`` uses both; that path needs no hook.
+  rollout manager. ``cipo_trainer.yaml`` uses both; that path needs no hook. Its section ``algorithm.cipo`` is open:
+  Hydra would only say of a misspelled knob how to append it, CIPO's own validation names the nearest one.
 * for verl's own config, and for the V0 trainer, ``verl.utils.config.validate_config`` is wrapped. It is the one
   function that ``main_ppo`` calls with the whole config in the driver before Ray starts. With any other estimator the
   wrapper calls verl's function and does nothing else. With ``trainer.use_v1=False`` it also puts CIPO's V0 trainer in
@@ -20,6 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
@@ -32,6 +34,8 @@ logger = logging.getLogger("verl_cipo")
 
 TRAINER_RESOLVER = "cipo.trainer"
 MANAGER_RESOLVER = "cipo.manager"
+OPEN_SECTION = "cipo/open"
+"""Hydra's name of an ``algorithm.cipo`` that takes any key, for the defaults of our configs."""
 VALIDATE_SIGNATURE = ["config", "use_reference_policy", "use_critic"]
 
 
@@ -87,7 +91,7 @@ def resolve_manager(estimator: str) -> str | None:
 
 
 def register() -> None:
-    """Wrap ``validate_config`` and register the resolvers; a second call changes nothing.
+    """Wrap ``validate_config``, register the resolvers and the open section; a second call changes nothing.
 
     Raises:
         ChangedSeamError: ``validate_config`` takes other arguments than verl 0.9's.
@@ -123,6 +127,10 @@ def register() -> None:
     verl_config.validate_config = validate_config
     OmegaConf.register_new_resolver(TRAINER_RESOLVER, resolve_trainer, replace=True)
     OmegaConf.register_new_resolver(MANAGER_RESOLVER, resolve_manager, replace=True)
+    group, _, name = OPEN_SECTION.partition("/")
+    ConfigStore.instance().store(
+        group=group, name=name, package=ROOT, node=DictConfig({}, flags={"struct": False}), provider="verl_cipo"
+    )
 
 
 def is_switch(validate_config: Any) -> bool:

@@ -1,8 +1,9 @@
-"""The dry run: what it refuses before a GPU is asked for, with which words, and what it says of a config it accepts.
+"""The check: what it refuses before a GPU is asked for, with which words, and what it says of a config it accepts.
 
 Not covered: that a config it accepts fits into the memory of a machine.
 """
 
+import re
 import runpy
 import sys
 from importlib.resources import files
@@ -12,7 +13,9 @@ import yaml
 from omegaconf import OmegaConf
 from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
+from verl_cipo import check
 from verl_cipo.integration import dry_run
+from verl_cipo.integration.values import missing_loggers
 
 PACKAGE = "pkg://verl_cipo.config"
 BASE = [
@@ -46,7 +49,7 @@ def plan(*overrides: str, **kwargs) -> dry_run.Plan:
 
 def refusal(capsys, *overrides: str, name: str = "cipo_trainer") -> str:
     capsys.readouterr()
-    status = dry_run.main(["--config-path", PACKAGE, "--config-name", name, *BASE, *overrides])
+    status = check.main(["--config-path", PACKAGE, "--config-name", name, *BASE, *overrides])
     captured = capsys.readouterr()
     assert status == 1
     assert captured.out == ""
@@ -107,9 +110,37 @@ def test_a_model_folder_that_is_broken_is_not_taken_for_a_missing_one(tmp_path, 
     assert "HFModelConfig" in words
 
 
+GRPO = "algorithm.adv_estimator=grpo"
+VALUES = {
+    "actor_rollout_ref.actor.kl_loss_coef": ("abc", "a finite number >= 0"),
+    "actor_rollout_ref.actor.clip_ratio": ("-1", "a finite number >= 0"),
+    "actor_rollout_ref.actor.optim.lr": ("0", "a finite number > 0"),
+    "actor_rollout_ref.actor.entropy_coeff": ("high", "a number"),
+    "actor_rollout_ref.actor.use_kl_loss": ("maybe", "true or false"),
+    "actor_rollout_ref.rollout.gpu_memory_utilization": ("6", "a finite number > 0 <= 1"),
+    "actor_rollout_ref.rollout.temperature": ("hot", "a finite number >= 0"),
+    "trainer.n_gpus_per_node": ("0", "an integer >= 1"),
+    "trainer.logger": ("wandbb", "some of wandb, mlflow"),
+}
 MEGATRON = "actor_rollout_ref.actor.megatron"
 REFUSED = {
-    "unknown key of verl": (["data.train_batchsize=1"], ["train_batchsize"]),
+    "unknown key of verl": (
+        ["data.train_batchsize=1"],
+        ["data.train_batchsize: no such key", "did you mean data.train_batch_size?"],
+    ),
+    "unknown section of verl": (
+        ["actor_rollout_ref.rolout.n=4"],
+        ["actor_rollout_ref.rolout.n: no such key", "did you mean actor_rollout_ref.rollout.n?"],
+    ),
+    "unknown key that is like no other": (["trainer.xyzzy=1"], ["trainer.xyzzy", "To append to your config"]),
+    "misspelled knob": (
+        ["algorithm.cipo.lambda_cor=1"],
+        ["algorithm.cipo.lambda_cor = 1", "Did you mean algorithm.cipo.lambda_corr?"],
+    ),
+    "misspelled knob of a section": (
+        ["algorithm.cipo.prompt.templat=math"],
+        ["Did you mean algorithm.cipo.prompt.template?"],
+    ),
     "unknown estimator": (["algorithm.adv_estimator=cipoo"], ["Unknown advantage estimator", "cipoo"]),
     "unknown knob": (["+algorithm.cipo.lambda_cor=1"], ["algorithm.cipo.lambda_cor", "lambda_corr"]),
     "knob out of range": (["algorithm.cipo.rho_max=2"], ["algorithm.cipo.rho_max", "[0, 1]"]),
@@ -118,8 +149,11 @@ REFUSED = {
     "verl's validate_config": (["actor_rollout_ref.actor.use_dynamic_bsz=false"], ["ppo_micro_batch_size"]),
     "rollout dataclass": (["actor_rollout_ref.rollout.expert_parallel_size=2"], ["expert_parallel_size"]),
     "reward function": (["reward.custom_reward_function.path=/no/reward.py"], ["/no/reward.py"]),
-    "trainer mode": (["algorithm.adv_estimator=grpo", "trainer.v1.trainer_mode=later"], ["later", "separate_async"]),
-    "V0": (["algorithm.adv_estimator=grpo", "trainer.use_v1=false"], ["trainer.use_v1=False"]),
+    "trainer mode": ([GRPO, "trainer.v1.trainer_mode=later"], ["later", "separate_async"]),
+    "V0's schedule": (
+        ["trainer.use_v1=false", "algorithm.cipo.schedule=replay"],
+        ["algorithm.cipo.schedule", "barrier"],
+    ),
     "naive weight transfer": (
         [*SEPARATE, "actor_rollout_ref.rollout.checkpoint_engine.backend=naive"],
         ["nccl", "separate async"],
@@ -129,7 +163,7 @@ REFUSED = {
         ["parameter_sync_step=2", "ppo_mini_batch_size=8"],
     ),
     "GRPO's updates of a step": (
-        ["algorithm.adv_estimator=grpo", *SEPARATE, "trainer.v1.separate_async.parameter_sync_step=2"],
+        [GRPO, *SEPARATE, "trainer.v1.separate_async.parameter_sync_step=2"],
         ["parameter_sync_step=2", "ppo_mini_batch_size=8"],
     ),
     "engines on training GPUs": (
@@ -155,7 +189,7 @@ REFUSED = {
     "cut prompts": (["data.max_prompt_length=4096"], ["prompt_length=2048", "data.max_prompt_length=4096"]),
     "model length": (["actor_rollout_ref.rollout.max_model_len=2559"], ["max_model_len=2559", "2560"]),
     "GRPO's lengths": (
-        ["algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.max_model_len=2559"],
+        [GRPO, "actor_rollout_ref.rollout.max_model_len=2559"],
         ["max_model_len=2559", "2560"],
     ),
 }
@@ -166,6 +200,50 @@ REFUSED_MEGATRON = {
         ["expert tensor x expert x pipeline = 16"],
     ),
 }
+
+
+@pytest.mark.parametrize("estimator", ["cipo", "grpo"])
+def test_every_value_that_verl_cannot_use_is_named_at_once(estimator, capsys):
+    given = [f"{key}={value}" for key, (value, _) in VALUES.items()]
+    message = refusal(capsys, f"algorithm.adv_estimator={estimator}", *given)
+    lines = message.removeprefix("dry run: refused, ValuesError: ").splitlines()
+    expected = [f"{key}={value}: expected {allowed}" for key, (value, allowed) in VALUES.items()]
+    assert len(lines) == len(expected)
+    assert all(any(line.startswith(words) for line in lines) for words in expected), message
+
+
+def test_values_that_follow_from_others_or_are_whole_numbers_are_fine():
+    plan("actor_rollout_ref.actor.grad_clip=1", "actor_rollout_ref.rollout.top_p=1", "trainer.logger=console")
+    plan("actor_rollout_ref.rollout.val_kwargs.temperature=${actor_rollout_ref.rollout.temperature}")
+
+
+def test_three_gpus_are_for_the_trainer_that_fills_up(capsys):
+    """An optimizer step has 8 x 4 rows. verl asserts in its workers that the ranks divide them."""
+    assert plan("trainer.n_gpus_per_node=3").train_gpus == 3
+    message = refusal(capsys, GRPO, "trainer.n_gpus_per_node=3")
+    assert "ppo_mini_batch_size=8" in message and "32 rows" in message and "3 data-parallel ranks" in message
+    # Two GPUs share a sequence, so that there are two ranks.
+    plan(GRPO, "trainer.n_gpus_per_node=4", "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=2")
+
+
+def test_the_old_trainers_are_known():
+    v0 = ["trainer.use_v1=false", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1"]
+    assert plan(*v0).trainer == "CIPOTrainerV0"
+    stock = plan(GRPO, *v0)
+    assert (stock.trainer, stock.rollouts, stock.optimizer_steps) == ("RayPPOTrainer", 128, 4)
+
+
+def test_a_logger_that_is_not_installed_is_said(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert missing_loggers(["console", "file", "wandb"]) == ["wandb"]
+
+
+def test_grpo_with_second_turns_trains_as_many_rollouts_as_grpo():
+    """What the scripts run for ALGO=grpo: its validation has second turns, its training no corrections."""
+    ours = plan("algorithm.cipo.replay_fraction=0", "actor_rollout_ref.rollout.val_kwargs.n=3")
+    stock = plan(GRPO, "actor_rollout_ref.rollout.val_kwargs.n=3")
+    assert (ours.rollouts, ours.corrections, ours.optimizer_steps) == (stock.rollouts, 0, stock.optimizer_steps)
+    assert (ours.validation_samples, stock.validation_samples) == (6, 3)
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -195,20 +273,40 @@ def test_sequences_may_be_split_over_gpus():
 
 
 def test_config_path_is_a_package(capsys):
-    assert dry_run.main(["--config-path", "config", *BASE]) == 1
+    assert check.main(["--config-path", "config", *BASE]) == 1
     assert "--config-path config: use pkg://PACKAGE" in capsys.readouterr().err
 
 
 def test_stdout_is_the_config_and_nothing_else(capsys):
-    assert dry_run.main([*BASE, "--config-name", "cipo_trainer", "data.train_batch_size=16"]) == 0
+    assert check.main(["--config", *BASE, "--config-name", "cipo_trainer", "data.train_batch_size=16"]) == 0
     captured = capsys.readouterr()
     config = yaml.safe_load(captured.out)
     assert config["data"]["train_batch_size"] == 16
     assert config["trainer"]["v1"]["trainer_mode"] == "cipo_sync"
     assert (
-        "dry run: accepted, cipo by CIPOTrainerSync, rollout by vllm\na step: 16 prompts, 128 rollouts, 2 "
-        in captured.err
+        "dry run: accepted, cipo by CIPOTrainerSync, rollout by vllm\na step: 16 prompts, 128 rollouts (64 of them "
+        "corrections), 2 optimizer steps" in captured.err
     )
+
+
+def test_the_verdict_and_what_is_changed_are_all_that_is_printed(capsys):
+    given = ["data.train_batch_size=16", "algorithm.cipo.lambda_corr=0.5", "algorithm.cipo.lambda_risk=1"]
+    assert check.main([*BASE, *given]) == 0
+    captured = capsys.readouterr()
+    (note,) = captured.err.splitlines()
+    assert note.startswith("note: the driver cannot load the tokenizer")
+    verdict, _, changed = captured.out.partition("\n\n")
+    accepted, *others = verdict.splitlines()
+    assert accepted == "dry run: accepted, cipo by CIPOTrainerSync, rollout by vllm" and len(others) == 3
+    assert "  data.train_batch_size: 16" in changed and "  algorithm.cipo.lambda_corr: 0.5" in changed
+    # What has verl's or CIPO's default, given or not, is not among them.
+    assert not re.search(r"lambda_risk|rho_init|entropy_coeff|ppo_epochs", changed)
+    assert len(changed.splitlines()) < 20
+
+
+def test_what_verl_prints_is_shown_when_asked_for(capsys):
+    assert check.main(["--verbose", *BASE]) == 0
+    assert "[validate_config] All configuration checks passed" in capsys.readouterr().err
 
 
 def test_the_short_command_is_the_dry_run(monkeypatch, capsys):
@@ -238,7 +336,12 @@ def source(name: str) -> dict:
 
 def test_megatron_config_has_the_defaults_of_the_other():
     ours, megatron = source("cipo_trainer"), source("cipo_megatron_trainer")
-    assert megatron.pop("defaults") == ["ppo_trainer", {"override model_engine": "megatron"}, "_self_"]
+    assert megatron.pop("defaults") == [
+        "ppo_trainer",
+        {"override model_engine": "megatron"},
+        {"optional cipo": "open"},
+        "_self_",
+    ]
     ours.pop("defaults")
     assert megatron == ours
 

@@ -1,12 +1,17 @@
 """What a report is made of: runs on disk, and arms, which are the runs (seeds) of one label."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from verl_cipo.evaluation.jsonl import BadLine, by_step, read_objects
 
 METRICS_FILE, VALIDATION = "metrics.jsonl", "validation"
+EARLIER = re.compile(r"metrics_(\d+)\.jsonl")
+"""Files of earlier starts of a run that was started several times, numbered in their order."""
+TRAINED = "training/global_step"
+"""Figure of every training step; a validation alone has none."""
 CORRECTIONS = Path(VALIDATION, "corrections")
 
 Steps = dict[int, dict[str, float]]
@@ -41,18 +46,36 @@ class Arm:
     runs: tuple[Run, ...]
 
 
-def read_metrics(path: Path, bad: list[BadLine]) -> Steps:
+def metrics_files(path: Path) -> list[Path]:
+    """What the starts of a run logged, in their order: of a folder, or of a run that is a file.
+
+    Empty where there is none.
+    """
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    earlier = [(int(match[1]), file) for file in path.iterdir() if (match := EARLIER.fullmatch(file.name))]
+    return [file for _, file in sorted(earlier)] + [file for file in [path / METRICS_FILE] if file.is_file()]
+
+
+def read_metrics(paths: Iterable[Path], bad: list[BadLine]) -> Steps:
     """Lines ``{"step": int, "data": {name: value}}`` of verl's file logger, joined by step.
 
-    Of a figure that was logged twice for a step, as where the files of a killed and of its resumed run were joined,
-    the later one counts. What is no finite number is left out. `bad` and raises: see `read_objects`.
+    A start goes on from a checkpoint: it takes steps again that an earlier one had logged after it, which then do not
+    count. Of a figure that is there twice for a step the later one counts. What is no finite number is left out. `bad`
+    and raises: see `read_objects`.
     """
     steps: Steps = {}
-    for _, line in read_objects(path, bad, {"step": int, "data": dict}):
-        figures = steps.setdefault(line["step"], {})
-        for name, value in line["data"].items():
-            if isinstance(value, (int, float)) and abs(value) < float("inf"):
-                figures[name] = float(value)
+    for path in paths:
+        fresh: Steps = {}
+        for _, line in read_objects(path, bad, {"step": int, "data": dict}):
+            figures = fresh.setdefault(line["step"], {})
+            for name, value in line["data"].items():
+                if isinstance(value, (int, float)) and abs(value) < float("inf"):
+                    figures[name] = float(value)
+        again = min((step for step, figures in fresh.items() if TRAINED in figures), default=float("inf"))
+        steps = {step: figures for step, figures in steps.items() if step < again}
+        for step, figures in fresh.items():
+            steps[step] = steps.get(step, {}) | figures
     return dict(sorted(steps.items()))
 
 
@@ -80,15 +103,16 @@ def read_arms(given: Sequence[str], bad: list[BadLine]) -> list[Arm]:
                 f"{path}: another run is called {label} as well; say which arms they are of, as in cipo={path}"
             )
         metrics = path / METRICS_FILE if path.is_dir() else path
-        if not metrics.is_file():
+        files = metrics_files(path)
+        if not files:
             raise FileNotFoundError(
                 f"run {label}: {metrics} is not there; give the folder that holds {METRICS_FILE}, or the file that "
                 f"verl's file logger wrote (VERL_FILE_LOGGER_PATH)"
             )
-        if metrics.resolve() in seen:
+        if seen & {file.resolve() for file in files}:
             raise ValueError(f"run {label}: {metrics} was given twice")
-        seen.add(metrics.resolve())
-        figures = read_metrics(metrics, bad)
+        seen |= {file.resolve() for file in files}
+        figures = read_metrics(files, bad)
         if not figures:
             raise ValueError(f"run {label}: {metrics} holds no step that can be read")
         seeds = runs.setdefault(label, [])

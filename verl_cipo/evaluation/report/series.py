@@ -11,7 +11,7 @@ import numpy as np
 from verl_cipo.evaluation.dumps.rows import Options, read_dumps
 from verl_cipo.evaluation.jsonl import BadLine
 from verl_cipo.evaluation.passk import pass_at_k, powers_of_two
-from verl_cipo.evaluation.report.runs import VALIDATION, Arm, Run
+from verl_cipo.evaluation.report.runs import TRAINED, VALIDATION, Arm, Run
 
 TURN1, TURN2 = "cipo/val/accuracy_turn1", "cipo/val/accuracy_turn2"
 # verl: val-core/{data source}/{acc, or reward without a verdict}/mean@{n}; a data source may hold slashes.
@@ -140,7 +140,7 @@ def tokens_before(run: Run) -> dict[float, float]:
     """
     found, total = {}, 0.0
     for step, figures in run.metrics.items():
-        if "training/global_step" in figures and "cipo/tokens/base" not in figures:
+        if TRAINED in figures and "cipo/tokens/base" not in figures:
             break
         total += figures.get("cipo/tokens/base", 0.0) + figures.get("cipo/tokens/correction", 0.0)
         found[step] = total

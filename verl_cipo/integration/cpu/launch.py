@@ -22,6 +22,8 @@ CPU_ENV = {
     # Two spinning OpenMP threads with one core busy were 44 times slower than one thread.
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
+    # TransferQueue wants 8 of them, and warns at every transfer where there are fewer cores.
+    "TQ_NUM_THREADS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",

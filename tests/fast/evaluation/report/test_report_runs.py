@@ -18,16 +18,43 @@ def test_lines_of_a_step_are_joined_the_later_figure_counts_and_steps_come_in_or
     )
     bad = []
 
-    assert read_metrics(path, bad) == {1: {"a": 5.0}, 2: {"a": 3.5, "b": 2.0}}
-    assert list(read_metrics(path, bad)) == [1, 2]
+    assert read_metrics([path], bad) == {1: {"a": 5.0}, 2: {"a": 3.5, "b": 2.0}}
+    assert list(read_metrics([path], bad)) == [1, 2]
     assert bad == []
+
+
+def test_starts_of_a_run_are_one_run(tmp_path):
+    """A start killed after step 4 and resumed from the checkpoint of step 2; then a third one, from that of step 3."""
+
+    def logged(name, lines):
+        return write_lines(tmp_path / name, [{"step": step, "data": data} for step, data in lines])
+
+    def trained(step, loss):
+        return step, {"training/global_step": step, "loss": loss}
+
+    logged("metrics_1.jsonl", [(0, {"val": 0.0}), *(trained(step, 1.0) for step in (1, 2, 3, 4))])
+    # At its start it validates the model of step 2, which the first one has trained.
+    logged("metrics_2.jsonl", [(2, {"val": 0.2}), trained(3, 2.0)])
+    logged("metrics_10.jsonl", [(3, {"val": 0.3})])
+    logged("metrics.jsonl", [(3, {"val": 0.4}), trained(4, 3.0)])
+    logged("metrics_old.jsonl", [trained(9, 9.0)])
+
+    (arm,) = read_arms([str(tmp_path)], [])
+    metrics = arm.runs[0].metrics
+    assert {step: figures.get("loss") for step, figures in metrics.items()} == {0: None, 1: 1.0, 2: 1.0, 3: 2.0, 4: 3.0}
+    assert {step: figures["val"] for step, figures in metrics.items() if "val" in figures} == {0: 0.0, 2: 0.2, 3: 0.4}
+
+
+def test_a_run_that_has_not_logged_since_its_last_start_is_what_it_was(tmp_path):
+    write_lines(tmp_path / "metrics_1.jsonl", [{"step": 1, "data": {"a": 1}}])
+    assert read_arms([str(tmp_path)], [])[0].runs[0].metrics == {1: {"a": 1.0}}
 
 
 def test_figures_that_are_not_finite_are_no_figures(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "data": {"a": NaN, "b": Infinity, "c": -Infinity, "d": 0}}\n')
 
-    assert read_metrics(path, []) == {1: {"d": 0.0}}
+    assert read_metrics([path], []) == {1: {"d": 0.0}}
 
 
 @pytest.mark.parametrize(
@@ -45,7 +72,7 @@ def test_a_malformed_line_is_named_with_file_and_line_and_the_others_are_kept(tm
     path.write_bytes(b'{"step": 0, "data": {"a": 1}}\n\n' + line + b"\n")
     bad = []
 
-    assert read_metrics(path, bad) == {0: {"a": 1.0}}
+    assert read_metrics([path], bad) == {0: {"a": 1.0}}
     (found,) = bad
     assert str(found).startswith(f"{path}:3: ") and reason in str(found)
 
