@@ -102,7 +102,7 @@ class Group:
 
 
 def no_signal(values: Sequence[float]) -> bool:
-    """Whether verl's group filter evicts a prompt whose attempts have these values of its metric: by verl's own test."""
+    """Whether verl's group filter evicts a prompt whose attempts have these values of its metric; verl's own test."""
     return len(values) > 1 and float(np.std(values)) == 0.0
 
 

@@ -55,8 +55,8 @@ def check_filter(
     if asynchronous and cipo.rolls_out and not cipo.replays:
         refuse(
             f"{ROOT}.schedule",
-            f"with {_ENABLE}=true an asynchronous trainer replaces evicted prompts one at a time, and anchors cannot be "
-            "drawn among all of a step; use replay",
+            f"with {_ENABLE}=true an asynchronous trainer has no fixed number of prompts a step among which anchors "
+            "could be drawn; use replay",
         )
     if cipo.replays and cipo.moves_budget:
         refuse(
@@ -73,6 +73,6 @@ def _check_kept(cipo: CIPOConfig, refuse: Callable[[str, str], None]) -> None:
     if not cipo.rolls_out:
         refuse(knob, "no corrections are sampled for which a prompt could be kept; set it to 0")
     if cipo.replays:
-        refuse(knob, "schedule=replay corrects attempts of the step before, which needs no prompt of this one; set it to 0")
+        refuse(knob, "schedule=replay corrects attempts of the step before, beside other prompts; set it to 0")
     if cipo.moves_budget:
         refuse(knob, "budget=auto may spend the sessions of its corrections on other prompts; set it to 0 or use fixed")

@@ -11,7 +11,7 @@ verl's own decide, evict, refill and select. What differs:
 
 import inspect
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -82,9 +82,9 @@ class FilteringBuffer(ReplayBuffer):
     def _attempts_alone(self, partition_id: str) -> Iterator[None]:
         """Within it verl sees attempts, and of finished prompts those that have any."""
         rows, finished = self.partitions[partition_id], self.finished_keys[partition_id]
-        names = {key: _group(key) for key in rows}
-        self.partitions[partition_id] = {key: rows[key] for key, name in names.items() if name.anchor is None}
-        self.finished_keys[partition_id] = finished & {name.prompt for name in names.values() if name.anchor is None}
+        attempts = {key for key, name in _groups(rows, finished).items() if name.anchor is None}
+        self.partitions[partition_id] = {key: rows[key] for key in rows if key in attempts}
+        self.finished_keys[partition_id] = {_prompt(key) for key in attempts}
         try:
             yield
         finally:
@@ -108,7 +108,7 @@ class FilteringBuffer(ReplayBuffer):
 
     def _clear_groups(self, partition_id: str, uids: set[str]) -> None:
         rows = self.partitions[partition_id]
-        names = {key: name for key in rows if (name := _group(key)).prompt in uids}
+        names = _groups(rows, uids)
         corrections = {key for key, name in names.items() if name.anchor is not None}
         rehomed = {key for key in corrections if names[key].prompt not in self._lost} if self._hosts else set()
         self._counts.update(
@@ -175,5 +175,10 @@ class FilteringBufferAsync(FilteringBuffer, ReplayBufferAsync):
     """With the asynchronous trainers, where corrections are hosted by prompts of a later step."""
 
 
-def _group(key: str) -> GroupName:
-    return GroupName.parse(RowKey.parse(key).group)
+def _prompt(key: str) -> str:
+    return key.split("_")[0]
+
+
+def _groups(keys: Iterable[str], prompts: Collection[str]) -> dict[str, GroupName]:
+    """The group of each row of the prompts; others may be none of a rollout, rows that only fill a batch up say."""
+    return {key: GroupName.parse(RowKey.parse(key).group) for key in keys if _prompt(key) in prompts}
