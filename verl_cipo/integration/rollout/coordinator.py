@@ -141,14 +141,15 @@ class AnchorCoordinator:
             self._of_step.join(uids, self._clock.time())
             self._batches[batch_id] = self._of_step
             return
-        quota = self._quota(len(uids) - replaces, rho)
+        among = self._train_batch_size if self._filters else len(uids)
+        quota = self._quota(len(uids) - replaces if self.config.replays else among, rho)
         selector, hosted = None, {}
         if self.config.replays:
             hosted = self._replay(uids, quota, step, shares)
         else:
             selector = AnchorSelector(
                 schedule=self.config.schedule,
-                n_groups=self._train_batch_size if self._filters else len(uids),
+                n_groups=among,
                 budget=sum(quota.values()),
                 quota=quota,
                 rho=rho,
