@@ -126,7 +126,7 @@ def test_what_the_filter_overrides_keeps_its_parameters(name):
 
 @seam("ReplayBuffer.sample, its order", FILTER)
 def test_a_look_at_the_rows_precedes_evictions_and_those_what_is_sampled():
-    """Prompts that the coordinator has admitted are asked for after the rows were looked at, and selected at the end."""
+    """The coordinator is asked whom it has admitted after the rows were looked at; these are selected at the end."""
     calls_in_order(
         f"{BUFFER}:ReplayBuffer.sample",
         *("_sync_metadata_from_transfer_queue", "_terminal_eviction_reasons", "_evict_terminal_groups"),
