@@ -33,6 +33,7 @@ DEFAULTS = {
     "guard": "warn",
     "val_corrections": 1,
     "budget": "fixed",
+    "keep_all_wrong": 0.0,
     "seed": 1,
     "prompt": {
         "template": "math",
