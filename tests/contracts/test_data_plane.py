@@ -96,14 +96,14 @@ FILTER = "verl_cipo/integration/train/replay_buffer.py"
 @pytest.mark.parametrize("mode", ["sync", "colocate_async"])
 def test_a_buffer_keeps_its_arguments_under_their_names(config, mode):
     """So one of ours is made of them, and the trainer's choice of them stays verl's."""
-    config.algorithm.filter_groups.enable = True
+    config.algorithm.filter_groups = {"enable": True, "metric": "acc", "max_inflight_gen_batches": 1}
     trainer = SimpleNamespace(config=config, trainer_mode=mode, _add_prompts_to_generate=print)
     base = load("verl.trainer.ppo.v1:PPOTrainer")
     trainer._resolve_filter_groups_metric = lambda: base._resolve_filter_groups_metric(trainer)
     built = base._build_replay_buffer(trainer)
     assert type(built).__name__ == ("ReplayBuffer" if mode == "sync" else "ReplayBufferAsync")
     taken = {name: getattr(built, name) for name in parameters(load(f"{BUFFER}:ReplayBuffer.__init__"))}
-    assert taken["refill_fn"] is print and taken["filter_groups_metric"] == "reward"
+    assert taken["refill_fn"] is print and taken["filter_groups_metric"] == "acc"
     if mode == "sync":
         assert taken["train_batch_size"] == config.data.train_batch_size and taken["gen_batch_size"] == 1
 
@@ -134,11 +134,10 @@ def test_a_look_at_the_rows_precedes_evictions_and_those_what_is_sampled():
     )
 
 
-@seam("FILTER_GROUPS_REWARD_METRIC, as_dict of an output", FILTER, "verl_cipo/integration/rollout/groups.py")
+@seam("AgentLoopOutput.as_dict, its rm_scores", "verl_cipo/integration/rollout/groups.py")
 def test_the_reward_that_groups_are_filtered_by_is_stored_in_single_precision():
     from verl_cipo.integration.rollout.groups import REWARD, metric_of
 
-    assert load(f"{BUFFER}:FILTER_GROUPS_REWARD_METRIC") == REWARD
     output = load("verl.experimental.agent_loop:AgentLoopOutput")(
         prompt_ids=[1], response_ids=[2, 3], response_mask=[1, 1], reward_score=0.1, metrics={}
     )
