@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from tests.real.conftest import PROMPTS, N, Run, streams
+from verl_cipo.core.anchors import rounded
 
 pytestmark = [pytest.mark.real, pytest.mark.nightly]
 
@@ -74,7 +75,7 @@ def test_anchors_are_the_steps(sync_run):
         assert metrics["cipo/anchors/total"] == PROMPTS
         base, corrections, _ = streams(sync_run.rollouts(step))
         right = sum(score > 0.5 for rows in base.values() for score in (row["score"] for row in rows))
-        assert metrics["cipo/anchors/correct"] == min(round(metrics["cipo/rho"] * PROMPTS), right)
+        assert metrics["cipo/anchors/correct"] == min(rounded(metrics["cipo/rho"] * PROMPTS), right)
         assert {len(rows) for rows in corrections.values()} == {N}
 
 
@@ -94,5 +95,5 @@ def test_hosted_corrections_outlive_their_hosts(async_run):
         assert all(len(values) > 1 for values in scores.values()), "a prompt without a signal was trained"
         homeless = {name for name in corrections if name.rpartition("_c")[0] not in base}
         assert len(homeless) * N == metrics["cipo/filter/rehomed"]
-        seen.update(corrections)
+        seen.update(corrections.keys())
     assert set(seen.values()) <= {1}, "a correction was trained twice"
