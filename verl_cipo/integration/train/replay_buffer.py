@@ -50,8 +50,6 @@ class FilteringBuffer(ReplayBuffer):
         """CIPO's rollout manager, which the trainer sets before it samples."""
         self._hosts = hosts
         self._add_prompts, self.refill_fn = self.refill_fn, self._refill
-        self._unpaid = 0
-        """Evicted prompts whose corrections are trained, so that those in their place host none."""
         self._lost: set[str] = set()
         """Prompts that are evicted with the corrections that they host."""
         self._rehomed: set[str] = set()
@@ -74,9 +72,7 @@ class FilteringBuffer(ReplayBuffer):
 
     def _replaced(self, num_prompts: int) -> int:
         """How many of some new prompts add no anchors to the step."""
-        replaced = min(self._unpaid, num_prompts)
-        self._unpaid -= replaced
-        return replaced
+        raise NotImplementedError
 
     @contextmanager
     def _attempts_alone(self, partition_id: str) -> Iterator[None]:
@@ -97,10 +93,9 @@ class FilteringBuffer(ReplayBuffer):
     def _evict_terminal_groups(
         self, global_steps: int, partition_id: str, eviction_reasons: Reasons
     ) -> tuple[set[str], int, int, dict]:
-        stale, filtered, failed, _ = eviction_reasons
+        stale, _, failed, _ = eviction_reasons
         # What is evicted because it is too old takes its corrections with it, which are as old.
         self._lost = stale | failed
-        self._unpaid += len(filtered - self._lost)
         try:
             return super()._evict_terminal_groups(global_steps, partition_id, eviction_reasons)
         finally:
@@ -173,6 +168,23 @@ class FilteringBufferSync(FilteringBuffer):
 
 class FilteringBufferAsync(FilteringBuffer, ReplayBufferAsync):
     """With the asynchronous trainers, where corrections are hosted by prompts of a later step."""
+
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        self._unpaid = 0
+        """Evicted prompts whose corrections are trained, so that those in their place host none."""
+
+    def _replaced(self, num_prompts: int) -> int:
+        replaced = min(self._unpaid, num_prompts)
+        self._unpaid -= replaced
+        return replaced
+
+    def _evict_terminal_groups(
+        self, global_steps: int, partition_id: str, eviction_reasons: Reasons
+    ) -> tuple[set[str], int, int, dict]:
+        stale, filtered, failed, _ = eviction_reasons
+        self._unpaid += len(filtered - stale - failed)
+        return super()._evict_terminal_groups(global_steps, partition_id, eviction_reasons)
 
 
 def _prompt(key: str) -> str:

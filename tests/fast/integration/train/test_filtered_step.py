@@ -147,6 +147,7 @@ class Run:
         names = [GroupName.parse(RowKey.parse(key).group) for key in batch.keys]
         tq.kv_clear(keys=batch.keys, partition_id="train")
         assert self.tags == {}, "something is left in TransferQueue"
+        assert not self.buffer._rehomed and not self.buffer._admitted, "a checkpoint would have to hold it"
         base = Counter(name.prompt for name in names if name.anchor is None)
         return base, Counter(str(name) for name in names if name.anchor is not None), metrics
 

@@ -176,8 +176,10 @@ def test_asynchronous_replacements_of_filtered_prompts_host_nothing(world):
     world.put("a", "wwww", "rw", step=3)
     world.put("b", "rwrw", "rw", step=1)
     world.coming = [("c", "rwrw", "", "finished", 3), ("d", "rwrw", "", "finished", 3)]
-    rows, metrics, counts = sampled(buffer(world, hosts=True, cls=ReplayBufferAsync), step=3)
+    made = buffer(world, hosts=True, cls=ReplayBufferAsync)
+    rows, metrics, counts = sampled(made, step=3)
     assert world.asked == [(2, 1)] and world.replaces == 0
+    assert made._unpaid == 0 and not made._rehomed, "a checkpoint would have to hold it"
     assert rows == {"a": 2, "c": 4, "d": 4}
     assert metrics["training/off_policy/evicted_samples"] == metrics["training/filter_groups/evicted_samples"] == 1
     assert counts == {"filter/attempts": 8, "filter/corrections": 2, "filter/rehomed": 2}
