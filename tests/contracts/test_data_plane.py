@@ -8,7 +8,7 @@ import torch
 import transfer_queue as tq
 from tensordict import NonTensorData, TensorDict
 
-from tests.contracts.support.seams import check_accepts, check_parameters, load, parameters, seam
+from tests.contracts.support.seams import calls_in_order, check_accepts, check_parameters, load, parameters, seam
 
 BUFFER = "verl.trainer.ppo.v1.replay_buffer"
 ROWS, AUX = "verl_cipo/integration/train/rows.py", "verl_cipo/integration/train/aux.py"
@@ -87,6 +87,61 @@ def test_a_prompt_is_sampled_once_its_status_is_terminal(store, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("two prompts have ended, verl waits for more"))
     batch, _ = buffer.sample(global_steps=1, partition_id="train", batch_size=2)
     assert sorted(batch.keys) == ["a_c0_0_0", "c_c0_0_0"]
+
+
+FILTER = "verl_cipo/integration/train/replay_buffer.py"
+
+
+@seam("ReplayBuffer.__init__, its attributes", FILTER)
+@pytest.mark.parametrize("mode", ["sync", "colocate_async"])
+def test_a_buffer_keeps_its_arguments_under_their_names(config, mode):
+    """So one of ours is made of them, and the trainer's choice of them stays verl's."""
+    config.algorithm.filter_groups = {"enable": True, "metric": "acc", "max_inflight_gen_batches": 1}
+    trainer = SimpleNamespace(config=config, trainer_mode=mode, _add_prompts_to_generate=print)
+    base = load("verl.trainer.ppo.v1:PPOTrainer")
+    trainer._resolve_filter_groups_metric = lambda: base._resolve_filter_groups_metric(trainer)
+    built = base._build_replay_buffer(trainer)
+    assert type(built).__name__ == ("ReplayBuffer" if mode == "sync" else "ReplayBufferAsync")
+    taken = {name: getattr(built, name) for name in parameters(load(f"{BUFFER}:ReplayBuffer.__init__"))}
+    assert taken["refill_fn"] is print and taken["filter_groups_metric"] == "acc"
+    if mode == "sync":
+        assert taken["train_batch_size"] == config.data.train_batch_size and taken["gen_batch_size"] == 1
+
+
+FILTERED = {
+    "_dapo_filtered_keys": ["partition_id"],
+    "_sampleable_terminal_keys": ["partition_id", "eviction_reasons"],
+    "_evict_terminal_groups": ["global_steps", "partition_id", "eviction_reasons"],
+    "_clear_groups": ["partition_id", "uids"],
+    "_select_prompt_uids": ["partition_id", "sampleable_keys", "batch_size"],
+    "_materialize_batch": ["partition_id", "selected_prompt_uids", "partition_snapshot"],
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=seam(f"ReplayBuffer.{name}", FILTER)) for name in FILTERED])
+def test_what_the_filter_overrides_keeps_its_parameters(name):
+    check_parameters(f"{BUFFER}:ReplayBuffer.{name}", FILTERED[name])
+    assert name not in vars(load(f"{BUFFER}:ReplayBufferAsync")), "the asynchronous buffer has one of its own"
+
+
+@seam("ReplayBuffer.sample, its order", FILTER)
+def test_a_look_at_the_rows_precedes_evictions_and_those_what_is_sampled():
+    """The coordinator is asked whom it has admitted after the rows were looked at; these are selected at the end."""
+    calls_in_order(
+        f"{BUFFER}:ReplayBuffer.sample",
+        *("_sync_metadata_from_transfer_queue", "_terminal_eviction_reasons", "_evict_terminal_groups"),
+        *("_sampleable_terminal_keys", "refill_fn", "_select_prompt_uids", "_clear_groups", "_materialize_batch"),
+    )
+
+
+@seam("AgentLoopOutput.as_dict, its rm_scores", "verl_cipo/integration/rollout/groups.py")
+def test_the_reward_that_groups_are_filtered_by_is_stored_in_single_precision():
+    from verl_cipo.integration.rollout.groups import REWARD, metric_of
+
+    output = load("verl.experimental.agent_loop:AgentLoopOutput")(
+        prompt_ids=[1], response_ids=[2, 3], response_mask=[1, 1], reward_score=0.1, metrics={}
+    )
+    assert output.as_dict()["rm_scores"].sum().item() == metric_of(output, REWARD) != 0.1
 
 
 TENSORDICT = "verl.utils.tensordict_utils"

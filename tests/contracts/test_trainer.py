@@ -13,6 +13,7 @@ BASE = "verl.trainer.ppo.v1:PPOTrainer"
 TRAINER = "verl_cipo/integration/train/trainer.py"
 OVERRIDDEN = {
     "__init__": ["config"],
+    "_build_replay_buffer": [],
     "_init_tokenizer": [],
     "on_init_end": [],
     "fit": ["agent_loop_manager"],

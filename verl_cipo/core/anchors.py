@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from verl_cipo.core.draws import lot
 
 # Pass rates and shares are quotients of small integers: far below any difference that means something.
@@ -69,10 +71,14 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """The attempts of one prompt in one step; sessions that failed are left out."""
+    """The attempts of one prompt in one step; sessions that failed are left out.
+
+    evicted: whether `algorithm.filter_groups` takes the prompt out of the step, see `no_signal`.
+    """
 
     uid: str
     attempts: tuple[Attempt, ...]
+    evicted: bool = False
 
     def __post_init__(self) -> None:
         sessions = [attempt.session for attempt in self.attempts]
@@ -98,6 +104,11 @@ class Group:
             prompt_score=statistics.fmean(scores),
             prompt_spread=statistics.pstdev(scores),
         )
+
+
+def no_signal(values: Sequence[float]) -> bool:
+    """Whether verl's group filter evicts a prompt whose attempts have these values of its metric; verl's own test."""
+    return len(values) > 1 and float(np.std(values)) == 0.0
 
 
 def medium(pass_rate: float, *, delta_low: float, delta_high: float) -> bool:
@@ -193,6 +204,8 @@ class AnchorSelector:
     running share of correct anchors stays closest to rho and no kind exceeds its quota. The last group releases
     everything that is left, by the rule of `select_anchors`: so both schedules give equally many anchors, and equally
     many of each kind.
+
+    `finish` takes the groups so far for all that there are. A group that is `owed` an anchor gives a wrong one at once.
     """
 
     def __init__(
@@ -227,17 +240,31 @@ class AnchorSelector:
             (is_medium, kind): [] for is_medium in (True, False) for kind in (True, False)
         }
         self._seen: set[str] = set()
+        self._finished = False
 
     @property
     def complete(self) -> bool:
         """Whether every group was added, so that no further anchor will come."""
-        return len(self._seen) >= self._n_groups
+        return self._finished or len(self._seen) >= self._n_groups
 
-    def add(self, group: Group) -> list[Attempt]:
+    @property
+    def wrong_left(self) -> int:
+        """How many wrong anchors the quota still has."""
+        return self._quota[False] - self._taken[False]
+
+    def finish(self) -> list[Attempt]:
+        """No further group will come: the anchors that are left, none where it was complete."""
+        if self.complete:
+            return []
+        self._finished = True
+        return self._take_rest()
+
+    def add(self, group: Group, *, owed: bool = False) -> list[Attempt]:
         """Take a finished group (once each; it may have no attempts) and return the anchors decided now.
 
-        They may belong to any group added so far. Raises: ValueError on more groups than `n_groups`
-        and on a group that was added before.
+        They may belong to any group added so far. owed: whether one of them is a wrong attempt of this group, which
+        must have one that is correctable. Raises: ValueError on more groups than `n_groups` and on a group that was
+        added before.
         """
         if self.complete:
             raise ValueError(f"group {group.uid!r} is one more than the {self._n_groups} that were announced")
@@ -245,13 +272,18 @@ class AnchorSelector:
             raise ValueError(f"group {group.uid!r} was already added")
         self._seen.add(group.uid)
         is_first = self._first(group)
-        for rank, attempt in ranks(group, **self._draw):
+        ranked = ranks(group, **self._draw)
+        own: list[Attempt] = []
+        if owed:
+            own.append(ranked.pop(next(i for i, (_, attempt) in enumerate(ranked) if not attempt.correct))[1])
+            self._taken[False] += 1
+        for rank, attempt in ranked:
             heapq.heappush(self._waiting[is_first, attempt.correct], (rank, attempt))
         if self.complete:
-            return self._take_rest()
+            return own + self._take_rest()
         if self._streaming and is_first:
-            return self._take_released()
-        return []
+            return own + self._take_released()
+        return own
 
     def _take_released(self) -> list[Attempt]:
         """Out of the medium prompts, up to the budget released so far and to each kind's quota."""

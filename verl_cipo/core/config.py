@@ -180,6 +180,9 @@ class CIPOConfig:
     budget: Literal["fixed", "auto"] = "fixed"
     """What the sessions of an anchor are spent on: fixed, its corrections; auto, those or as many further attempts,
     spread over the step's prompts, whichever has been worth more in prompts of about its pass rate."""
+    keep_all_wrong: float = 0.0
+    """With algorithm.filter_groups, the share of a batch's prompts that may be all wrong: each is kept with a wrong
+    anchor of its own, as long as the step has any left; 0 evicts them, as verl does."""
     seed: int = 1
     """Seed for drawing anchors."""
     prompt: PromptConfig = field(default_factory=PromptConfig)

@@ -128,6 +128,7 @@ RULES: dict[str, Rule] = {
     "report_timeout": number(0),
     "guard": Rule("off, warn or adapt", _read_guard),
     "val_corrections": number(0, integer=True),
+    "keep_all_wrong": SHARE,
     "seed": number(integer=True),
     # prompt
     "template": Rule(TEMPLATE_ALLOWED, _read_text),

@@ -84,6 +84,13 @@ METRICS: dict[str, str] = {
     "cipo/reward/correction": "Mean raw verifier score of the corrections, before risk shaping.",
     "cipo/accuracy/base": "Share of attempts that are right, without the further ones of budget=auto.",
     "cipo/accuracy/correction": "Share of corrections that are right.",
+    "cipo/filter/dispatched": "Prompts dispatched, those in place of evicted ones included; cipo/filter/* exist with "
+    "algorithm.filter_groups.",
+    "cipo/filter/attempts": "Rows of attempts thrown away, with prompts that were evicted or left over.",
+    "cipo/filter/corrections": "Rows of corrections thrown away with them.",
+    "cipo/filter/rehomed": "Rows of corrections that were trained without the prompt that hosted them "
+    "(schedule=replay).",
+    "cipo/filter/kept_all_wrong": "Prompts that are all wrong and were kept for their corrections, see keep_all_wrong.",
     "cipo/rows/base": "Rows of attempts in the batch; an agent loop may return several per session.",
     "cipo/rows/correction": "Rows of corrections in the batch.",
     "cipo/rows/padding": "Rows that only fill up the batch.",

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
 from verl_cipo.core.prompts import with_text
 from verl_cipo.integration.checks import check_lengths
+from verl_cipo.integration.group_filter import check_filter
 from verl_cipo.integration.reward_function import load, located
 from verl_cipo.integration.rollout.seeds import seed_name
 
@@ -40,10 +41,14 @@ def cipo_config(config: DictConfig) -> CIPOConfig:
         case {"prompt": {"template": [*pieces]}} if all(isinstance(piece, str) for piece in pieces):
             mapping["prompt"]["template"] = "".join(pieces)
     cipo = CIPOConfig.from_mapping(mapping)
+    cipo = cipo.scheduled(asynchronous=_asynchronous(config))
+    return replace(cipo, prompt=with_text(cipo.prompt))
+
+
+def _asynchronous(config: DictConfig) -> bool:
     # The mode as it is written: reading an interpolation would import the trainers.
     trainer = OmegaConf.to_container(OmegaConf.select(config, "trainer.v1", default=OmegaConf.create()))
-    cipo = cipo.scheduled(asynchronous="async" in trainer.get("trainer_mode", "sync"))
-    return replace(cipo, prompt=with_text(cipo.prompt))
+    return "async" in trainer.get("trainer_mode", "sync")
 
 
 def settle(config: DictConfig) -> CIPOConfig:
@@ -90,8 +95,7 @@ def check_combination(config: DictConfig) -> CIPOConfig:
     if config.critic.enable:
         refuse("critic.enable", "CIPO has no critic; leave it null or false")
     _check_reward_model(config, refuse)
-    if OmegaConf.select(config, "algorithm.filter_groups.enable"):
-        refuse("algorithm.filter_groups.enable", "group filtering would judge attempts and corrections as one group")
+    check_filter(config, cipo, refuse, asynchronous=_asynchronous(config))
     if config.actor_rollout_ref.rollout.n < 2:
         refuse("actor_rollout_ref.rollout.n", "a group of one attempt has no group-relative advantage; use at least 2")
     if OmegaConf.select(config, "skip.rollout_tq.enable"):

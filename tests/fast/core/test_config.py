@@ -33,6 +33,7 @@ DEFAULTS = {
     "guard": "warn",
     "val_corrections": 1,
     "budget": "fixed",
+    "keep_all_wrong": 0.0,
     "seed": 1,
     "prompt": {
         "template": "math",
@@ -142,6 +143,7 @@ BAD = [
     ("correct_threshold", "high", "a finite number"),
     ("val_corrections", -1, "an integer >= 0"),
     ("val_corrections", 1.5, "an integer >= 0"),
+    ("keep_all_wrong", 1.5, "a finite number in [0, 1]"),
     ("seed", 1.0, "an integer"),
     ("seed", None, "an integer"),
     ("prompt", None, "a mapping with the keys template, attempt_view, on_overflow, max_attempt_tokens"),

@@ -186,10 +186,44 @@ REFUSED = {
     "critic.enable=true": ["critic.enable=True"],
     "reward.reward_model.enable=true": ["reward.reward_model.enable_resource_pool"],
     "actor_rollout_ref.actor.shuffle=true": ["actor_rollout_ref.actor.shuffle=True", "set it to false"],
-    "algorithm.filter_groups.enable=true": ["algorithm.filter_groups.enable=True"],
+    "+algorithm.cipo.keep_all_wrong=0.5": ["algorithm.cipo.keep_all_wrong=0.5", "algorithm.filter_groups.enable=true"],
     "actor_rollout_ref.rollout.n=1": ["actor_rollout_ref.rollout.n=1", "at least 2"],
     "+actor_rollout_ref.rollout.agent.agent_loop_manager_class=my.Manager": ["my.Manager", settings.MANAGER_CLASS],
 }
+
+
+FILTER = "algorithm.filter_groups.enable=true"
+REFUSED_WITH_FILTERING = {
+    "trainer.v1.sampler.custom_sampler={path:mine.py,name:Mine}": ["custom_sampler.path=mine.py", "set it to null"],
+    "algorithm.filter_groups.metric=null": ["algorithm.filter_groups.metric=None", "reward or acc"],
+    "trainer.v1.trainer_mode=colocate_async +algorithm.cipo.schedule=barrier": ["schedule=barrier", "use replay"],
+    "+algorithm.cipo={schedule:replay,budget:auto}": ["algorithm.cipo.budget=auto", "use fixed"],
+    "+algorithm.cipo={keep_all_wrong:0.5,schedule:replay}": ["keep_all_wrong=0.5", "schedule=replay", "set it to 0"],
+    "+algorithm.cipo={keep_all_wrong:0.5,budget:auto}": ["keep_all_wrong=0.5", "budget=auto", "use fixed"],
+    "+algorithm.cipo={keep_all_wrong:0.5,replay_fraction:0}": ["keep_all_wrong=0.5", "no corrections are sampled"],
+    "trainer.use_v1=false": ["algorithm.filter_groups.enable=True", "set trainer.use_v1=true"],
+}
+
+
+@pytest.mark.parametrize("overrides", REFUSED_WITH_FILTERING)
+def test_what_group_filtering_cannot_be_combined_with(overrides):
+    with pytest.raises(CIPOConfigError) as refused:
+        switched(FILTER, *overrides.split())
+    assert all(word in str(refused.value) for word in REFUSED_WITH_FILTERING[overrides]), str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "+algorithm.cipo.keep_all_wrong=0.5",
+        "+algorithm.cipo.budget=auto",
+        "+algorithm.cipo.schedule=replay",
+        "+algorithm.cipo={source:paired,aux:{coef:0.1}}",
+        "trainer.v1.trainer_mode=colocate_async",
+    ],
+)
+def test_what_works_with_group_filtering(overrides):
+    switched(FILTER, overrides)
 
 
 V0 = "trainer.use_v1=false"

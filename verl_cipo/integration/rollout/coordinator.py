@@ -5,6 +5,9 @@ until the selection of their batch is complete; with replay they ask at the star
 before. With `budget: auto` they are also told how many further attempts to make in place of corrections. The decisions
 themselves are the pure ``core.anchors.AnchorSelector``, ``core.replay.ReplayPool`` and ``core.steering.budget``; here
 is only who hears of them and when.
+
+Where verl filters groups, all dispatches of a step are one batch: a prompt that will be evicted ends at once, and
+anchors are drawn among the first `train_batch_size` prompts that stay, which are admitted.
 """
 
 import asyncio
@@ -15,7 +18,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from verl_cipo.core.anchors import AnchorSelector, Carry, Group, anchor_budget, carried_quotas, medium, quotas
+from verl_cipo.core.anchors import (
+    AnchorSelector,
+    Attempt,
+    Carry,
+    Group,
+    anchor_budget,
+    carried_quotas,
+    medium,
+    quotas,
+    rounded,
+)
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.replay import Candidate, ReplayPool
 from verl_cipo.core.steering.budget import Spread, drawn_first
@@ -53,7 +66,25 @@ class _Batch:
     groups: dict[str, Group] = field(default_factory=dict)
     """uid -> attempts; empty with schedule=replay."""
     reported_at: float = 0.0
-    """When the last group reported; before, 0."""
+    """When the last anchors were drawn; before, 0."""
+    admitted: set[str] | None = None
+    """Prompts that stay in the step; None where none is evicted, and with schedule=replay, where it does not matter."""
+    claimed: int = 0
+    """Those of them that are kept although they are all wrong."""
+
+    @property
+    def drawn(self) -> bool:
+        """Whether no more anchors will come."""
+        if self.admitted is None or self.selector is None:
+            return self.unreported == 0
+        return self.selector.complete
+
+    def join(self, uids: list[str], now: float) -> None:
+        """Take the prompts of a further dispatch of the step in."""
+        self.uids = self.uids + uids
+        self.open_groups += len(uids)
+        self.unreported += len(uids)
+        self.heard_at = now
 
 
 class AnchorCoordinator:
@@ -63,9 +94,10 @@ class AnchorCoordinator:
         config: ``algorithm.cipo`` as a plain mapping (it crosses a process boundary).
         train_batch_size: prompts a step; bounds the pool of schedule=replay. Dispatches of fewer share what rounding
             leaves over, see ``core.anchors.carried_quotas``.
+        filters: whether verl evicts prompts, as ``Group.evicted`` says of each.
     """
 
-    def __init__(self, config: dict[str, Any], train_batch_size: int):
+    def __init__(self, config: dict[str, Any], train_batch_size: int, *, filters: bool = False):
         # That of a trainer is resolved in every config that a worker reads.
         self.config = CIPOConfig.from_mapping(config).scheduled(asynchronous=False)
         self._band = {"delta_low": self.config.delta_low, "delta_high": self.config.delta_high}
@@ -77,6 +109,9 @@ class AnchorCoordinator:
         self._reports = Reports()
         self._slots = Slots(self.config, self._reports)
         self._clock = AwakeClock()
+        self._filters = filters
+        self._of_step: _Batch | None = None
+        """That of the step which draws among what verl's filter leaves."""
         self._step = -1
         self._ready = self._filling = self._new_pool(self._step, None)
 
@@ -85,22 +120,37 @@ class AnchorCoordinator:
         return ReplayPool(capacity=self._capacity, seed=self.config.seed, step=step, first=first, **self._band)
 
     async def open(
-        self, batch_id: int, *, uids: list[str], rho: float, step: int, shares: Mapping[str, float] | None = None
+        self,
+        batch_id: int,
+        *,
+        uids: list[str],
+        rho: float,
+        step: int,
+        shares: Mapping[str, float] | None = None,
+        replaces: int = 0,
     ) -> None:
         """Announce a batch of prompts before any of them can finish.
 
         Args:
             rho: share of right anchors.
             shares: of ``core.steering.budget``; None with budget=fixed.
+            replaces: how many of the prompts stand in for evicted ones: they add no anchors to the step.
         """
-        quota = self._quota(len(uids), rho)
+        if self._filters:
+            self._reports.step["filter/dispatched"] += len(uids)
+        if self._of_step is not None and self._of_step.step == step:
+            self._of_step.join(uids, self._clock.time())
+            self._batches[batch_id] = self._of_step
+            return
+        among = self._train_batch_size if self._filters else len(uids)
+        quota = self._quota(len(uids) - replaces if self.config.replays else among, rho)
         selector, hosted = None, {}
         if self.config.replays:
             hosted = self._replay(uids, quota, step, shares)
         else:
             selector = AnchorSelector(
                 schedule=self.config.schedule,
-                n_groups=len(uids),
+                n_groups=among,
                 budget=sum(quota.values()),
                 quota=quota,
                 rho=rho,
@@ -109,7 +159,7 @@ class AnchorCoordinator:
                 first=drawn_first(shares, self.config),
                 **self._band,
             )
-        self._batches[batch_id] = _Batch(
+        batch = self._batches[batch_id] = _Batch(
             opened=time.monotonic(),
             heard_at=self._clock.time(),
             uids=uids,
@@ -121,6 +171,9 @@ class AnchorCoordinator:
             shares=shares,
             spread=Spread(seed=self.config.seed, step=step),
         )
+        if self._filters and selector is not None:
+            batch.admitted, self._of_step = set(), batch
+            self._reports.step["filter/kept_all_wrong"] += 0
 
     def _quota(self, n_prompts: int, rho: float) -> dict[bool, int]:
         """Right and wrong anchors of a dispatch; that of a whole training batch is rounded by itself."""
@@ -171,23 +224,45 @@ class AnchorCoordinator:
         batch.heard_at = self._clock.time()
         batch.unreported -= 1
         if batch.selector is None:
-            self._filling.add(group, payloads)
+            if not group.evicted:
+                self._filling.add(group, payloads)
         else:
             self._select(batch, batch.selector, group)
-        if batch.unreported == 0:
-            batch.reported_at = time.monotonic()
-            self._reports.step["seconds/rollout"] += batch.reported_at - batch.opened
-            for queue in batch.decided.values():
-                queue.put_nowait(None)
+        if batch.drawn and not batch.reported_at:
+            self._end_draw(batch)
+
+    def _end_draw(self, batch: _Batch) -> None:
+        batch.reported_at = time.monotonic()
+        self._reports.step["seconds/rollout"] += batch.reported_at - batch.opened
+        for queue in batch.decided.values():
+            queue.put_nowait(None)
 
     def _select(self, batch: _Batch, selector: AnchorSelector, group: Group) -> None:
-        batch.decided[group.uid] = asyncio.Queue()
+        queue = batch.decided[group.uid] = asyncio.Queue()
+        owed = self._owed(batch, selector, group)
+        if batch.admitted is not None:
+            if selector.complete or not group.attempts or (group.evicted and not owed):
+                queue.put_nowait(None)
+                return
+            batch.admitted.add(group.uid)
+            batch.claimed += owed
+            self._reports.step["filter/kept_all_wrong"] += owed
         batch.groups[group.uid] = group
         if batch.shares is not None:
             batch.spread.add(group)
         started = time.monotonic()
-        anchors = selector.add(group)
+        anchors = selector.add(group, owed=owed)
         self._reports.step["seconds/selection"] += time.monotonic() - started
+        self._order(batch, anchors)
+
+    def _owed(self, batch: _Batch, selector: AnchorSelector, group: Group) -> bool:
+        """Whether a prompt that verl would evict is kept for an anchor of its own, see keep_all_wrong."""
+        most = rounded(self.config.keep_all_wrong * self._train_batch_size)
+        correctable = group.pass_rate == 0 and any(attempt.correctable for attempt in group.attempts)
+        return group.evicted and correctable and batch.claimed < most and selector.wrong_left > 0
+
+    def _order(self, batch: _Batch, anchors: list[Attempt]) -> None:
+        """Tell the prompts of the anchors to correct them, or others to make further attempts."""
         slots = [(anchor, batch.groups[anchor.uid].outcome) for anchor in anchors]
         corrected = self._slots.divide(slots, batch.shares, step=batch.step)
         sessions: dict[str, list[int]] = {}
@@ -205,7 +280,7 @@ class AnchorCoordinator:
         Groups of which nothing is heard for ``report_timeout`` seconds, with the engines awake, are taken for empty.
         """
         batch = self._batches[batch_id]
-        while batch.unreported:
+        while not batch.drawn:
             left = batch.heard_at + self.config.report_timeout - self._clock.time()
             try:
                 return await asyncio.wait_for(batch.decided[uid].get(), self._clock.wait(left))
@@ -216,6 +291,15 @@ class AnchorCoordinator:
 
     def _give_up(self, batch: _Batch) -> None:
         missing = [uid for uid in batch.uids if uid not in batch.decided]
+        if batch.admitted is not None and not missing:
+            logger.error(
+                "nothing has come for %g s (report_timeout) in place of evicted prompts: anchors are drawn among the "
+                "%d that stay",
+                self._clock.time() - batch.heard_at,
+                len(batch.admitted),
+            )
+            self._draw_rest(batch)
+            return
         logger.error(
             "%d of %d prompts have not reported, the last to do so did %g s ago (report_timeout): anchors are drawn "
             "without %s",
@@ -228,6 +312,20 @@ class AnchorCoordinator:
         for uid in missing:
             self._report(batch, Group(uid=uid, attempts=()), {})
 
+    def _draw_rest(self, batch: _Batch) -> None:
+        if batch.selector is not None and not batch.drawn:
+            self._order(batch, batch.selector.finish())
+            self._end_draw(batch)
+
+    async def admitted(self) -> set[str]:
+        """Prompts of the step whose attempts have ended and that stay in it; empty where no groups are filtered."""
+        return set() if self._of_step is None else self._of_step.admitted or set()
+
+    async def draw_rest(self) -> None:
+        """The step has all prompts that it takes: anchors are drawn among those that were admitted."""
+        if self._of_step is not None:
+            self._draw_rest(self._of_step)
+
     async def close(self, batch_id: int | None, uid: str, counts: dict[str, float]) -> None:
         """Group ``uid`` and its corrections have ended; ``counts`` are added to the step's statistics."""
         self._reports.step.update(counts)
@@ -237,9 +335,9 @@ class AnchorCoordinator:
             return
         batch.hosted.pop(uid, None)
         batch.open_groups -= 1
-        if batch.open_groups == 0:
+        if batch.open_groups == 0 and batch.drawn:
             self._reports.step["seconds/correction"] += time.monotonic() - batch.reported_at
-            del self._batches[batch_id]
+            self._batches = {name: other for name, other in self._batches.items() if other is not batch}
 
     async def add_validation(self, records: list[dict[str, Any]], counts: dict[str, float]) -> None:
         """``Reports.add_validation``, of one validation prompt."""

@@ -8,8 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from verl_cipo.core.anchors import Attempt, Group, Outcome
+import numpy as np
+from verl.experimental.agent_loop import AgentLoopOutput
+
+from verl_cipo.core.anchors import Attempt, Group, Outcome, no_signal
 from verl_cipo.core.prompts import ALONE, CorrectionPrompt, Excerpt, Others, Said
+from verl_cipo.integration.group_filter import REWARD
 
 logger = logging.getLogger("verl_cipo")
 
@@ -36,6 +40,8 @@ class Session:
     """Whether a correction repeats what was shown of its attempt."""
     second: bool | None = None
     """The second verifier's verdict."""
+    metric: float | None = None
+    """That of algorithm.filter_groups; None where it is off, or the verifier does not give it."""
 
 
 @dataclass
@@ -94,6 +100,17 @@ class PromptGroup:
         outcome = self.report().outcome
         return Anchor(session, attempt.text, attempt.correct, prompt, attempt.prompt_ids, outcome, others)
 
+    @property
+    def evicted(self) -> bool:
+        """Whether verl's group filter takes the prompt out of the step."""
+        values = [attempt.metric for attempt in self.attempts.values() if attempt.metric is not None]
+        return len(values) == len(self.attempts) and no_signal(values)
+
+    @property
+    def all_wrong(self) -> bool:
+        """Whether no attempt is right."""
+        return not any(attempt.correct for attempt in self.attempts.values())
+
     def beside(self, prompt: CorrectionPrompt, sessions: Iterable[int], *, seed: int, step: int) -> dict[int, Others]:
         """Of each attempt the wrong ones that are shown with it; none that could be no anchor itself."""
         said = {number: Said(number, own.text, own.pred) for number, own in self.attempts.items()}
@@ -117,6 +134,7 @@ class PromptGroup:
                 )
                 for session, attempt in sorted(self.attempts.items())
             ),
+            evicted=self.evicted,
         )
 
 
@@ -151,6 +169,21 @@ def lost_alone(name: str, *, timeout_s: float, counts: Counter) -> Iterator[None
         logger.error("correction %s took over %g s", name, timeout_s)
     except Exception:
         logger.exception("correction %s failed", name)
+
+
+def metric_of(output: AgentLoopOutput, name: str | None) -> float | None:
+    """What verl's replay buffer will read of a judged session for algorithm.filter_groups.metric ``name``.
+
+    Args:
+        name: None where groups are not filtered.
+    """
+    if name is None:
+        return None
+    if name == REWARD:
+        # verl stores it in single precision.
+        return float(np.float32(output.reward_score))
+    value = (output.extra_fields.get("reward_extra_info") or {}).get(name)
+    return None if value is None else float(value)
 
 
 def asked_again(prompt_ids: Sequence[int], attempt_prompt_ids: Sequence[int]) -> bool:

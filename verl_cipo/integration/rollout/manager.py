@@ -12,13 +12,14 @@ from verl.trainer.ppo.v1 import AgentLoopManagerTQ
 from verl.utils import tensordict_utils as tu
 
 from verl_cipo.core.config import CIPOConfig
+from verl_cipo.integration.group_filter import filter_metric
 from verl_cipo.integration.rollout import payloads
 from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
 from verl_cipo.integration.rollout.worker import TICKET, CIPOAgentLoopWorker
 from verl_cipo.integration.settings import cipo_config
 
 
-def start_coordinator(cipo: CIPOConfig, train_batch_size: int) -> ray.actor.ActorHandle:
+def start_coordinator(cipo: CIPOConfig, train_batch_size: int, *, filters: bool = False) -> ray.actor.ActorHandle:
     """The coordinator, as an actor that reserves no CPU.
 
     One that dies is started anew and knows no batch: prompts under way lose their corrections, and with schedule=replay
@@ -27,7 +28,7 @@ def start_coordinator(cipo: CIPOConfig, train_batch_size: int) -> ray.actor.Acto
     coordinator = ray.remote(AnchorCoordinator).options(
         num_cpus=0, max_concurrency=100_000, max_restarts=-1, max_task_retries=-1
     )
-    return coordinator.remote(cipo.to_mapping(), train_batch_size)
+    return coordinator.remote(cipo.to_mapping(), train_batch_size, filters=filters)
 
 
 class CIPOAgentLoopManager(AgentLoopManagerTQ):
@@ -40,9 +41,12 @@ class CIPOAgentLoopManager(AgentLoopManagerTQ):
         """Share of correct attempts among the anchors of the next batch; the trainer sets it."""
         self.shares: Mapping[str, float] | None = None
         """Of core.steering.budget, for the next batch; the trainer sets it. None with budget=fixed."""
+        self.replaces = 0
+        """How many prompts of the next batch stand in for evicted ones; the replay buffer sets it."""
         self._cipo = cipo_config(self.config)
         self._batches = 0
-        self._coordinator = start_coordinator(self._cipo, self.config.data.train_batch_size)
+        filters = filter_metric(self.config) is not None
+        self._coordinator = start_coordinator(self._cipo, self.config.data.train_batch_size, filters=filters)
 
     def generate_sequences(self, prompts: TensorDict) -> None:
         ticket: dict[str, Any] = {"coordinator": self._coordinator, "batch": None}
@@ -51,10 +55,18 @@ class CIPOAgentLoopManager(AgentLoopManagerTQ):
             self._batches += 1
             step = int(tu.get_non_tensor_data(prompts, "global_steps", 0))
             uids = [str(uid) for uid in prompts["uid"]]
-            told = {"uids": uids, "rho": self.rho, "step": step, "shares": self.shares}
+            told = {"uids": uids, "rho": self.rho, "step": step, "shares": self.shares, "replaces": self.replaces}
             ray.get(self._coordinator.open.remote(ticket["batch"], **told))
         tu.assign_non_tensor_data(prompts, TICKET, ticket)
         super().generate_sequences(prompts)
+
+    def admitted(self) -> set[str]:
+        """Prompts of the step whose attempts have ended and that stay in it; empty where no groups are filtered."""
+        return ray.get(self._coordinator.admitted.remote())
+
+    def draw_rest(self) -> None:
+        """The step has all prompts that it takes: anchors are drawn among those that were admitted."""
+        ray.get(self._coordinator.draw_rest.remote())
 
     def engines_sleep(self) -> None:
         """The rollout engines sleep while verl trains: no timeout of CIPO's runs until :meth:`engines_wake`."""

@@ -34,6 +34,7 @@ from verl_cipo.core.prompts import CorrectionPrompt, Others
 from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, correction_group
 from verl_cipo.core.transitions import attempt_record, correction_record
 from verl_cipo.core.verdict import verdict
+from verl_cipo.integration.group_filter import filter_metric
 from verl_cipo.integration.rendering import agent_loop_prompt
 from verl_cipo.integration.rollout import payloads
 from verl_cipo.integration.rollout.awake import within
@@ -46,6 +47,7 @@ from verl_cipo.integration.rollout.groups import (
     Session,
     asked_again,
     lost_alone,
+    metric_of,
     read_attempts,
 )
 from verl_cipo.integration.rollout.second_verifier import SecondVerifier
@@ -71,6 +73,7 @@ class CIPOAgentLoopWorker(EndsRequests, MakesFurther, AgentLoopWorkerTQ.__ray_me
         self._n = self._cipo.n_corrections or self.rollout_config.n
         self._prompt = agent_loop_prompt(self, self._cipo)
         self._second = SecondVerifier.of(self._cipo, self.tokenizer)
+        self._filter_metric = filter_metric(self.config)
 
     async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
         validate = trajectory["validate"]
@@ -162,6 +165,7 @@ class CIPOAgentLoopWorker(EndsRequests, MakesFurther, AgentLoopWorkerTQ.__ray_me
             score=float(final.reward_score),
             pred=(final.extra_fields.get("reward_extra_info") or {}).get("pred"),
             second=second,
+            metric=metric_of(final, self._filter_metric),
         )
         if number is None:
             further = kwargs["session_id"] >= group.n
@@ -250,9 +254,10 @@ class CIPOAgentLoopWorker(EndsRequests, MakesFurther, AgentLoopWorkerTQ.__ray_me
     ) -> None:
         batch, coordinator = group.ticket["batch"], group.ticket["coordinator"]
         try:
-            await self._read(group, prompt)
+            if not group.evicted or (group.all_wrong and self._cipo.keep_all_wrong > 0):
+                await self._read(group, prompt)
             if group.replayed:
-                kept = await self._kept(group, trajectory, prompt)
+                kept = {} if group.evicted else await self._kept(group, trajectory, prompt)
                 await coordinator.add.remote(batch, group.report(wrong_alone=self._cipo.wrong_alone), kept)
             else:
                 await coordinator.add.remote(batch, group.report(wrong_alone=self._cipo.wrong_alone), {})

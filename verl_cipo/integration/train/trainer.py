@@ -4,6 +4,7 @@ Overridden methods, each calling verl's own:
 
 * ``_init_tokenizer``, ``_init_dataloader``: lengths and the data set's rows are checked before a worker starts,
 * ``on_init_end``: the loss is installed,
+* ``_build_replay_buffer``: with ``algorithm.filter_groups`` one that filters by attempts alone,
 * ``fit``: rho, shares of the budget and the pool go to the rollout manager,
 * ``_balance_batch``: what each row is, rows for what is added to the policy loss, a stable order,
 * ``_get_required_batch_multiple``, ``_update_actor``: one joint update with as many optimizer steps as GRPO,
@@ -23,6 +24,7 @@ import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf, open_dict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, PPOTrainerSync, register_trainer
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 from verl_cipo.core.advantage import SEQ_MEAN_MODES, term_scale
 from verl_cipo.core.aux_loss.plan import plan_metrics
@@ -30,6 +32,7 @@ from verl_cipo.core.config import CIPOConfigError
 from verl_cipo.core.metrics import batch_metrics
 from verl_cipo.core.rows import RowTable
 from verl_cipo.integration.checks import check_prompt_length, check_questions
+from verl_cipo.integration.group_filter import filter_metric
 from verl_cipo.integration.rendering import Rendering
 from verl_cipo.integration.settings import MANAGER_CLASS, TRAINER_OF_MODE, settle
 from verl_cipo.integration.train.aux import AuxRows, add_aux_rows
@@ -37,6 +40,7 @@ from verl_cipo.integration.train.controller import Controller, report_second_tur
 from verl_cipo.integration.train.estimator import NAME, BatchRows, rows_of_batch
 from verl_cipo.integration.train.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
 from verl_cipo.integration.train.loss import install_loss, scales_terms, taken_metrics
+from verl_cipo.integration.train.replay_buffer import filtering
 from verl_cipo.integration.train.rows import cleared, fetch_table, row_sums, rows_in_order, without_torn_rows
 
 logger = logging.getLogger("verl_cipo")
@@ -66,6 +70,7 @@ class CIPOTrainerMixin:
             )
         print(f"[verl_cipo] trainer {type(self).__name__}, {self.cipo}")
         self._controller = Controller(self.cipo)
+        self._filters = filter_metric(config) is not None
         self._pool: dict[str, Any] | None = None
         """The pool of a checkpoint, until the rollout manager is there to take it."""
         self._tables: list[RowTable] = []
@@ -76,6 +81,10 @@ class CIPOTrainerMixin:
         self._scale_of_terms = 1.0
         """``TERM_SCALE`` of the update."""
         super().__init__(config)
+
+    def _build_replay_buffer(self) -> ReplayBuffer:
+        built = super()._build_replay_buffer()
+        return filtering(built, hosts=self.cipo.replays) if self._filters else built
 
     def _init_tokenizer(self) -> None:
         super()._init_tokenizer()
@@ -98,6 +107,8 @@ class CIPOTrainerMixin:
                 f"corrections out: use {MANAGER_CLASS}"
             )
         agent_loop_manager.rho, agent_loop_manager.shares = self._controller.rho, self._controller.shares
+        if self._filters:
+            self.replay_buffer.manager = agent_loop_manager
         if self._pool is not None:
             agent_loop_manager.restore_pool(self._pool)
             self._pool = None
@@ -112,6 +123,8 @@ class CIPOTrainerMixin:
         own |= plan_metrics([aux.plan for aux in self._aux], self.cipo) | taken_metrics(metrics)
         own["cipo/rows/padding"] -= own.get("cipo/rows/aux", 0.0) + own.get("cipo/transfer/rows", 0.0)
         own |= {f"cipo/{name}": value for name, value in self.agent_loop_manager.pop_statistics().items()}
+        if self._filters:
+            own |= {f"cipo/{name}": value for name, value in self.replay_buffer.pop_counts().items()}
         own["cipo/seconds/advantage"] = self._advantage_seconds
         metrics.update(own)
         metrics.update(self._controller.observe(metrics, table, step=self.global_steps))

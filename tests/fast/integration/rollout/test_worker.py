@@ -62,7 +62,14 @@ class Worker(rollouts.CIPOAgentLoopWorker):
     """Answers "right" in every second session; logs what would reach TransferQueue."""
 
     def __init__(
-        self, cipo: CIPOConfig, log: list, *, broken: str = "", prompt_length: int = 10_000, texts: dict | None = None
+        self,
+        cipo: CIPOConfig,
+        log: list,
+        *,
+        broken: str = "",
+        prompt_length: int = 10_000,
+        texts: dict | None = None,
+        filtered: str | None = None,
     ):
         self._groups = {}
         self._cipo = cipo
@@ -72,6 +79,7 @@ class Worker(rollouts.CIPOAgentLoopWorker):
         self.texts = texts or {}
         self.tokenizer = Tokenizer()
         self._second = SecondVerifier.of(cipo, self.tokenizer)
+        self._filter_metric = filtered
         self.tools = []
         self.config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": N, "val_kwargs": {"n": 1}}}})
         self._prompt = CorrectionPrompt(
@@ -137,15 +145,16 @@ def roll(
     columns=None,
     popped=None,
     shares=None,
+    filtered=None,
     **options,
 ):
     """Roll a batch of ``prompts`` prompts.
 
     pool: groups of the step before, for schedule=replay; shares: of budget=auto; texts: session -> what it says;
-    chats: prompt -> its chat.
+    chats: prompt -> its chat; filtered: metric of algorithm.filter_groups.
     """
     cipo = CIPOConfig.from_mapping(options)
-    actor = AnchorCoordinator(cipo.to_mapping(), train_batch_size=prompts)
+    actor = AnchorCoordinator(cipo.to_mapping(), train_batch_size=prompts, filters=filtered is not None)
 
     async def run():
         ticket = {"coordinator": Remote(actor), "batch": 0 if cipo.rolls_out and not validate else None}
@@ -157,7 +166,7 @@ def roll(
                 await actor.add(-1, group, {a.session: (f"try {a.session}", data) for a in group.attempts})
         if ticket["batch"] is not None:
             await actor.open(0, uids=[f"p{i}" for i in range(prompts)], rho=0.5, step=1, shares=shares)
-        worker = Worker(cipo, log, broken=broken, prompt_length=prompt_length, texts=texts)
+        worker = Worker(cipo, log, broken=broken, prompt_length=prompt_length, texts=texts, filtered=filtered)
         worker.config.actor_rollout_ref.rollout.update(rollout or {})
         await asyncio.gather(
             *[

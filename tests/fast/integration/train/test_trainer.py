@@ -83,6 +83,7 @@ class Trainer(CIPOTrainerMixin, Verl):
         self.agent_loop_manager = Manager()
         self.global_steps = 7
         self.weights = []
+        self._filters = False
         self._tables, self._aux, self._advantage_seconds, self._rendering = [], [], 0.0, None
         self._scale_of_terms = 1.0
 
@@ -118,6 +119,20 @@ def test_the_run_starts_with_the_shares_of_the_checkpoint(monkeypatch):
     trainer._pool = None
     trainer.fit(manager)
     assert manager.shares == trainer._controller.shares is not None
+
+
+def test_the_replay_buffer_is_one_of_ours_where_groups_are_filtered(monkeypatch):
+    verls, ours = SimpleNamespace(), SimpleNamespace(pop_counts=lambda: {"filter/attempts": 8.0})
+    monkeypatch.setattr(Verl, "_build_replay_buffer", lambda self: verls, raising=False)
+    monkeypatch.setattr(Verl, "fit", lambda self, agent_loop_manager: None, raising=False)
+    monkeypatch.setattr(trainer_module, "filtering", lambda built, hosts: (built is verls and hosts) and ours)
+    trainer = Trainer(schedule="replay")
+    assert trainer._build_replay_buffer() is verls and "cipo/filter/attempts" not in one_step(trainer)
+    trainer._filters, trainer._pool = True, None
+    trainer.replay_buffer = trainer._build_replay_buffer()
+    trainer.fit(trainer.agent_loop_manager)
+    assert ours.manager is trainer.agent_loop_manager
+    assert one_step(trainer)["cipo/filter/attempts"] == 8
 
 
 def test_the_estimator_weighs_and_punishes_as_configured():
