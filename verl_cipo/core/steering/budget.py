@@ -1,10 +1,11 @@
 """The budget: whether a step's sessions are worth more as corrections or as further attempts.
 
 docs/method.md 18. A step has K slots, one an anchor, of n_corrections sessions each. With budget=auto a slot becomes
-the corrections of its anchor, or as many further attempts at a prompt of the step. Which of them, is decided by what
-both have brought in prompts that fail as often: w2c, the share of right corrections of wrong attempts, against retry,
-the share of right ones among further attempts. Both are measured in every step for nothing. Further attempts are spread
-evenly, as GRPO with as many rollouts has them, but for prompts whose attempts are all right.
+the corrections of its anchor, or as many further attempts at a prompt of the step. In prompts without a right attempt
+what both have brought decides: w2c, the share of right corrections of wrong attempts, against retry, the share of right
+ones among further attempts. Both are measured in every step for nothing. Elsewhere a few slots are corrections, as a
+probe. Further attempts are spread evenly, as GRPO with as many rollouts has them, but for prompts whose attempts are
+all right.
 """
 
 import heapq
@@ -21,7 +22,8 @@ from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import lot
 from verl_cipo.core.rows import BASE, CORRECTION, RowTable
 
-CLASSES = ("none", "low", "medium", "high")
+NONE = "none"
+CLASSES = (NONE, "low", "medium", "high")
 """Pass rate of a wrong anchor's prompt without the anchor: 0, below delta_low, up to delta_high, above."""
 RIGHT = "right"
 """Kind of the slots of right anchors, and of those of whose prompt nothing is known."""
@@ -38,7 +40,7 @@ _PRIOR = 2.0
 def class_of(right: int, attempts: int, config: CIPOConfig) -> str:
     """Of CLASSES, that of a wrong attempt in a prompt with `right` right ones of `attempts`, itself included."""
     if right == 0:
-        return "none"
+        return NONE
     rate = right / (attempts - 1)
     if medium(rate, delta_low=config.delta_low, delta_high=config.delta_high):
         return "medium"
@@ -203,12 +205,14 @@ def update_budget(state: BudgetState, new: Evidence, slots: Mapping[str, float])
 def shares(state: BudgetState) -> dict[str, float]:
     """Share of the slots of each of KINDS that are corrections, in [PROBE, 1].
 
-    Of wrong anchors that is how much likelier a correction is worth more than less, P(w2c > retry) - P(w2c < retry),
-    with both means taken as normal and independent. Before anything was measured it is PROBE, since a correction that
-    is worth as much as a further attempt still costs the first turn something. Of right ones, whose corrections cannot
-    gain, it is the mean over the slots of wrong ones.
+    Of wrong anchors in prompts without a right attempt that is how much likelier a correction is worth more than less,
+    P(w2c > retry) - P(w2c < retry), with both means taken as normal and independent. There GRPO has no signal, and what
+    a correction finds can be trained on the plain prompt. In all other prompts it is PROBE, however much corrections
+    are worth: there further attempts teach the first turn more, and pairs the second one. Of right anchors, whose
+    corrections cannot gain, it is the mean over the slots of wrong ones.
     """
-    own = {name: _share(state.w2c.get(name, Sums()), state.retry.get(name, Sums())) for name in CLASSES}
+    own = dict.fromkeys(CLASSES, PROBE)
+    own[NONE] = _share(state.w2c.get(NONE, Sums()), state.retry.get(NONE, Sums()))
     total = sum(state.slots.get(name, 0.0) for name in CLASSES)
     weights = {name: state.slots.get(name, 0.0) / total if total else 1 / len(CLASSES) for name in CLASSES}
     return own | {RIGHT: _clipped(sum(weights[name] * own[name] for name in CLASSES))}
@@ -225,24 +229,16 @@ def _clipped(share: float) -> float:
     return min(max(share, PROBE), 1.0)
 
 
-def drawn_first(shares: Mapping[str, float] | None, config: CIPOConfig) -> Callable[[Group], bool] | None:
+def drawn_first(shares: Mapping[str, float] | None) -> Callable[[Group], bool] | None:
     """Whether anchors are drawn from a prompt before others; None: by its difficulty, as without this budget.
 
-    With budget=auto they come first from the class whose corrections have the largest share of the slots, if that is
-    more than a probe: so more of them are where they are worth most.
+    With budget=auto they come first from prompts without a right attempt, if corrections there have more than a probe:
+    so more of them are where they are worth most.
     shares: of `shares`; None with budget=fixed.
     """
-    if shares is None:
+    if shares is None or shares[NONE] <= PROBE:
         return None
-    best = max(CLASSES, key=shares.__getitem__)
-    if shares[best] <= PROBE:
-        return None
-
-    def first(group: Group) -> bool:
-        right, attempts = sum(attempt.correct for attempt in group.attempts), len(group.attempts)
-        return right < attempts and class_of(right, attempts, config) == best
-
-    return first
+    return lambda group: group.pass_rate == 0
 
 
 def divide(

@@ -183,42 +183,40 @@ def test_the_share_is_how_much_likelier_corrections_are_worth_more_than_less():
     added = [2 * prior * (1 - mean) ** 2 + 2 * (1 - prior) * mean**2 for mean in means]
     squares = 6 * (0.5 - means[0]) ** 2 + 2 * means[0] ** 2 + added[0], 8 * (0.25 - means[1]) ** 2 + added[1]
     z = (means[0] - means[1]) / math.sqrt(sum(squares) / 100)
-    assert shares(state_of({"low": w2c}, {"low": retry}))["low"] == pytest.approx(math.erf(z / 2**0.5))
+    assert shares(state_of({"none": w2c}, {"none": retry}))["none"] == pytest.approx(math.erf(z / 2**0.5))
 
 
 def test_much_worse_corrections_stay_as_a_probe_and_much_better_ones_take_all():
     good, bad = Sums.of([(1, 1.0)] * 200), Sums.of([(1, 0.0)] * 200)
-    assert shares(state_of({"low": bad, "high": good}, {"low": good, "high": bad})) == {
-        "none": PROBE,
-        "low": PROBE,
-        "medium": PROBE,
-        "high": pytest.approx(1.0),
-        RIGHT: pytest.approx((3 * PROBE + 1) / 4),
-    }
+    assert shares(state_of({"none": bad}, {"none": good}))["none"] == PROBE
+    assert shares(state_of({"none": good}, {"none": bad}))["none"] == pytest.approx(1.0)
+
+
+def test_prompts_with_a_right_attempt_keep_the_probe_however_good_corrections_are():
+    good, bad = Sums.of([(1, 1.0)] * 200), Sums.of([(1, 0.0)] * 200)
+    found = shares(state_of(dict.fromkeys(CLASSES, good), dict.fromkeys(CLASSES, bad)))
+    assert {name: found[name] for name in CLASSES[1:]} == dict.fromkeys(CLASSES[1:], PROBE)
+    assert found["none"] == pytest.approx(1.0) and found[RIGHT] == pytest.approx((3 * PROBE + 1) / 4)
 
 
 def test_right_anchors_follow_the_mean_over_the_slots_of_wrong_ones():
     good, bad = Sums.of([(1, 1.0)] * 200), Sums.of([(1, 0.0)] * 200)
-    made = state_of({"low": bad, "high": good}, {"low": good, "high": bad}, {"low": 3.0, "high": 1.0})
+    made = state_of({"none": good}, {"none": bad}, {"low": 3.0, "none": 1.0})
     assert shares(made)[RIGHT] == pytest.approx((3 * PROBE + 1) / 4)
 
 
-@pytest.mark.parametrize(
-    ("best", "first"), [("none", "wwww"), ("low", "cwww"), ("medium", "ccww"), ("high", "cccccccw")]
-)
-def test_anchors_come_first_from_the_class_that_is_worth_most(best, first):
-    """Prompts with 0, 1, 2 right attempts of 4 and with 7 of 8; the one without a wrong attempt is of no class."""
-    verdicts = ["cccc", "wwww", "cwww", "ccww", "cccccccw"]
+def test_anchors_come_first_from_prompts_without_a_right_attempt_where_corrections_are_worth_more():
+    verdicts = ["cccc", "cwww", "wwww", "ccww"]
     groups = [group(i, marks) for i, marks in enumerate(verdicts)]
-    chosen = drawn_first(dict.fromkeys(KINDS, PROBE) | {"low": 0.2} | {best: 0.9}, CONFIG)
-    assert [marks for marks, one in zip(verdicts, groups, strict=True) if chosen(one)] == [first]
+    chosen = drawn_first(dict.fromkeys(KINDS, PROBE) | {"none": 0.2})
+    assert [marks for marks, one in zip(verdicts, groups, strict=True) if chosen(one)] == ["wwww"]
     assert not chosen(Group("empty", ()))
-    drawn = select_anchors(groups, budget=1, rho=0.0, delta_low=0.3, delta_high=0.7, seed=1, step=1, first=chosen)
-    assert [verdicts[anchor.index] for anchor in drawn] == [first]
+    drawn = select_anchors(groups, budget=5, rho=0.0, delta_low=0.3, delta_high=0.7, seed=1, step=1, first=chosen)
+    assert [anchor.index for anchor in drawn][:4] == [2] * 4 and drawn[4].index in (1, 3)
 
 
-def test_difficulty_decides_where_no_class_is_worth_more_than_a_probe():
-    assert drawn_first(dict.fromkeys(KINDS, PROBE), CONFIG) is drawn_first(None, CONFIG) is None
+def test_difficulty_decides_where_corrections_are_a_probe():
+    assert drawn_first(dict.fromkeys(KINDS, PROBE)) is drawn_first(None) is None
 
 
 def test_what_was_measured_before_fades():

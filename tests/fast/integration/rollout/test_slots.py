@@ -51,7 +51,7 @@ def test_slots_add_up_to_the_anchors_and_further_attempts_are_spread(schedule, v
             delta_high=config.delta_high,
             seed=config.seed,
             step=1,
-            first=drawn_first(shares, config),
+            first=drawn_first(shares),
         )
         chosen = {(uid, session) for uid, (sessions, _) in told.items() for session in sessions}
         assert chosen <= {(anchor.uid, anchor.session) for anchor in drawn}
