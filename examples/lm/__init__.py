@@ -1,1 +1,1 @@
-"""The CPU demo with a language model: SmolLM2-135M-Instruct, a task of reasoning-gym, and CIPO in real verl and vLLM."""
+"""The CPU demo with a language model: CIPO on SmolLM2-135M-Instruct and a task of reasoning-gym."""

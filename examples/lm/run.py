@@ -34,8 +34,6 @@ OPTIONS = [
     "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes=256",
     # The logits of a micro-batch are 49,152 numbers a token.
     "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=1024",
-    "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu=1024",
-    "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=true",
     "actor_rollout_ref.rollout.max_num_seqs=64",
 ]
 

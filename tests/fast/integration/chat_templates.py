@@ -1,8 +1,10 @@
 """How three families of models render a chat, with tokenizers of a token a byte that know their special tokens.
 
-SmolLM2's template is the published text. Those of Qwen3 and Llama 3 are written anew, for chats of text alone: no tools,
-no separate field for reasoning.
+SmolLM2's template is the published text. Those of Qwen3 and Llama 3 are written anew, for chats of text alone: without
+tools, and without a field of its own for reasoning.
 """
+
+import functools
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -60,6 +62,7 @@ FAMILIES = {
 }
 
 
+@functools.cache
 def tokenizer(family: str) -> PreTrainedTokenizerFast:
     """A byte is a token. Where a text begins with a token, `encode` puts it there unless it is told not to."""
     template, special, plain, end, begin = FAMILIES[family]
