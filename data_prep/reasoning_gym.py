@@ -36,6 +36,7 @@ from data_prep.common.records import Example, schema
 from data_prep.common.rows import Dropped, PrepError
 
 ANSWER = "Put your final answer between <answer> and </answer>."
+NO_ANSWER = "?!"
 # Entries are drawn from data sets of this size, one seed after another: some tasks make all theirs at once.
 CHUNK = 500
 
@@ -139,17 +140,16 @@ def _different(
             name, entry = next(entries)
             counts.read += 1
             key = text_key(entry["question"])
-            reason = "question is there already" if key in seen else None
             example = _example(task, config, name, entry)
-            if reason is None and entry["answer"] is not None and not _right(example, entry["answer"]):
-                reason = "its scorer refuses its own answer"
+            reason = "question is there already" if key in seen else _fault(example, entry["answer"])
             if reason is not None:
                 counts.drop(name, Dropped(reason))
                 in_vain += 1
                 if in_vain >= CHUNK:
                     raise PrepError(
-                        f"{task}: {CHUNK} entries in a row brought no new question ({reason}) after {len(seen)}: make "
-                        "--train_size and --test_size smaller, or the range of the questions larger with --config"
+                        f"{task}: after {made} rows {CHUNK} entries in a row were left out, the last one because: "
+                        f"{reason}. Where questions repeat, make --train_size and --test_size smaller, or the range of "
+                        "the questions larger with --config"
                     )
                 continue
             made, in_vain = made + 1, 0
@@ -174,10 +174,15 @@ def _example(task: str, config: Mapping[str, Any], name: str, entry: Mapping[str
     )
 
 
-def _right(example: Example, answer: str) -> bool:
+def _fault(example: Example, answer: str | None) -> str | None:
+    """Why the scorer of an entry cannot tell right from wrong, None where it seems to."""
     from verl_cipo.rewards.reasoning_gym.judge import judge
 
-    return judge(example.ground_truth, answer)[0] == "right"
+    if answer is not None and judge(example.ground_truth, answer)[0] != "right":
+        return "its scorer refuses its own answer"
+    if judge(example.ground_truth, NO_ANSWER)[0] == "right":
+        return "its scorer takes any answer"
+    return None
 
 
 def _entries(task: str, config: Mapping[str, Any], seed: int) -> Iterator[tuple[str, Mapping[str, Any]]]:

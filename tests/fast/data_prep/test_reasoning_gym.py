@@ -113,7 +113,13 @@ def test_what_is_refused(refused):
     assert "--config: chain_sum refuses max_terms='two'" in refused("--tasks", "chain_sum", "--config", "max_terms=two")
     assert refused("--tasks", "gcd", "--config", "lcm.max_value=2").startswith("--config lcm.max_value=2: expected KEY")
     assert refused("--tasks", "gcd", "--config", "seed=2").startswith("--config seed: gcd has no such setting")
-    assert "500 entries in a row brought no new question" in refused(*SMALL, "--train_size", "300")
+    repeats = refused(*SMALL, "--train_size", "300")
+    assert "500 entries in a row were left out, the last one because: question is there already." in repeats
+
+
+def test_a_task_whose_scorer_takes_any_answer_is_refused(refused):
+    """Of reasoning-gym 0.1.25: any text is true in game_of_life_halting, and so is the answer False."""
+    assert "the last one because: its scorer takes any answer." in refused("--tasks", "game_of_life_halting")
 
 
 def test_the_script_finds_the_package_and_not_itself(tmp_path):

@@ -88,10 +88,14 @@ def test_what_is_no_formula(answer):
     assert harmless("chain_sum", answer), "its scorer evaluates nothing"
 
 
-@pytest.mark.parametrize("answer", ["(3 + 4)*2/7 - 1.5", "x**2*sin(2*x)/2 + C", "-3*log(x) + exp(x)", ".5^2", "[1, 2]"])
-def test_values_and_formulas_reach_the_scorers(answer):
+@pytest.mark.parametrize("answer", ["(3 + 4)*2/7 - 1.5", "x**2*sin(2*x)/2 + C", "-3*log(x) + exp(x)", ".5^2"])
+def test_formulas_reach_the_scorers(answer):
+    assert harmless("simple_integration", answer)
+
+
+@pytest.mark.parametrize("answer", ["[['Q', '_'], ['_', 'Q']]", "(1, 2)", "Q _\n_ Q", "1 2 3"])
+def test_values_reach_the_scorers(answer):
     assert harmless("n_queens", answer)
-    assert harmless("simple_integration", answer) or answer == "[1, 2]"
 
 
 def test_all_scorers_that_evaluate_are_known():
@@ -112,8 +116,8 @@ def test_an_answer_that_takes_too_long_has_a_verdict():
 
 
 def test_every_task_takes_its_own_answers_and_no_odd_one():
-    """Through the text of the ground truth. knight_swap and rubiks_cube take long to make an entry."""
-    for name in sorted(DATASETS.keys() - {"composite", "knight_swap", "rubiks_cube"}):
+    """Through the text of the ground truth. Two take long to make an entry; one scorer takes any answer."""
+    for name in sorted(DATASETS.keys() - {"composite", "knight_swap", "rubiks_cube", "game_of_life_halting"}):
         entry = reasoning_gym.create_dataset(name, seed=3, size=5)[0]
         kept = {key: entry[key] for key in ("question", "answer", "metadata")}
         text = dump(name, {}, kept)
@@ -122,10 +126,7 @@ def test_every_task_takes_its_own_answers_and_no_odd_one():
             assert judge(text, entry["answer"]) == ("right", 1.0), name
         for odd in ("\u00e4", "[" * 50, "{}", "1e999", "null", "-", "None"):
             outcome, value = judge(text, odd)
-            assert (outcome in ("wrong", "undecided", "unparsable") and value < 1) or odd == entry["answer"], (
-                name,
-                odd,
-            )
+            assert outcome in ("wrong", "undecided", "unparsable") and value < 1, (name, odd)
 
 
 def test_tuples_and_keys_that_are_no_text_come_back():
