@@ -41,6 +41,7 @@ demo-lm: lm ## the same with SmolLM2-135M-Instruct and a task of reasoning-gym: 
 
 test test-all: export TEST_TOOLS := 1
 test: lint ## linters, checks of the docs, fast and real tests (docs/testing.md)
+	@$(MAKE) --no-print-directory lm || echo "requirements/lm.txt is not installed: tests of reasoning-gym are skipped" >&2
 	@tools/test.sh $(PYTEST_ARGS)
 
 test-all: lint ## everything that test does, and the nightly tests: about an hour
