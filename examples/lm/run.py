@@ -1,6 +1,6 @@
 """The demo with a language model: CIPO in real verl with real vLLM on a CPU.
 
-    python examples/lm/run.py --output outputs/demo-lm            # about half an hour on 2 cores
+    python examples/lm/run.py --output outputs/demo-lm
     python examples/lm/run.py --output outputs/demo-lm --steps 2  # a smoke run
 
 SmolLM2-135M-Instruct learns sums of reasoning-gym (prepare.py). Writes metrics.jsonl, curves.png, summary.json,
