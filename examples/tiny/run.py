@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +48,11 @@ def main() -> int:
         "--save-every", type=int, default=0, metavar="STEPS", help="steps between checkpoints (default: never)"
     )
     parser.add_argument("--seed", type=int, default=1, help="seed of the model, the data and their order")
+    return start(parser, demo)
+
+
+def start(parser: argparse.ArgumentParser, demo: Callable[[argparse.Namespace, list[str]], None]) -> int:
+    """Parse the command line, with --steps and options for verl in it, and run `demo`; returns the exit code."""
     args, verl_options = parser.parse_known_args()
     if args.steps < 1:
         parser.error(f"--steps {args.steps}: at least 1")
@@ -71,8 +77,7 @@ def demo(args: argparse.Namespace, verl_options: list[str]) -> None:
     print(prepare.report(made, quick))
 
     if not args.resume:
-        for stale in ("rollouts", "validation", "checkpoints"):
-            shutil.rmtree(output / stale, ignore_errors=True)
+        forget(output)
     task = Task(folder=folder, val_n=1 if quick else 2)
     options = [
         *overrides(task),
@@ -81,34 +86,52 @@ def demo(args: argparse.Namespace, verl_options: list[str]) -> None:
         f"actor_rollout_ref.actor.optim.lr={LEARNING_RATE}",
         f"trainer.total_training_steps={args.steps}",
         "trainer.total_epochs=1000",
-        "trainer.val_before_train=true",
         f"trainer.test_freq={args.steps if quick else 20}",
-        f"trainer.rollout_data_dir={output / 'rollouts'}",
-        f"trainer.validation_data_dir={output / 'validation'}",
-        f"trainer.default_local_dir={output / 'checkpoints'}",
         f"trainer.save_freq={args.save_every or -1}",
         *verl_options,
     ]
-    with tqdm(total=args.steps, desc="starting Ray, FSDP2 and vLLM (about 90 s)", unit="step") as bar:
+    resume = output / "checkpoints" if args.resume else None
+    train(options, output=output, algo=args.algo, steps=args.steps, seed=args.seed, started=started, resume=resume)
+
+
+def forget(output: Path) -> None:
+    """Remove what an earlier run left in its folder, but for the task."""
+    for stale in ("rollouts", "validation", "checkpoints"):
+        shutil.rmtree(output / stale, ignore_errors=True)
+
+
+def train(
+    options: list[str], *, output: Path, algo: str, steps: int, seed: int, started: float, resume: Path | None
+) -> None:
+    """Train with `options`, show how far it is, and write and print the summary.
+
+    started: `time.monotonic()` when the whole began; resume: folder of the checkpoints to go on from.
+    """
+    options = [
+        "trainer.val_before_train=true",
+        f"trainer.rollout_data_dir={output / 'rollouts'}",
+        f"trainer.validation_data_dir={output / 'validation'}",
+        f"trainer.default_local_dir={output / 'checkpoints'}",
+        *options,
+    ]
+    with tqdm(total=steps, desc="starting Ray, FSDP2 and vLLM (about 90 s)", unit="step") as bar:
 
         def advance(line: dict) -> None:
-            bar.set_description(f"{args.algo} training")
+            bar.set_description(f"{algo} training")
             data = line["data"]
             shown = {"right": data.get("cipo/accuracy/base"), "w->c": data.get("cipo/transitions/w2c")}
             bar.set_postfix({name: f"{value:.2f}" for name, value in shown.items() if value is not None})
             bar.update(line["step"] - bar.n)
 
-        peak_mb = launch.train(
-            options, output=output, on_line=advance, resume=output / "checkpoints" if args.resume else None
-        )
+        peak_mb = launch.train(options, output=output, on_line=advance, resume=resume)
 
     lines = launch.metrics_lines(output / "metrics.jsonl")
     trainer = TRAINER_LINE.search((output / "train.log").read_text(errors="replace"))
     summary = show.summarise(
         lines,
-        adv_estimator=args.algo,
+        adv_estimator=algo,
         trainer=trainer.group(1) if trainer else "PPOTrainerSync",
-        seed=args.seed,
+        seed=seed,
         wall_s=round(time.monotonic() - started, 1),
         peak_rss_mb=peak_mb,
     )

@@ -1,10 +1,11 @@
 """What a run of the demo shows: a table, curves.png and summary.json, all from metrics.jsonl."""
 
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-VAL_PASS1 = "val-core/openai/gsm8k/acc/mean@"
+VAL_PASS1 = re.compile(r"val-core/.+/acc/mean@\d+")
 W2C, C2C = "cipo/val/w2c", "cipo/val/c2c"
 
 
@@ -12,7 +13,7 @@ def validations(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
     """Each validation in order: step, pass1, and w2c, c2c where the run measured a second turn."""
     found = []
     for line in lines:
-        name = next((name for name in line["data"] if name.startswith(VAL_PASS1)), None)
+        name = next((name for name in line["data"] if VAL_PASS1.fullmatch(name)), None)
         if name is None:
             continue
         found.append(

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from verl.experimental.agent_loop import AgentLoopWorker
+from verl.utils.tokenizer import continuous_token_wiring
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
 from verl_cipo.core.config import CIPOConfig, PromptConfig
@@ -52,6 +53,24 @@ def _warn_of_thinking(others: tuple[str, ...], prompt: PromptConfig) -> None:
         )
 
 
+class _Once(logging.Filter):
+    """Lets each message through the first time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if text in self._said:
+            return False
+        self._said.add(text)
+        return True
+
+
+_ONCE = _Once()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rendering:
     """Making prompts in the driver, where no agent loop renders the chat (tools are left out)."""
@@ -81,7 +100,11 @@ class Rendering:
 
 
 def agent_loop_prompt(worker: AgentLoopWorker, cipo: CIPOConfig) -> CorrectionPrompt:
-    """The correction prompt of a rollout worker: tokens are counted as its agent loops render the chat."""
+    """The correction prompt of a rollout worker: tokens are counted as its agent loops render the chat.
+
+    That a model has no token builder of its own, verl says at each session; from here on it says it once.
+    """
+    logging.getLogger(continuous_token_wiring.__name__).addFilter(_ONCE)
     builder = create_continuous_token_builder(
         worker.tokenizer,
         hf_model_type=worker.hf_model_type,

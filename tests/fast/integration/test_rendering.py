@@ -109,3 +109,13 @@ def test_what_is_read_in_the_driver_is_what_the_worker_reads():
         == "[THINK]a[/THINK]b"
         == prompt_of(made, **knobs).decode(ids)
     )
+
+
+def test_what_verl_says_of_a_model_at_each_session_is_said_once(caplog):
+    said = rendering._Once()
+    logger = logging.getLogger("test_once")
+    logger.addFilter(said)
+    with caplog.at_level(logging.WARNING, logger="test_once"):
+        for model in ("llama", "llama", "gemma"):
+            logger.warning("no builder for %s", model)
+    assert [record.getMessage() for record in caplog.records] == ["no builder for llama", "no builder for gemma"]
