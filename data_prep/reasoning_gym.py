@@ -4,7 +4,7 @@
     python data_prep/reasoning_gym.py --tasks chain_sum --config max_terms=3 max_digits=2 --local_save_dir ~/data/sums
     python data_prep/reasoning_gym.py --list
 
-Needs the package: pip install 'verl_cipo[reasoning]'. --config sets the fields of a task's own settings, where the
+Needs the package: pip install '.[reasoning]'. --config sets the fields of a task's own settings, where the
 difficulty is: KEY=VALUE for all tasks, TASK.KEY=VALUE for one. Each question is there once, and no question of the test
 split is in the training split. Reward function: pkg://verl_cipo.rewards.reasoning_gym.
 """

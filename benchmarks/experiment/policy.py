@@ -30,7 +30,7 @@ class Sample:
     response: list[int]
     text: str
     right: bool
-    second: bool | None
+    second: bool | None = None
 
 
 class Policy:

@@ -132,5 +132,5 @@ def test_without_the_package_one_line_says_what_to_install(tmp_path):
     code = "import sys; sys.modules['reasoning_gym'] = None; from data_prep.reasoning_gym import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "--tasks", "chain_sum", "--local_save_dir", str(tmp_path)]
     found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert found.returncode == 1 and "pip install 'verl_cipo[reasoning]'" in found.stderr
+    assert found.returncode == 1 and "pip install '.[reasoning]'" in found.stderr
     assert len(found.stderr.splitlines()) == 1

@@ -287,7 +287,6 @@ def test_the_recipe_of_dapo(algo):
     assert found["trainer.experiment_name"] == f"qwen3_4b_math_{algo}_dapo"
 
 
-@pytest.mark.xfail(reason="CIPO refuses algorithm.filter_groups, which the recipe turns on", strict=True)
 @pytest.mark.parametrize("algo", ["cipo", "grpo"])
 def test_the_recipe_of_dapo_is_accepted(algo):
     plan = dry_run.check(composed(MATH, RECIPE="dapo", ALGO=algo))

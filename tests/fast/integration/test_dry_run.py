@@ -338,8 +338,9 @@ def test_megatron_config_has_the_defaults_of_the_other():
     ours, megatron = source("cipo_trainer"), source("cipo_megatron_trainer")
     assert megatron.pop("defaults") == [
         "ppo_trainer",
-        {"override model_engine": "megatron"},
         {"optional cipo": "open"},
+        {"override model_engine": "megatron"},
+        {"override hydra/job_logging": "stdout"},
         "_self_",
     ]
     ours.pop("defaults")

@@ -18,7 +18,9 @@ from verl_cipo.rewards.outcome import Outcome, printable, result
 from verl_cipo.rewards.reasoning_gym.entry import load
 
 if importlib.util.find_spec("reasoning_gym") is None:
-    raise ImportError("reasoning-gym is not installed: pip install 'verl_cipo[reasoning]' (it takes a C compiler)")
+    raise ImportError(
+        "reasoning-gym is not installed: pip install '.[reasoning]' in verl_cipo's folder (it takes a C compiler)"
+    )
 
 _JUDGE = "verl_cipo.rewards.reasoning_gym.judge:judge"
 _ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)

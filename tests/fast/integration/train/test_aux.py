@@ -213,9 +213,7 @@ def test_it_is_the_row_of_the_batch(channels, kind):
     batch.batch["loss_mask"] = batch.batch["response_mask"]
     batch.non_tensor_batch["multi_modal_inputs"] = np.array([None, {}, {}], dtype=object)
     out, counts = appended(batch, kind=kind)
-    assert counts["aux/pairs"] == (3 if kind == "nll" else 1), (
-        "of two wrong attempts and the right one, or of the one that has a right one beside it"
-    )
+    assert counts["aux/pairs"] == (2 if kind == "nll" else 1)
     for i in range(len(batch), len(out)):
         expected = sample(out, i)
         source = sample(batch, int(out.batch["row_extra"][i]))

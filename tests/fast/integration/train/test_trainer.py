@@ -18,6 +18,7 @@ from verl_cipo.core.aux_loss.plan import AuxPlan, NewRow
 from verl_cipo.core.config import AuxConfig, CIPOConfig, TransferConfig
 from verl_cipo.core.metrics import check_names
 from verl_cipo.core.rows import Mark, RowKey, RowTable
+from verl_cipo.core.steering.budget import PROBE
 from verl_cipo.core.steering.guard import ALARMS
 from verl_cipo.integration.train import estimator, loss
 from verl_cipo.integration.train import trainer as trainer_module
@@ -107,7 +108,7 @@ def test_the_budget_goes_to_the_rollout_manager_after_a_step():
     metrics = one_step(trainer)
     shares = trainer.agent_loop_manager.shares
     assert shares == trainer._controller.shares and set(shares) == {"none", "low", "medium", "high", "right"}
-    assert metrics["cipo/budget/low/share"] == 0.5 and metrics["cipo/budget/corrections"] == 2
+    assert metrics["cipo/budget/low/share"] == PROBE and metrics["cipo/budget/corrections"] == 2
     fixed = Trainer()
     assert not any(name.startswith("cipo/budget") for name in one_step(fixed))
     assert fixed.agent_loop_manager.shares is None

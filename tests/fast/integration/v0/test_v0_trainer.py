@@ -21,6 +21,7 @@ from tests.fast.integration.scored_batch import R, encode, scored
 from verl_cipo.core.advantage import BASE, CORRECTION, two_stream_advantage
 from verl_cipo.core.anchors import Outcome
 from verl_cipo.core.config import AuxConfig, CIPOConfig, CIPOConfigError, TransferConfig
+from verl_cipo.core.steering.budget import Sums
 from verl_cipo.integration import ChangedSeamError
 from verl_cipo.integration.train import estimator
 from verl_cipo.integration.train.checkpoint import TrainerState
@@ -225,6 +226,8 @@ def test_the_budget_goes_through_the_checkpoint(monkeypatch, tmp_path):
         monkeypatch.setattr(RayPPOTrainer, name, lambda self: 7)
     trainer = made(with_further(corrections()), budget="auto")
     one_step(trainer, attempts(), monkeypatch)
+    measured = replace(trainer._controller._state.budget, w2c={"none": Sums.of([(1.0, 1.0)] * 20)})
+    trainer._controller._state = replace(trainer._controller._state, budget=measured)
     trainer.config.trainer = {
         "default_local_dir": str(tmp_path),
         "resume_mode": "resume_path",
