@@ -59,7 +59,7 @@ def test_the_command_with_real_vllm(task_folder, tmp_path):
     share = sum(row["acc"] for row in attempts) / 32
     assert told["turn1"]["pass@1"]["estimate"] == pytest.approx(share)
     assert told["corrections"]["accuracy_turn1"]["estimate"] == pytest.approx(share)
-    assert "| tiny | 8 | 4 |" in done.stdout
+    assert "| tiny | 8 | 4 |" in (output / "results.md").read_text()
 
 
 @pytest.mark.nightly

@@ -125,18 +125,18 @@ def test_corrections_go_through_the_loop_of_their_prompt(loops_run, step):
     assert corrected == loops_run.steps[step - 1]["cipo/anchors/total"] == PROMPTS
 
 
-@pytest.mark.parametrize("step", [1, 2])
-def test_a_correction_has_the_tool_and_its_arguments(loops_run, step):
+def test_a_correction_has_the_tool_and_its_arguments(loops_run):
     """``tools_kwargs`` of the prompt reach the tool; what the tool said is part of the attempt that is shown."""
-    tools, _ = kinds(loops_run, step)
     told = {}
-    for (group, _), (row,) in tools.items():
-        uid, mark, session = group.partition("_c")
-        if mark:
-            assert shown(row) == tools[uid, session][0]["output"].strip()
-        # An answer of full length leaves no room for a tool.
-        if word := re.search(r"\nfound (word\d+)\n", row["output"]):
-            told.setdefault(uid, {}).setdefault(bool(mark), set()).add(word.group(1))
+    for step in (1, 2):
+        tools, _ = kinds(loops_run, step)
+        for (group, _), (row,) in tools.items():
+            uid, mark, session = group.partition("_c")
+            if mark:
+                assert shown(row) == tools[uid, session][0]["output"].strip()
+            # An answer of full length leaves no room for a tool.
+            if word := re.search(r"\nfound (word\d+)\n", row["output"]):
+                told.setdefault((step, uid), {}).setdefault(bool(mark), set()).add(word.group(1))
     words = [words for of_prompt in told.values() for words in of_prompt.values()]
     assert all(len(found) == 1 for found in words), "another prompt's word"
     assert any(len(of_prompt) == 2 for of_prompt in told.values()), "no tool was called in a correction"
