@@ -147,14 +147,17 @@ def schedule(step: Step, longest_over_mean: float) -> Option:
 
 
 def budget(over_retry: Interval | None) -> Option:
-    """Whether sessions may become further attempts: unless corrections are clearly worth more from the start."""
+    """That sessions become further attempts where prompts have a signal, whatever a correction is worth there."""
     if over_retry is not None and over_retry.low > 0:
-        value, why = "fixed", "a correction is worth more than another attempt, so all sessions stay corrections"
+        why = (
+            "a correction is worth more than another attempt; yet where a prompt has right attempts, corrections in "
+            "place of further ones cost the first turn, so they go to prompts without one"
+        )
     elif over_retry is not None and over_retry.high < 0:
-        value, why = "auto", "another attempt is worth more than a correction: sessions move there, class by class"
+        why = "another attempt is worth more than a correction: all but one slot in eight become attempts"
     else:
-        value, why = "auto", "whether a correction is worth another attempt cannot be told yet: training measures it"
-    return Option(name="budget", settings={"+algorithm.cipo.budget": value}, reason=why)
+        why = "whether a correction is worth another attempt cannot be told yet: training measures it"
+    return Option(name="budget", settings={"+algorithm.cipo.budget": "auto"}, reason=why)
 
 
 def transfer(hard: Interval, hard_w2c: Interval | None, over_retry: Interval | None) -> Option:

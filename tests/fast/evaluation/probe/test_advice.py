@@ -73,10 +73,17 @@ def test_schedule(sequences, value):
 
 
 @pytest.mark.parametrize(
-    "over_retry, value", [(BETTER, "fixed"), (WORSE, "auto"), (OPEN, "auto"), (ALONE, "auto"), (None, "auto")]
+    "over_retry, why",
+    [
+        (BETTER, "go to prompts without one"),
+        (WORSE, "become attempts"),
+        (OPEN, "cannot be told"),
+        (None, "cannot be told"),
+    ],
 )
-def test_budget(over_retry, value):
-    assert settings(advice.budget(over_retry)) == {"budget": value}
+def test_budget(over_retry, why):
+    option = advice.budget(over_retry)
+    assert settings(option) == {"budget": "auto"} and why in option.reason
 
 
 @pytest.mark.parametrize(
