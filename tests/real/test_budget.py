@@ -10,7 +10,7 @@ from tests.real import demo
 from tests.real.conftest import PROMPTS, N, Run, streams
 from tests.real.demo import STEPS
 from tests.real.test_kill_resume import metrics
-from verl_cipo.core.steering.budget import PROBE
+from verl_cipo.core.steering.budget import CLASSES, PROBE
 
 pytestmark = [pytest.mark.real, pytest.mark.nightly]
 
@@ -54,10 +54,14 @@ def test_sessions_of_a_step_are_as_drawn(budget_run):
     assert 0 < moved < PROMPTS * (STEPS - 1), "no slot has moved, or all have: nothing was tested"
 
 
-def test_the_share_starts_as_a_probe_and_moves(budget_run):
+def test_the_share_starts_as_a_probe_and_both_sides_are_measured(budget_run):
+    """What the share becomes depends on what the model finds; prompts with a right attempt keep the probe."""
     first, *_, last = budget_run.steps
     assert {value for name, value in first.items() if name.endswith("/share")} == {PROBE}
-    assert {value for name, value in last.items() if name.endswith("/share")} != {PROBE}
+    assert {last[f"cipo/budget/{name}/share"] for name in ("low", "medium", "high")} == {PROBE}
+    assert PROBE <= last["cipo/budget/none/share"] <= 1
+    for side in ("w2c", "retry"):
+        assert any(f"cipo/budget/{name}/{side}" in last for name in CLASSES)
 
 
 def test_as_many_optimizer_steps_as_grpo(budget_run):
