@@ -28,26 +28,29 @@ def rows(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_the_command_with_real_vllm(task_folder, tmp_path):
-    (tmp_path / "suites.yaml").write_text(SUITE)
-    output = tmp_path / "out"
-    environment = dict(os.environ)
-    # How much memory the KV cache takes is left to the command.
-    environment.pop(KV_CACHE_VARIABLE, None)
-    options = ["--suite", "tiny", "--suites", tmp_path / "suites.yaml", "--data-dir", task_folder]
-    options += ["--checkpoint", task_folder / "model", "--output", output, "--limit", "8", "--batch", "12"]
-    options += ["--engine", "dtype=float32", "enforce_eager=true", "max_model_len=256", "max_num_seqs=64"]
-    # Less than the prompts of a batch take: were they computed in parts, seeded requests would end vLLM on a CPU.
-    options += ["max_num_batched_tokens=256"]
+def run(module, *options):
+    """The end of a command of the package that succeeds; how much memory the KV cache takes is left to it."""
     done = subprocess.run(
-        [sys.executable, "-m", "verl_cipo.evaluate", *map(str, options)],
+        [sys.executable, "-m", module, *map(str, options)],
         cwd=ROOT,
-        env=environment,
+        env={name: value for name, value in os.environ.items() if name != KV_CACHE_VARIABLE},
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def test_the_command_with_real_vllm(task_folder, tmp_path):
+    (tmp_path / "suites.yaml").write_text(SUITE)
+    output = tmp_path / "out"
+    options = ["--suite", "tiny", "--suites", tmp_path / "suites.yaml", "--data-dir", task_folder]
+    options += ["--checkpoint", task_folder / "model", "--output", output, "--limit", "8", "--batch", "12"]
+    options += ["--engine", "dtype=float32", "enforce_eager=true", "max_model_len=256", "max_num_seqs=64"]
+    # Less than the prompts of a batch take: were they computed in parts, seeded requests would end vLLM on a CPU.
+    options += ["max_num_batched_tokens=256"]
+    run("verl_cipo.evaluate", *options)
     attempts, records = rows(output / "tiny" / "0.jsonl"), rows(output / "tiny" / "corrections" / "0.jsonl")
     assert len(attempts) == len(records) == 32
     assert any(row["output"] for row in attempts)
@@ -65,18 +68,9 @@ def test_the_command_with_real_vllm(task_folder, tmp_path):
 @pytest.mark.nightly
 def test_the_probe_with_real_vllm(task_folder, tmp_path):
     """With no option about the engine: it fits the memory and starts on a CPU by itself."""
-    environment = {name: value for name, value in os.environ.items() if name != KV_CACHE_VARIABLE}
     options = ["--checkpoint", task_folder / "model", "--data", task_folder / "data" / "train.parquet"]
     options += ["--reward", "pkg://verl_cipo.rewards.math", "--limit", "16", "--samples", "4", "--max-tokens", "64"]
-    done = subprocess.run(
-        [sys.executable, "-m", "verl_cipo.probe", *map(str, options), "--json", tmp_path / "probe.json"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run("verl_cipo.probe", *options, "--json", tmp_path / "probe.json")
     found = json.loads((tmp_path / "probe.json").read_text())
     figures = found["figures"]
     assert (figures["pass_at_1"]["problems"], figures["copy_rate"]["problems"]) == (16, 16)
