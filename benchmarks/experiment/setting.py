@@ -57,7 +57,7 @@ TASKS = {
     "hard": Setting(task=Products(parts=3, shown_slip=0.35, warmup=Warmup(steps=180, rows=64)), steps=200),
     # Confident and wrong: further attempts repeat a misreading that a look at the attempt may break.
     "stuck": Setting(
-        task=Products(parts=2, misread=(7, 9), held=0.95, fix=0.35, warmup=Warmup(steps=600, rows=64)), steps=300
+        task=Products(parts=2, misread=(7, 9), held=0.95, fix=0.35, warmup=Warmup(steps=600, rows=64)), steps=500
     ),
     # Each product slips by itself, and what is shown tells which did: checking is easier than solving.
     "checkable": Setting(
