@@ -50,7 +50,7 @@ ARMS = {
             rollouts=2,
             options=(*OPTIONS, "+algorithm.cipo.replay_fraction=0"),
         ),
-        Arm(name="cipo", what="CIPO, defaults", algo="cipo", options=OPTIONS),
+        Arm(name="cipo", what="CIPO, the default", algo="cipo", options=OPTIONS),
     )
 }
 WINDOW = 5

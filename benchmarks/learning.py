@@ -19,13 +19,14 @@ import argparse
 import gzip
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.experiment import figures, pictures
-from benchmarks.experiment.arms import ARMS, CONTROL, MAIN
+from benchmarks.experiment.arms import ARMS, CONTROL, DEFAULT, MAIN
 from benchmarks.experiment.runs import MADE_WITH, RESULT, run
 from benchmarks.experiment.setting import QUICK, TASKS, Setting, record
 from benchmarks.json_file import write_json
@@ -50,12 +51,14 @@ def main() -> int:
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write learning.png and learning-training.png")
     args = parser.parse_args()
     names = {"main": [arm.name for arm in MAIN], "all": list(ARMS)}
-    wanted = [CONTROL, "cipo"] if args.quick else [n for name in args.arms for n in names.get(name, [name])]
+    wanted = [CONTROL, DEFAULT] if args.quick else [n for name in args.arms for n in names.get(name, [name])]
     if unknown := [name for name in wanted if name not in ARMS]:
         parser.error(f"--arms {' '.join(unknown)}: expected main, all, {', '.join(ARMS)}")
     tasks = {"quick": QUICK} if args.quick else {name: TASKS[name] for name in args.tasks}
     output = args.output.resolve() / ("" if args.engine == "verl" else args.engine)
     if args.json:
+        if other := made_otherwise(args.json, tasks, engine=args.engine):
+            parser.error(f"--json {args.json}: {' '.join(other)} there was trained by another engine; use another file")
         for name, setting in tasks.items():
             restore(raw_folder(args.json) / name, output / name, setting)
     # Seed by seed, so that what is done compares all arms.
@@ -78,12 +81,20 @@ def main() -> int:
 
 
 def read(output: Path) -> dict[str, dict[int, dict[str, Any]]]:
-    """The finished runs below `output`: results by arm and seed, the arms in the order of their declaration."""
+    """The finished runs below `output`: results by arm and seed, the arms in the order of their declaration.
+
+    Arms that are declared no more come last.
+    """
     found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in ARMS}
-    for file in output.glob(f"*/{RESULT}"):
+    for file in sorted(output.glob(f"*/{RESULT}")):
         result = json.loads(file.read_text())
-        found[result["made_with"]["arm"]["name"]][result["made_with"]["seed"]] = result
+        found.setdefault(result["made_with"]["arm"]["name"], {})[result["made_with"]["seed"]] = result
     return {name: runs for name, runs in found.items() if runs}
+
+
+def algo(runs: dict[int, dict[str, Any]]) -> str | None:
+    """The `Arm.algo` that an arm's runs were made with."""
+    return next(iter(runs.values()))["made_with"]["arm"]["algo"]
 
 
 def summarise(found: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
@@ -92,11 +103,11 @@ def summarise(found: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
     setting = next(iter(next(iter(found.values())).values()))["made_with"]["setting"]
     commits = {result["commit"] for runs in found.values() for result in runs.values()} - {""}
     differences = {name: figures.difference(runs, control) for name, runs in found.items() if name != CONTROL}
-    same_n, ours = found.get("grpo", {}), [name for name in found if ARMS[name].algo == "cipo"]
+    same_n, ours = found.get("grpo", {}), [name for name in found if algo(found[name]) == "cipo"]
     return {
         "commits": sorted(commits),
         "setting": setting,
-        "seeds": sorted(set(found.get("cipo", {})) & set(control)),
+        "seeds": sorted(control),
         "arms": {name: figures.summary_of(runs) for name, runs in found.items()},
         "minus_control": differences,
         "minus_grpo": {name: figures.difference(found[name], same_n) for name in ours},
@@ -152,7 +163,7 @@ def _difference(figure: dict[str, Any]) -> str:
 def training(found: dict[str, dict[int, dict[str, Any]]], output: Path) -> dict[str, list[list[dict[str, float]]]]:
     """What verl logged at each step of the trained arms that have the most seeds, by arm and seed."""
     most = max(len(runs) for runs in found.values())
-    names = [name for name, runs in found.items() if ARMS[name].algo and len(runs) == most]
+    names = [name for name, runs in found.items() if algo(runs) and len(runs) == most]
     return {
         name: [
             [line["data"] for line in launch.metrics_lines(output / f"{name}_seed{seed}" / "metrics.jsonl")]
@@ -160,6 +171,17 @@ def training(found: dict[str, dict[int, dict[str, Any]]], output: Path) -> dict[
         ]
         for name in names
     }
+
+
+def written(file: Path) -> dict[str, Any]:
+    """The tasks of a summary that was written; none where there is no such file."""
+    return json.loads(file.read_text())["tasks"] if file.exists() else {}
+
+
+def made_otherwise(file: Path, tasks: Iterable[str], *, engine: str) -> list[str]:
+    """Those of `tasks` that another engine trained for the summary in `file`: its runs are not to be compared."""
+    before = written(file)
+    return [task for task in tasks if task in before and before[task]["engine"] != engine]
 
 
 def raw_folder(file: Path) -> Path:
@@ -184,9 +206,8 @@ def write(file: Path, summaries: dict[str, Any], output: Path, *, engine: str) -
                 gzip.GzipFile("", "wb", 9, target, 0) as packed,
             ):
                 packed.write(lines + result.read_bytes())
-    before = json.loads(file.read_text()) if file.exists() else {"tasks": {}}
-    tasks = before["tasks"] | plain(summaries)
-    write_json(file, {"engine": engine, "default_arm": "cipo", "tasks": tasks})
+    tasks = {task: {"engine": engine, **summary} for task, summary in plain(summaries).items()}
+    write_json(file, {"default_arm": DEFAULT, "tasks": written(file) | tasks})
 
 
 def restore(raw: Path, output: Path, setting: Setting) -> None:

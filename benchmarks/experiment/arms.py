@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 CONTROL = "grpo_equal_rollouts"
 """The honest control: GRPO that samples as many responses a step as CIPO does."""
+DEFAULT = "balanced"
+"""What a user gets who asks for nothing but CIPO."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,17 +23,17 @@ class Arm:
     options: tuple[str, ...] = ()
 
 
-def _cipo(name: str, what: str, *knobs: str, rollouts: int = 1) -> Arm:
-    return Arm(
-        name=name, what=what, algo="cipo", rollouts=rollouts, options=tuple(f"+algorithm.cipo.{knob}" for knob in knobs)
-    )
+def _cipo(name: str, what: str, *knobs: str, rollouts: int = 1, preset: str = "stream") -> Arm:
+    options = tuple(f"+algorithm.cipo.{knob}" for knob in (f"preset={preset}", *knobs))
+    return Arm(name=name, what=what, algo="cipo", rollouts=rollouts, options=options)
 
 
 MAIN = (
     Arm(name="base", what="the model before training", algo=None),
     Arm(name="grpo", what="GRPO, half the rollouts", algo="grpo"),
     Arm(name=CONTROL, what="GRPO, n doubled", algo="grpo", rollouts=2),
-    _cipo("cipo", "CIPO, defaults (schedule=streaming)"),
+    _cipo("balanced", "CIPO, preset=balanced, the default", preset="balanced"),
+    _cipo("cipo", "CIPO, preset=stream (schedule=streaming)"),
     _cipo("cipo_barrier", "CIPO, schedule=barrier", "schedule=barrier"),
     _cipo("cipo_replay", "CIPO, schedule=replay", "schedule=replay"),
 )
@@ -57,15 +59,6 @@ ABLATIONS = (
         "budget=auto",
         "transfer.kind=inject",
         "transfer.coef=8",
-    ),
-    _cipo(
-        "candidate",
-        "the same, with pairs at .1",
-        "budget=auto",
-        "transfer.kind=inject",
-        "transfer.coef=8",
-        "source=both",
-        "aux.coef=0.1",
     ),
     Arm(
         name="grpo_own",

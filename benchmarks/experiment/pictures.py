@@ -18,7 +18,8 @@ PANELS = {
 COLORS = {
     "grpo": "#9dc3e6",
     CONTROL: "#1f4e79",
-    "cipo": "#c55a11",
+    "balanced": "#c55a11",
+    "cipo": "#bf9000",
     "paired": "#7030a0",
     "failed_only_lambda_025": "#548235",
 }

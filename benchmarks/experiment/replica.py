@@ -326,7 +326,8 @@ def knobs(arm: Arm, seed: int) -> CIPOConfig:
     if arm.algo == "grpo":
         return CIPOConfig(replay_fraction=0.0, val_corrections=0)
     set_here = [option.removeprefix(KNOB) for option in arm.options if option.startswith(KNOB)]
-    mapping = OmegaConf.to_container(OmegaConf.from_dotlist(set_here))
+    # As through verl: examples/tiny/task.py.
+    mapping = OmegaConf.to_container(OmegaConf.from_dotlist(["prompt.standalone=false", *set_here]))
     assert isinstance(mapping, dict)
     return CIPOConfig.from_mapping({"seed": seed, **{str(key): value for key, value in mapping.items()}})
 

@@ -10,9 +10,10 @@ ROLLOUT=${ROLLOUT:-vllm}  # vllm | sglang
 DRY_RUN=${DRY_RUN:-0}  # 1: check the settings and stop; config: and print verl's config; args: print the arguments
 VAL_ONLY=${VAL_ONLY:-0}  # 1: no training, validate the newest checkpoint into OUTPUT_DIR/val_only/<start>
 
-SOURCE=${SOURCE:-resample}  # where corrections come from: resample | paired | both
-BUDGET=${BUDGET:-fixed}  # what sessions of anchors are spent on: fixed, corrections | auto, or further attempts
-TRANSFER=${TRANSFER:-none}  # what corrections find, trained on the plain prompt: none | inject | regress
+PRESET=${PRESET:-balanced}  # what the next three are where they are null: balanced | stream, docs/recipes.md
+SOURCE=${SOURCE:-null}  # where corrections come from: resample | paired | both
+BUDGET=${BUDGET:-null}  # what sessions of anchors are spent on: fixed, corrections | auto, or further attempts
+TRANSFER=${TRANSFER:-null}  # what corrections find, trained on the plain prompt: none | inject | regress
 GROUP_SIZE=${GROUP_SIZE:-8}  # attempts per prompt
 REPLAY_FRACTION=${REPLAY_FRACTION:-1}  # anchors per prompt
 VAL_CORRECTIONS=${VAL_CORRECTIONS:-1}  # second turns per answer of the validation, for cipo and grpo; 0: none
@@ -45,17 +46,16 @@ PYTHON=${PYTHON:-python3}  # interpreter
 # In the asynchronous modes the other schedules hold a dispatch of prompts back until its last attempt is verified.
 [[ $MODE == sync ]] && schedule=streaming || schedule=replay
 SCHEDULE=${SCHEDULE:-$schedule}  # when anchors are drawn: streaming | barrier | replay, docs/knobs.md
-# The auxiliary loss alone trains pairs.
-[[ $SOURCE == resample ]] && aux_coef=0 || aux_coef=0.1
-AUX_COEF=${AUX_COEF:-$aux_coef}  # weight of the auxiliary loss
+AUX_COEF=${AUX_COEF:-null}  # weight of the auxiliary loss, which trains pairs; null: 0.1 with pairs, else 0
 
 variant=$ALGO
 [[ $ROLLOUTS == equal ]] && variant+=_equal
 [[ $RECIPE == base ]] || variant+=_$RECIPE
 if [[ $ALGO == cipo ]]; then
-    [[ $SOURCE == resample ]] || variant+=_$SOURCE
-    [[ $BUDGET == fixed ]] || variant+=_$BUDGET
-    [[ $TRANSFER == none ]] || variant+=_$TRANSFER
+    [[ $PRESET == balanced ]] || variant+=_$PRESET
+    [[ $SOURCE == null ]] || variant+=_$SOURCE
+    [[ $BUDGET == null ]] || variant+=_$BUDGET
+    [[ $TRANSFER == null ]] || variant+=_$TRANSFER
 fi
 [[ $MODE == sync ]] || variant+=_$MODE
 [[ $ROLLOUT == vllm ]] || variant+=_$ROLLOUT
@@ -81,9 +81,10 @@ one_of MODE sync colocate_async separate_async
 one_of ROLLOUT vllm sglang
 one_of DRY_RUN 0 1 config args
 one_of VAL_ONLY 0 1
-one_of SOURCE resample paired both
-one_of BUDGET fixed auto
-one_of TRANSFER none inject regress
+one_of PRESET balanced stream
+one_of SOURCE null resample paired both
+one_of BUDGET null fixed auto
+one_of TRANSFER null none inject regress
 one_of SCHEDULE streaming barrier replay auto
 one_of DYNAMIC_SAMPLING True False
 one_of OFFLOAD True False
@@ -104,7 +105,7 @@ number CLIP_RATIO 'x > 0 && x < 1' 'between 0 and 1'
 number CLIP_RATIO_HIGH 'x > 0' 'above 0'
 number OVERLONG_SHARE 'x >= 0 && x < 1' 'of 0 or more, below 1'
 for name in KL_COEF REPLAY_FRACTION AUX_COEF; do
-    number "$name" 'x >= 0' 'of 0 or more'
+    [[ $name == AUX_COEF && $AUX_COEF == null ]] || number "$name" 'x >= 0' 'of 0 or more'
 done
 [[ $LORA_RANK == 0 || $CONFIG_NAME != *megatron* ]] || die "LORA_RANK=$LORA_RANK: use one of the FSDP scripts"
 
@@ -252,6 +253,7 @@ if [[ $estimator == cipo ]]; then
         settings+=(
             algorithm.cipo.replay_fraction="$REPLAY_FRACTION"
             algorithm.cipo.schedule="$SCHEDULE"
+            algorithm.cipo.preset="$PRESET"
             algorithm.cipo.source="$SOURCE"
             algorithm.cipo.aux.coef="$AUX_COEF"
             algorithm.cipo.budget="$BUDGET"

@@ -39,6 +39,8 @@ def overrides(task: Task) -> list[str]:
         f"actor_rollout_ref.rollout.val_kwargs.n={task.val_n}",
         "actor_rollout_ref.rollout.val_kwargs.temperature=1.0",
         "actor_rollout_ref.rollout.val_kwargs.do_sample=true",
+        # The tokenizer spells what its prompts do not say in bytes, and answers here mention no attempt anyway.
+        "+algorithm.cipo.prompt.standalone=false",
         "trainer.logger=[console,file]",
         "trainer.resume_mode=disable",
     ]

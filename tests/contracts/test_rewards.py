@@ -78,7 +78,7 @@ def test_the_second_verifier_is_asked_what_the_first_one_is(tmp_path):
     (tmp_path / "mine.py").write_text("seen = []\n\ndef score(**asked):\n    seen.append(asked)\n    return 1.0\n")
     function = load("verl.utils.import_utils:load_extern_object")(str(tmp_path / "mine.py"), "score")
     first = judged(function, {"index": 3})
-    config = CIPOConfig(second_verifier=f"{tmp_path / 'mine.py'}:score")
+    config = CIPOConfig(preset="stream", second_verifier=f"{tmp_path / 'mine.py'}:score")
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: "".join(map(chr, ids)))
     asker = SecondVerifier(function, config, tokenizer)
     output = load("verl.experimental.agent_loop:AgentLoopOutput")(

@@ -129,6 +129,8 @@ def train(task_folder: Path, folder: Path, *options: str, env: dict[str, str] | 
     launch.train(
         [
             *overrides(Task(folder=task_folder, train_batch_size=PROMPTS, n=N, val_n=1)),
+            # Each run asks for what it tests; test_modes.py has the defaults.
+            "++algorithm.cipo.preset=stream",
             f"actor_rollout_ref.actor.optim.lr={LEARNING_RATE}",
             f"trainer.total_training_steps={STEPS}",
             "data.val_max_samples=16",

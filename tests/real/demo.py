@@ -23,6 +23,7 @@ OPTIONS = [
     "actor_rollout_ref.actor.ppo_mini_batch_size=2",
     "actor_rollout_ref.rollout.n=4",
     "actor_rollout_ref.rollout.full_determinism=true",
+    "+algorithm.cipo.preset=stream",
     "+algorithm.cipo.schedule=replay",
     "+algorithm.cipo.source=both",
     "+algorithm.cipo.aux.coef=0.5",

@@ -42,6 +42,55 @@ def test_separate_asynchronous_training(separate_run):
     assert corrections == sum("_c" in row["uid"] for row in rollouts) > 0
 
 
+# The defaults move sessions, add pairs and train on the plain prompt, whichever trainer it is.
+DEFAULTS = {
+    "V1": ["trainer.v1.trainer_mode=sync"],
+    "V1, asynchronous": ["trainer.v1.trainer_mode=colocate_async", "trainer.total_training_steps=4"],
+    "V0": ["trainer.use_v1=False"],
+    "DAPO": [
+        "algorithm.filter_groups.enable=true",
+        # verl's own: one of the demo's does not filter.
+        "trainer.v1.sampler.custom_sampler.path=null",
+        "actor_rollout_ref.rollout.full_determinism=false",
+    ],
+}
+
+
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(name, marks=() if name == "V1" else pytest.mark.nightly) for name in DEFAULTS],
+)
+def default_run(run, request, tmp_path_factory):
+    """algorithm.adv_estimator=cipo and no knob of what is trained; seeds, so that of so few prompts some are right."""
+    return run(
+        tmp_path_factory.mktemp("default"),
+        "algorithm.adv_estimator=cipo",
+        "++algorithm.cipo.preset=balanced",
+        "actor_rollout_ref.rollout.full_determinism=true",
+        "trainer.total_training_steps=3",
+        "trainer.val_before_train=false",
+        *DEFAULTS[request.param],
+    )
+
+
+def test_the_defaults_move_sessions_pair_attempts_and_watch_for_what_corrections_find(default_run):
+    slots, moved, pairs = 0.0, 0.0, 0.0
+    for step, metrics in enumerate(default_run.steps, start=1):
+        base, corrections, made = streams(default_run.rollouts(step))
+        assert (
+            metrics["cipo/rows/base"] == sum(map(len, base.values())) == PROMPTS * N + metrics["cipo/budget/attempts"]
+        )
+        assert metrics["cipo/rows/correction"] == sum(map(len, corrections.values()))
+        assert metrics["cipo/budget/attempts"] + metrics["cipo/rows/correction"] == N * metrics["cipo/budget/slots"]
+        assert metrics["cipo/rows/aux"] + metrics["cipo/transfer/rows"] == sum(map(len, made.values()))
+        assert (metrics["cipo/aux/loss"] > 0) == (metrics["cipo/aux/rows"] > 0)
+        assert metrics["actor/grad_norm"] > 0
+        slots += metrics["cipo/budget/slots"]
+        moved += metrics["cipo/budget/attempts"]
+        pairs += metrics["cipo/rows/aux"]
+    assert slots >= PROMPTS * 2 and 0 < moved < N * slots and pairs > 0
+
+
 @pytest.fixture(scope="session")
 def barrier_run(run_alone, tmp_path_factory, whole):
     """Goes on from the demo's checkpoint with cipo_trainer.yaml, two rollout workers, a barrier, and lambda_corr=0."""

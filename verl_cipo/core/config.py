@@ -12,6 +12,12 @@ from typing import Any, Literal
 from verl_cipo.core.knob_rules import rule_of
 
 ROOT = "algorithm.cipo"
+FOLLOWS: Any = None
+"""Default of a knob that a CIPOConfig gives a value when it is made: that of the preset, or what other knobs need."""
+BUILT_IN = ("math", "code")
+"""Templates that know of prompt.standalone."""
+PAIRS_COEF = 0.1
+TRANSFER_COEF = {"none": 0.0, "inject": 8.0, "regress": 2.0}
 
 
 class CIPOConfigError(ValueError):
@@ -45,9 +51,9 @@ class PromptConfig:
     form: Literal["message", "assistant_turn"] = "message"
     """message, question, attempt and request in one message; assistant_turn, the attempt follows the question as the
     assistant's own answer, and then a request to review it."""
-    standalone: bool = False
-    """Whether the built-in texts ask for an answer that stands on its own and does not mention the attempt, as transfer
-    to the plain prompt needs it."""
+    standalone: bool = FOLLOWS
+    """Whether the built-in texts ask for an answer that stands on its own and does not mention the attempt; null = with
+    transfer, which trains it as the answer to the plain prompt, if the template is one of them."""
     path: InitVar[str] = f"{ROOT}.prompt"
 
     def __post_init__(self, path: str) -> None:
@@ -74,8 +80,8 @@ class AuxConfig:
 
     kind: Literal["nll", "contrastive"] = "nll"
     """nll, log-likelihood of right corrections; contrastive, right corrections preferred over the wrong attempt."""
-    coef: float = 0.0
-    """Weight of the auxiliary loss; 0 = off. source=paired is trained by it alone."""
+    coef: float = FOLLOWS
+    """Weight of the auxiliary loss; 0 = off. Pairs are trained by it alone: null = 0.1 with them, else 0."""
     beta: float = 2.0
     """Scale of the contrastive margin between mean log-probabilities per token."""
     path: InitVar[str] = f"{ROOT}.aux"
@@ -93,11 +99,12 @@ class AuxConfig:
 class TransferConfig:
     """What corrections find, trained on the plain prompt (`algorithm.cipo.transfer`); added to verl's policy loss."""
 
-    kind: Literal["none", "inject", "regress"] = "none"
+    kind: Literal["none", "inject", "regress"] = FOLLOWS
     """none; inject, one right correction of a prompt as one more row of its attempts' group; regress, the
-    log-probability of all corrections of failed attempts, right and wrong, by their advantage over the attempts."""
-    coef: float = 2.0
-    """Weight of the term, 0 = off; docs/recipes.md has what was tried."""
+    log-probability of all corrections of failed attempts, right and wrong, by their advantage over the attempts; null =
+    that of the preset."""
+    coef: float = FOLLOWS
+    """Weight of the term, 0 = off; null = 8 for inject and 2 for regress."""
     below: float = 0.125
     """Highest pass rate of the prompts whose corrections are trained so, inclusive."""
     gamma: float = 0.1
@@ -117,11 +124,14 @@ class CIPOConfig:
     Construction validates: a CIPOConfigError names the key, the value and what is allowed.
     """
 
+    preset: Literal["balanced", "stream"] = "balanced"
+    """What source, budget and transfer.kind are where they are null: balanced, both, auto and inject, each where the
+    run can have it (a line says so where it cannot); stream, resample, fixed and none, which is CIPO as published."""
     replay_fraction: float = 1.0
     """Anchors per step = round(replay_fraction * prompts); 0 trains plain GRPO."""
-    source: Literal["resample", "paired", "both"] = "resample"
+    source: Literal["resample", "paired", "both"] = FOLLOWS
     """Where corrections come from: resample, sampled from the policy; paired, attempts of the step paired with right
-    rollouts, without generation; or both."""
+    rollouts, without generation; or both; null = that of the preset."""
     n_corrections: int | None = None
     """Corrections per anchor, which form one group; null = rollout.n. A group of 1 would have no advantage."""
     schedule: Literal["streaming", "barrier", "replay", "auto"] = "auto"
@@ -177,10 +187,10 @@ class CIPOConfig:
     alarm."""
     val_corrections: int = 1
     """Second-turn corrections per validation attempt; 0 turns them off."""
-    budget: Literal["fixed", "auto"] = "fixed"
+    budget: Literal["fixed", "auto"] = FOLLOWS
     """What the sessions of an anchor are spent on: fixed, its corrections; auto, those where the prompt has no right
     attempt and corrections have been worth more than further attempts, elsewhere as many further attempts, spread over
-    the step's prompts, but for one slot in eight."""
+    the step's prompts, but for one slot in eight; null = that of the preset."""
     keep_all_wrong: float = 0.0
     """With algorithm.filter_groups, the share of a batch's prompts that may be all wrong: each is kept with a wrong
     anchor of its own, as long as the step has any left; 0 evicts them, as verl does."""
@@ -196,6 +206,7 @@ class CIPOConfig:
 
     def __post_init__(self, path: str) -> None:
         _validate(self, path)
+        self._follow()
         # A rho that does not adapt stays at rho_init, whatever the range.
         range_of_rho = ("rho_min", "rho_init", "rho_max") if self.rho_adaptive else ("rho_min", "rho_max")
         for names in (range_of_rho, ("delta_low", "delta_high")):
@@ -234,6 +245,27 @@ class CIPOConfig:
                 f"{path}.budget = 'auto' with {path}.{key} = {value!r}: no corrections are sampled, so no sessions can "
                 f"move; use {path}.{key} {allowed}, or {path}.budget = 'fixed'"
             )
+
+    def _follow(self) -> None:
+        """Give the knobs that are null a value, as their docs have it."""
+        balanced = self.preset == "balanced" and self.replay_fraction > 0
+
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        if self.source is None:
+            put("source", "both" if balanced else "resample")
+        samples = balanced and self.rolls_out
+        if self.budget is None:
+            put("budget", "auto" if samples and self.keep_all_wrong == 0 else "fixed")
+        if self.aux.coef is None:
+            put("aux", replace(self.aux, coef=PAIRS_COEF if self.pairs else 0.0))
+        if self.transfer.kind is None:
+            put("transfer", replace(self.transfer, kind="inject" if samples else "none"))
+        if self.transfer.coef is None:
+            put("transfer", replace(self.transfer, coef=TRANSFER_COEF[self.transfer.kind]))
+        if self.prompt.standalone is None:
+            put("prompt", replace(self.prompt, standalone=self.transfers and self.prompt.template in BUILT_IN))
 
     def scheduled(self, *, asynchronous: bool) -> "CIPOConfig":
         """This with schedule=auto resolved: replay for an `asynchronous` trainer, else streaming.

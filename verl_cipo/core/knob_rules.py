@@ -14,7 +14,7 @@ REVIEW_ALLOWED = (
 )
 
 REWARD_FUNCTION_ALLOWED = (
-    "null, pkg://package.module:function or path/to/file.py:function of a reward function as verl calls it"
+    "pkg://package.module:function or path/to/file.py:function of a reward function as verl calls it,"
 )
 
 
@@ -95,10 +95,6 @@ def _read_text(value: Any) -> str:
     return value
 
 
-def _read_reward_function(value: Any) -> str | None:
-    return None if value is None else _read_text(value)
-
-
 FLAG = Rule("true or false", _read_flag)
 NUMBER = number()
 SHARE = number(0, 1)
@@ -107,7 +103,7 @@ TEXT = Rule("a text", _read_text)
 
 RULES: dict[str, Rule] = {
     "replay_fraction": WEIGHT,
-    "n_corrections": number(2, integer=True, null=True),
+    "n_corrections": number(2, integer=True),
     "lambda_corr": WEIGHT,
     "lambda_risk": WEIGHT,
     "rho_init": SHARE,
@@ -122,7 +118,7 @@ RULES: dict[str, Rule] = {
     "delta_high": SHARE,
     "correct_threshold": Rule("a finite number, or a mapping of data sources to finite numbers", _read_threshold),
     "verifier_retries": number(0, integer=True),
-    "second_verifier": Rule(REWARD_FUNCTION_ALLOWED, _read_reward_function),
+    "second_verifier": Rule(REWARD_FUNCTION_ALLOWED, _read_text),
     "second_verifier_timeout": number(0),
     "correction_timeout": number(0),
     "report_timeout": number(0),
@@ -132,7 +128,7 @@ RULES: dict[str, Rule] = {
     "seed": number(integer=True),
     # prompt
     "template": Rule(TEMPLATE_ALLOWED, _read_text),
-    "max_attempt_tokens": number(16, integer=True, null=True),
+    "max_attempt_tokens": number(16, integer=True),
     "thinking_open": TEXT,
     "thinking_close": TEXT,
     "attempts": number(1, 16, integer=True),
@@ -149,7 +145,11 @@ RULES: dict[str, Rule] = {
 
 
 def rule_of(knob: Field) -> Rule:
-    """The rule of a field of a config. Raises: KeyError where it has none."""
+    """The rule of a field of a config; null is allowed where it is the default. Raises: KeyError where it has none."""
     if knob.name not in RULES and get_origin(knob.type) is Literal:
-        return choice(*get_args(knob.type))
-    return RULES[knob.name]
+        rule = choice(*get_args(knob.type))
+    else:
+        rule = RULES[knob.name]
+    if knob.default is not None:
+        return rule
+    return Rule(f"{rule.allowed} or null", lambda value: None if value is None else rule.read(value))

@@ -38,7 +38,7 @@ METRICS: dict[str, str] = {
     "cipo/rho": "Target share of right attempts among this step's anchors.",
     "cipo/lambda": "Weight of the correction stream in the next step; guard=adapt lowers it during an alarm.",
     "cipo/hacking_gap": "Share of attempts right under the run's verifier minus that under second_verifier; attempts "
-    "without a verdict of the second one are left out of both.",
+    "without a verdict of the second one are left out of both, and so are the further ones of budget=auto.",
     "cipo/hacking_gap_corrections": "The same of the corrections.",
     "cipo/retention": "Share of corrections of right anchors that are right; rho follows it.",
     "cipo/anchors/total": "Anchors drawn.",
@@ -180,7 +180,7 @@ def batch_metrics(table: RowTable) -> dict[str, float]:
         if final.any():
             for outcome, share in _group_outcomes(rows.group[final], rows.correct[final]).items():
                 metrics[f"groups/{stream}/{outcome}"] = share
-        twice = final & ~np.isnan(table.second)
+        twice = drawn & ~np.isnan(table.second)
         if twice.any():
             metrics[_GAP[stream]] = float(rows.correct[twice].mean() - table.second[twice].mean())
     final = (rows.stream == CORRECTION) & rows.final

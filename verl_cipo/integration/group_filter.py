@@ -58,12 +58,6 @@ def check_filter(
             f"with {_ENABLE}=true an asynchronous trainer has no fixed number of prompts a step among which anchors "
             "could be drawn; use replay",
         )
-    if cipo.replays and cipo.moves_budget:
-        refuse(
-            f"{ROOT}.budget",
-            f"with {_ENABLE}=true and schedule=replay further attempts would be made at prompts that may be evicted; "
-            "use fixed or another schedule",
-        )
     if cipo.keep_all_wrong > 0:
         _check_kept(cipo, refuse)
 

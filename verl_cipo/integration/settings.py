@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
 from verl_cipo.core.prompts import with_text
 from verl_cipo.integration.checks import check_lengths
-from verl_cipo.integration.group_filter import check_filter
+from verl_cipo.integration.fitting import fitted, obstacles
+from verl_cipo.integration.group_filter import check_filter, filter_metric
 from verl_cipo.integration.reward_function import load, located
 from verl_cipo.integration.rollout.seeds import seed_name
 
@@ -30,6 +31,8 @@ TRAINER_OF_MODE = {
 def cipo_config(config: DictConfig) -> CIPOConfig:
     """Read and validate ``algorithm.cipo``; absent means all defaults. ``schedule=auto`` becomes that of the trainer.
 
+    What the preset asks for and the run cannot have is left out, and a line printed (fitting.py).
+
     Raises:
         CIPOConfigError: an unknown key, a bad value, or a template that cannot be read.
     """
@@ -40,8 +43,9 @@ def cipo_config(config: DictConfig) -> CIPOConfig:
     match mapping:
         case {"prompt": {"template": [*pieces]}} if all(isinstance(piece, str) for piece in pieces):
             mapping["prompt"]["template"] = "".join(pieces)
-    cipo = CIPOConfig.from_mapping(mapping)
-    cipo = cipo.scheduled(asynchronous=_asynchronous(config))
+    cipo, lines = fitted(config, mapping, asynchronous=_asynchronous(config), filters=filter_metric(config) is not None)
+    for line in lines:
+        print(f"[verl_cipo] {line}")
     return replace(cipo, prompt=with_text(cipo.prompt))
 
 
@@ -108,8 +112,13 @@ def check_combination(config: DictConfig) -> CIPOConfig:
     _check_pipeline(config, refuse)
     if config.actor_rollout_ref.rollout.get("full_determinism"):
         seed_name(config.actor_rollout_ref.rollout)
-    if cipo.adds_loss:
-        _check_added_loss(config, cipo, refuse)
+    for obstacle in obstacles(config, cipo, filters=filter_metric(config) is not None):
+        refuse(obstacle.key, obstacle.allowed)
+    if cipo.replays and cipo.aux.contrastive:
+        raise CIPOConfigError(
+            f"{ROOT}.aux.kind=contrastive with {ROOT}.schedule=replay: the wrong attempts of the previous step are not "
+            f"in the batch; use another schedule, {ROOT}.aux.kind=nll or {ROOT}.source=paired"
+        )
     needed = MANAGER_CLASS if config.trainer.use_v1 else MANAGER_CLASS_V0
     custom = OmegaConf.select(config, "actor_rollout_ref.rollout.agent.agent_loop_manager_class")
     # cipo_trainer.yaml names that of V1, whatever trainer is asked for.
@@ -156,12 +165,6 @@ def _check_v0(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str],
         refuse("skip.rollout.enable", "with trainer.use_v1=false a replayed rollout lacks what CIPO notes on its rows")
     if cipo.replays:
         refuse(f"{ROOT}.schedule", "trainer.use_v1=false knows no anchors of the step before, use barrier")
-    if cipo.lambda_corr == 0 and cipo.rolls_out and cipo.adds_loss:
-        refuse(
-            f"{ROOT}.lambda_corr",
-            f"with trainer.use_v1=false and {ROOT}.aux.coef above 0 or {ROOT}.transfer.kind, corrections need a weight "
-            f"of their own, set it above 0, {ROOT}.source=paired without transfer or trainer.use_v1=true",
-        )
 
 
 def _check_reward_model(config: DictConfig, refuse: Callable[[str, str], None]) -> None:
@@ -191,46 +194,3 @@ def _check_pipeline(config: DictConfig, refuse: Callable[[str, str], None]) -> N
     for size in sizes:
         if not OmegaConf.select(config, f"actor_rollout_ref.{size}"):
             refuse(key, f"micro-batches of a fixed size do not fill its groups; set actor_rollout_ref.{size}=true")
-
-
-def _check_added_loss(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str], None]) -> None:
-    """Refuse what the auxiliary loss and transfer cannot be trained with."""
-    if OmegaConf.select(config, "distillation.enabled"):
-        refuse("distillation.enabled", "verl's distillation loss replaces the loss that aux.coef and transfer add to")
-    appends = cipo.appends_rows
-    which = "(pairs, contrastive, aux.coef with lambda_corr=0, transfer.kind)"
-    if appends and OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode"):
-        refuse(
-            "algorithm.rollout_correction.bypass_mode",
-            f"verl's loss then refuses a micro-batch of rows that the policy loss does not train {which}, and there "
-            "are no log-probabilities of the old policy to compare",
-        )
-    if appends and OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") == "geo_mean":
-        refuse(
-            "actor_rollout_ref.actor.policy_loss.loss_mode",
-            f"geo_mean divides by all rows of a micro-batch, including those that it does not train {which}",
-        )
-    for engine in ("megatron", "veomni"):
-        replay = f"actor_rollout_ref.actor.{engine}.router_replay.mode"
-        if appends and OmegaConf.select(config, replay) not in (None, "disabled"):
-            refuse(
-                replay,
-                f"the routing of rows that were never rolled out is not known {which}",
-            )
-    for key in ("tool_config_path", "function_tool_path"):
-        tools = f"actor_rollout_ref.rollout.multi_turn.{key}"
-        if not OmegaConf.select(config, tools):
-            continue
-        if cipo.pairs and cipo.aux.coef > 0:
-            refuse(tools, f"the prompt of a pair is rendered without tools; use {ROOT}.source=resample")
-        if cipo.transfers and cipo.replays:
-            refuse(
-                tools,
-                f"with {ROOT}.schedule=replay the plain prompt of a correction is rendered without tools; use another "
-                f"schedule or {ROOT}.transfer.kind=none",
-            )
-    if cipo.replays and cipo.aux.contrastive:
-        raise CIPOConfigError(
-            f"{ROOT}.aux.kind=contrastive with {ROOT}.schedule=replay: the wrong attempts of the previous step are not "
-            f"in the batch; use another schedule, {ROOT}.aux.kind=nll or {ROOT}.source=paired"
-        )

@@ -18,7 +18,8 @@ TURNS = {"c2c": 3, "c2w": 1, "w2c": 1, "w2w": 3, "copies_failed": 1}
 
 def result(arm: str, seed: int, right: list[int], samples: int = 8, **more) -> dict:
     turns = [TURNS, dict.fromkeys(TURNS, 0)]
-    made_with = {"arm": {"name": arm}, "seed": seed, "setting": {"samples": samples}}
+    algo = {"base": None, "grpo": "grpo", CONTROL: "grpo"}.get(arm, "cipo")
+    made_with = {"arm": {"name": arm, "algo": algo}, "seed": seed, "setting": {"samples": samples}}
     return {
         "right": right,
         "turns": turns,
@@ -69,6 +70,23 @@ def test_what_is_not_a_number_is_null_in_the_file(tmp_path):
     full = written["tasks"]["full"]
     assert full["arms"]["cipo"]["c2c"] == {"mean": None, "ci95": None, "values": [None]}
     assert full["commits"] == ["c"]
+
+
+def test_tasks_of_two_engines_stand_in_one_file_and_are_not_mixed(tmp_path):
+    file, runs_ = tmp_path / "learning.json", {"gone": {1: result("gone", 1, [0, 0])}}
+    for task, engine in (("full", "verl"), ("stuck", "replica")):
+        learning.write(file, {task: learning.summarise(runs_)}, tmp_path, engine=engine)
+    assert {task: one["engine"] for task, one in learning.written(file).items()} == {"full": "verl", "stuck": "replica"}
+    assert learning.made_otherwise(file, ["full", "stuck", "hard"], engine="replica") == ["full"]
+    assert learning.made_otherwise(tmp_path / "new.json", ["full"], engine="replica") == []
+
+
+def test_an_arm_that_is_declared_no_more_comes_last(tmp_path):
+    for name in ("gone", "cipo"):
+        (tmp_path / f"{name}_seed1").mkdir()
+        (tmp_path / f"{name}_seed1" / "result.json").write_text(json.dumps(result(name, 1, [0, 0])))
+    found = learning.read(tmp_path)
+    assert list(found) == ["cipo", "gone"] and list(learning.summarise(found)["minus_grpo"]) == ["cipo", "gone"]
 
 
 def test_interval_over_seeds_is_students():

@@ -84,7 +84,7 @@ def test_a_step_trains_what_the_arm_says(task):
 
 def test_an_auxiliary_loss_is_added(task):
     lots = random.Random(3)
-    for knobs, rows in (("aux.coef=0.1", 0), ("source=paired aux.coef=0.1", 4)):
+    for knobs, rows in (("preset=stream aux.coef=0.1", 0), ("source=paired", 4)):
         options = tuple(f"{replica.KNOB}{knob}" for knob in knobs.split())
         arm = Arm(name="a", what="", algo="cipo", options=options)
         trainer = replica.Replica(task, arm, 1, SETTING)
@@ -106,7 +106,9 @@ def test_a_control_may_learn_from_its_own_rare_right_attempts(task):
 
 
 def test_a_run_is_trained_by_the_verifier_that_its_arm_names_and_measured_by_the_second_one(task):
-    trainer = replica.Replica(task, hacking.ARMS["cipo"], 1, SETTING)
+    arm = hacking.ARMS["cipo"]
+    arm = replace(arm, options=(*arm.options, f"{replica.KNOB}preset=stream"))
+    trainer = replica.Replica(task, arm, 1, SETTING)
     policy = trainer.policy
     assert (policy.verifier("#### 0", "7"), policy.second("#### 0", "7")) == (True, False)
     assert (policy.verifier("#### 7", "7"), policy.second("#### 7", "7")) == (True, True)
@@ -127,7 +129,7 @@ def test_an_option_of_verl_is_refused():
     arm = Arm(name="a", what="", algo="cipo", options=("actor_rollout_ref.rollout.n=4",))
     with pytest.raises(ValueError, match=r"arm a: the replica does not know actor_rollout_ref\.rollout\.n=4"):
         replica.knobs(arm, 1)
-    assert replica.knobs(ARMS["lambda_2"], 7) == CIPOConfig(seed=7, lambda_corr=2.0)
+    assert replica.knobs(ARMS["lambda_2"], 7) == CIPOConfig(preset="stream", seed=7, lambda_corr=2.0)
 
 
 def test_verl_does_not_take_the_option_of_a_control(tmp_path):

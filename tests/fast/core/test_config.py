@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from verl_cipo.core.config import AuxConfig, CIPOConfig, CIPOConfigError, PromptConfig, TransferConfig
 
 DEFAULTS = {
+    "preset": "balanced",
     "replay_fraction": 1.0,
-    "source": "resample",
+    "source": "both",
     "n_corrections": None,
     "schedule": "auto",
     "lambda_corr": 1.0,
@@ -32,7 +33,7 @@ DEFAULTS = {
     "report_timeout": 3600.0,
     "guard": "warn",
     "val_corrections": 1,
-    "budget": "fixed",
+    "budget": "auto",
     "keep_all_wrong": 0.0,
     "seed": 1,
     "prompt": {
@@ -45,10 +46,10 @@ DEFAULTS = {
         "attempts": 1,
         "verdict": "hidden",
         "form": "message",
-        "standalone": False,
+        "standalone": True,
     },
-    "aux": {"kind": "nll", "coef": 0.0, "beta": 2.0},
-    "transfer": {"kind": "none", "coef": 2.0, "below": 0.125, "gamma": 0.1, "floor": -5.0},
+    "aux": {"kind": "nll", "coef": 0.1, "beta": 2.0},
+    "transfer": {"kind": "inject", "coef": 8.0, "below": 0.125, "gamma": 0.1, "floor": -5.0},
 }
 SECTIONS = [key for key, value in DEFAULTS.items() if isinstance(value, dict)]
 LEAVES = [key for key in DEFAULTS if key not in SECTIONS] + [f"{s}.{key}" for s in SECTIONS for key in DEFAULTS[s]]
@@ -71,6 +72,50 @@ def test_defaults():
     assert CIPOConfig.from_mapping({"prompt": {}}) == CIPOConfig()
 
 
+PLAIN = {"source": "resample", "budget": "fixed", "aux.coef": 0.0, "transfer.kind": "none", "prompt.standalone": False}
+BALANCED = {
+    "source": "both",
+    "budget": "auto",
+    "aux.coef": 0.1,
+    "transfer.kind": "inject",
+    "transfer.coef": 8.0,
+    "prompt.standalone": True,
+}
+FOLLOWED = [
+    ({}, BALANCED),
+    ({"source": None, "budget": None, "transfer": {"kind": None, "coef": None}, "aux": {"coef": None}}, BALANCED),
+    ({"preset": "stream"}, PLAIN),
+    ({"replay_fraction": 0}, PLAIN),
+    ({"source": "paired"}, PLAIN | {"source": "paired", "aux.coef": 0.1}),
+    ({"source": "resample"}, BALANCED | {"source": "resample", "aux.coef": 0.0}),
+    ({"budget": "fixed"}, BALANCED | {"budget": "fixed"}),
+    ({"keep_all_wrong": 0.2}, BALANCED | {"budget": "fixed"}),
+    ({"aux": {"coef": 0}}, BALANCED | {"aux.coef": 0.0}),
+    (
+        {"transfer": {"kind": "none"}},
+        BALANCED | {"transfer.kind": "none", "transfer.coef": 0, "prompt.standalone": False},
+    ),
+    ({"transfer": {"kind": "regress"}}, BALANCED | {"transfer.kind": "regress", "transfer.coef": 2.0}),
+    ({"transfer": {"coef": 1.5}}, BALANCED | {"transfer.coef": 1.5}),
+    ({"prompt": {"template": "{question}{attempt}"}}, BALANCED | {"prompt.standalone": False}),
+    ({"prompt": {"template": "code"}}, BALANCED),
+    (
+        {"preset": "stream", "transfer": {"kind": "inject"}},
+        PLAIN | {"transfer.kind": "inject", "prompt.standalone": True},
+    ),
+    ({"preset": "stream", "budget": "auto"}, PLAIN | {"budget": "auto"}),
+    ({"preset": "stream", "source": "both"}, PLAIN | {"source": "both", "aux.coef": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), FOLLOWED)
+def test_what_is_null_follows_the_preset_and_the_other_knobs(given, expected):
+    mapping = CIPOConfig.from_mapping(given).to_mapping()
+    found = {key: mapping[key.partition(".")[0]] for key in expected}
+    found = {key: value[key.partition(".")[2]] if isinstance(value, dict) else value for key, value in found.items()}
+    assert found == expected
+
+
 def test_a_mapping_is_read_and_given_back():
     values = {"rho_init": 0.5, "n_corrections": 4, "prompt": {"template": "code", "max_attempt_tokens": 64}}
     config = CIPOConfig.from_mapping(values)
@@ -91,6 +136,8 @@ def test_frozen():
 
 
 BAD = [
+    ("preset", "old", "one of balanced, stream"),
+    ("preset", None, "one of balanced, stream"),
     ("replay_fraction", -0.1, "a finite number >= 0"),
     ("replay_fraction", "1", "a finite number >= 0"),
     ("replay_fraction", None, "a finite number >= 0"),
@@ -107,7 +154,7 @@ BAD = [
     ("guard", True, "off, warn or adapt"),
     ("guard", "on", "off, warn or adapt"),
     ("verifier_retries", -1, "an integer >= 0"),
-    ("second_verifier", 3, "null, pkg://package.module:function or path/to/file.py:function"),
+    ("second_verifier", 3, "pkg://package.module:function or path/to/file.py:function of a"),
     ("second_verifier_timeout", -1.0, "a finite number >= 0"),
     ("correction_timeout", -1.0, "a finite number >= 0"),
     ("report_timeout", None, "a finite number >= 0"),
@@ -115,7 +162,6 @@ BAD = [
     ("aux.coef", -0.1, "a finite number >= 0"),
     ("aux.beta", None, "a finite number >= 0"),
     ("transfer.kind", "distil", "one of none, inject, regress"),
-    ("transfer.kind", None, "one of none, inject, regress"),
     ("transfer.coef", -0.1, "a finite number >= 0"),
     ("transfer.below", 1.1, "a finite number in [0, 1]"),
     ("transfer.below", None, "a finite number in [0, 1]"),
@@ -306,7 +352,7 @@ def test_guard_off_survives_yaml():
 
 
 def test_pairs_without_an_auxiliary_loss_would_train_nothing():
-    assert "algorithm.cipo.aux.coef above 0" in message_of({"source": "paired"})
+    assert "algorithm.cipo.aux.coef above 0" in message_of({"source": "paired", "aux": {"coef": 0}})
     config = CIPOConfig.from_mapping({"source": "paired", "aux": {"coef": 0.1}})
     assert config.pairs and not config.rolls_out
 
@@ -321,13 +367,12 @@ def test_transfer_needs_sampled_corrections(kind):
 
 
 def test_transfer_is_off_without_weight_and_without_corrections():
-    assert CIPOConfig.from_mapping({"transfer": {"kind": "inject"}}).transfers
+    assert CIPOConfig.from_mapping({"preset": "stream", "transfer": {"kind": "inject"}}).transfers
     for off in (
-        {},
         {"transfer": {"kind": "inject", "coef": 0}},
         {"transfer": {"kind": "inject"}, "replay_fraction": 0},
     ):
-        config = CIPOConfig.from_mapping(off)
+        config = CIPOConfig.from_mapping({"preset": "stream"} | off)
         assert not config.transfers and not config.adds_loss and not config.appends_rows
     assert CIPOConfig.from_mapping({"transfer": {"floor": None}}).transfer.floor is None
 
@@ -342,7 +387,8 @@ def test_the_option_that_transfer_replaces_says_so(value):
 def test_where_corrections_come_from():
     both = CIPOConfig.from_mapping({"source": "both", "aux": {"coef": 0.1}})
     assert both.pairs and both.rolls_out
-    assert CIPOConfig().rolls_out and not CIPOConfig().pairs
+    stream = CIPOConfig(preset="stream")
+    assert stream.rolls_out and not stream.pairs
     off = CIPOConfig.from_mapping({"source": "both", "aux": {"coef": 0.1}, "replay_fraction": 0})
     assert not off.pairs and not off.rolls_out
 

@@ -45,7 +45,7 @@ def test_pairs_are_drawn_by_the_configured_seed():
 
     def drawn(verdict, seed):
         attempts = tuple(Attempt("u", 7, session, (session == 16) != verdict, 0.0) for session in range(17))
-        (pair,) = draw_pairs([Group("u", attempts)], Counter(), config=CIPOConfig(seed=seed), step=3)
+        (pair,) = draw_pairs([Group("u", attempts)], Counter(), config=CIPOConfig(preset="stream", seed=seed), step=3)
         return pair.donor.session if verdict else pair.anchor.session
 
     for verdict in (True, False):

@@ -140,6 +140,8 @@ SET_AS_GIVEN = {
     "TEST_FREQ": ("9", ["trainer.test_freq"]),
     "LORA_RANK": ("7", ["actor_rollout_ref.model.lora_rank", "actor_rollout_ref.model.lora_alpha"]),
     "DYNAMIC_SAMPLING": ("True", ["algorithm.filter_groups.enable"]),
+    "PRESET": ("stream", ["algorithm.cipo.preset"]),
+    "SOURCE": ("paired", ["algorithm.cipo.source"]),
     "BUDGET": ("auto", ["algorithm.cipo.budget"]),
     "TRANSFER": ("inject", ["algorithm.cipo.transfer.kind"]),
     "AUX_COEF": ("0.7", ["algorithm.cipo.aux.coef"]),
@@ -172,7 +174,6 @@ SET_AS_MADE = {
     "OUTPUT_DIR": ({"OUTPUT_DIR": "/o"}, {"trainer.validation_data_dir": "'/o/validation'"}),
     "LOGGER": ({"LOGGER": "wandb mlflow"}, {"trainer.logger": "['console','file','wandb','mlflow']"}),
     "OVERLONG_SHARE": ({"OVERLONG_SHARE": "0.5", "MAX_RESPONSE_LENGTH": "100"}, {f"{OVERLONG}.len": "50"}),
-    "SOURCE": ({"SOURCE": "paired"}, {"algorithm.cipo.source": "paired", "algorithm.cipo.aux.coef": "0.1"}),
     "ROLLOUT_NNODES": (
         {"MODE": "separate_async", "NNODES": "4", "ROLLOUT_NNODES": "3"},
         {"trainer.nnodes": "1", f"{ROLLOUT}.nnodes": "3"},
@@ -243,7 +244,9 @@ def differences(one: dict[str, str], other: dict[str, str]) -> set[str]:
     return {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)} - NAMES
 
 
-OF_TRAINING = {f"algorithm.cipo.{knob}" for knob in ("schedule", "source", "aux.coef", "budget", "transfer.kind")}
+OF_TRAINING = {
+    f"algorithm.cipo.{knob}" for knob in ("preset", "schedule", "source", "aux.coef", "budget", "transfer.kind")
+}
 
 
 @pytest.mark.parametrize("mode", ["sync", "separate_async"])
@@ -322,7 +325,14 @@ def test_a_variable_counts_more_than_the_recipe():
 
 
 def test_runs_of_different_settings_have_different_folders():
-    variables = [{}, {"SOURCE": "both"}, {"BUDGET": "auto"}, {"TRANSFER": "regress"}, {"RECIPE": "dapo"}]
+    variables = [
+        {},
+        {"PRESET": "stream"},
+        {"SOURCE": "both"},
+        {"BUDGET": "auto"},
+        {"TRANSFER": "regress"},
+        {"RECIPE": "dapo"},
+    ]
     folders = [overrides(MATH, **given)["trainer.default_local_dir"] for given in variables]
     assert len(set(folders)) == len(folders)
 
@@ -405,7 +415,7 @@ REFUSED = [
     ({"VAL_CORRECTIONS": "-1"}, "VAL_CORRECTIONS=-1: use an integer of 0 or more"),
     ({"OFFLOAD": "yes"}, "OFFLOAD=yes: use one of True False"),
     ({"THINKING": "on"}, "THINKING=on: use one of True False"),
-    ({"SOURCE": "pairs"}, "SOURCE=pairs: use one of resample paired both"),
+    ({"SOURCE": "pairs"}, "SOURCE=pairs: use one of null resample paired both"),
     ({"DATA_DIR": "/a b"}, "DATA_DIR=/a b: use a folder without white space"),
     ({"NNODES": "0"}, "NNODES=0: use an integer above 0"),
     ({"ROLLOUTS": "equal"}, "use it with ALGO=grpo"),

@@ -93,7 +93,9 @@ def appended(batch, *, kind="nll", step=1, optimizer_steps=1, **knobs):
     """The batch with the auxiliary loss's rows and fields, and the counts of its plan; pairs of failed attempts."""
     failed_alone = {"rho_init": 0.0, "rho_adaptive": False}
     aux = AuxConfig(kind=kind, coef=0.1)
-    config = CIPOConfig(**{"source": "paired", "replay_fraction": 4.0, "aux": aux} | failed_alone | knobs)
+    config = CIPOConfig(
+        **{"preset": "stream", "source": "paired", "replay_fraction": 4.0, "aux": aux} | failed_alone | knobs
+    )
     plan = plan_of_batch(batch, row_table(batch), config=config, rendering=chats_of(config), step=step)
     grown = append_rows(batch, plan, config=config, pad_token_id=PAD, optimizer_steps=optimizer_steps)
     return grown, plan.counts

@@ -60,7 +60,7 @@ def worker(tokenizer, *, length, tools=(), **template_options):
 
 def shown_tokens(worker) -> int:
     """Characters (a token each) of a long attempt that its correction prompt has room for."""
-    messages, reason = agent_loop_prompt(worker, CIPOConfig()).build(QUESTION, "7" * 500)
+    messages, reason = agent_loop_prompt(worker, CIPOConfig(preset="stream")).build(QUESTION, "7" * 500)
     assert reason is None
     attempt = messages[-1]["content"].split("<attempt>\n")[1].split("\n</attempt>")[0]
     assert attempt.startswith(TAIL_MARK)
@@ -82,7 +82,7 @@ def test_prompts_made_in_the_driver_are_rendered_with_the_template_options(token
             "actor_rollout_ref": {"rollout": {"prompt_length": 450}},
         }
     )
-    rendering = Rendering.of(config, CIPOConfig(), tokenizer)
+    rendering = Rendering.of(config, CIPOConfig(preset="stream"), tokenizer)
     assert tokenizer.decode(rendering.encode(QUESTION)) == "user:1+1?;" + "-" * 10
 
 
@@ -118,7 +118,9 @@ def test_the_driver_renders_a_chat_as_the_agent_loops_do(family, options):
     )
     builder = create_continuous_token_builder(made, hf_model_type=family, chat_template_kwargs=options)
     for chat in ([{"role": "system", "content": "Be brief."}, *QUESTION], QUESTION):
-        assert Rendering.of(config, CIPOConfig(), made).encode(chat) == builder.build_initial_tokens(chat)
+        assert Rendering.of(config, CIPOConfig(preset="stream"), made).encode(chat) == builder.build_initial_tokens(
+            chat
+        )
 
 
 def test_a_chat_of_several_turns_keeps_what_precedes_the_last_question(tokenizer):
@@ -128,7 +130,9 @@ def test_a_chat_of_several_turns_keeps_what_precedes_the_last_question(tokenizer
         {"role": "user", "content": "0+1?"},
         {"role": "assistant", "content": "1"},
     ]
-    messages, _ = agent_loop_prompt(worker(tokenizer, length=600), CIPOConfig()).build([*history, *QUESTION], "3")
+    messages, _ = agent_loop_prompt(worker(tokenizer, length=600), CIPOConfig(preset="stream")).build(
+        [*history, *QUESTION], "3"
+    )
     assert messages[:-1] == history
     assert messages[-1]["role"] == "user" and messages[-1]["content"].startswith("1+1?\n")
 
@@ -146,7 +150,7 @@ def turns(template, **knobs):
     """A prompt over a chat template with room for 60 tokens of an attempt, a character each."""
     made = build_tokenizer([], [])
     made.chat_template = template
-    cipo = CIPOConfig.from_mapping({"prompt": OWN_TURN | knobs})
+    cipo = CIPOConfig.from_mapping({"preset": "stream", "prompt": OWN_TURN | knobs})
     least = agent_loop_prompt(worker(made, length=0), cipo).minimum_tokens() - 16
     return agent_loop_prompt(worker(made, length=least + len(QUESTION[0]["content"]) + 60), cipo)
 
@@ -179,7 +183,7 @@ def test_a_chat_template_that_leaves_earlier_turns_out_is_refused(form):
     config = OmegaConf.create(
         {"data": {}, "actor_rollout_ref": {"rollout": {"prompt_length": 1000}, "model": {"path": "m"}}}
     )
-    cipo = CIPOConfig.from_mapping({"prompt": {"form": form}})
+    cipo = CIPOConfig.from_mapping({"preset": "stream", "prompt": {"form": form}})
     if form == "message":
         check_prompt_length(config, cipo, made)
         return
@@ -191,14 +195,16 @@ def test_the_room_that_several_attempts_take_is_named(tokenizer):
     config = OmegaConf.create({"data": {}, "actor_rollout_ref": {"rollout": {"prompt_length": 8}}})
     for attempts, named in ((1, "max_prompt_length + data.max"), (3, "max_prompt_length + 3 * data.max")):
         with pytest.raises(CIPOConfigError) as refused:
-            check_prompt_length(config, CIPOConfig.from_mapping({"prompt": {"attempts": attempts}}), tokenizer)
+            check_prompt_length(
+                config, CIPOConfig.from_mapping({"preset": "stream", "prompt": {"attempts": attempts}}), tokenizer
+            )
         assert named in str(refused.value)
 
 
 def test_the_assistants_own_turn_follows_all_that_belongs_to_the_question(tokenizer):
     called = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": "{}"}}]}
     result, prefill = {"role": "tool", "content": "it is 7"}, {"role": "assistant", "content": "So"}
-    cipo = CIPOConfig.from_mapping({"prompt": OWN_TURN})
+    cipo = CIPOConfig.from_mapping({"preset": "stream", "prompt": OWN_TURN})
     for chat in (QUESTION, [*QUESTION, called, result]):
         for given in (chat, [*chat, prefill]):
             messages, reason = agent_loop_prompt(worker(tokenizer, length=600), cipo).build(given, "8")
@@ -228,7 +234,7 @@ def test_verls_data_set_gives_messages_whether_raw_chats_are_asked_for_or_not(tm
     for asked in (False, True):
         found = dataset(tmp_path, tokenizer, rows(), return_raw_chat=asked)
         assert found[3]["raw_prompt"] == QUESTION and found[3]["index"] == 3
-        check_questions(found, CIPOConfig())
+        check_questions(found, CIPOConfig(preset="stream"))
     assert caplog.text == ""
 
 
@@ -245,7 +251,7 @@ def test_questions_with_images_alone_are_refused(tmp_path, tokenizer):
     made = rows(text="<image> What is it?", images=[["a.png"]] * 4)
     found = dataset(tmp_path, tokenizer, made, processor=object())
     with pytest.raises(CIPOConfigError) as refused:
-        check_questions(found, CIPOConfig())
+        check_questions(found, CIPOConfig(preset="stream"))
     message = str(refused.value)
     assert message.startswith(
         "data.train_files: none of the 4 rows looked at has a text question; in row 0, for example"
@@ -257,7 +263,7 @@ def test_some_questions_with_images_are_a_warning(tmp_path, tokenizer, caplog):
     made = rows(images=[["a.png"], None, None, None])
     made[0]["prompt"] = [{"role": "user", "content": "<image> What is it?"}]
     with caplog.at_level(logging.WARNING, logger="verl_cipo"):
-        check_questions(dataset(tmp_path, tokenizer, made, processor=object()), CIPOConfig())
+        check_questions(dataset(tmp_path, tokenizer, made, processor=object()), CIPOConfig(preset="stream"))
     assert "1 of the 4 rows looked at have no text question" in caplog.text
     assert "cipo/anchors/skipped/no_text_question" in caplog.text
 
@@ -265,7 +271,7 @@ def test_some_questions_with_images_are_a_warning(tmp_path, tokenizer, caplog):
 def test_rows_without_a_number_are_a_warning(tmp_path, tokenizer, caplog):
     made = [{**row, "extra_info": {"split": "train"}} for row in rows()]
     with caplog.at_level(logging.WARNING, logger="verl_cipo"):
-        check_questions(dataset(tmp_path, tokenizer, made), CIPOConfig())
+        check_questions(dataset(tmp_path, tokenizer, made), CIPOConfig(preset="stream"))
     assert "all 4 rows looked at have extra_info.index=0" in caplog.text
 
 
@@ -282,13 +288,13 @@ def test_rows_without_a_number_are_a_warning(tmp_path, tokenizer, caplog):
 )
 def test_prompts_that_no_attempt_can_be_put_into_are_refused(row, words):
     with pytest.raises(CIPOConfigError) as refused:
-        check_questions([row], CIPOConfig())
+        check_questions([row], CIPOConfig(preset="stream"))
     assert all(word in str(refused.value) for word in words), str(refused.value)
 
 
 def test_without_corrections_any_questions_will_do():
     images = [{"role": "user", "content": [{"type": "image"}]}]
-    check_questions([{"raw_prompt": images, "index": 0}], CIPOConfig(replay_fraction=0.0))
+    check_questions([{"raw_prompt": images, "index": 0}], CIPOConfig(preset="stream", replay_fraction=0.0))
 
 
 def test_few_rows_of_a_large_data_set_are_read():
@@ -302,7 +308,7 @@ def test_few_rows_of_a_large_data_set_are_read():
             self.read.append(number)
             return {"raw_prompt": QUESTION, "index": number}
 
-    check_questions(Large(), CIPOConfig())
+    check_questions(Large(), CIPOConfig(preset="stream"))
     assert len(Large.read) == 32 and Large.read[0] == 0 and Large.read[-1] == 968_750
 
 
@@ -313,7 +319,7 @@ def test_the_trainer_looks_at_its_data_set_before_it_starts_workers():
 
     class Trainer(trainer.CIPOTrainerMixin, Stock):
         def __init__(self):
-            self.cipo = CIPOConfig()
+            self.cipo = CIPOConfig(preset="stream")
 
     with pytest.raises(CIPOConfigError, match="raw_prompt of row 0"):
         Trainer()._init_dataloader()
@@ -376,7 +382,12 @@ def test_refused_with_one_line(overrides, words):
     with initialize_config_module("verl.trainer.config", version_base=None):
         config = compose(
             "ppo_trainer",
-            overrides=["algorithm.adv_estimator=cipo", "actor_rollout_ref.rollout.n=4", *overrides],
+            overrides=[
+                "algorithm.adv_estimator=cipo",
+                "+algorithm.cipo.preset=stream",
+                "actor_rollout_ref.rollout.n=4",
+                *overrides,
+            ],
         )
     with pytest.raises(CIPOConfigError) as refused:
         settings.check_combination(config)
@@ -396,6 +407,11 @@ def test_what_comes_close_to_it_is_allowed(overrides):
     with initialize_config_module("verl.trainer.config", version_base=None):
         config = compose(
             "ppo_trainer",
-            overrides=["algorithm.adv_estimator=cipo", "actor_rollout_ref.rollout.n=4", *overrides],
+            overrides=[
+                "algorithm.adv_estimator=cipo",
+                "+algorithm.cipo.preset=stream",
+                "actor_rollout_ref.rollout.n=4",
+                *overrides,
+            ],
         )
     settings.check_combination(config)

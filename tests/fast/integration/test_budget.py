@@ -31,32 +31,33 @@ def config(length: int):
 
 def needed() -> int:
     with pytest.raises(CIPOConfigError) as error:
-        check_prompt_length(config(1), CIPOConfig(), Words())
+        check_prompt_length(config(1), CIPOConfig(preset="stream"), Words())
     return int(str(error.value).split("alone takes ")[1].split()[0])
 
 
 def test_error_names_key_value_and_what_is_needed():
     with pytest.raises(CIPOConfigError) as error:
-        check_prompt_length(config(30), CIPOConfig(), Words())
+        check_prompt_length(config(30), CIPOConfig(preset="stream"), Words())
     message = str(error.value)
     assert message.startswith("actor_rollout_ref.rollout.prompt_length=30 is too small for any correction")
     assert f"{needed()} tokens" in message
 
 
 def test_just_enough_passes_and_one_less_does_not():
-    check_prompt_length(config(needed()), CIPOConfig(), Words())
+    check_prompt_length(config(needed()), CIPOConfig(preset="stream"), Words())
     with pytest.raises(CIPOConfigError):
-        check_prompt_length(config(needed() - 1), CIPOConfig(), Words())
+        check_prompt_length(config(needed() - 1), CIPOConfig(preset="stream"), Words())
 
 
 def test_without_corrections_there_is_nothing_to_hold():
-    check_prompt_length(config(1), CIPOConfig(replay_fraction=0.0, val_corrections=0), Words())
+    check_prompt_length(config(1), CIPOConfig(preset="stream", replay_fraction=0.0, val_corrections=0), Words())
 
 
 def test_a_run_without_room_ends_before_ray(task_folder):
     """With the tokenizer of the model."""
     overrides = [
         "algorithm.adv_estimator=cipo",
+        "+algorithm.cipo.preset=stream",
         f"actor_rollout_ref.model.path={task_folder / 'model'}",
         "actor_rollout_ref.rollout.name=vllm",
         "actor_rollout_ref.rollout.n=4",
@@ -74,7 +75,7 @@ def test_a_driver_that_cannot_read_the_model_leaves_the_check_to_the_trainer(cap
     with initialize_config_module("verl.trainer.config", version_base=None):
         composed = compose("ppo_trainer", overrides=[f"actor_rollout_ref.model.path={tmp_path / 'not' / 'here'}"])
     with caplog.at_level(logging.WARNING, logger="verl_cipo"):
-        assert not check_model(composed, CIPOConfig())
+        assert not check_model(composed, CIPOConfig(preset="stream"))
     assert "prompt lengths are checked later" in caplog.text
 
 

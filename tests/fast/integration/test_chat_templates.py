@@ -50,7 +50,7 @@ def rendering(family: str, prompt_length: int = 4096, template_options: dict | N
             "actor_rollout_ref": {"rollout": {"prompt_length": prompt_length}},
         }
     )
-    return Rendering.of(config, CIPOConfig.from_mapping({"prompt": knobs}), tokenizer(family))
+    return Rendering.of(config, CIPOConfig.from_mapping({"preset": "stream", "prompt": knobs}), tokenizer(family))
 
 
 def text(family: str, made: Rendering, messages: list[dict]) -> str:

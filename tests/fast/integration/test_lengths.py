@@ -32,7 +32,10 @@ CONTEXT = f"{WORKER}.actor.megatron.context_parallel_size=2"
 
 def composed(*overrides):
     with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose("ppo_trainer", overrides=["algorithm.adv_estimator=cipo", *ROOM, *overrides])
+        return compose(
+            "ppo_trainer",
+            overrides=["algorithm.adv_estimator=cipo", "+algorithm.cipo.preset=stream", *ROOM, *overrides],
+        )
 
 
 def refusal(*overrides) -> str:
@@ -172,6 +175,6 @@ def test_without_corrections_a_response_is_shortened_as_with_grpo(knobs, refused
     config = composed(*options)
     if refused:
         with pytest.raises(CIPOConfigError, match="max_model_len=2000"):
-            checks.check_lengths(config, corrects=CIPOConfig(**knobs).corrects)
+            checks.check_lengths(config, corrects=CIPOConfig(preset="stream", **knobs).corrects)
     else:
-        checks.check_lengths(config, corrects=CIPOConfig(**knobs).corrects)
+        checks.check_lengths(config, corrects=CIPOConfig(preset="stream", **knobs).corrects)

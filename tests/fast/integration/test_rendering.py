@@ -32,7 +32,7 @@ def tokenizer(*special: str, plain: tuple[str, ...] = ()):
 
 
 def prompt_of(made, **knobs):
-    cipo = CIPOConfig.from_mapping({"prompt": knobs})
+    cipo = CIPOConfig.from_mapping({"preset": "stream", "prompt": knobs})
     return correction_prompt(cipo, made, prompt_length=10_000, count_tokens=lambda messages: 1)
 
 
@@ -82,7 +82,7 @@ def test_a_marker_may_be_made_of_special_tokens_and_text():
 def made_in_the_driver(made, **knobs):
     rendering._warn_of_thinking.cache_clear()
     config = OmegaConf.create({"data": {}, "actor_rollout_ref": {"rollout": {"prompt_length": 100}}})
-    return Rendering.of(config, CIPOConfig.from_mapping({"prompt": knobs}), made)
+    return Rendering.of(config, CIPOConfig.from_mapping({"preset": "stream", "prompt": knobs}), made)
 
 
 def test_a_vocabulary_with_other_markers_warns(caplog):

@@ -90,10 +90,10 @@ def test_workers_find_the_file_from_another_folder(file, monkeypatch, source):
 
 
 def test_a_waiting_session_must_not_run_into_the_timeout_of_corrections():
-    CIPOConfig(second_verifier="x.py", second_verifier_timeout=59, correction_timeout=60)
-    CIPOConfig(second_verifier_timeout=60, correction_timeout=60)
+    CIPOConfig(preset="stream", second_verifier="x.py", second_verifier_timeout=59, correction_timeout=60)
+    CIPOConfig(preset="stream", second_verifier_timeout=60, correction_timeout=60)
     with pytest.raises(CIPOConfigError, match=r"second_verifier_timeout = 60.0 with .*correction_timeout = 60.0"):
-        CIPOConfig(second_verifier="x.py", second_verifier_timeout=60, correction_timeout=60)
+        CIPOConfig(preset="stream", second_verifier="x.py", second_verifier_timeout=60, correction_timeout=60)
     for bad in (3, "", True):
         with pytest.raises(CIPOConfigError, match="second_verifier = "):
             CIPOConfig.from_mapping(OmegaConf.to_container(OmegaConf.create({"second_verifier": bad})))

@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf, open_dict
 from verl.utils import config as verl_config
 
 from verl_cipo.core.config import CIPOConfig, CIPOConfigError
+from verl_cipo.core.knob_docs import SECTIONS
 from verl_cipo.integration import settings, switch
 
 STOCK = ("verl.trainer.config", "ppo_trainer")
@@ -52,8 +54,10 @@ def test_our_config_with_another_estimator_is_verls():
 def test_our_config_needs_no_hook():
     config = composed(source=OURS)
     stock = switched()
-    # What auto is for its trainer is written down by the switch, and otherwise when the trainer is made.
-    stock.algorithm.cipo.schedule = "auto"
+    # What auto and null are for its trainer is written down by the switch, and otherwise when the trainer is made.
+    written = settings.cipo_config(config).to_mapping()
+    assert OmegaConf.to_container(stock.algorithm.cipo) == written
+    config.algorithm.cipo = written
     assert OmegaConf.to_container(config, resolve=True) == OmegaConf.to_container(stock, resolve=True)
 
 
@@ -149,7 +153,8 @@ def test_yaml_defaults_are_the_dataclass_defaults():
     from importlib.resources import files
 
     text = files("verl_cipo.config").joinpath("cipo_trainer.yaml").read_text()
-    assert yaml.safe_load(text)["algorithm"]["cipo"] == CIPOConfig().to_mapping()
+    sections = {name: {knob.name: knob.default for knob in fields(cls)} for name, cls in SECTIONS.items()}
+    assert yaml.safe_load(text)["algorithm"]["cipo"] == sections.pop("") | sections
 
 
 @pytest.mark.parametrize("estimator", ["grpo", "gae"])
@@ -181,7 +186,6 @@ REFUSED = {
     ],
     "+algorithm.cipo.prompt={form:assistant_turn,attempts:2}": ["prompt.attempts = 2", "form = 'message'"],
     "+algorithm.cipo.prompt={form:assistant_turn,template:'{question}{attempt}'}": ["neither {question} nor {attempt}"],
-    "+algorithm.cipo.source=paired": ["algorithm.cipo.source", "algorithm.cipo.aux.coef above 0"],
     "+trainer.v1.sync.parameter_sync_step=2": ["trainer.v1.sync.parameter_sync_step=2", "1"],
     "critic.enable=true": ["critic.enable=True"],
     "reward.reward_model.enable=true": ["reward.reward_model.enable_resource_pool"],

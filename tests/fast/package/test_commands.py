@@ -20,7 +20,7 @@ def test_the_overview_names_every_command(capsys):
 def test_every_knob_is_listed_with_default_and_range(capsys):
     assert main(["knobs"]) == 0
     listed = re.findall(r"^([\w.]+)=(.*?)  \((.+)\)$", capsys.readouterr().out, re.MULTILINE)
-    known = CIPOConfig().to_mapping()
+    known = CIPOConfig(preset="stream").to_mapping()
     sections = {name: inner for name, inner in known.items() if isinstance(inner, dict)}
     names = {name for name in known if name not in sections}
     names |= {f"{section}.{name}" for section, inner in sections.items() for name in inner}

@@ -127,7 +127,7 @@ def wording(config: PromptConfig) -> Wording:
 
 def _check_own(config: PromptConfig) -> None:
     """Raises: CIPOConfigError where a knob that chooses among built-in texts meets a text of one's own."""
-    for key, value, default in (("verdict", config.verdict, "hidden"), ("standalone", config.standalone, False)):
+    for key, value, default in (("verdict", config.verdict, "hidden"), ("standalone", bool(config.standalone), False)):
         if value != default:
             raise CIPOConfigError(
                 f"{ROOT}.prompt.{key} = {value!r} with {_TEMPLATE_KEY} = {config.template!r}: it chooses among the "

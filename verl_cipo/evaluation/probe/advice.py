@@ -20,12 +20,6 @@ ROUND_TO = 128
 FEW_WAVES = 2.0
 """Rollouts of a step per sequence that the engines take at a time, up to which `replay` is worth its older attempts. In
 our simulation `streaming` took 25 % longer than `replay` at 1, 14 % at 2, and as long at 4."""
-HARD_SHARE = 0.25
-"""Share of prompts that mostly fail from which on transfer is worth its rows: its loss is a mean over all prompts of a
-step, so few such prompts make a small term. Our choice; the task where it helped had about half."""
-WRONG_ONLY_LAMBDA = 0.25
-"""Weight of the corrections when all anchors are wrong attempts: with it first attempts lost half as much as with the
-defaults (-1.8 against -3.7 points, five seeds)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +82,7 @@ def recommend(probed: Probed, step: Step) -> list[Option]:
         ),
         schedule(step, probed.longest_over_mean),
         budget(probed.w2c_over_retry),
-        transfer(probed.hard, probed.hard_w2c, probed.w2c_over_retry),
+        transfer(probed.hard, probed.hard_w2c),
         anchors(probed.c2c),
     ]
 
@@ -157,50 +151,39 @@ def budget(over_retry: Interval | None) -> Option:
         why = "another attempt is worth more than a correction: all but one slot in eight become attempts"
     else:
         why = "whether a correction is worth another attempt cannot be told yet: training measures it"
-    return Option(name="budget", settings={"+algorithm.cipo.budget": "auto"}, reason=why)
+    return Option(name="budget", settings={"+algorithm.cipo.budget": DEFAULTS.budget}, reason=why)
 
 
-def transfer(hard: Interval, hard_w2c: Interval | None, over_retry: Interval | None) -> Option:
-    """Whether corrections are also trained on the plain prompt: where attempts are stuck and corrections are not."""
-    below = DEFAULTS.transfer.below
-    share = f"{hard.estimate:.0%} of the prompts have at most {below:.1%} right"
-    kind = "none"
-    if hard.estimate < HARD_SHARE:
-        why = f"{share}: too few for a term that is a mean over all prompts (below {HARD_SHARE:.0%})"
-    elif hard_w2c is None or not hard_w2c.low > 0:
-        why = f"{share}, but it cannot be told that corrections find anything there"
-    elif over_retry is None or not over_retry.low > 0:
-        why = f"{share}, but corrections do not clearly find more than further attempts"
+def transfer(hard: Interval, hard_w2c: Interval | None) -> Option:
+    """That what corrections find is trained on the plain prompt; where there is little of it, the term is small."""
+    knobs = DEFAULTS.transfer
+    share = f"{hard.estimate:.0%} of the prompts have at most {knobs.below:.1%} right"
+    if hard_w2c is None or not hard_w2c.low > 0:
+        why = f"{share}; that corrections find anything there cannot be told yet, and without a find nothing is added"
     else:
-        kind = "regress"
         found = f"{hard_w2c.estimate:.0%} of their corrections are right"
-        why = f"{share}, and {found}: what these find can be trained on the plain prompt"
-    settings = {"+algorithm.cipo.transfer.kind": kind}
-    if kind != "none":
-        settings |= {
-            f"+algorithm.cipo.transfer.{knob}": f"{getattr(DEFAULTS.transfer, knob)}" for knob in ("coef", "below")
-        }
+        why = f"{share}, and {found}: what these find is trained on the plain prompt, too"
+    settings = {f"+algorithm.cipo.transfer.{knob}": f"{getattr(knobs, knob)}" for knob in ("kind", "coef", "below")}
     return Option(name="transfer", settings=settings, reason=why)
 
 
 def anchors(c2c: Interval | None) -> Option:
-    """Which attempts are corrected: wrong ones alone where the rule of rho would turn nearly all anchors right ones."""
+    """Which attempts are corrected: by the rule of rho."""
     target = DEFAULTS.rho_target
     if c2c is not None and c2c.high < target:
-        settings = {"rho_adaptive": "false", "rho_init": "0", "lambda_corr": f"{WRONG_ONLY_LAMBDA}"}
         why = (
-            f"of right attempts {c2c.estimate:.0%} stay right, below rho_target = {target}: rho would rise to rho_max, "
-            "and most anchors would be right attempts"
+            f"of right attempts {c2c.estimate:.0%} stay right, below rho_target = {target}: rho will rise, and most "
+            "anchors will be right attempts until they do; with budget=auto they cost few sessions"
         )
     else:
-        settings = {
-            "rho_adaptive": "true",
-            "rho_init": f"{DEFAULTS.rho_init}",
-            "lambda_corr": f"{DEFAULTS.lambda_corr}",
-        }
         told = "cannot be told" if c2c is None else f"are {c2c.estimate:.0%}"
-        why = f"right attempts that stay right {told}, not clearly below rho_target = {target}: the defaults"
-    return Option(name="anchors", settings={f"+algorithm.cipo.{k}": v for k, v in settings.items()}, reason=why)
+        why = f"right attempts that stay right {told}, not clearly below rho_target = {target}"
+    settings = {
+        "+algorithm.cipo.rho_adaptive": "true",
+        "+algorithm.cipo.rho_init": f"{DEFAULTS.rho_init}",
+        "+algorithm.cipo.lambda_corr": f"{DEFAULTS.lambda_corr}",
+    }
+    return Option(name="anchors", settings=settings, reason=why)
 
 
 def meaning(probed: Probed, *, factor: float) -> list[str]:

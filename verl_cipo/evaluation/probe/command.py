@@ -6,12 +6,12 @@ import json
 import random
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from verl_cipo.core.config import CIPOConfig
-from verl_cipo.core.prompts import correction_prompt, with_text
+from verl_cipo.core.prompts import correction_prompt
 from verl_cipo.evaluation.jsonl import EvaluationError, check_output
 from verl_cipo.evaluation.output import write_json
 from verl_cipo.evaluation.probe import advice
@@ -20,7 +20,7 @@ from verl_cipo.evaluation.probe.figures import correction_tokens, probed, tokens
 from verl_cipo.evaluation.probe.text import as_text
 from verl_cipo.evaluation.suite.engine import Engine, VLLMEngine, model_folder
 from verl_cipo.evaluation.suite.generate import Generation, run_benchmark, step_of
-from verl_cipo.evaluation.suite.pairs import add_pairs, pairs
+from verl_cipo.evaluation.suite.pairs import add_pairs, pairs, second_turn
 from verl_cipo.evaluation.suite.problems import Benchmark, Problem, Sampling, problems_of, read_table
 from verl_cipo.evaluation.suite.verifier import Verifier, load_function
 
@@ -92,13 +92,12 @@ def run(args: argparse.Namespace) -> int:
     verifier.try_out(problems)
     of_programs = judge.__module__ == load_function("code").__module__
     knobs = ({"template": "code"} if of_programs else {}) | given["--prompt"]
-    cipo = CIPOConfig.from_mapping({"replay_fraction": 0, "prompt": knobs})
+    cipo = second_turn(knobs)
     if cipo.prompt != cipo.prompt.in_validation:
         raise EvaluationError(
             "--prompt: a second turn shows its attempt alone and says nothing of it, so verdict=told and attempts "
             "above 1 cannot be probed"
         )
-    cipo = replace(cipo, prompt=with_text(cipo.prompt))
     most = most_tokens(checkpoint)
     options = {
         "max_model_len": _model_len(args, checkpoint, problems, given["--chat-template"], most),

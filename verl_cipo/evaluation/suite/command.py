@@ -5,13 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from verl_cipo.core.config import CIPOConfig
-from verl_cipo.core.prompts import with_text
 from verl_cipo.evaluation.jsonl import EvaluationError, write_whole
 from verl_cipo.evaluation.output import for_terminal, write_json
 from verl_cipo.evaluation.suite.engine import VLLMEngine, model_folder
 from verl_cipo.evaluation.suite.generate import Generation, run_benchmark, step_of
-from verl_cipo.evaluation.suite.pairs import add_pairs, pairs
+from verl_cipo.evaluation.suite.pairs import add_pairs, pairs, second_turn
 from verl_cipo.evaluation.suite.problems import SUITES_FILE, Benchmark, check_files, load_suite, read_problems
 from verl_cipo.evaluation.suite.results import benchmark_results, markdown
 from verl_cipo.evaluation.suite.verifier import Verifier, load_function
@@ -95,13 +93,12 @@ def _with_options(benchmark: Benchmark, args: argparse.Namespace) -> Benchmark:
 
 def _how(benchmark: Benchmark, args: argparse.Namespace, given: dict[str, dict[str, Any]]) -> Generation:
     template = "code" if benchmark.verifier == "code" else "math"
-    # Without anchors a prompt that calls them wrong goes with any rho.
-    cipo = CIPOConfig.from_mapping({"replay_fraction": 0, "prompt": {"template": template, **given["--prompt"]}})
+    cipo = second_turn({"template": template, **given["--prompt"]})
     return Generation(
         output=args.output,
         step=step_of(args.checkpoint),
         seed=args.seed,
-        prompt=with_text(cipo.prompt),
+        prompt=cipo.prompt,
         batch=args.batch,
         described={
             "checkpoint": args.checkpoint,

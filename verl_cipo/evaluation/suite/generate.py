@@ -253,7 +253,7 @@ def _claim(file: Path, benchmark: Benchmark, problems: list[Problem], how: Gener
     before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     if before is not None:
         # A folder of an older version was made with the defaults of the knobs that it does not name.
-        before["prompt"] = asdict(PromptConfig()) | before["prompt"]
+        before["prompt"] = asdict(PromptConfig(standalone=False)) | before["prompt"]
     write_json(file, same_settings(file.parent, settings, before))
 
 

@@ -1,10 +1,14 @@
 """Options of the commands that sample, which take KEY=VALUE."""
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import yaml
 
+from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.prompts import with_text
 from verl_cipo.evaluation.jsonl import EvaluationError
 
 PAIRS = {
@@ -24,6 +28,13 @@ def add_pairs(parser: argparse.ArgumentParser) -> None:
 def pairs(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """What each of PAIRS was given, by its name; values are read as YAML. Raises: EvaluationError on anything else."""
     return {option: _read(option, args) for option in PAIRS}
+
+
+def second_turn(knobs: Mapping[str, Any]) -> CIPOConfig:
+    """A config whose prompt has `knobs`, and the defaults of training. Raises: CIPOConfigError on what it cannot be."""
+    # Wrong anchors alone: a prompt that calls them wrong goes with these.
+    cipo = CIPOConfig.from_mapping({"rho_adaptive": False, "rho_init": 0, "prompt": dict(knobs)})
+    return replace(cipo, prompt=with_text(cipo.prompt))
 
 
 def _read(option: str, args: argparse.Namespace) -> dict[str, Any]:

@@ -28,7 +28,7 @@ METRIC = "cipo_aux_loss"
 TRANSFER_METRIC = "cipo_transfer_loss"
 TRANSFERRED, TRANSFERRED_TOKENS = "cipo_transfer_log_prob", "cipo_transfer_tokens"
 """Likewise: sum of the log-probabilities of the tokens that transfer trains, and their number."""
-NO_TRANSFER = TransferConfig()
+NO_TRANSFER = TransferConfig(kind="none", coef=0.0)
 TERM_SCALE = "cipo_term_scale"
 """Goes with the batch to the workers: ``core.advantage.term_scale``; absent: 1."""
 TERMS = ("kl_loss_coef", "entropy_coeff")

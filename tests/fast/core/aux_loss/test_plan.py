@@ -49,7 +49,7 @@ def question(key):
 
 def planned(rows=ROWS, *, images=(), rejected=None, in_stream=True, prompt_length=10_000, step=1, **knobs):
     """`rejected`: rows without a token to train."""
-    config = CIPOConfig.from_mapping({"aux": {"coef": 1.0, **knobs.pop("aux", {})}, **knobs})
+    config = CIPOConfig.from_mapping({"preset": "stream", "aux": {"coef": 1.0, **knobs.pop("aux", {})}, **knobs})
     prompt = CorrectionPrompt(
         config.prompt,
         prompt_length=prompt_length,
@@ -243,14 +243,14 @@ def test_rows_that_lost_all_tokens_take_their_partners_with_them_and_nobody_else
 
 
 def test_counts_of_all_updates_of_a_step_are_added():
-    config = CIPOConfig(aux=AuxConfig(coef=1.0))
+    config = CIPOConfig(preset="stream", aux=AuxConfig(coef=1.0))
     metrics = plan_metrics([planned(source="both", **FAILED_ALONE), planned(in_stream=False)], config)
     # Two corrections and four pairs; two corrections in rows of their own.
     assert metrics["cipo/aux/rows"] == 2 + 4 + 2 and metrics["cipo/rows/aux"] == 4 + 2
     assert metrics["cipo/aux/pairs"] == 4
     check_names(metrics)
     assert plan_metrics([], config) == {f"cipo/{name}": 0.0 for name in COUNTED}
-    assert plan_metrics([], CIPOConfig()) == {}
+    assert plan_metrics([], CIPOConfig(preset="stream")) == {}
 
 
 def test_appended_rows_are_in_no_group_of_the_batch():

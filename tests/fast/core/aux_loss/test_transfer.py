@@ -170,7 +170,7 @@ def moved(
     rows=ROWS, *, kind="regress", below=0.25, images=(), rejected=None, step=1, norm_by_std=True, table=None, **knobs
 ):
     """The plan; and key -> (source, prompt, weight) of its rows. rejected: rows without a token to train."""
-    config = CIPOConfig.from_mapping({"transfer": {"kind": kind, "below": below}, **knobs})
+    config = CIPOConfig.from_mapping({"preset": "stream", "transfer": {"kind": kind, "below": below}, **knobs})
     prompt = CorrectionPrompt(config.prompt, prompt_length=999, count_tokens=len, encode=encode, decode=decode)
 
     def shown(keys):
@@ -276,7 +276,7 @@ def test_what_cannot_be_transferred_is_counted():
 
 
 def test_metrics_of_the_plans_of_a_step():
-    config = CIPOConfig.from_mapping({"transfer": {"kind": "regress"}})
+    config = CIPOConfig.from_mapping({"preset": "stream", "transfer": {"kind": "regress"}})
     metrics = plan_metrics([moved()[0], moved(below=0)[0]], config)
     assert metrics["cipo/transfer/rows"] == 4 + 2 and metrics["cipo/transfer/prompts"] == 2 + 1
     assert metrics["cipo/transfer/skipped/no_advantage"] == 2
@@ -294,7 +294,9 @@ def test_transfer_and_the_auxiliary_loss_are_independent():
     keys = [*ROWS, *rows]
     assert [key for key, sign in zip(keys, both.signs(keys)[0], strict=True) if sign == CHOSEN] == list(both.chosen)
     assert both.transfer_weights(keys) == [0.0] * len(ROWS) + [weight for _, _, weight in rows.values()]
-    metrics = plan_metrics([both], CIPOConfig.from_mapping({"aux": {"coef": 1}, "transfer": {"kind": "regress"}}))
+    metrics = plan_metrics(
+        [both], CIPOConfig.from_mapping({"preset": "stream", "aux": {"coef": 1}, "transfer": {"kind": "regress"}})
+    )
     assert (metrics["cipo/aux/rows"], metrics["cipo/rows/aux"], metrics["cipo/transfer/rows"]) == (3, 0, 4)
 
 

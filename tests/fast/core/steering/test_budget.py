@@ -34,7 +34,7 @@ from verl_cipo.core.steering.budget import (
     update_budget,
 )
 
-CONFIG = CIPOConfig()
+CONFIG = CIPOConfig(preset="stream")
 HALF = dict.fromkeys(KINDS, 0.5)
 
 

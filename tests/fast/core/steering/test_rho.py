@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.steering.rho import RhoState, update_rho
 
-CONFIG = CIPOConfig()
+CONFIG = CIPOConfig(preset="stream")
 START = RhoState.initial(CONFIG)
 shares = st.floats(0, 1)
 
@@ -62,13 +62,15 @@ def test_clipped_at_both_ends():
 
 
 def test_every_gain_is_the_configured_one():
-    config = CIPOConfig(rho_target=0.5, rho_gain=1.0, rho_drop_gain=2.0, rho_patience_gain=0.1, rho_min=0.0)
+    config = CIPOConfig(
+        preset="stream", rho_target=0.5, rho_gain=1.0, rho_drop_gain=2.0, rho_patience_gain=0.1, rho_min=0.0
+    )
     # .1 * (1 + 1 * (.5 - .4) + 2 * (.6 - .4) + .1 * 2) = .1 * 1.7 = .17
     assert update_rho(RhoState(0.1, 0.6, 1), 0.4, config=config).rho == pytest.approx(0.17)
 
 
 def test_start_and_bounds_are_the_configured_ones():
-    config = CIPOConfig(rho_init=0.45, rho_min=0.4, rho_max=0.5)
+    config = CIPOConfig(preset="stream", rho_init=0.45, rho_min=0.4, rho_max=0.5)
     assert RhoState.initial(config).rho == 0.45
     # As above: 1.421 and .1764 without bounds.
     assert update_rho(RhoState(0.7, 0.8, 5), 0.0, config=config).rho == 0.5

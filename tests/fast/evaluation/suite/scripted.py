@@ -64,5 +64,7 @@ def problems(n: int = 5) -> list[Problem]:
 
 
 def generation(output: Path, **changes) -> Generation:
-    plain = Generation(output=output, step=7, seed=1, prompt=PromptConfig(), batch=4, described={"checkpoint": "m"})
+    plain = Generation(
+        output=output, step=7, seed=1, prompt=PromptConfig(standalone=False), batch=4, described={"checkpoint": "m"}
+    )
     return replace(plain, **changes)

@@ -23,7 +23,7 @@ def group(uid: str, index: int, outcomes: list[bool]) -> Group:
 
 
 def coordinator(**options) -> AnchorCoordinator:
-    return AnchorCoordinator(CIPOConfig.from_mapping(options).to_mapping(), train_batch_size=2)
+    return AnchorCoordinator(CIPOConfig.from_mapping({"preset": "stream"} | options).to_mapping(), train_batch_size=2)
 
 
 async def drain(actor: AnchorCoordinator, batch: int, uid: str) -> list[int]:

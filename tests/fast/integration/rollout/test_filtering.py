@@ -21,7 +21,9 @@ def group(uid: str, outcomes: str, *, correctable: bool = True) -> Group:
 
 
 def coordinator(*, prompts: int, **options) -> AnchorCoordinator:
-    return AnchorCoordinator(CIPOConfig.from_mapping(options).to_mapping(), train_batch_size=prompts, filters=True)
+    return AnchorCoordinator(
+        CIPOConfig.from_mapping({"preset": "stream"} | options).to_mapping(), train_batch_size=prompts, filters=True
+    )
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def manager(coordinator) -> CIPOAgentLoopManager:
 
 def test_texts_go_from_worker_to_worker_and_into_the_checkpoint():
     first, second = start_worker(), start_worker()
-    coordinator = start_coordinator(CIPOConfig(schedule="replay"), 1)
+    coordinator = start_coordinator(CIPOConfig(preset="stream", schedule="replay"), 1)
     ray.get(coordinator.open.remote(0, uids=["a"], rho=0.0, step=1))
     ray.get(first.report.remote(coordinator, 0, attempts("a")))
     state = manager(coordinator).pool_state()
@@ -67,7 +67,7 @@ def test_texts_go_from_worker_to_worker_and_into_the_checkpoint():
     assert others == Others((f"a{3 - int(text[1])}",), (1, 0))
     assert text in ("a1", "a3") and prompt == {"index": 7, "raw_prompt": "a"} and prompt_ids == [1, 2]
 
-    resumed = start_coordinator(CIPOConfig(schedule="replay"), 1)
+    resumed = start_coordinator(CIPOConfig(preset="stream", schedule="replay"), 1)
     manager(resumed).restore_pool(pickle.loads(pickle.dumps(state)))
     ray.get(resumed.open.remote(0, uids=["b"], rho=0.0, step=2))
     assert ray.get(second.host.remote(resumed, 0, "b")) == [(text, prompt, (), others)], "the same draw"
@@ -120,7 +120,7 @@ def test_a_generation_ends_when_nobody_waits_for_it_any_more():
 
 def test_a_coordinator_that_dies_is_started_anew():
     worker = start_worker()
-    coordinator = start_coordinator(CIPOConfig(schedule="barrier"), 2)
+    coordinator = start_coordinator(CIPOConfig(preset="stream", schedule="barrier"), 2)
     ray.get(coordinator.open.remote(0, uids=["a", "b"], rho=0.0, step=1))
     ray.get(coordinator.add.remote(0, attempts("a"), {}))
     waiting = worker.wait.remote(coordinator, 0, "a")

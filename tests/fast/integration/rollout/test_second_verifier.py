@@ -26,7 +26,7 @@ ROW = {"data_source": "toy", "reward_model": {"ground_truth": "4"}, "extra_info"
 def ask(function, *, row=ROW, text="so 4", times=1, **knobs):
     """Verdicts of `times` calls at once, and what was counted."""
     counts: Counter = Counter()
-    asker = SecondVerifier(function, CIPOConfig(second_verifier="given.py", **knobs), Tokenizer())
+    asker = SecondVerifier(function, CIPOConfig(preset="stream", second_verifier="given.py", **knobs), Tokenizer())
 
     async def run():
         output = AgentLoopOutput(

@@ -131,7 +131,7 @@ def test_a_step_without_a_wrong_attempt_has_no_anchor(world):
 
 def two_steps(log, *, resumed=lambda state: state, **options):
     """A step with TEXTS and the next one, which is drawn from it; ``resumed`` sees the pool between them."""
-    cipo = CIPOConfig.from_mapping({"schedule": "replay", "replay_fraction": 4.0, **options})
+    cipo = CIPOConfig.from_mapping({"preset": "stream", "schedule": "replay", "replay_fraction": 4.0, **options})
 
     async def run():
         actor = AnchorCoordinator(cipo.to_mapping(), train_batch_size=1)
@@ -175,7 +175,7 @@ def test_attempts_of_the_step_before_stand_beside_its_anchors(world, resumed):
 
 def own_step(world, **options):
     """What the barrier asks of the same attempts in their own step: index, session and step are those of two_steps."""
-    cipo = CIPOConfig.from_mapping(options)
+    cipo = CIPOConfig.from_mapping({"preset": "stream"} | options)
     world.clear()
 
     async def run():
@@ -225,7 +225,7 @@ def test_an_older_pool_has_no_right_anchor_where_the_prompt_says_wrong(world):
     assert sorted(shown(text)[0] for text in asked(world).values()) == ["so 5", "so 6"]
     assert (stats["anchors/total"], stats["anchors/correct"]) == (2, 0)
 
-    cipo = CIPOConfig.from_mapping({"schedule": "replay", "prompt": {"verdict": "told"}, **TOLD})
+    cipo = CIPOConfig.from_mapping({"preset": "stream", "schedule": "replay", "prompt": {"verdict": "told"}, **TOLD})
     actor = AnchorCoordinator(cipo.to_mapping(), train_batch_size=4)
     pool = [
         Candidate((False, (0, bytes([i]), "a", i)), attempt, ("text", {}), None)

@@ -153,7 +153,7 @@ def roll(
     pool: groups of the step before, for schedule=replay; shares: of budget=auto; texts: session -> what it says;
     chats: prompt -> its chat; filtered: metric of algorithm.filter_groups.
     """
-    cipo = CIPOConfig.from_mapping(options)
+    cipo = CIPOConfig.from_mapping({"preset": "stream"} | options)
     actor = AnchorCoordinator(cipo.to_mapping(), train_batch_size=prompts, filters=filtered is not None)
 
     async def run():
@@ -251,7 +251,7 @@ def test_a_worker_reads_its_options_from_verls_config(monkeypatch):
 
 
 def test_the_correction_prompt_is_the_configured_one():
-    cipo = CIPOConfig.from_mapping({"prompt": {"template": "code", "attempt_view": "whole"}})
+    cipo = CIPOConfig.from_mapping({"preset": "stream", "prompt": {"template": "code", "attempt_view": "whole"}})
     prompt = correction_prompt(cipo, Tokenizer(), prompt_length=10_000, count_tokens=lambda messages: 1)
     (message,), why = prompt.build([{"role": "user", "content": "Q?"}], "<think>so</think>4")
     assert why is None
@@ -417,7 +417,9 @@ def test_without_replay_the_plain_question_is_in_the_batch(world):
 
 
 def test_a_question_with_an_image_is_not_carried():
-    worker = Worker(CIPOConfig.from_mapping({"schedule": "replay", "transfer": {"kind": "inject"}}), [])
+    worker = Worker(
+        CIPOConfig.from_mapping({"preset": "stream", "schedule": "replay", "transfer": {"kind": "inject"}}), []
+    )
     image = [{"role": "user", "content": [{"type": "image"}]}, {"role": "user", "content": "Q?"}]
     for chat, carried in ((image, None), (image[1:], image[1:])):
         anchor = rollouts.Anchor(0, "try", False, {"raw_prompt": chat}, [], None)
@@ -447,7 +449,7 @@ def test_replay_without_a_step_before_rolls_the_attempts_out(world):
 
 
 def test_the_attempts_are_left_to_the_next_step_with_their_prompt(world):
-    cipo = CIPOConfig.from_mapping({"schedule": "replay"})
+    cipo = CIPOConfig.from_mapping({"preset": "stream", "schedule": "replay"})
     actor = AnchorCoordinator(cipo.to_mapping(), train_batch_size=1)
 
     async def run():
@@ -721,7 +723,7 @@ def test_an_attempt_that_would_show_nothing_is_not_drawn(world):
 
 def test_images_stay_out_of_the_pool(world):
     async def run():
-        cipo = CIPOConfig.from_mapping({"schedule": "replay"})
+        cipo = CIPOConfig.from_mapping({"preset": "stream", "schedule": "replay"})
         actor = AnchorCoordinator(cipo.to_mapping(), train_batch_size=2)
         await actor.open(0, uids=["p0", "p1"], rho=0.5, step=1)
         ticket = {"coordinator": Remote(actor), "batch": 0}
@@ -787,7 +789,7 @@ def test_the_coordinator_is_sent_references_and_the_host_fetches_the_texts(world
         await whole(self, batch, group, held)
 
     async def run():
-        cipo = CIPOConfig.from_mapping({"schedule": "replay"})
+        cipo = CIPOConfig.from_mapping({"preset": "stream", "schedule": "replay"})
         actor = AnchorCoordinator(cipo.to_mapping(), train_batch_size=1)
         for step in (1, 2):
             await actor.open(step, uids=[f"s{step}"], rho=0.5, step=step)

@@ -53,7 +53,7 @@ def store(monkeypatch):
 
 
 def grown(store, *, in_stream=True, **options):
-    config = CIPOConfig.from_mapping({"aux": {"coef": 1.0, **options.pop("aux", {})}, **options})
+    config = CIPOConfig.from_mapping({"preset": "stream", "aux": {"coef": 1.0, **options.pop("aux", {})}, **options})
     batch = store.meta(*ROWS)
     table = fetch_table(batch, threshold=lambda _: 0.5)
     how = {"config": config, "rendering": chats_of(config), "step": 1, "in_stream": in_stream, "norm_by_std": True}
@@ -61,7 +61,7 @@ def grown(store, *, in_stream=True, **options):
 
 
 def written(store, batch, rows, *, optimizer_steps=1, kind="nll", **knobs) -> dict[str, dict]:
-    config = CIPOConfig.from_mapping({"aux": {"coef": 1.0, "kind": kind}, **knobs})
+    config = CIPOConfig.from_mapping({"preset": "stream", "aux": {"coef": 1.0, "kind": kind}, **knobs})
     rows.put_fields(batch, config=config, optimizer_steps=optimizer_steps)
     return {key: store.rows[key] for key in batch.keys}
 

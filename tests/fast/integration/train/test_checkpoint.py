@@ -14,7 +14,7 @@ from verl_cipo.core.steering.guard import GuardState, Signals, update_guard
 from verl_cipo.core.steering.rho import RhoState, update_rho
 from verl_cipo.integration.train.checkpoint import POOL_FILE, STATE_FILE, TrainerState, load, save
 
-CONFIG = CIPOConfig()
+CONFIG = CIPOConfig(preset="stream")
 INITIAL = TrainerState.initial(CONFIG)
 MOVED = TrainerState(
     rho=update_rho(RhoState.initial(CONFIG), 0.4, config=CONFIG),
@@ -71,7 +71,7 @@ def test_the_config_outranks_the_checkpoint_and_says_so(tmp_path, caplog, knobs,
     moved = replace(MOVED, rho=RhoState(rho=0.44, prev_retention=0.4, steps_below_target=2))
     save(str(tmp_path), moved, CONFIG, None)
     with caplog.at_level(logging.WARNING, logger="verl_cipo"):
-        state, _ = load(str(tmp_path), CIPOConfig(**knobs), wants_pool=False)
+        state, _ = load(str(tmp_path), CIPOConfig(preset="stream", **knobs), wants_pool=False)
     assert state == replace(moved, rho=replace(moved.rho, rho=rho))
     assert f"rho was 0.44 and continues at {rho:g}" in caplog.text
 
@@ -79,5 +79,5 @@ def test_the_config_outranks_the_checkpoint_and_says_so(tmp_path, caplog, knobs,
 def test_a_checkpoint_that_does_not_know_its_rho_init_goes_on_where_it_was(tmp_path, caplog):
     (tmp_path / STATE_FILE).write_text(json.dumps({"rho": MOVED.rho.to_mapping()}))
     with caplog.at_level(logging.WARNING, logger="verl_cipo"):
-        state, _ = load(str(tmp_path), CIPOConfig(rho_init=0.25), wants_pool=False)
+        state, _ = load(str(tmp_path), CIPOConfig(preset="stream", rho_init=0.25), wants_pool=False)
     assert state.rho == MOVED.rho and not caplog.text

@@ -28,7 +28,7 @@ MEASURED = {
 
 
 def controller(*, lambda_factor=1.0, **knobs):
-    config = CIPOConfig(lambda_corr=2.0, **knobs)
+    config = CIPOConfig(preset="stream", lambda_corr=2.0, **knobs)
     state = TrainerState.initial(config)
     return Controller(config, replace(state, guard=replace(state.guard, lambda_factor=lambda_factor)))
 
@@ -123,7 +123,7 @@ def test_the_hacking_gap_of_a_validation_is_reported_and_dumped(val_corrections,
             "trainer": {"validation_data_dir": str(tmp_path)},
         }
     )
-    cipo = CIPOConfig(val_corrections=val_corrections, second_verifier="given.py")
+    cipo = CIPOConfig(preset="stream", val_corrections=val_corrections, second_verifier="given.py")
     metrics = report_second_turns(manager, cipo, config, step=3)
     assert metrics["cipo/val/hacking_gap"] == 1 and metrics["cipo/val/second_verifier_errors"] == 2
     assert ("cipo/val/accuracy_turn2" in metrics) == (val_corrections == 1)
@@ -131,4 +131,4 @@ def test_the_hacking_gap_of_a_validation_is_reported_and_dumped(val_corrections,
 
 
 def test_validation_without_a_second_turn_asks_for_none():
-    assert report_second_turns(None, CIPOConfig(val_corrections=0), OmegaConf.create(), step=1) == {}
+    assert report_second_turns(None, CIPOConfig(preset="stream", val_corrections=0), OmegaConf.create(), step=1) == {}

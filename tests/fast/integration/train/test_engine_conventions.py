@@ -186,7 +186,7 @@ def all_rows(kind):
 def loss_of(node, kind, mode="token-mean"):
     """Everything that can be in it: clipped surrogate with importance weights, KL, entropy, what CIPO adds."""
     settings = {"use_kl_loss": True, "kl_loss_coef": 0.3, "entropy_coeff": 0.1, "loss_agg_mode": mode}
-    transfer = TransferConfig(kind="inject" if kind == "nll" else "regress", floor=-2.4)
+    transfer = TransferConfig(kind="inject" if kind == "nll" else "regress", coef=2.0, floor=-2.4)
     config = actor_config(node, loss_scale_factor=5, **settings)
     return partial(cipo_loss, config=config, aux=AUX[kind], transfer=transfer)
 

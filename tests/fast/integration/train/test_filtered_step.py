@@ -34,7 +34,7 @@ class Run:
     """The trainer's part, and the rollout manager's, whose coordinator and workers have a thread of their own."""
 
     def __init__(self, monkeypatch, *, inflight: int, **options):
-        self.cipo = CIPOConfig.from_mapping(options).scheduled(asynchronous=False)
+        self.cipo = CIPOConfig.from_mapping({"preset": "stream"} | options).scheduled(asynchronous=False)
         self.tags: dict[str, dict] = {}
         self.scores: dict[str, float] = {}
         self.data = iter(enumerate(DATA))

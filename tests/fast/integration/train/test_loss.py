@@ -369,7 +369,9 @@ def test_the_factor_scales_both_coefficients_and_nothing_else(actor_node, scale)
 def test_where_a_term_grows_with_the_corrections(options, scales):
     with initialize_config_module("verl.trainer.config", version_base=None):
         config = compose("ppo_trainer", overrides=[f"actor_rollout_ref.actor.{option}" for option in options])
-    assert scales_terms(config, CIPOConfig()) is scales
-    assert not scales_terms(config, CIPOConfig(lambda_corr=0))
-    assert scales_terms(config, CIPOConfig(lambda_corr=0, budget="auto")) is scales, "further attempts are rows, too"
-    assert not scales_terms(config, CIPOConfig(replay_fraction=0))
+    assert scales_terms(config, CIPOConfig(preset="stream")) is scales
+    assert not scales_terms(config, CIPOConfig(preset="stream", lambda_corr=0))
+    assert scales_terms(config, CIPOConfig(preset="stream", lambda_corr=0, budget="auto")) is scales, (
+        "further attempts are rows, too"
+    )
+    assert not scales_terms(config, CIPOConfig(preset="stream", replay_fraction=0))

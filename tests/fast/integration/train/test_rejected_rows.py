@@ -62,7 +62,7 @@ def trainer(estimator: str = "cipo") -> CIPOTrainerSync:
     """A trainer as `_compute_advantage` finds it."""
     made = object.__new__(CIPOTrainerSync)
     made.config = composed(estimator)
-    made.cipo = CIPOConfig(lambda_corr=0.5)
+    made.cipo = CIPOConfig(preset="stream", lambda_corr=0.5)
     made._controller = Controller(made.cipo)
     made._advantage_seconds = 0.0
     return made
@@ -123,7 +123,7 @@ def test_v0_attempts_are_trained_as_without_corrections(rejected):
 
     def weights(part, rows):
         part, _ = compute_rollout_correction_and_add_to_batch(part, config.rollout_correction)
-        context = BatchRows(rows=rows, config=CIPOConfig(lambda_corr=0.5), loss_agg_mode="token-mean")
+        context = BatchRows(rows=rows, config=CIPOConfig(preset="stream", lambda_corr=0.5), loss_agg_mode="token-mean")
         with ExitStack() as stack:
             stack.enter_context(rows_of_batch(context))
             part = compute_advantage(part, adv_estimator="cipo", config=config)

@@ -39,7 +39,7 @@ def test_estimator_gets_the_rows_and_shapes_once():
     rewards = torch.zeros(4, 3)
     rewards[:, -1] = torch.tensor(TABLE.scores)
     mask = torch.ones(4, 3)
-    context = BatchRows(rows=TABLE.rows, config=CIPOConfig(), loss_agg_mode="seq-mean-token-mean")
+    context = BatchRows(rows=TABLE.rows, config=CIPOConfig(preset="stream"), loss_agg_mode="seq-mean-token-mean")
     with rows_of_batch(context):
         advantages, returns = compute_cipo_advantage(rewards, mask, config={"norm_adv_by_std_in_grpo": False})
     # base: mean .5 -> +-.5; corrections: mean of (1, -1) = 0 -> +1, -1; both streams have two rows.

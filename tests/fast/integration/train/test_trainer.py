@@ -72,7 +72,7 @@ class Manager:
 
 class Trainer(CIPOTrainerMixin, Verl):
     def __init__(self, guard="adapt", lambda_factor=1.0, **options):
-        self.cipo = CIPOConfig(guard=guard, **{"lambda_corr": 2.0, **options})
+        self.cipo = CIPOConfig(preset="stream", guard=guard, **{"lambda_corr": 2.0, **options})
         terms = {"use_kl_loss": False, "kl_loss_coef": 0.0, "entropy_coeff": 0.0}
         actor = {"loss_agg_mode": "token-mean", **terms}
         self.config = OmegaConf.create(
@@ -140,7 +140,9 @@ def test_the_estimator_weighs_and_punishes_as_configured():
     """Corrections score 1 and 0 - lambda_risk = -3, so +-2 about their mean, times lambda_corr = .5."""
     rows = replace(TABLE.rows, anchor_correct=np.array([False, False, True, True]))
     context = estimator.BatchRows(
-        rows=rows, config=CIPOConfig(lambda_corr=0.5, lambda_risk=3.0), loss_agg_mode="seq-mean-token-mean"
+        rows=rows,
+        config=CIPOConfig(preset="stream", lambda_corr=0.5, lambda_risk=3.0),
+        loss_agg_mode="seq-mean-token-mean",
     )
     with estimator.rows_of_batch(context):
         advantages, _ = estimator.compute_cipo_advantage(
@@ -215,7 +217,8 @@ def test_the_order_of_the_prompts_is_drawn_by_the_seed(balanced):
     assert orders[2] == tuple(balanced(Trainer(seed=2), eight)[0])
 
 
-PREFERS, INJECTS, OFF = AuxConfig(coef=0.5, kind="contrastive"), TransferConfig(kind="inject"), TransferConfig()
+PREFERS, INJECTS = AuxConfig(coef=0.5, kind="contrastive"), TransferConfig(kind="inject", coef=8.0)
+NO_AUX, OFF = AuxConfig(coef=0.0), TransferConfig(kind="none", coef=0.0)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +226,7 @@ PREFERS, INJECTS, OFF = AuxConfig(coef=0.5, kind="contrastive"), TransferConfig(
     [
         ({}, []),
         ({"aux": PREFERS}, [(PREFERS, OFF)]),
-        ({"transfer": INJECTS}, [(AuxConfig(), INJECTS)]),
+        ({"transfer": INJECTS}, [(NO_AUX, INJECTS)]),
         ({"transfer": INJECTS, "aux": PREFERS}, [(PREFERS, INJECTS)]),
         ({"transfer": INJECTS, "aux": PREFERS, "replay_fraction": 0}, [(PREFERS, OFF)]),
         ({"transfer": TransferConfig(kind="inject", coef=0)}, []),
@@ -248,7 +251,7 @@ def test_the_loss_is_installed_where_a_term_would_grow_with_the_corrections(monk
     assert losses == []
     trainer.config.actor_rollout_ref.actor.loss_agg_mode = "seq-mean-token-mean"
     trainer.on_init_end()
-    assert losses == [(AuxConfig(coef=0.0), TransferConfig())]
+    assert losses == [(NO_AUX, OFF)]
     # Two attempts and two corrections.
     monkeypatch.setattr(trainer, "_loss_tokens", lambda batch: np.array([3, 3, 3, 3]))
     one_step(trainer)

@@ -30,7 +30,7 @@ from verl_cipo.integration.train.loss import METRIC, TRANSFER_METRIC, build_loss
 # Rows 4 and 5 are in the batch for transfer alone.
 ROW_WEIGHTS = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.75, -0.5])
 TRANSFER = {kind: TransferConfig(kind=kind, coef=0.3, gamma=0.2, floor=-2.4) for kind in ("inject", "regress")}
-OFF = AuxConfig()
+OFF, NONE = AuxConfig(coef=0.0), TransferConfig(kind="none")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_the_floor_masks_something_here(actor_node):
     policy, rows = Policy(), transferred(padded_rows())
     config, losses = actor_config(actor_node), []
     for floor in (-2.4, None):
-        transfer = TransferConfig(kind="regress", floor=floor)
+        transfer = TransferConfig(kind="regress", coef=2.0, floor=floor)
         losses.append(run(policy, partial(cipo_loss, config=config, aux=OFF, transfer=transfer), micro_batch(rows))[0])
     assert abs(losses[0] - losses[1]) > 0.01
 
@@ -145,8 +145,8 @@ def test_both_terms_together(actor_node, kind):
         assert (METRIC in metrics) == (aux.coef > 0) and (TRANSFER_METRIC in metrics) == (transfer.kind != "none")
         return loss
 
-    own = added(OFF, TransferConfig())
-    expected = added(AUX["nll"], TransferConfig()) + added(OFF, TRANSFER[kind]) - own
+    own = added(OFF, NONE)
+    expected = added(AUX["nll"], NONE) + added(OFF, TRANSFER[kind]) - own
     torch.testing.assert_close(added(AUX["nll"], TRANSFER[kind]), expected)
     assert not math.isclose(expected.item(), own.item(), rel_tol=1e-3)
 

@@ -19,7 +19,7 @@ from verl_cipo.core.rows import RowKey
 from verl_cipo.integration.v0.aux import append_rows, fill_partners
 from verl_cipo.integration.v0.rows import objects
 
-ON = CIPOConfig(aux=AuxConfig(coef=0.1))
+ON = CIPOConfig(preset="stream", aux=AuxConfig(coef=0.1))
 
 # ---- pairs
 

@@ -92,7 +92,11 @@ def manager(monkeypatch, outcomes, workers, *, rho=0.5, n=4, val_n=1, **knobs):
         mark |= {"text": decode(response_ids(rolled, i)), "score": 0.0}
     made = object.__new__(CIPOAgentLoopManagerV0)
     made.config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": n, "val_kwargs": {"n": val_n}}}})
-    made._cipo, made.rho, made.agent_loop_workers = CIPOConfig(schedule="barrier", **knobs), rho, workers
+    made._cipo, made.rho, made.agent_loop_workers = (
+        CIPOConfig(preset="stream", schedule="barrier", **knobs),
+        rho,
+        workers,
+    )
     made._second, made._reports, made.shares = None, Reports(), None
     made._slots = Slots(made._cipo, made._reports)
     monkeypatch.setattr(legacy_rollouts.ray, "get", lambda values: values)
@@ -293,7 +297,7 @@ def worker(monkeypatch, run, *, deterministic=False, **knobs):
     made = object.__new__(CIPOAgentLoopWorkerV0)
     rollout = {"full_determinism": deterministic, "seed": 5}
     made.config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}})
-    made._cipo, made._counts = CIPOConfig(**knobs), Counter()
+    made._cipo, made._counts = CIPOConfig(preset="stream", **knobs), Counter()
     made.tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: decode(ids))
     made._second = SecondVerifier.of(made._cipo, made.tokenizer)
     made._prompt = CorrectionPrompt(

@@ -108,7 +108,7 @@ class Workers:
 def made(corrections=None, *, ranks=1, micro=None, reference=None, mini=2, n=4, **knobs):
     """A trainer as it is when verl has made its workers."""
     trainer = object.__new__(legacy.CIPOTrainerV0)
-    trainer.cipo = CIPOConfig(schedule="barrier", **knobs)
+    trainer.cipo = CIPOConfig(preset="stream", schedule="barrier", **knobs)
     trainer.config = OmegaConf.create(
         {
             "algorithm": {"adv_estimator": "cipo", "norm_adv_by_std_in_grpo": True},

@@ -88,7 +88,7 @@ marks = st.text("+-", min_size=1, max_size=4)
 )
 def test_both_trainers_transfer_the_same(prompts, kind, below, steps, norm_by_std):
     batch = corrected([own for own, _ in prompts], [fixed for _, fixed in prompts])
-    config = CIPOConfig.from_mapping({"transfer": {"kind": kind, "below": below}})
+    config = CIPOConfig.from_mapping({"preset": "stream", "transfer": {"kind": kind, "below": below}})
     _, found = on_v0(batch, config, steps=steps, norm_by_std=norm_by_std)
     other = on_v1(batch, config, steps=steps, norm_by_std=norm_by_std)
     assert found.keys() == other.keys()
@@ -99,7 +99,7 @@ def test_both_trainers_transfer_the_same(prompts, kind, below, steps, norm_by_st
 
 def test_appended_rows_are_trained_by_transfer_alone():
     batch = corrected(["----", "++-+"], ["+-", "+"])
-    config = CIPOConfig.from_mapping({"transfer": {"kind": "regress"}})
+    config = CIPOConfig.from_mapping({"preset": "stream", "transfer": {"kind": "regress"}})
     grown, moved = on_v0(batch, config, steps=2)
     assert list(moved) == ["u0_c0q_0_0"], "the other one has no advantage"
     # A = 1, two prompts, two rows of the prompt, two steps.
@@ -115,7 +115,9 @@ def test_appended_rows_are_trained_by_transfer_alone():
 
 
 def test_a_row_that_fills_the_batch_up_is_not_transferred():
-    grown, moved = on_v0(corrected(["----"], ["+"]), CIPOConfig.from_mapping({"transfer": {"kind": "inject"}}))
+    grown, moved = on_v0(
+        corrected(["----"], ["+"]), CIPOConfig.from_mapping({"preset": "stream", "transfer": {"kind": "inject"}})
+    )
     assert len(moved) == 1 and len(grown) == 6
     # The row itself is the shortest.
     grown.batch["attention_mask"][5, :-1] = 0
@@ -128,5 +130,5 @@ def test_a_row_that_fills_the_batch_up_is_not_transferred():
 def test_a_correction_that_rollout_correction_rejected_is_left_out():
     batch = corrected(["----"], ["++"])
     batch.batch["response_mask"][4] = 0
-    _, moved = on_v0(batch, CIPOConfig.from_mapping({"transfer": {"kind": "regress"}}))
+    _, moved = on_v0(batch, CIPOConfig.from_mapping({"preset": "stream", "transfer": {"kind": "regress"}}))
     assert list(moved) == ["u0_c0q_1_0"] and sum(moved["u0_c0q_1_0"][2]) == pytest.approx(1.0)
