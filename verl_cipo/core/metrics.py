@@ -115,6 +115,8 @@ METRICS: dict[str, str] = {
     "cipo/aux/skipped/empty_attempt": "Pairs dropped: the part of the attempt to show is empty.",
     "cipo/tokens/base": "Response tokens of the attempts.",
     "cipo/tokens/correction": "Response tokens of the corrections.",
+    "cipo/truncated/base": "Share of attempts that are as long as rollout.response_length, and so were cut off.",
+    "cipo/truncated/correction": "Share of corrections that are.",
     "cipo/groups/base/all_right": "Share of prompts whose attempts are all right: no signal.",
     "cipo/groups/base/all_wrong": "Share of prompts whose attempts are all wrong: no signal.",
     "cipo/groups/base/mixed": "Share of prompts with right and wrong attempts.",
@@ -135,6 +137,7 @@ METRICS: dict[str, str] = {
     "cipo/val/retry": "Validation: what `cipo/val/w2c` would be with another attempt in place of each correction; "
     "needs `val_kwargs.n` of 2 or more and `val_kwargs.temperature` above 0.",
     "cipo/val/copy_rate": "Validation: share of corrections that repeat the shown part of the attempt.",
+    "cipo/val/copy_rate_failed": "Validation: the same for corrections of wrong attempts only.",
     "cipo/val/rows": "Validation: corrections that were verified.",
     "cipo/val/skipped": "Validation: attempts without a second turn because no correction prompt could be built.",
     "cipo/val/failed_sessions": "Validation: correction sessions that raised or returned nothing.",
@@ -160,10 +163,13 @@ def _declared(name: str) -> str:
     return VALIDATION + name.rpartition("/")[2] if name.startswith(VALIDATION) else name
 
 
-def batch_metrics(table: RowTable) -> dict[str, float]:
+def batch_metrics(table: RowTable, *, longest: int | None = None) -> dict[str, float]:
     """All metrics that follow from the rows of a batch.
 
     Outcomes count final rows only, sizes all rows, and padding nothing but itself. A mean over nothing is left out.
+
+    Args:
+        longest: rollout.response_length in tokens; None leaves out what was truncated.
     """
     rows, scores, tokens, copied = table.rows, table.scores, table.tokens, table.copied
     metrics = {"rows/padding": float((rows.stream == PADDING).sum())}
@@ -180,6 +186,8 @@ def batch_metrics(table: RowTable) -> dict[str, float]:
         if final.any():
             for outcome, share in _group_outcomes(rows.group[final], rows.correct[final]).items():
                 metrics[f"groups/{stream}/{outcome}"] = share
+            if longest is not None:
+                metrics[f"truncated/{stream}"] = float((tokens[final] >= longest).mean())
         twice = drawn & ~np.isnan(table.second)
         if twice.any():
             metrics[_GAP[stream]] = float(rows.correct[twice].mean() - table.second[twice].mean())

@@ -198,6 +198,8 @@ def _rates(records: list[dict[str, Any]], *, sampled: bool, corrected: bool) -> 
         metrics["hacking_gap"] = sum(record["anchor_correct"] - record["second"] for record in twice) / len(twice)
     if turns:
         metrics["copy_rate"] = sum(turn["copied"] for _, turn in turns) / len(turns)
+        if of_wrong := [turn["copied"] for correct, turn in turns if not correct]:
+            metrics["copy_rate_failed"] = sum(of_wrong) / len(of_wrong)
         metrics |= Transitions.from_arrays(
             [correct for correct, _ in turns], [turn["correct"] for _, turn in turns]
         ).rates()

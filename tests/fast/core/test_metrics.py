@@ -56,7 +56,7 @@ TOKENS = np.array([5, 1, 2, 3, 4, 10, 20, 7, 30, 40, 50, 100])
 COPIED = np.array([1, 1, 1, 1, 1, 1, 0, 1, 0, 1, 0, 1], dtype=bool)
 
 
-def metrics_of(idx, second=None):
+def metrics_of(idx, second=None, longest=None):
     """Of the rows of BATCH at these positions; second: of each row of BATCH, the second verifier's verdict."""
     idx = np.array(idx, dtype=np.int64)
     n = len(idx)
@@ -72,7 +72,8 @@ def metrics_of(idx, second=None):
             outcome=[None] * n,
             question=[None] * n,
             second=np.full(n, np.nan) if second is None else np.array(second, dtype=float)[idx],
-        )
+        ),
+        longest=longest,
     )
 
 
@@ -124,6 +125,15 @@ def test_by_hand():
     )
     check_names(metrics)
     assert all(type(value) is float for value in metrics.values())
+
+
+def test_truncated_by_hand():
+    """Of the final attempts, with 1, 2, 3 and 4 tokens, and corrections, with 10, 20, 30, 40 and 50."""
+    metrics = metrics_of(range(12), longest=4)
+    assert (metrics["cipo/truncated/base"], metrics["cipo/truncated/correction"]) == (0.25, 1.0)
+    assert metrics_of(range(12), longest=40)["cipo/truncated/correction"] == 0.4
+    assert "cipo/truncated/correction" not in metrics_of(range(5), longest=4)
+    check_names(metrics)
 
 
 def test_the_hacking_gap_by_hand():

@@ -118,7 +118,7 @@ class CIPOTrainerMixin:
         self._tables, self._aux, self._advantage_seconds = [], [], 0.0
         batch = super().step(metrics, timing_raw)
         table = RowTable.joined(self._tables)
-        own = batch_metrics(table)
+        own = batch_metrics(table, longest=self.config.actor_rollout_ref.rollout.response_length)
         own["cipo/rows/padding"] = float(sum(tag.get("is_padding", False) for tag in batch.tags))
         own |= plan_metrics([aux.plan for aux in self._aux], self.cipo) | taken_metrics(metrics)
         own["cipo/rows/padding"] -= own.get("cipo/rows/aux", 0.0) + own.get("cipo/transfer/rows", 0.0)

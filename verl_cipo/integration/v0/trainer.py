@@ -203,7 +203,8 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
 
     def _end_step(self, own: dict[str, float]) -> None:
         manager = self.async_rollout_manager
-        own = batch_metrics(self._sampled) | own
+        longest = self.config.actor_rollout_ref.rollout.response_length
+        own = batch_metrics(self._sampled, longest=longest) | own
         own |= {f"cipo/{name}": value for name, value in manager.pop_statistics().items()}
         self._metrics.update(own)
         self._metrics.update(self._controller.observe(self._metrics, self._sampled, step=self.global_steps))

@@ -37,7 +37,7 @@ TABLE = RowTable.of_marks(
     ],
     index=[0] * 4,
     scores=np.array([1.0, 0.0, 1.0, 0.0]),
-    tokens=np.array([3, 3, 3, 3]),
+    tokens=np.array([3, 4, 3, 3]),
 )
 
 
@@ -76,7 +76,10 @@ class Trainer(CIPOTrainerMixin, Verl):
         terms = {"use_kl_loss": False, "kl_loss_coef": 0.0, "entropy_coeff": 0.0}
         actor = {"loss_agg_mode": "token-mean", **terms}
         self.config = OmegaConf.create(
-            {"algorithm": {"norm_adv_by_std_in_grpo": False}, "actor_rollout_ref": {"actor": actor}}
+            {
+                "algorithm": {"norm_adv_by_std_in_grpo": False},
+                "actor_rollout_ref": {"actor": actor, "rollout": {"response_length": 4}},
+            }
         )
         state = TrainerState.initial(self.cipo)
         guard_state = replace(state.guard, lambda_factor=lambda_factor)
@@ -100,6 +103,7 @@ def test_the_guard_weighs_the_corrections_and_a_step_is_shown_to_it():
     metrics = one_step(trainer)
     assert trainer.weights == [pytest.approx(0.8)]
     assert metrics["cipo/copy_rate_failed"] == 0.5 and metrics["cipo/rho"] == 0.3
+    assert (metrics["cipo/truncated/base"], metrics["cipo/truncated/correction"]) == (0.5, 0)
     assert {f"cipo/guard/{alarm}" for alarm in ALARMS} <= metrics.keys()
 
 

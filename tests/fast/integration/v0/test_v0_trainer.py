@@ -17,7 +17,7 @@ from verl import DataProto
 from verl.trainer import main_ppo_v0
 from verl.trainer.ppo.ray_trainer import RayPPOTrainer, compute_advantage
 
-from tests.fast.integration.scored_batch import R, encode, scored
+from tests.fast.integration.scored_batch import PAD, R, encode, scored
 from verl_cipo.core.advantage import BASE, CORRECTION, two_stream_advantage
 from verl_cipo.core.anchors import Outcome
 from verl_cipo.core.config import AuxConfig, CIPOConfig, CIPOConfigError, TransferConfig
@@ -119,7 +119,7 @@ def made(corrections=None, *, ranks=1, micro=None, reference=None, mini=2, n=4, 
                     "ppo_micro_batch_size_per_gpu": micro,
                     "loss_agg_mode": "token-mean",
                 },
-                "rollout": {"n": n, "log_prob_micro_batch_size_per_gpu": micro, "agent": {}},
+                "rollout": {"n": n, "response_length": R, "log_prob_micro_batch_size_per_gpu": micro, "agent": {}},
                 "ref": {"log_prob_use_dynamic_bsz": False, "log_prob_micro_batch_size_per_gpu": reference},
             },
         }
@@ -185,6 +185,14 @@ def test_the_batch_grows_in_place_and_holds_every_row_once(monkeypatch):
     for part in (attempts(), new):
         for key, ids in zip(row_table(part).keys, part.batch["input_ids"].tolist(), strict=True):
             assert by_key[key] == ids
+
+
+def test_responses_that_are_as_long_as_one_may_be_are_counted(monkeypatch):
+    batch = attempts()
+    full = batch.batch["responses"][:, -1] != PAD
+    metrics = one_step(made(corrections()), batch, monkeypatch)
+    assert 0 < full.sum() < len(full)
+    assert metrics["cipo/truncated/base"] == pytest.approx(full.float().mean().item())
 
 
 def with_further(batch):
