@@ -161,7 +161,7 @@ def train(
 
     Args:
         options: Hydra overrides.
-        output: gets ``metrics.jsonl`` (verl's file logger, a line a step) and ``train.log``.
+        output: gets ``metrics.jsonl`` (verl's file logger, a line a step), ``train.log`` and ``hydra/``, the config.
         resume: folder of the checkpoints that the run goes on from; ``metrics.jsonl`` goes on with it, ``train.log``
             starts anew. Where there is no checkpoint, the run starts from step 1.
         on_line: called with each line of verl's file logger as it appears.
@@ -198,6 +198,8 @@ def _train(options, output, resume, on_line, config_args, env, timeout, cluster)
             f"trainer.resume_from_path={checkpoint}",
             "trainer.val_before_train=false",
         ]
+    # The run's settings, for the report.
+    options = ["hydra.run.dir=hydra", "hydra.output_subdir=.hydra", *options]
     env = {"VERL_FILE_LOGGER_PATH": str(metrics), **env}
     if cluster is not None:
         more, env = _in_cluster(cluster, env)
@@ -209,7 +211,7 @@ def _train(options, output, resume, on_line, config_args, env, timeout, cluster)
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env={**os.environ, **CPU_ENV, **env},
-            cwd=output,  # Hydra leaves a log where it runs
+            cwd=output,  # Hydra writes where it runs
             start_new_session=True,
         )
         memory = _MemoryWatch(process.pid)
