@@ -28,11 +28,12 @@ class EvaluationError(ValueError):
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line that cannot be used, and why."""
+    """A line that cannot be used, and why. torn: whether the file ends in it, as one that is being written does."""
 
     path: Path
     line: int
     reason: str
+    torn: bool = False
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}: {self.reason}"
@@ -94,8 +95,9 @@ def read_objects(
             try:
                 value = json.loads(line)
             except ValueError as error:
-                torn = "" if line.endswith(b"\n") else "; the file ends in the middle of it"
-                bad.append(BadLine(path, number, f"not JSON: {error}{torn}"))
+                torn = not line.endswith(b"\n")
+                end = "; the file ends in the middle of it" if torn else ""
+                bad.append(BadLine(path, number, f"not JSON: {error}{end}", torn))
                 continue
             if not isinstance(value, dict):
                 bad.append(BadLine(path, number, "not a JSON object"))

@@ -87,6 +87,7 @@ class Options:
     correct_threshold: a score above it is right, where the verifier gave no acc of its own (core.verdict).
     count_tokens: length of a response in tokens, where a row has no response_tokens; None leaves it unknown.
     max_tokens: a response of so many tokens was cut off.
+    progress: show on a terminal how far it is.
     """
 
     name: str | None = None
@@ -95,6 +96,7 @@ class Options:
     correct_threshold: float = CORRECT_THRESHOLD
     count_tokens: Callable[[str], int] | None = None
     max_tokens: int | None = None
+    progress: bool = True
 
 
 def find_files(path: Path, step: int | None = None) -> list[Path]:
@@ -138,7 +140,8 @@ def read_dumps(paths: Sequence[Path], options: Options | None = None) -> Dumps:
         raise EvaluationError(f"given twice: {', '.join(twice)}")
     reader = _Reader(options)
     total = sum(file.stat().st_size for file in files)
-    with tqdm(total=total, desc="reading", unit="B", unit_scale=True, disable=None) as bar:
+    hidden = None if options.progress else True  # None: where there is no terminal
+    with tqdm(total=total, desc="reading", unit="B", unit_scale=True, disable=hidden) as bar:
         for file in files:
             reader.read(file, bar.update)
     if reader.bad and not reader.rows:

@@ -47,7 +47,8 @@ class Chart:
 
     name: file name and prefix of ids, unlike that of any other chart; title, x_label: as shown; lines: not empty;
     shares: whether y is a share in [0, 1], shown in percent, and not a count; powers: whether x is 1, 2, 4 ...;
-    counted: whether x is a count of tokens and not of steps; points: whether every measurement gets a mark.
+    counted: whether x is a count of tokens and not of steps; points: whether every measurement gets a mark;
+    by_arm: whether a line has the color of its arm, as in the page's legend, and not that of its quantity.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Chart:
     powers: bool = False
     counted: bool = False
     points: bool = False
+    by_arm: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,10 @@ class Strips:
 
 
 def number(value: float, *, shares: bool) -> str:
-    """A share as percent, a count with a metric prefix: 0.4567 as "45.7 %", 12340 as "12.3 k"."""
+    """A share as percent, a count with a metric prefix: 0.4567 as "45.7 %", 12340 as "12.3 k", 0.0714 as "0.0714"."""
     if shares:
         return f"{100 * value:.1f} %"
-    return EngFormatter(places=1 if abs(value) >= 1000 else 0)(value)
+    return EngFormatter(places=1)(value) if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def draw(chart: Chart | Strips) -> Figure:
@@ -164,13 +166,12 @@ def _dress(axes: Axes, title: str) -> None:
 
 
 def _draw_lines(axes: Axes, chart: Chart) -> None:
-    several = len({line.arm for line in chart.lines}) > 1
-    colors = [COLORS[line.arm if several else line.kind] for line in chart.lines]
+    colors = [COLORS[line.arm if chart.by_arm else line.kind] for line in chart.lines]
     for line, color in zip(chart.lines, colors, strict=True):
         curve = line.curve
         if curve.seeds > 1:
             axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.16, linewidth=0)
-        if curve.raw is not None and not several:
+        if curve.raw is not None and not chart.by_arm:
             axes.plot(curve.x, curve.raw, color=color, alpha=0.28, linewidth=0.8)
         mark = "o" if chart.points or len(curve.x) == 1 else None
         style = _DASHES[line.kind % len(_DASHES)]
@@ -182,11 +183,12 @@ def _draw_lines(axes: Axes, chart: Chart) -> None:
 
 def _scale(axes: Axes, chart: Chart) -> None:
     axes.set_xlabel(chart.x_label, color=MUTED)
-    low, high = axes.get_ylim()
+    # Of all that is drawn: the steps of a single run, too, whose peaks may be far above their mean.
+    least, greatest = axes.dataLim.ymin, axes.dataLim.ymax
     if chart.shares:
         # Never more than 0 to 100 %, unless a verifier's score is no share.
-        floor = min(0.0, *(float(line.curve.low.min()) for line in chart.lines))
-        ceiling = max(1.0, *(float(line.curve.high.max()) for line in chart.lines))
+        floor, ceiling = min(0.0, least), max(1.0, greatest)
+        low, high = axes.get_ylim()
         low, high = max(floor, low), min(ceiling, high)
         if high - low < _SHARE_SPAN:
             low = min(max(floor, (low + high - _SHARE_SPAN) / 2), ceiling - _SHARE_SPAN)
@@ -196,9 +198,9 @@ def _scale(axes: Axes, chart: Chart) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=_TICK_STEPS))
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     else:
-        axes.set_ylim(0.0, 1.05 * max(float(line.curve.high.max()) for line in chart.lines) or 1.0)
+        axes.set_ylim(1.05 * min(0.0, least), 1.05 * max(0.0, greatest) or 1.0)
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=_TICK_STEPS))
-        axes.yaxis.set_major_formatter(EngFormatter())
+        axes.yaxis.set_major_formatter(lambda value, _: EngFormatter()(value) if abs(value) >= 1000 else f"{value:g}")
     if chart.powers:
         ticks = np.unique(np.concatenate([line.curve.x for line in chart.lines]))
         axes.set_xscale("log", base=2)

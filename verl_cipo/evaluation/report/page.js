@@ -5,16 +5,22 @@
   const ARROWS = { w2c: "w\u2192c", c2w: "c\u2192w", c2c: "c\u2192c", w2w: "w\u2192w" };
   const examples = JSON.parse(document.getElementById("data").textContent);
   const theme = document.getElementById("theme");
+  const root = document.documentElement;
+  // A page that is served loads itself again while its reader is at it.
+  const live = document.getElementById("note") !== null;
+  const keep = (name, value) => live && sessionStorage.setItem(name, JSON.stringify(value));
+  const kept = (name, otherwise) => (live && JSON.parse(sessionStorage.getItem(name))) || otherwise;
+  root.dataset.theme = kept("theme", "");
   theme.hidden = false;
   theme.addEventListener("click", () => {
-    const root = document.documentElement;
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
     root.dataset.theme = dark ? "light" : "dark";
+    keep("theme", root.dataset.theme);
   });
   if (!examples.length) return;
 
   const byId = (id) => document.getElementById(id);
-  const state = { transition: "", run: "", copied: "", text: "", page: 0 };
+  const state = kept("examples", { transition: "", run: "", copied: "", text: "", page: 0 });
 
   const element = (tag, text, name) => {
     const made = document.createElement(tag);
@@ -71,6 +77,8 @@
   const show = () => {
     const found = examples.filter(matches);
     const pages = Math.max(1, Math.ceil(found.length / PAGE));
+    state.page = Math.min(state.page, pages - 1);
+    keep("examples", state);
     const start = state.page * PAGE;
     const shown = found.slice(start, start + PAGE);
     byId("rows").tBodies[0].replaceChildren(...shown.map(row));
@@ -108,6 +116,8 @@
   byId("search").addEventListener("input", (event) => set({ text: event.target.value.toLowerCase() }));
   byId("previous").addEventListener("click", () => set({ page: state.page - 1 }));
   byId("next").addEventListener("click", () => set({ page: state.page + 1 }));
+  for (const [control, name] of [["run", "run"], ["copied", "copied"], ["search", "text"]])
+    byId(control).value = state[name];
   byId("browser").hidden = false;
   show();
 })();

@@ -6,22 +6,24 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from verl_cipo.evaluation.report.charts import Chart, Strips, number, svg
 from verl_cipo.evaluation.report.examples import TRANSITIONS, Examples
 from verl_cipo.evaluation.report.runs import Arm
-from verl_cipo.evaluation.report.sections import Section
+from verl_cipo.evaluation.report.section import Section, Table
 from verl_cipo.evaluation.report.series import TURN2, Curve, combine, first_turn, metric
 
 
 @dataclass(frozen=True)
-class Table:
-    """Cells as text; the first column heads its row."""
+class Live:
+    """Of a page that is served: version, unlike that of any page before; seconds, how often it looks for another."""
 
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    version: str
+    seconds: float
 
 
 def page(
@@ -32,6 +34,7 @@ def page(
     examples: Examples,
     bad_lines: int = 0,
     window: int = 1,
+    live: Live | None = None,
 ) -> str:
     """The page's HTML.
 
@@ -42,20 +45,12 @@ def page(
         examples: to page through.
         bad_lines: how many malformed lines were left out, which stands on top.
         window: steps of the running mean in the sections.
+        live: of a page that is served; None for a file.
     """
-    environment = Environment(
-        loader=PackageLoader("verl_cipo.evaluation.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script = _part("page.js")
-    return environment.get_template("page.html").render(
+    return _render(
+        "page.html",
+        live,
         title=title,
-        style=_part("page.css"),
-        script=script,
-        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         arms=arms,
         runs=sum(len(arm.runs) for arm in arms),
         seeds=max(len(arm.runs) for arm in arms),
@@ -72,6 +67,30 @@ def page(
     )
 
 
+def waiting_page(*, title: str, waiting: str, live: Live) -> str:
+    """The HTML of a served page before there is anything to draw. waiting: what it waits for."""
+    return _render("waiting.html", live, title=title, waiting=waiting)
+
+
+def _render(template: str, live: Live | None, **values: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("verl_cipo.evaluation.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    scripts = {"script": _part("page.js")} | ({"live_script": _part("live.js")} if live else {})
+    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts.values())
+    allowed = " ".join(f"'sha256-{found}'" for found in hashes)
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}"
+    if live:
+        policy += "; connect-src 'self'"
+    return environment.get_template(template).render(
+        style=_part("page.css"), policy=Markup(policy), live=live, **scripts, **values
+    )
+
+
 def overview(arms: Sequence[Arm]) -> Table:
     """One row an arm: seeds, the last step that all of them have, and the validation's figures, first and last."""
     read, _ = first_turn(arms)
@@ -81,7 +100,7 @@ def overview(arms: Sequence[Arm]) -> Table:
         ("w\u2192c", metric("cipo/val/w2c")),
         ("retry", metric("cipo/val/retry")),
         ("c\u2192c", metric("cipo/val/c2c")),
-        ("copied", metric("cipo/val/copy_rate")),
+        ("w copied", metric("cipo/val/copy_rate_failed")),
     ]
     rows = []
     for arm in arms:

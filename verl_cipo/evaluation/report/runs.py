@@ -5,14 +5,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from verl_cipo.evaluation.jsonl import BadLine, by_step, read_objects
+from verl_cipo.evaluation.jsonl import BadLine, EvaluationError, by_step, read_objects
+from verl_cipo.evaluation.report.settings import Settings, read_settings, settings_files
 
 METRICS_FILE, VALIDATION = "metrics.jsonl", "validation"
 EARLIER = re.compile(r"metrics_(\d+)\.jsonl")
 """Files of earlier starts of a run that was started several times, numbered in their order."""
+UNDER_WAY = "metrics.part.jsonl"
+"""What a run of the demo that has not ended logged since its start; then it is joined to metrics.jsonl."""
 TRAINED = "training/global_step"
 """Figure of every training step; a validation alone has none."""
 CORRECTIONS = Path(VALIDATION, "corrections")
+
+
+class NothingLoggedError(EvaluationError):
+    """A run that has not logged a step, or whose metrics are not there. The message names it."""
+
 
 Steps = dict[int, dict[str, float]]
 """Figures by training step and name."""
@@ -23,13 +31,15 @@ class Run:
     """One training run.
 
     label: that of its arm; name: unlike that of any other run of the report; metrics: every finite figure that verl's
-    file logger wrote; folder: where its dumps lie, None for a run given as a metrics file.
+    file logger wrote; folder: where its dumps lie, None for a run given as a metrics file; settings: what it was
+    started with, None where its folder does not have them.
     """
 
     label: str
     name: str
     metrics: Steps
     folder: Path | None = None
+    settings: Settings | None = None
 
     def dumps(self, under: Path | str) -> dict[int, Path]:
         """The dumps ``{folder}/{under}/{step}.jsonl`` by step, in order; empty where there are none."""
@@ -54,7 +64,8 @@ def metrics_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path] if path.is_file() else []
     earlier = [(int(match[1]), file) for file in path.iterdir() if (match := EARLIER.fullmatch(file.name))]
-    return [file for _, file in sorted(earlier)] + [file for file in [path / METRICS_FILE] if file.is_file()]
+    last = (path / METRICS_FILE, path / UNDER_WAY)
+    return [file for _, file in sorted(earlier)] + [file for file in last if file.is_file()]
 
 
 def read_metrics(paths: Iterable[Path], bad: list[BadLine]) -> Steps:
@@ -79,7 +90,7 @@ def read_metrics(paths: Iterable[Path], bad: list[BadLine]) -> Steps:
     return dict(sorted(steps.items()))
 
 
-def _split_label(given: str) -> tuple[str, Path]:
+def split_label(given: str) -> tuple[str, Path]:
     """``label=path`` in its parts; of a path alone, an empty label."""
     label, equals, path = given.partition("=")
     return (label, Path(path)) if equals and not Path(given).exists() else ("", Path(given))
@@ -89,12 +100,12 @@ def read_arms(given: Sequence[str], bad: list[BadLine]) -> list[Arm]:
     """The arms of the command line's runs, in the order in which their labels first come.
 
     A run without a label is an arm named after its folder, or after its file. Malformed lines are added to `bad`.
-    Raises: FileNotFoundError where a path or its metrics are missing; ValueError on a file without a step, on a run
-    that was given twice, and on a run without a label that has the name of another arm.
+    Raises: NothingLoggedError where metrics are missing or without a step; ValueError on a run that was given twice,
+    and on a run without a label that has the name of another arm; EvaluationError as in `read_settings`.
     """
     runs: dict[str, list[Run]] = {}
     seen: set[Path] = set()
-    split = [_split_label(item) for item in given]
+    split = [split_label(item) for item in given]
     labels = [label or _name_of(path) for label, path in split]
     for label, (own, path) in zip(labels, split, strict=True):
         several = labels.count(label) > 1
@@ -105,7 +116,7 @@ def read_arms(given: Sequence[str], bad: list[BadLine]) -> list[Arm]:
         metrics = path / METRICS_FILE if path.is_dir() else path
         files = metrics_files(path)
         if not files:
-            raise FileNotFoundError(
+            raise NothingLoggedError(
                 f"run {label}: {metrics} is not there; give the folder that holds {METRICS_FILE}, or the file that "
                 f"verl's file logger wrote (VERL_FILE_LOGGER_PATH)"
             )
@@ -114,11 +125,22 @@ def read_arms(given: Sequence[str], bad: list[BadLine]) -> list[Arm]:
         seen |= {file.resolve() for file in files}
         figures = read_metrics(files, bad)
         if not figures:
-            raise ValueError(f"run {label}: {metrics} holds no step that can be read")
+            raise NothingLoggedError(f"run {label}: {metrics} holds no step that can be read")
         seeds = runs.setdefault(label, [])
         name = f"{label} #{len(seeds) + 1}" if several else label
-        seeds.append(Run(label=label, name=name, metrics=figures, folder=path if path.is_dir() else None))
+        folder = path if path.is_dir() else None
+        settings = read_settings(folder) if folder else None
+        seeds.append(Run(label=label, name=name, metrics=figures, folder=folder, settings=settings))
     return [Arm(label, tuple(seeds)) for label, seeds in runs.items()]
+
+
+def files_of(path: Path) -> list[Path]:
+    """What a report of a run is made of, as far as it is there: of a folder, or of a run that is a file."""
+    return [
+        *metrics_files(path),
+        *(file for under in (VALIDATION, CORRECTIONS) for file in by_step(path / under).values()),
+        *settings_files(path),
+    ]
 
 
 def _name_of(path: Path) -> str:

@@ -1,56 +1,26 @@
 """What the report shows: its sections, with their charts, and what the runs lack for them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from verl_cipo.evaluation.jsonl import BadLine
+from verl_cipo.evaluation.report import training
 from verl_cipo.evaluation.report.charts import Chart, Series, Strips
-from verl_cipo.evaluation.report.runs import Arm, Run
+from verl_cipo.evaluation.report.knobs import settings
+from verl_cipo.evaluation.report.runs import Arm
+from verl_cipo.evaluation.report.section import Section, kind_of, label_of, recorded
 from verl_cipo.evaluation.report.series import (
     TURN2,
-    Points,
     against_tokens,
     alarms,
+    attempts_in_training,
     benchmark_pass1,
-    combine,
     first_turn,
     metric,
     pass_curves,
     ranges,
+    rho,
+    tokens,
 )
-
-_READ = Callable[[Run], Points]
-
-
-@dataclass
-class Section:
-    """Title, what to know when reading it, its pictures, and what could not be shown, and why."""
-
-    name: str
-    title: str
-    lead: str
-    charts: list[Chart | Strips] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-
-    def add_lines(self, name: str, title: str, arms: Sequence[Arm], kinds: Sequence[tuple[str, str, _READ]], **how):
-        """A chart of every arm's curves: a kind is its label, the metrics it needs in words, and how a run is read.
-
-        how: fields of `Chart`, and `window`, see `combine`.
-        """
-        window = how.pop("window", 1)
-        lines = []
-        for kind, (label, needs, read) in enumerate(kinds):
-            lacking = []
-            for index, arm in enumerate(arms):
-                curve = combine((read(run) for run in arm.runs), window)
-                if curve is None:
-                    lacking.append(arm.label)
-                else:
-                    lines.append(Series(curve, _label(arm, arms, label, kinds), index, kind))
-            if lacking:
-                self.missing.append(f"{title}: no {needs} in {', '.join(lacking)}")
-        if lines:
-            self.charts.append(Chart(name=name, title=title, lines=tuple(lines), **how))
 
 
 def sections(arms: Sequence[Arm], *, window: int, bad: list[BadLine]) -> list[Section]:
@@ -68,19 +38,12 @@ def sections(arms: Sequence[Arm], *, window: int, bad: list[BadLine]) -> list[Se
         _replay(arms, window),
         _collapse(arms, window),
         *_hacking(arms, window),
+        training.update(arms, window),
+        training.responses(arms, window),
         _cost(arms, window),
+        training.time(arms, window),
+        settings(arms),
     ]
-
-
-def _metric(label: str, name: str) -> tuple[str, str, _READ]:
-    """A kind that is a metric."""
-    return label, name, metric(name)
-
-
-def _label(arm: Arm, arms: Sequence[Arm], kind: str, kinds: Sequence[object]) -> str:
-    parts = [arm.label] if len(arms) > 1 else []
-    parts += [kind] if len(kinds) > 1 else []
-    return " ".join(parts)
 
 
 def _learning(arms: Sequence[Arm], window: int) -> Section:
@@ -91,10 +54,15 @@ def _learning(arms: Sequence[Arm], window: int) -> Section:
         lead=f"Share of held-out attempts that are right at once (turn 1, pass@1: {over}) and after the policy has "
         "seen its attempt and was asked to correct it (turn 2); next to it, the same for the training batches.",
     )
-    kinds = [("turn 1", "val-core/*/mean@n or cipo/val/accuracy_turn1", read), _metric("turn 2", TURN2)]
+    kinds = [("turn 1", "val-core/*/mean@n or cipo/val/accuracy_turn1", read), kind_of("turn 2", TURN2)]
     section.add_lines("validation", "Held-out problems solved", arms, kinds, points=True)
-    kinds = [_metric("attempts", "cipo/accuracy/base"), _metric("corrections", "cipo/accuracy/correction")]
-    section.add_lines("training", "Right in training", arms, kinds, window=window)
+    verdicts, needs, read = attempts_in_training(arms)
+    kinds = [
+        ("attempts", needs, read),
+        kind_of("corrections", "cipo/accuracy/correction" if verdicts else "cipo/reward/correction"),
+    ]
+    title = "Right in training" if verdicts else "Mean score in training"
+    section.add_lines("training", title, arms, kinds, window=window, shares=verdicts)
     sources = sorted({source for arm in arms for run in arm.runs for source in benchmark_pass1(run)})
     if len(sources) > 1:
         for index, source in enumerate(sources):
@@ -120,7 +88,15 @@ def _pass_k(arms: Sequence[Arm], bad: list[BadLine]) -> Section:
             lines.append(Series(curve, name, index, kind))
     if lines:
         section.charts.append(
-            Chart("pass-at-k", "Solved within K attempts", tuple(lines), x_label="K", powers=True, points=True)
+            Chart(
+                "pass-at-k",
+                "Solved within K attempts",
+                tuple(lines),
+                x_label="K",
+                powers=True,
+                points=True,
+                by_arm=len(arms) > 1,
+            )
         )
     return section
 
@@ -130,13 +106,18 @@ def _transitions(arms: Sequence[Arm], window: int) -> Section:
         name="transitions",
         title="What corrections do",
         lead="Verdict on the attempt, then on its correction: c is right, w is wrong; w\u2192c corrects, c\u2192w "
-        "breaks. The upper pictures show training, the lower ones held-out problems.",
+        "breaks. retry is what w\u2192c would be with another attempt in place of each correction: where the two are "
+        "alike, the attempt that is shown does not help. The upper pictures show training, the lower ones held-out "
+        "problems.",
     )
-    trained, held_out = ("cipo/transitions", "training", {"window": window}), ("cipo/val", "held-out", {"points": True})
-    for prefix, where, how in (trained, held_out):
-        for start, title in (("w", "Corrections of wrong attempts"), ("c", "Corrections of right attempts")):
-            kinds = [_metric(f"{start}\u2192{end}", f"{prefix}/{start}2{end}") for end in ("c", "w")]
-            section.add_lines(f"transitions-{where}-{start}", f"{title}, {where}", arms, kinds, **how)
+    names = ("Wrong attempts corrected (w\u2192c)", "Right attempts broken (c\u2192w)")
+    for kind, title in zip(("w2c", "c2w"), names, strict=True):
+        kinds = [kind_of("", f"cipo/transitions/{kind}")]
+        section.add_lines(f"transitions-training-{kind}", f"{title}, training", arms, kinds, window=window)
+    kinds = [kind_of("w\u2192c", "cipo/val/w2c"), kind_of("retry", "cipo/val/retry")]
+    section.add_lines("transitions-held-out-w2c", f"{names[0]}, held-out", arms, kinds, points=True)
+    kinds = [kind_of("", "cipo/val/c2w")]
+    section.add_lines("transitions-held-out-c2w", f"{names[1]}, held-out", arms, kinds, points=True)
     return section
 
 
@@ -147,12 +128,12 @@ def _replay(arms: Sequence[Arm], window: int) -> Section:
         lead="rho is the target share of right attempts among a step's anchors. It rises while retention, the share of "
         "corrections of right attempts that are right, is below its target.",
     )
-    section.add_lines("rho", "rho", arms, [_metric("", "cipo/rho")])
-    section.add_lines("retention", "Retention", arms, [_metric("", "cipo/retention")], window=window)
+    section.add_lines("rho", "rho", arms, [("", "cipo/rho", rho)])
+    section.add_lines("retention", "Retention", arms, [kind_of("", "cipo/retention")], window=window)
     share = "cipo/budget/correction_share"
-    if any(metric(share)(run) for arm in arms for run in arm.runs):
+    if recorded(arms, metric(share)):
         section.lead += " With budget=auto some slots of a step, an anchor's sessions each, become further attempts."
-        section.add_lines("budget", "Slots that are corrections", arms, [_metric("", share)], window=window)
+        section.add_lines("budget", "Slots that are corrections", arms, [kind_of("", share)], window=window)
     return section
 
 
@@ -160,10 +141,11 @@ def _collapse(arms: Sequence[Arm], window: int) -> Section:
     section = Section(
         name="collapse",
         title="Copying and alarms",
-        lead="A policy that learns to repeat what it is shown keeps right attempts right and corrects nothing.",
+        lead="A policy that learns to repeat what it is shown keeps right attempts right and corrects nothing. Copies "
+        "of right attempts do no harm and are not counted.",
     )
-    kinds = [_metric("", "cipo/copy_rate")]
-    section.add_lines("copies", "Corrections that repeat their attempt, training", arms, kinds, window=window)
+    kinds = [kind_of("", "cipo/copy_rate_failed")]
+    section.add_lines("copies", "Corrections that repeat a wrong attempt, training", arms, kinds, window=window)
     rows, quiet, unwatched, last = [], [], [], 0
     for index, arm in enumerate(arms):
         for run in arm.runs:
@@ -185,9 +167,9 @@ def _collapse(arms: Sequence[Arm], window: int) -> Section:
 
 def _hacking(arms: Sequence[Arm], window: int) -> list[Section]:
     """None where no run has a second verifier."""
-    trained = [_metric("attempts", "cipo/hacking_gap"), _metric("corrections", "cipo/hacking_gap_corrections")]
-    held_out = [_metric("", "cipo/val/hacking_gap")]
-    if not any(read(run) for _, _, read in (*trained, *held_out) for arm in arms for run in arm.runs):
+    trained = [kind_of("attempts", "cipo/hacking_gap"), kind_of("corrections", "cipo/hacking_gap_corrections")]
+    held_out = [kind_of("", "cipo/val/hacking_gap")]
+    if not any(recorded(arms, read) for _, _, read in (*trained, *held_out)):
         return []
     section = Section(
         name="hacking",
@@ -207,7 +189,10 @@ def _cost(arms: Sequence[Arm], window: int) -> Section:
         lead="Response tokens that training generated, and what they bought: the same pass@1 as above, against the "
         "tokens spent since the first step logged.",
     )
-    kinds = [_metric("attempts", "cipo/tokens/base"), _metric("corrections", "cipo/tokens/correction")]
+    kinds = [
+        ("attempts", "cipo/tokens/base or perf/total_num_tokens", tokens),
+        kind_of("corrections", "cipo/tokens/correction"),
+    ]
     section.add_lines("tokens", "Response tokens per step", arms, kinds, window=window, shares=False)
     read, _ = first_turn(arms)
     lines, lacking = [], []
@@ -216,10 +201,19 @@ def _cost(arms: Sequence[Arm], window: int) -> Section:
         if curve is None:
             lacking.append(arm.label)
         else:
-            lines.append(Series(curve, _label(arm, arms, "", [""]), index))
+            lines.append(Series(curve, label_of(arm, arms), index))
     if lines:
-        title, x_label = "Held-out problems solved, turn 1", "response tokens generated before"
-        section.charts.append(Chart("bought", title, tuple(lines), x_label=x_label, counted=True, points=True))
+        section.charts.append(
+            Chart(
+                "bought",
+                "Held-out problems solved, turn 1",
+                tuple(lines),
+                x_label="response tokens generated before",
+                counted=True,
+                points=True,
+                by_arm=len(arms) > 1,
+            )
+        )
     if lacking:
-        section.missing.append(f"Solved against tokens: no cipo/tokens/* or no validation in {', '.join(lacking)}")
+        section.missing.append(f"Solved against tokens: no tokens or no validation in {', '.join(lacking)}")
     return section

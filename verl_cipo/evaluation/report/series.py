@@ -16,6 +16,7 @@ from verl_cipo.evaluation.report.runs import TRAINED, VALIDATION, Arm, Run
 TURN1, TURN2 = "cipo/val/accuracy_turn1", "cipo/val/accuracy_turn2"
 # verl: val-core/{data source}/{acc, or reward without a verdict}/mean@{n}; a data source may hold slashes.
 _PASS1 = re.compile(r"val-core/(?P<source>.+)/(?:acc|reward)/mean@\d+")
+_VERLS_TOKENS = ("perf/total_num_tokens", "response_length/mean", "prompt_length/mean")
 
 Points = Mapping[float, float]
 """y by x."""
@@ -102,6 +103,29 @@ def first_turn(arms: Iterable[Arm]) -> tuple[Callable[[Run], dict[float, float]]
     return mean_pass1, "unweighted mean over benchmarks"
 
 
+def attempts_in_training(arms: Iterable[Arm]) -> tuple[bool, str, Callable[[Run], Points]]:
+    """How the outcome of training's attempts is read, the same way for all runs: shares of right ones, or mean scores.
+
+    verl's own trainer logs no verdicts. Its mean score is over attempts alone; that of CIPO's trainer is over both
+    streams, and is not taken.
+
+    Returns: whether they are shares of right ones, the metric in words, and what reads a run.
+    """
+    share, score, verls = "cipo/accuracy/base", "cipo/reward/base", "critic/score/mean"
+    if all(metric(share)(run) for arm in arms for run in arm.runs):
+        return True, share, metric(share)
+    return False, f"{score} or {verls}", lambda run: metric(score)(run) or metric(verls)(run)
+
+
+def rho(run: Run) -> Points:
+    """cipo/rho by step, where a step had anchors: with replay_fraction=0 it has no effect."""
+    return {
+        step: figures["cipo/rho"]
+        for step, figures in run.metrics.items()
+        if "cipo/rho" in figures and (figures.get("cipo/rows/correction") != 0 or "cipo/aux/pairs" in figures)
+    }
+
+
 def pass_curves(arm: Arm, bad: list[BadLine]) -> dict[int, Curve]:
     """pass@K over K at the first and at the last step that all runs of the arm have dumped, by step.
 
@@ -118,7 +142,7 @@ def pass_by_k(path: Path, bad: list[BadLine]) -> dict[float, float]:
 
     K are the powers of two up to the median number of samples, as far as every benchmark has a problem with so many.
     """
-    dumps = read_dumps([path], Options(skip_bad=True))
+    dumps = read_dumps([path], Options(skip_bad=True, progress=False))
     bad.extend(dumps.skipped)
     counts: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for problem in dumps.problems:
@@ -133,6 +157,25 @@ def pass_by_k(path: Path, bad: list[BadLine]) -> dict[float, float]:
     return found
 
 
+def tokens_of_attempts(figures: Mapping[str, float]) -> float | None:
+    """Response tokens of a step's attempts; None where they cannot be told.
+
+    verl's own trainer logs the tokens of prompts and responses together, and the mean lengths of both.
+    """
+    if "cipo/tokens/base" in figures:
+        return figures["cipo/tokens/base"]
+    total, response, prompt = (figures.get(name) for name in _VERLS_TOKENS)
+    if total is None or response is None or prompt is None or response + prompt == 0:
+        return None
+    return total * response / (response + prompt)
+
+
+def tokens(run: Run) -> dict[float, float]:
+    """`tokens_of_attempts` by step."""
+    counts = {step: tokens_of_attempts(figures) for step, figures in run.metrics.items()}
+    return {step: count for step, count in counts.items() if count is not None}
+
+
 def tokens_before(run: Run) -> dict[float, float]:
     """Response tokens, of attempts and of corrections, that were generated up to each step, from the first one logged.
 
@@ -140,9 +183,10 @@ def tokens_before(run: Run) -> dict[float, float]:
     """
     found, total = {}, 0.0
     for step, figures in run.metrics.items():
-        if TRAINED in figures and "cipo/tokens/base" not in figures:
+        of_attempts = tokens_of_attempts(figures)
+        if TRAINED in figures and of_attempts is None:
             break
-        total += figures.get("cipo/tokens/base", 0.0) + figures.get("cipo/tokens/correction", 0.0)
+        total += (of_attempts or 0.0) + figures.get("cipo/tokens/correction", 0.0)
         found[step] = total
     return found if total else {}
 

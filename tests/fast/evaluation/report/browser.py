@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +78,35 @@ class Browser:
                 return answer["result"]
 
     def open(self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Show a file, once it and what it asks for are loaded. Raises: RuntimeError when it cannot be."""
+        """Show a file in a window, once it and what it asks for are loaded. Raises: see `visit`."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.visit(path.resolve().as_uri())
+
+    def visit(self, address: str) -> None:
+        """Show an address, once it and what it asks for are loaded. Raises: RuntimeError when it cannot be."""
         self._loaded = False
-        answer = self.call("Page.navigate", url=path.resolve().as_uri())
+        answer = self.call("Page.navigate", url=address)
         if "errorText" in answer:
-            raise RuntimeError(f"{path}: {answer['errorText']}")
+            raise RuntimeError(f"{address}: {answer['errorText']}")
         while not self._loaded:
             self._receive()
+
+    def wait_for(self, expression: str, seconds: float = 60) -> None:
+        """Until a JavaScript expression holds, whatever is loaded meanwhile. Raises: TimeoutError with its value."""
+        end, last = time.monotonic() + seconds, None
+        while time.monotonic() < end:
+            try:
+                last = self.value(expression)
+            except RuntimeError as error:
+                # Between two pages there is nothing to ask.
+                last = error
+            else:
+                if last:
+                    return
+            time.sleep(0.1)
+        raise TimeoutError(f"after {seconds:g} s, {expression} is {last}")
 
     def value(self, expression: str) -> Any:
         """What a JavaScript expression is in the page. Raises: RuntimeError when it throws."""

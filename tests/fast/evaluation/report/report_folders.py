@@ -10,6 +10,26 @@ SOURCE = "openai/gsm8k"
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 
 
+VERLS = {
+    "actor/entropy": 0.5,
+    "actor/kl_loss": 0.001,
+    "actor/ppo_kl": 0.0001,
+    "actor/grad_norm": 2.0,
+    "critic/score/mean": 0.35,
+    "response_length/mean": 75.0,
+    "response_length/max": 100.0,
+    "response_length/clip_ratio": 0.15,
+    "prompt_length/mean": 25.0,
+    "perf/total_num_tokens": 2000.0,
+    "timing_s/gen": 4.0,
+    "timing_s/old_log_prob": 1.0,
+    "timing_s/ref": 1.5,
+    "timing_s/update_actor": 3.0,
+    "timing_s/step": 10.0,
+}
+"""Figures that verl's trainers log for a training step."""
+
+
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
@@ -19,6 +39,22 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> Path:
 def write_metrics(path: Path, steps: Mapping[int, Mapping[str, Any]]) -> Path:
     """The file of verl's file logger."""
     return write_lines(path, ({"step": step, "data": data} for step, data in steps.items()))
+
+
+def write_settings(folder: Path, config: Mapping[str, Any], *given: str) -> Path:
+    """What Hydra writes with hydra.run.dir=FOLDER/hydra; JSON is YAML. config: by dotted keys."""
+    nested: dict[str, Any] = {}
+    for key, value in config.items():
+        *sections, name = key.split(".")
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[name] = value
+    place = folder / "hydra" / ".hydra"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "config.yaml").write_text(json.dumps(nested))
+    (place / "overrides.yaml").write_text(json.dumps(given))
+    return folder
 
 
 def training_step(step: int, **figures: float) -> dict[str, float]:
@@ -72,22 +108,31 @@ def write_run(folder: Path, *, gain: float = 0.0) -> Path:
         "retention": 0.8,
         "rho": 0.3,
         "copy_rate": 0.5,
+        "copy_rate_failed": 0.25,
+        "rows/base": 10.0,
+        "rows/correction": 10.0,
         "tokens/base": 1000.0,
         "tokens/correction": 500.0,
+        "truncated/base": 0.1,
+        "truncated/correction": 0.2,
+        "seconds/rollout": 3.0,
+        "seconds/correction": 1.0,
         "guard/copying": 0.0,
         "guard/entropy": 1.0,
     }
     before = {"val/accuracy_turn1": 0.25, "val/accuracy_turn2": 0.3, "val/w2c": 0.1, "val/c2c": 0.9}
     after = {"val/accuracy_turn1": 0.5 + gain, "val/accuracy_turn2": 0.6, "val/w2c": 0.2, "val/c2c": 0.95}
-    after["val/retry"] = 0.125
+    before |= {"val/c2w": 0.1}
+    after |= {"val/c2w": 0.05, "val/retry": 0.125, "val/copy_rate_failed": 0.375}
     write_metrics(
         folder / "metrics.jsonl",
         {
             0: {f"cipo/{name}": value for name, value in before.items()},
-            1: training_step(1, **trained),
-            2: training_step(2, **trained, **after),
+            1: training_step(1, **trained) | VERLS,
+            2: training_step(2, **trained, **after) | VERLS,
         },
     )
+    write_settings(folder, {"algorithm.adv_estimator": "cipo", "algorithm.cipo.lambda_corr": 0.5})
     for step, right in ((0, (1, 1)), (2, (1, 3))):
         write_lines(
             folder / f"validation/{step}.jsonl",

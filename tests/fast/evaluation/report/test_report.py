@@ -10,11 +10,13 @@ import pytest
 
 from tests.fast.evaluation.report.report_folders import (
     HOSTILE,
+    VERLS,
     training_step,
     validation_row,
     write_lines,
     write_metrics,
     write_run,
+    write_settings,
 )
 from verl_cipo import report
 from verl_cipo.evaluation.report.page import overview
@@ -63,11 +65,15 @@ def test_a_whole_run_fills_every_section(tmp_path):
     page = make(tmp_path, write_run(tmp_path / "run"), "--title", "Run <1>")
 
     assert list(page.sections) == [
-        "overview", "learning", "passk", "transitions", "replay", "collapse", "cost", "examples",
+        "overview", "learning", "passk", "transitions", "replay", "collapse", "update", "responses", "cost", "time",
+        "settings", "examples",
     ]  # fmt: skip
-    assert "Not recorded" not in "".join(text for name, text in page.sections.items() if name != "transitions")
+    assert "Not recorded" not in "".join(page.sections.values())
     assert "run 1 2 25.0 % \u2192 50.0 %" in page.sections["overview"]
-    assert "retry c\u2192c copied" in page.sections["overview"] and "20.0 % 12.5 % " in page.sections["overview"]
+    assert "retry c\u2192c w copied" in page.sections["overview"] and "20.0 % 12.5 % " in page.sections["overview"]
+    assert "37.5 %" in page.sections["overview"]
+    assert "w\u2192c: 20.0 %" in page.sections["transitions"] and "retry: 12.5 %" in page.sections["transitions"]
+    assert "25.0 %" in page.sections["collapse"] and "50.0 %" not in page.sections["collapse"]
     assert "attempts: 1.0 k" in page.sections["cost"]
     assert "run: entropy" in page.sections["collapse"] and "1\u20132" in page.sections["collapse"]
     assert "7 of 7 w\u2192c, 1 of 1 c\u2192w" in page.sections["examples"]
@@ -137,8 +143,48 @@ def test_what_a_run_lacks_is_said(tmp_path):
     assert "no cipo/transitions/w2c in grpo" in page.sections["transitions"]
     assert "rho: no cipo/rho in grpo" in page.sections["replay"]
     assert "no cipo/guard/* in grpo" in page.sections["collapse"]
-    assert "no cipo/tokens/* or no validation in cipo, grpo" in page.sections["cost"]
+    assert "no tokens or no validation in cipo, grpo" in page.sections["cost"]
     assert "grpo 1 1 20.0 % \u2192 40.0 % \u2013" in page.sections["overview"]
+
+
+def test_a_run_of_verls_own_trainer_is_drawn_from_what_verl_logs(tmp_path):
+    folder = tmp_path / "grpo"
+    steps = {step: {"training/global_step": step} | VERLS for step in (1, 2)}
+    write_metrics(folder / "metrics.jsonl", steps | {0: {"val-core/gsm8k/acc/mean@2": 0.2}})
+    write_settings(folder, {"algorithm.adv_estimator": "grpo", "data.max_response_length": 100})
+    page = make(tmp_path, folder)
+
+    assert "attempts: 0.35" in page.sections["learning"] and "20.0 %" in page.sections["learning"]
+    assert all(value in page.sections["update"] for value in ("0.5", "0.001", "0.0001", "2"))
+    assert "attempts: 75" in page.sections["responses"] and "attempts: 15.0 %" in page.sections["responses"]
+    # 2000 tokens of prompts and responses, 25 : 75.
+    assert "attempts: 1.5 k" in page.sections["cost"]
+    for phase in ("step: 10", "generation: 4", "log-probabilities: 2.5", "update: 3", "rest: 0.5"):
+        assert phase in page.sections["time"]
+
+
+def test_grpo_with_second_turns_is_drawn_beside_cipo(tmp_path):
+    grpo = write_metrics(
+        tmp_path / "grpo.jsonl",
+        {
+            0: {f"cipo/val/{name}": 0.25 for name in ("accuracy_turn1", "accuracy_turn2", "w2c", "retry")},
+            1: training_step(1, **{"rho": 0.3, "rows/base": 8.0, "rows/correction": 0.0, "accuracy/base": 0.4}) | VERLS,
+        },
+    )
+    page = make(tmp_path, f"cipo={write_run(tmp_path / 'cipo')}", f"grpo={grpo}")
+
+    assert "grpo turn 2: 25.0 %" in page.sections["learning"] and "grpo attempts: 40.0 %" in page.sections["learning"]
+    assert "grpo w\u2192c: 25.0 %" in page.sections["transitions"]
+    assert "rho: no cipo/rho in grpo" in page.sections["replay"], "it draws no anchors with it"
+
+
+def test_a_color_is_that_of_its_arm_where_only_one_has_figures(tmp_path):
+    grpo = write_metrics(tmp_path / "grpo.jsonl", {1: {"training/global_step": 1} | VERLS})
+    arms = read_arms([f"grpo={grpo}", f"cipo={write_run(tmp_path / 'cipo')}"], [])
+    charts = {chart.name: chart for section in sections(arms, window=1, bad=[]) for chart in section.charts}
+
+    assert {line.arm for line in charts["transitions-held-out-w2c"].lines} == {1}
+    assert all(chart.by_arm for name, chart in charts.items() if name != "alarms")
 
 
 def test_a_budget_that_moves_has_its_picture(tmp_path):

@@ -3,12 +3,17 @@
 It needs Chromium (apt-get install chromium) and fails without it.
 """
 
+import json
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from matplotlib import image
 
 from tests.fast.evaluation.report.browser import Browser
-from tests.fast.evaluation.report.report_folders import write_run
+from tests.fast.evaluation.report.report_folders import training_step, write_run
 from verl_cipo import report
 
 ROWS = "document.querySelectorAll('#rows tbody tr')"
@@ -92,14 +97,50 @@ def test_it_fits_its_window_in_light_and_dark(page, browser, tmp_path, width, da
 
     assert browser.value("document.documentElement.scrollWidth") == width
     charts = browser.value("[...document.querySelectorAll('figure svg')].map(svg => svg.getBoundingClientRect().width)")
-    assert len(charts) == 13
+    assert len(charts) == 24
     assert all(width * 0.3 < chart <= width for chart in charts)
+    ends = browser.value("[...document.querySelectorAll('#overview td')].map(td => td.getBoundingClientRect().right)")
+    assert max(ends) < width
     browser.screenshot(tmp_path / "page.png")
     pixels = image.imread(tmp_path / "page.png")[..., :3]
     assert pixels.shape[1] == width
     assert (np.median(pixels) < 0.3) == dark
     # Ink on paper: both ends of the scale are there.
     assert np.ptp(pixels) > 0.8
+
+
+def test_a_live_page_follows_its_run_and_keeps_what_its_reader_did(browser, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    command = [sys.executable, "-m", "verl_cipo.report", "--follow", folder, "--port", "0", "--every", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        address = process.stdout.readline().split()[0]
+        browser.visit(address)
+        browser.wait_for("document.body.textContent.includes('Nothing to draw yet')")
+        write_run(folder)
+        browser.wait_for("document.querySelector('#kinds button') !== null")
+        browser.click("#theme")
+        browser.click("#kinds [data-transition='c2w']")
+        browser.click("figure summary")
+        # A step, and the beginning of the next, as a page that is made in the middle of a write finds it.
+        with open(folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": 3, "data": training_step(3, rho=0.7)}) + '\n{"step": 4, "da')
+        browser.wait_for("document.getElementById('replay')?.textContent.includes('70.0 %')")
+
+        assert "malformed" not in browser.value("document.body.textContent")
+        browser.wait_for("document.getElementById('note').textContent.startsWith('Read at')")
+        assert browser.value("document.documentElement.dataset.theme") == "dark"
+        assert browser.value(SHOWN) == ["c2w"]
+        assert browser.value("document.querySelector('figure details').open")
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+        browser.wait_for("document.getElementById('note').textContent.includes('has ended')")
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    kept = f"ended; to keep the page: python -m verl_cipo.report {folder} --output report.html\n"
+    assert said.endswith(f"\n{kept}")
 
 
 def test_the_button_turns_light_into_dark_and_back(page, browser):

@@ -52,7 +52,15 @@ def test_spread_keeps_distance_and_order(wanted, gap):
 
 def test_numbers():
     assert number(0.4567, shares=True) == "45.7 %"
-    assert [number(value, shares=False) for value in (12340.0, 300.0, 2.5e6)] == ["12.3 k", "300", "2.5 M"]
+    counts = {
+        12340.0: "12.3 k",
+        300.0: "300",
+        2.5e6: "2.5 M",
+        0.07149: "0.0715",
+        0.0: "0",
+        -0.5: "-0.5",
+    }
+    assert {value: number(value, shares=False) for value in counts} == counts
 
 
 def test_every_line_is_named_with_its_last_value():
@@ -74,7 +82,7 @@ def test_the_svg_has_no_color_of_its_own_and_no_id_that_another_chart_has():
 
 def test_the_style_sheet_defines_every_color_for_light_and_dark():
     style = files("verl_cipo.evaluation.report").joinpath("page.css").read_text()
-    used = set(re.findall(r"var\(--([\w-]+)\)", svg(chart(*"abcde")) + style)) - {"color"}
+    used = set(re.findall(r"var\(--([\w-]+)\)", svg(chart(*"abcde", by_arm=True)) + style)) - {"color"}
 
     assert {f"series-{index}" for index in range(len(COLORS))} <= used
     for start in (":root {", ':root[data-theme="dark"] {', ':root:not([data-theme="light"]) {'):
@@ -85,12 +93,29 @@ def test_the_style_sheet_defines_every_color_for_light_and_dark():
 def test_one_arm_has_a_color_for_each_of_its_quantities():
     curve = combine([{0: 0.1, 1: 0.2}])
     one = Chart("one", "Title", (Series(curve, "x", 0, 0), Series(curve, "y", 0, 1)))
-    two = Chart("two", "Title", (Series(curve, "x", 0, 0), Series(curve, "y", 0, 1), Series(curve, "z", 1, 0)))
+    lines = (Series(curve, "x", 0, 0), Series(curve, "y", 0, 1), Series(curve, "z", 1, 0))
+    two = Chart("two", "Title", lines, by_arm=True)
 
     assert [line.get_color() for line in draw(one).axes[0].lines] == [COLORS[0], COLORS[1]]
     assert [line.get_color() for line in draw(two).axes[0].lines] == [COLORS[0], COLORS[0], COLORS[1]]
     styles = [line.get_linestyle() for line in draw(two).axes[0].lines]
     assert styles[0] == styles[2] != styles[1]
+
+
+def test_the_only_arm_that_has_figures_keeps_its_color():
+    curve = combine([{0: 0.1, 1: 0.2}])
+    of_second = Chart("x", "Title", (Series(curve, "b x", 1, 0), Series(curve, "b y", 1, 1)), by_arm=True)
+
+    assert [line.get_color() for line in draw(of_second).axes[0].lines] == [COLORS[1], COLORS[1]]
+
+
+def test_what_is_drawn_is_drawn_whole():
+    """The steps of a single run are thin lines, above and below their mean."""
+    curve = combine([{1: 10.0, 2: 70.0, 3: -30.0}], window=3)
+    for shares in (True, False):
+        axes = draw(Chart("x", "Title", (Series(curve, "", 0),), shares=shares)).axes[0]
+        low, high = axes.get_ylim()
+        assert low < -30 and 70 < high
 
 
 def test_the_band_reaches_from_the_least_to_the_greatest_seed():

@@ -2,9 +2,17 @@
 
 import pytest
 
-from tests.fast.evaluation.report.report_folders import write_lines, write_metrics, write_run
+from tests.fast.evaluation.report.report_folders import training_step, write_lines, write_metrics, write_run
 from verl_cipo.evaluation.jsonl import read_objects
-from verl_cipo.evaluation.report.runs import CORRECTIONS, VALIDATION, read_arms, read_metrics
+from verl_cipo.evaluation.report.runs import (
+    CORRECTIONS,
+    UNDER_WAY,
+    VALIDATION,
+    NothingLoggedError,
+    files_of,
+    read_arms,
+    read_metrics,
+)
 
 
 def test_lines_of_a_step_are_joined_the_later_figure_counts_and_steps_come_in_order(tmp_path):
@@ -48,6 +56,30 @@ def test_starts_of_a_run_are_one_run(tmp_path):
 def test_a_run_that_has_not_logged_since_its_last_start_is_what_it_was(tmp_path):
     write_lines(tmp_path / "metrics_1.jsonl", [{"step": 1, "data": {"a": 1}}])
     assert read_arms([str(tmp_path)], [])[0].runs[0].metrics == {1: {"a": 1.0}}
+
+
+def test_what_the_demo_logs_before_it_ends_counts(tmp_path):
+    """As the demo's launcher has it: resumed from step 1, and not joined to what the start before logged."""
+    write_metrics(tmp_path / "metrics.jsonl", {step: training_step(step, rho=0.1) for step in (1, 2, 3)})
+    write_metrics(tmp_path / UNDER_WAY, {2: training_step(2, rho=0.2)})
+
+    (arm,) = read_arms([str(tmp_path)], [])
+
+    assert {step: figures["cipo/rho"] for step, figures in arm.runs[0].metrics.items()} == {1: 0.1, 2: 0.2}
+
+
+def test_files_of_a_run(tmp_path):
+    folder = write_run(tmp_path / "run")
+    write_metrics(folder / "metrics_1.jsonl", {1: {"a": 1}})
+    write_lines(folder / "rollouts/1.jsonl", [])
+
+    found = {str(file.relative_to(folder)) for file in files_of(folder)}
+    assert found == {
+        *("metrics_1.jsonl", "metrics.jsonl", "validation/0.jsonl", "validation/2.jsonl"),
+        *("validation/corrections/2.jsonl", "hydra/.hydra/config.yaml", "hydra/.hydra/overrides.yaml"),
+    }
+    assert files_of(folder / "metrics.jsonl") == [folder / "metrics.jsonl"]
+    assert files_of(tmp_path / "none") == []
 
 
 def test_figures_that_are_not_finite_are_no_figures(tmp_path):
@@ -137,9 +169,9 @@ def test_what_cannot_be_a_run_is_said(tmp_path):
     folder = write_run(tmp_path / "run")
     write_lines(tmp_path / "empty/metrics.jsonl", [])
 
-    with pytest.raises(FileNotFoundError, match="run x: .*missing is not there; give the folder"):
+    with pytest.raises(NothingLoggedError, match="run x: .*missing is not there; give the folder"):
         read_arms([f"x={tmp_path}/missing"], [])
     with pytest.raises(ValueError, match="run b: .* was given twice"):
         read_arms([f"a={folder}", f"b={folder}/metrics.jsonl"], [])
-    with pytest.raises(ValueError, match="run empty: .* holds no step"):
+    with pytest.raises(NothingLoggedError, match="run empty: .* holds no step"):
         read_arms([str(tmp_path / "empty")], [])
