@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from verl_cipo.evaluation.report.page import Live
     from verl_cipo.evaluation.report.section import Section
 
+LIBRARIES = {"matplotlib": "matplotlib", "jinja2": "jinja2", "yaml": "pyyaml"}
+"""What is imported when it is needed -> the package that has it."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -53,7 +56,7 @@ def write_report(args: argparse.Namespace) -> list[Path]:
     """Write what `parser` was asked for with --output. Returns the files written.
 
     Raises: BadLinesError naming all malformed lines, unless skip_bad; ValueError as in `read_arms`; OSError;
-    ImportError without matplotlib or jinja2.
+    ImportError without one of LIBRARIES.
     """
     from verl_cipo.evaluation.report import charts
 
@@ -151,9 +154,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print("\n".join(map(str, write_report(args))))
     except ModuleNotFoundError as error:
-        if error.name not in ("matplotlib", "jinja2"):
+        if error.name not in LIBRARIES:
             raise
-        print(f"the report needs {error.name}: pip install {error.name}", file=sys.stderr)
+        print(f"the report needs {error.name}: pip install {LIBRARIES[error.name]}", file=sys.stderr)
         return 1
     except (OSError, ValueError) as error:
         print(told(error), file=sys.stderr)

@@ -113,6 +113,14 @@ def test_training_logs_what_a_retry_would_bring():
     assert "cipo/val/retry" not in second_turn_metrics([record("c", False, (True, False))], {})
 
 
+def test_training_logs_copies_of_wrong_attempts_apart():
+    """A validation in which no wrong attempt was corrected has no such share."""
+    logged = second_turn_metrics(RECORDS, {})
+    assert (logged["cipo/val/copy_rate"], logged["cipo/val/copy_rate_failed"]) == (3 / 6, 2 / 4)
+    check_names(logged)
+    assert "cipo/val/copy_rate_failed" not in second_turn_metrics([record("a", True, (True, True))], {})
+
+
 def test_a_problem_is_its_prompt_and_ground_truth_whatever_its_uids():
     """Data is repeated to draw more attempts, and verl gives each row a uid of its own."""
     repeated = [each | {"uid": str(i)} for i, each in enumerate(RECORDS)]

@@ -72,7 +72,7 @@ def option_tables(arms: _Arms) -> tuple[Table, Table]:
     same = tuple(row for row in rows if len(set(row[1:])) == 1)
     return (
         Table(head, differing, "Options of verl in which arms differ"),
-        Table(head, same, "Other options that were given" if differing else "Options that were given", folded=True),
+        Table(head, same, "Other options that were given" if differing else "Options that were given", bool(differing)),
     )
 
 

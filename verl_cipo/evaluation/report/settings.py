@@ -5,14 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from verl_cipo.evaluation.jsonl import EvaluationError
 
 FOLDERS = (Path("hydra", ".hydra"), Path(".hydra"))
 """Where Hydra writes in a run's folder: with hydra.run.dir=RUN/hydra, as the launch scripts have it, or =RUN."""
 _RESPONSE_LENGTH = ("actor_rollout_ref.rollout.response_length", "data.max_response_length")
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -64,8 +61,12 @@ def leaves(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
 
 
 def _read(file: Path, kind: type) -> Any:
+    # Only runs that have settings need it.
+    import yaml
+
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)
+        # The loader in C, where PyYAML has it, is the faster one.
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (ValueError, yaml.YAMLError) as error:
         raise EvaluationError(f"{file}: not YAML: {error}") from error
     if not isinstance(content, kind):

@@ -299,8 +299,8 @@ def test_numbers_below_one_are_refused(tmp_path, option, capsys):
     assert "expected 1 or more" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("library", ["matplotlib", "jinja2"])
-def test_without_its_libraries_the_extra_is_named(library, tmp_path):
+@pytest.mark.parametrize(("library", "package"), report.LIBRARIES.items())
+def test_without_its_libraries_the_package_is_named(library, package, tmp_path):
     write_run(tmp_path / "run")
     code = (
         f"import sys; sys.modules['{library}'] = None; from verl_cipo import report; "
@@ -310,7 +310,7 @@ def test_without_its_libraries_the_extra_is_named(library, tmp_path):
         [sys.executable, "-c", code, tmp_path / "run", "--output", tmp_path / "x.html"], capture_output=True, text=True
     )
 
-    assert (done.returncode, done.stderr) == (1, f"the report needs {library}: pip install {library}\n")
+    assert (done.returncode, done.stderr) == (1, f"the report needs {library}: pip install {package}\n")
 
 
 def test_the_command_imports_neither_verl_nor_torch(tmp_path):

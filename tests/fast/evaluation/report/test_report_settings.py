@@ -87,7 +87,7 @@ def test_options_in_which_arms_differ_come_first_and_no_password_or_folder_of_a_
     assert differing.rows == (("data.seed", "1, 2", "1"),) and not differing.folded
     assert same.rows == (("data.files", "[a, b]", "[a, b]"),) and same.folded
     alone, common = option_tables({"one": one})
-    assert alone.rows == () and common.title == "Options that were given"
+    assert alone.rows == () and (common.title, common.folded) == ("Options that were given", False)
 
 
 def test_runs_without_settings_are_named_beside_the_others(tmp_path):
