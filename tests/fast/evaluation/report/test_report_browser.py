@@ -113,7 +113,14 @@ def test_a_live_page_follows_its_run_and_keeps_what_its_reader_did(browser, tmp_
     folder = tmp_path / "run"
     folder.mkdir()
     command = [sys.executable, "-m", "verl_cipo.report", "--follow", folder, "--port", "0", "--every", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # What a shell starts in the background ignores Ctrl-C, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         address = process.stdout.readline().split()[0]
         browser.visit(address)
