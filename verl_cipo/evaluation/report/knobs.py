@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from verl_cipo.core.config import ROOT, CIPOConfig
+from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
 from verl_cipo.evaluation.report.runs import Arm
 from verl_cipo.evaluation.report.section import Section, Table
 from verl_cipo.evaluation.report.settings import Settings, leaves
@@ -41,13 +41,11 @@ def knob_tables(arms: _Arms) -> tuple[Table, Table]:
     defaults = dict(leaves(CIPOConfig().to_mapping()))
     of_runs = {key for own in arms.values() for run in own if run.corrects for key in run.values}
     others = {key.removeprefix(f"{ROOT}.") for key in of_runs if key.startswith(f"{ROOT}.")} - defaults.keys()
+    knobs = [[_knobs(run, defaults) for run in own if run.corrects] for own in arms.values()]
     rows = []
     for knob in [*defaults, *sorted(others)]:
         default = defaults.get(knob)
-        cells = [
-            _cell(_as(run.values.get(f"{ROOT}.{knob}", default), default) for run in own if run.corrects)
-            for own in arms.values()
-        ]
+        cells = [_cell(_as(own_knobs.get(knob, default), default) for own_knobs in of_arm) for of_arm in knobs]
         rows.append((knob, *cells, _text(default) if knob in defaults else _NONE))
     head = ("knob", *arms, "default")
     changed = tuple(row for row in rows if any(cell not in (_NONE, row[-1]) for cell in row[1:-1]))
@@ -55,6 +53,19 @@ def knob_tables(arms: _Arms) -> tuple[Table, Table]:
         Table(head, changed, "Knobs of CIPO that are not at their default"),
         Table(head, tuple(rows), "All knobs of CIPO", folded=True),
     )
+
+
+def _knobs(run: Settings, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Knob -> value of a run, what is null there as the preset has it."""
+    given = {key.removeprefix(f"{ROOT}."): value for key, value in run.values.items() if key.startswith(f"{ROOT}.")}
+    nested: dict[str, Any] = {}
+    for knob in given.keys() & defaults.keys():
+        section, _, name = knob.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[name] = given[knob]
+    try:
+        return given | dict(leaves(CIPOConfig.from_mapping(nested).to_mapping()))
+    except CIPOConfigError:  # of a version whose knobs had other values: as they are written
+        return given
 
 
 def option_tables(arms: _Arms) -> tuple[Table, Table]:

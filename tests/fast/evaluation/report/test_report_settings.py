@@ -64,6 +64,8 @@ def test_knobs_that_are_not_at_their_default_come_first():
     assert changed.rows == (
         ("rho_gain", "0.1, 0.2", "\u2013", "0.8"),
         ("prompt.template", "math, " + ("x " * 30)[:59] + "\u2026", "\u2013", "math"),
+        # It follows from the template.
+        ("prompt.standalone", "true, false", "\u2013", "true"),
         ("correct_threshold.math", "0.9, null", "\u2013", "\u2013"),
     )
     assert every.folded and ("lambda_corr", "1.0", "\u2013", "1.0") in every.rows
