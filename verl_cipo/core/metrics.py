@@ -127,6 +127,8 @@ METRICS: dict[str, str] = {
     "cipo/seconds/correction": "Seconds from then to the last verified correction: what corrections add at the end.",
     "cipo/seconds/selection": "Seconds spent drawing anchors.",
     "cipo/seconds/advantage": "Seconds spent on advantages, verl's own part included.",
+    "cipo/seconds/driver": "Seconds of CIPO's own code in verl's driver, waiting for other processes included: "
+    "dispatch, rows, order, the estimator, metrics, rho, budget and guard.",
     "cipo/val/accuracy_turn1": "Validation: share of attempts that are right.",
     "cipo/val/accuracy_turn2": "Validation: share right after the second turn; an attempt without one keeps its "
     "verdict.",

@@ -17,6 +17,7 @@ from verl_cipo.integration.rollout import payloads
 from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
 from verl_cipo.integration.rollout.worker import TICKET, CIPOAgentLoopWorker
 from verl_cipo.integration.settings import cipo_config
+from verl_cipo.integration.stopwatch import Stopwatch
 
 
 def start_coordinator(cipo: CIPOConfig, train_batch_size: int, *, filters: bool = False) -> ray.actor.ActorHandle:
@@ -45,6 +46,7 @@ class CIPOAgentLoopManager(AgentLoopManagerTQ):
         """How many prompts of the next batch stand in for evicted ones; the replay buffer sets it."""
         self._cipo = cipo_config(self.config)
         self._batches = 0
+        self._own_time = Stopwatch()
         filters = filter_metric(self.config) is not None
         self._coordinator = start_coordinator(self._cipo, self.config.data.train_batch_size, filters=filters)
 
@@ -56,7 +58,8 @@ class CIPOAgentLoopManager(AgentLoopManagerTQ):
             step = int(tu.get_non_tensor_data(prompts, "global_steps", 0))
             uids = [str(uid) for uid in prompts["uid"]]
             told = {"uids": uids, "rho": self.rho, "step": step, "shares": self.shares, "replaces": self.replaces}
-            ray.get(self._coordinator.open.remote(ticket["batch"], **told))
+            with self._own_time.running():
+                ray.get(self._coordinator.open.remote(ticket["batch"], **told))
         tu.assign_non_tensor_data(prompts, TICKET, ticket)
         super().generate_sequences(prompts)
 
@@ -77,8 +80,8 @@ class CIPOAgentLoopManager(AgentLoopManagerTQ):
         ray.get(self._coordinator.engines_wake.remote())
 
     def pop_statistics(self) -> dict[str, float]:
-        """Selection and fault counts since the last call."""
-        return ray.get(self._coordinator.pop_statistics.remote())
+        """Selection and fault counts since the last call, and seconds of the dispatch in the driver."""
+        return ray.get(self._coordinator.pop_statistics.remote()) | {"seconds/driver": self._own_time.pop()}
 
     def pop_validation(self) -> tuple[list[dict[str, Any]], dict[str, float]]:
         """The validation's attempts since the last call, each with its corrections, and what was left out."""

@@ -8,7 +8,7 @@ CIPO trainer lays it out with :func:`rows_of_batch` around verl's own ``_compute
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 
 from verl_cipo.core.advantage import Rows, two_stream_advantage
 from verl_cipo.core.config import CIPOConfig
+from verl_cipo.integration.stopwatch import Stopwatch
 
 NAME = "cipo"
 
@@ -31,6 +32,8 @@ class BatchRows:
     """``actor.loss_agg_mode``: it decides what a stream's own size is."""
     loss_tokens: np.ndarray | None = None
     """(N,) what ``two_stream_advantage`` takes; None: the tokens of the response mask."""
+    own_time: Stopwatch = field(default_factory=Stopwatch)
+    """Counts the seconds of the estimator."""
 
 
 _current: ContextVar[BatchRows] = ContextVar("verl_cipo_batch_rows")
@@ -78,16 +81,17 @@ def compute_cipo_advantage(
         raise ValueError(
             f"{token_level_rewards.shape[0]} rows reached the estimator, {len(batch_rows.rows.stream)} were laid out"
         )
-    advantages = two_stream_advantage(
-        token_level_rewards,
-        response_mask,
-        batch_rows.rows,
-        lambda_corr=batch_rows.config.lambda_corr,
-        lambda_risk=batch_rows.config.lambda_risk,
-        norm_by_std=config.get("norm_adv_by_std_in_grpo", True),
-        loss_agg_mode=batch_rows.loss_agg_mode,
-        loss_tokens=batch_rows.loss_tokens,
-    )
+    with batch_rows.own_time.running():
+        advantages = two_stream_advantage(
+            token_level_rewards,
+            response_mask,
+            batch_rows.rows,
+            lambda_corr=batch_rows.config.lambda_corr,
+            lambda_risk=batch_rows.config.lambda_risk,
+            norm_by_std=config.get("norm_adv_by_std_in_grpo", True),
+            loss_agg_mode=batch_rows.loss_agg_mode,
+            loss_tokens=batch_rows.loss_tokens,
+        )
     return advantages, advantages
 
 

@@ -35,10 +35,18 @@ from verl_cipo.integration.checks import check_prompt_length, check_questions
 from verl_cipo.integration.group_filter import filter_metric
 from verl_cipo.integration.rendering import Rendering
 from verl_cipo.integration.settings import MANAGER_CLASS, TRAINER_OF_MODE, settle
+from verl_cipo.integration.stopwatch import Stopwatch
 from verl_cipo.integration.train.aux import AuxRows, add_aux_rows
 from verl_cipo.integration.train.controller import Controller, report_second_turns
 from verl_cipo.integration.train.estimator import NAME, BatchRows, rows_of_batch
-from verl_cipo.integration.train.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
+from verl_cipo.integration.train.joint_update import (
+    JointUpdate,
+    by_length,
+    interleaved,
+    optimizer_steps,
+    pads_micro_batches,
+    row_multiple,
+)
 from verl_cipo.integration.train.loss import install_loss, scales_terms, taken_metrics
 from verl_cipo.integration.train.replay_buffer import filtering
 from verl_cipo.integration.train.rows import cleared, fetch_table, row_sums, rows_in_order, without_torn_rows
@@ -78,6 +86,7 @@ class CIPOTrainerMixin:
         self._aux: list[AuxRows] = []
         """Likewise, where something is added to the policy loss."""
         self._advantage_seconds = 0.0
+        self._own_time = Stopwatch()
         self._scale_of_terms = 1.0
         """``TERM_SCALE`` of the update."""
         super().__init__(config)
@@ -117,6 +126,13 @@ class CIPOTrainerMixin:
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         self._tables, self._aux, self._advantage_seconds = [], [], 0.0
         batch = super().step(metrics, timing_raw)
+        with self._own_time.running():
+            self._measure(batch, metrics)
+        metrics["cipo/seconds/driver"] = metrics.get("cipo/seconds/driver", 0.0) + self._own_time.pop()
+        return batch
+
+    def _measure(self, batch: KVBatchMeta, metrics: dict) -> None:
+        """Put the step's metrics into ``metrics``, and move what follows them."""
         table = RowTable.joined(self._tables)
         own = batch_metrics(table, longest=self.config.actor_rollout_ref.rollout.response_length)
         own["cipo/rows/padding"] = float(sum(tag.get("is_padding", False) for tag in batch.tags))
@@ -130,9 +146,19 @@ class CIPOTrainerMixin:
         metrics.update(self._controller.observe(metrics, table, step=self.global_steps))
         manager = self.agent_loop_manager
         manager.rho, manager.shares = self._controller.rho, self._controller.shares
-        return batch
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
+        with self._own_time.running():
+            batch = self._laid_out(batch)
+        batch = super()._balance_batch(batch, metrics, *args, **kwargs)
+        if pads_micro_batches(self.config):
+            # Each rank's mini-batches, which keep their rows.
+            stretches = self._optimizer_steps() * (max(self.actor_rollout_wg._dispatch_info["actor"]) + 1)
+            batch.reorder(by_length([tag["seq_len"] for tag in batch.tags], stretches=stretches))
+        return batch
+
+    def _laid_out(self, batch: KVBatchMeta) -> KVBatchMeta:
+        """``batch`` with a table of what its rows are, with rows for what is added to the policy loss, in order."""
         batch = without_torn_rows(batch)
         table = fetch_table(batch, threshold=self.cipo.threshold)
         self._tables.append(table)
@@ -153,7 +179,7 @@ class CIPOTrainerMixin:
         batch.reorder(table.stable_order(batch.keys, seed=self.cipo.seed, step=self.global_steps))
         # verl cuts mini-batches in this order.
         batch.reorder(interleaved(table.streams(batch.keys)))
-        return super()._balance_batch(batch, metrics, *args, **kwargs)
+        return batch
 
     def _optimizer_steps(self) -> int:
         return optimizer_steps(self.config, self.config.data.train_batch_size // self.parameter_sync_step)
@@ -174,16 +200,22 @@ class CIPOTrainerMixin:
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         started = time.monotonic()
-        rows, loss_tokens = rows_in_order(self._tables[-1], batch), self._loss_tokens(batch)
-        if scales_terms(self.config, self.cipo):
-            self._scale_of_terms = term_scale(rows, loss_tokens, loss_agg_mode=self._loss_agg_mode)
+        with self._own_time.running():
+            rows, loss_tokens = rows_in_order(self._tables[-1], batch), self._loss_tokens(batch)
+            if scales_terms(self.config, self.cipo):
+                self._scale_of_terms = term_scale(rows, loss_tokens, loss_agg_mode=self._loss_agg_mode)
         laid_out = BatchRows(
-            rows=rows, config=self._controller.config, loss_agg_mode=self._loss_agg_mode, loss_tokens=loss_tokens
+            rows=rows,
+            config=self._controller.config,
+            loss_agg_mode=self._loss_agg_mode,
+            loss_tokens=loss_tokens,
+            own_time=self._own_time,
         )
         with rows_of_batch(laid_out):
             batch = super()._compute_advantage(batch, metrics)
         if self.cipo.adds_loss:
-            batch = self._aux[-1].put_fields(batch, config=self.cipo, optimizer_steps=self._optimizer_steps())
+            with self._own_time.running():
+                batch = self._aux[-1].put_fields(batch, config=self.cipo, optimizer_steps=self._optimizer_steps())
         self._advantage_seconds += time.monotonic() - started
         return batch
 

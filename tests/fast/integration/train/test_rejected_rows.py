@@ -12,6 +12,7 @@ from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_
 from tests.contracts.support.store import FUNCTIONS, Store
 from tests.fast.integration.scored_batch import scored
 from verl_cipo.core.config import CIPOConfig
+from verl_cipo.integration.stopwatch import Stopwatch
 from verl_cipo.integration.train.controller import Controller
 from verl_cipo.integration.train.estimator import BatchRows, rows_of_batch
 from verl_cipo.integration.train.rows import fetch_table
@@ -65,6 +66,7 @@ def trainer(estimator: str = "cipo") -> CIPOTrainerSync:
     made.cipo = CIPOConfig(preset="stream", lambda_corr=0.5)
     made._controller = Controller(made.cipo)
     made._advantage_seconds = 0.0
+    made._own_time = Stopwatch()
     return made
 
 

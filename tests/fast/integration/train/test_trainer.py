@@ -3,6 +3,7 @@
 verl's part of a step is replaced; tests/real has the whole path.
 """
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -20,6 +21,8 @@ from verl_cipo.core.metrics import check_names
 from verl_cipo.core.rows import Mark, RowKey, RowTable
 from verl_cipo.core.steering.budget import PROBE
 from verl_cipo.core.steering.guard import ALARMS
+from verl_cipo.integration import stopwatch
+from verl_cipo.integration.stopwatch import Stopwatch
 from verl_cipo.integration.train import estimator, loss
 from verl_cipo.integration.train import trainer as trainer_module
 from verl_cipo.integration.train.checkpoint import TrainerState
@@ -90,6 +93,7 @@ class Trainer(CIPOTrainerMixin, Verl):
         self._filters = False
         self._tables, self._aux, self._advantage_seconds, self._rendering = [], [], 0.0, None
         self._scale_of_terms = 1.0
+        self._own_time = Stopwatch()
 
 
 def one_step(trainer) -> dict:
@@ -175,6 +179,35 @@ def balanced(monkeypatch):
         return batch.keys, cleared, in_stream
 
     return balance
+
+
+def test_without_padding_removed_each_ranks_mini_batch_goes_by_length(monkeypatch):
+    """4 rows on 2 ranks with one optimizer step: the parts are verl's first and last two rows."""
+    monkeypatch.setattr(trainer_module, "fetch_table", lambda batch, threshold: TABLE)
+    trainer = Trainer()
+    worker = trainer.config.actor_rollout_ref
+    worker.actor.use_dynamic_bsz, worker.actor.ppo_mini_batch_size = False, 1
+    trainer.config.data, trainer.parameter_sync_step = {"train_batch_size": 1}, 1
+    trainer.actor_rollout_wg = SimpleNamespace(_dispatch_info={"actor": [0, 1]})
+    lengths = dict(zip(KEYS, (3, 4, 9, 8), strict=True))
+
+    def balance(*, dynamic: bool) -> list[str]:
+        worker.actor.use_dynamic_bsz = dynamic
+        tags = [{"status": "success", "seq_len": lengths[key]} for key in KEYS]
+        return trainer._balance_batch(KVBatchMeta(partition_id="train", keys=list(KEYS), tags=tags), {}).keys
+
+    of_verl = balance(dynamic=True)
+    assert balance(dynamic=False) == sorted(of_verl[:2], key=lengths.get) + sorted(of_verl[2:], key=lengths.get)
+
+
+def test_the_seconds_of_the_driver_are_those_of_our_own_code(monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(stopwatch.time, "monotonic", lambda: float(next(ticks)))
+    trainer = Trainer()
+    monkeypatch.setattr(Manager, "pop_statistics", lambda self: {"seconds/driver": 10.0})
+    # A second for the rows of the estimator and one for the metrics; the clock of the advantages ticks in between.
+    assert one_step(trainer)["cipo/seconds/driver"] == pytest.approx(12.0)
+    assert one_step(trainer)["cipo/seconds/driver"] == pytest.approx(12.0), "counted from step to step"
 
 
 def test_what_is_transferred_is_logged_and_is_no_padding(monkeypatch):

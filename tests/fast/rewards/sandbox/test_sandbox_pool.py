@@ -423,7 +423,7 @@ def test_the_command_has_every_lock():
 
 
 def test_nothing_is_left_behind_by_many_checks():
-    """A smaller version of benchmarks/leaks.py."""
+    """A smaller version of benchmarks/verification/leaks.py."""
     one = Worker(bubblewrap.start, memory_mb=512)
     one.program("print(1)", "", timeout_s=20, max_stdout=9)
     (sandbox,) = one._sandboxes.values()

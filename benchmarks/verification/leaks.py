@@ -1,6 +1,6 @@
 """What many checks of the code verifier leave behind: processes, zombies, descriptors, threads, files and memory.
 
-    python benchmarks/leaks.py --checks 10000
+    python benchmarks/verification/leaks.py --checks 10000
 
 Right, wrong, crashing, flooding and endless programs are judged. What is held is counted after the first tenth of the
 checks and after all of them, with the sandboxes closed; exit status 1 when any of it has grown.
