@@ -42,7 +42,10 @@ FURTHER_ARMS = {
         options=("+algorithm.cipo.budget=auto", "+algorithm.cipo.schedule=replay"),
     )
 }
-RATIOS = ("generated", "trained", "generation_s", "log_prob_s", "update_s", "rest_s", "step_s", "cpu_s")
+RATIOS = (
+    *("generated", "trained", "generation_s", "log_prob_s", "update_s", "rest_s", "step_s"),
+    *("training_cpu_s", "engine_cpu_s", "cpu_s"),
+)
 MODELS = {"7B": {"parameters": 7.6e9, "layers": 28, "hidden": 3584}}
 """For the work of attention; Qwen2.5-7B's."""
 QUESTION, FRAME = 150, 60
@@ -119,7 +122,7 @@ def run(arm: Arm, setting: Setting, task: Path, folder: Path, *, steps: int, opt
     )
     lines = [line["data"] for line in launch.metrics_lines(folder / "metrics.jsonl") if line["step"] > WARM]
     figures = measured.median([measured.of_step(data, rows=setting.prompts * n) for data in lines])
-    figures["cpu_s"] = processor.a_step(WARM)
+    figures |= processor.a_step(WARM)
     write_json(record, {"made_with": made_with, "figures": figures})
     return figures
 

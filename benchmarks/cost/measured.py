@@ -19,31 +19,46 @@ PHASES = {
 }
 """Name of a figure -> verl's metric, seconds."""
 
+ROLES = {
+    "training_cpu_s": "ray::WorkerDict",
+    "engine_cpu_s": "VLLM::",
+    "rollout_cpu_s": "AgentLoopWorker",
+    "driver_cpu_s": "TaskRunner",
+}
+"""Name of a figure -> what the title of the processes that spend it holds."""
+
 Figures = dict[str, float]
 
 
 class ProcessorTime:
-    """Processor seconds of all processes below this one, read when a step is logged."""
+    """Processor seconds of all processes below this one, by what they do, read when a step is logged."""
 
     def __init__(self) -> None:
-        self._at: dict[int, float] = {}
+        self._at: dict[int, Figures] = {}
 
     def __call__(self, line: Mapping) -> None:
         """Take the time of a line of verl's file logger."""
-        total = 0.0
+        total = dict.fromkeys((*ROLES, "cpu_s"), 0.0)
         for process in psutil.Process().children(recursive=True):
             try:
-                times = process.cpu_times()
+                title, times = " ".join(process.cmdline()), process.cpu_times()
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue  # It ended since it was listed.
-            total += times.user + times.system
+            seconds = times.user + times.system
+            total["cpu_s"] += seconds
+            for role, part in ROLES.items():
+                total[role] += seconds * (part in title)
         self._at[line["step"]] = total
 
-    def a_step(self, after: int) -> float:
-        """Mean over the steps after step ``after``. Raises: ValueError when there are none."""
+    def a_step(self, after: int) -> Figures:
+        """cpu_s of all, and those of `ROLES`: mean over the steps after step ``after``.
+
+        Raises:
+            ValueError: there are no such steps.
+        """
         if (last := max(self._at, default=0)) <= after:
             raise ValueError(f"the last step logged is {last}: expected more than {after}")
-        return (self._at[last] - self._at[after]) / (last - after)
+        return {name: (total - self._at[after][name]) / (last - after) for name, total in self._at[last].items()}
 
 
 def of_step(data: Mapping[str, float], *, rows: int) -> Figures:

@@ -122,25 +122,33 @@ def test_processor_seconds_are_those_between_the_steps(monkeypatch):
     time = measured.ProcessorTime()
     for step in (2, 3, 4):
         time({"step": step})
-    assert time.a_step(2) == 4
+    assert time.a_step(2) == {"training_cpu_s": 4, "engine_cpu_s": 0, "rollout_cpu_s": 0, "driver_cpu_s": 0, "cpu_s": 8}
     with pytest.raises(ValueError, match="the last step logged is 4: expected more than 4"):
         time.a_step(4)
 
 
 class Parent:
-    """Of one process that spent so much, and of one that has ended."""
+    """Of two processes that spent so much, and of one that has ended."""
 
     def __init__(self, spent: float):
         self.spent = spent
 
     def children(self, recursive: bool) -> list:
-        return [self, Ended()]
+        return [Process("ray::WorkerDict.update", self.spent), Process("python", self.spent), Ended("", 0)]
+
+
+class Process(SimpleNamespace):
+    def __init__(self, title: str, spent: float):
+        super().__init__(title=title, spent=spent)
+
+    def cmdline(self) -> list[str]:
+        return [self.title, ""]
 
     def cpu_times(self):
         return SimpleNamespace(user=self.spent - 1, system=1.0)
 
 
-class Ended:
+class Ended(Process):
     def cpu_times(self):
         raise psutil.NoSuchProcess(1)
 
@@ -149,7 +157,7 @@ class Ended:
 
 
 def figures(**changed) -> dict[str, float]:
-    return {**of_step(GRPO, rows=8), "cpu_s": 9.0, **changed}
+    return {**of_step(GRPO, rows=8), **dict.fromkeys((*measured.ROLES, "cpu_s"), 9.0), **changed}
 
 
 def test_runs_that_are_there_are_read_and_compared(tmp_path, capsys, monkeypatch):
