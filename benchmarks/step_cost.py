@@ -3,7 +3,8 @@
     python benchmarks/step_cost.py --json benchmarks/results/step_cost.json    # 8 arms, one round: about 25 minutes
     python benchmarks/step_cost.py --rounds 3 --arms cipo                      # one arm and the control, in turn
     python benchmarks/step_cost.py --arms cipo actor_rollout_ref.actor.use_dynamic_bsz=false ...   # options for verl
-    python benchmarks/step_cost.py --model                                     # the arithmetic alone, no run
+    python benchmarks/step_cost.py --model     # the arithmetic, and its check against the counts of published runs
+    python benchmarks/step_cost.py --passes    # processor seconds of the passes that train a step, in one process
 
 An arm is a run of --steps steps; the first two are left out, and a figure is the median over the others. In a round all
 arms run one after another, the control first, and ratios are taken within a round. Runs are kept below --output, what
@@ -16,6 +17,8 @@ CIPO's own code in verl's driver. predicted: the trained tokens by benchmarks/co
 
 import argparse
 import json
+import signal
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,12 +26,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.cost import measured
+import torch
+
+from benchmarks.cost import measured, passes
 from benchmarks.cost.model import Lengths, View, cipo, forward_flops, grpo, shown
 from benchmarks.experiment.arms import ARMS, CONTROL, Arm
 from benchmarks.experiment.setting import TASKS, Setting, prepared
 from benchmarks.json_file import write_json
+from examples.tiny.prepare import make_tokenizer
 from examples.tiny.task import Task, overrides
+from verl_cipo.core.prompts import TEMPLATES
 from verl_cipo.integration.cpu import launch
 
 WARM = 2
@@ -46,6 +53,7 @@ RATIOS = (
     *("generated", "trained", "generation_s", "log_prob_s", "update_s", "rest_s", "step_s"),
     *("training_cpu_s", "engine_cpu_s", "cpu_s"),
 )
+PUBLISHED, PUBLISHED_TASKS = Path(__file__).resolve().parent / "results" / "learning", ("full", "demo")
 MODELS = {"7B": {"parameters": 7.6e9, "layers": 28, "hidden": 3584}}
 """For the work of attention; Qwen2.5-7B's."""
 QUESTION, FRAME = 150, 60
@@ -62,10 +70,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=WARM + 6, help=f"of a run, more than {WARM}")
     parser.add_argument("--model", action="store_true", help="print what the arithmetic says and run nothing")
+    parser.add_argument("--passes", action="store_true", help="measure the passes in this process, about 2 minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     args, options = parser.parse_known_args()
+    frame = measured.frame_tokens(make_tokenizer(TEMPLATES["math"]))
     if args.model:
-        print(model_table())
+        print(f"{model_table()}\n\n{check_table(frame)}")
+        return 0
+    if args.passes:
+        torch.set_num_threads(1)
+        print(passes.table(passes.measure(TASKS["demo"].prompts, TASKS["demo"].n, rounds=5)))
         return 0
     named = [name for name in args.arms if "=" not in name]
     options += [name for name in args.arms if "=" in name]
@@ -73,6 +87,8 @@ def main() -> int:
         parser.error(f"--arms {' '.join(unknown)}: expected of {', '.join(arms)}, without base")
     if args.steps <= WARM:
         parser.error(f"--steps {args.steps}: more than {WARM}")
+    # Ended from outside, a run must still end the processes it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     setting, output = TASKS["demo"], args.output.resolve()
     task = output / "task"
     prepared(setting, 1, task)
@@ -82,7 +98,7 @@ def main() -> int:
             figures = run(arms[name], setting, task, folder, steps=args.steps, options=options)
             print(f"round {number}, {name}: {figures['step_s']:.2f} s a step", file=sys.stderr)
     rounds = read(output, list(arms))
-    figures = summary(rounds, setting, frame=measured.frame_tokens(task / "model"))
+    figures = summary(rounds, setting, frame=frame)
     print(table(figures))
     if args.json:
         write_json(args.json, {"options": options, "steps": args.steps, "arms": figures, "rounds": rounds})
@@ -197,6 +213,33 @@ def model_table() -> str:
                 work = forward_flops(ours, **shape) / forward_flops(control, **shape)
                 cells = f"{ratio['trained']:.2f} | {work:.2f} | {ratio['distinct']:.2f}"
                 lines.append(f"| {answer:,} | {told} | {share:g} | {cells} |")
+    return "\n".join(lines)
+
+
+def check_table(frame: float) -> str:
+    """Markdown: tokens over the control's in the published runs of `learning.py`, counted and predicted, means over the
+    seeds that have both.
+    """
+    lines = [f"| task | over {CONTROL} | seeds | generated | trained | predicted trained |", "|" + "---|" * 6]
+    for task in PUBLISHED_TASKS:
+        setting = TASKS[task]
+        runs = measured.published(PUBLISHED / task, prompts=setting.prompts, n=setting.n)
+        control = runs[CONTROL]
+        for name, of_seed in runs.items():
+            seeds = [seed for seed, found in of_seed.items() if found["corrections"] and not found["extra"]]
+            if not (seeds := [seed for seed in seeds if seed in control]):
+                continue
+            cells = [
+                statistics.mean(of_seed[seed][key] / control[seed][key] for seed in seeds)
+                for key in ("generated", "trained")
+            ]
+            shape = {"n": setting.n, "prompts": setting.prompts, "frame": frame}
+            told = [
+                measured.predicted(control[seed], corrections=of_seed[seed]["corrections"], **shape)["trained"]
+                for seed in seeds
+            ]
+            cells.append(statistics.mean(told))
+            lines.append(f"| {task} | {name} | {len(seeds)} | {' | '.join(f'{cell:.3f}' for cell in cells)} |")
     return "\n".join(lines)
 
 

@@ -1,13 +1,16 @@
 """What verl's trainer and CIPO count and time in the steps of a run, and its ratios to a control."""
 
+import gzip
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerBase
 
 from benchmarks.cost.model import CHECKED, Lengths, cipo, grpo
+from benchmarks.experiment.arms import ARMS
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.prompts import correction_prompt
 
@@ -104,9 +107,23 @@ def over_control(rounds: Sequence[Mapping[str, Figures]], arm: str, control: str
     return {"mean": statistics.mean(ratios), "low": min(ratios), "high": max(ratios)} if ratios else None
 
 
-def frame_tokens(tokenizer_folder: Path) -> int:
+def published(folder: Path, *, prompts: int, n: int) -> dict[str, dict[int, Figures]]:
+    """The runs that `learning.py --json` left in ``folder``: by arm and seed, the mean figures of their steps."""
+    found: dict[str, dict[int, Figures]] = {}
+    for file in sorted(folder.glob("*_seed*.jsonl.gz")):
+        name, _, seed = file.name.removesuffix(".jsonl.gz").rpartition("_seed")
+        rows = prompts * n * ARMS[name].rollouts if name in ARMS else prompts * n
+        with gzip.open(file, "rt") as lines:
+            logged = [record["data"] for line in lines if "data" in (record := json.loads(line))]
+        steps = [of_step(data, rows=rows) for data in logged if "timing_s/step" in data]
+        if steps:
+            means = {figure: statistics.mean(step[figure] for step in steps) for figure in steps[0]}
+            found.setdefault(name, {})[int(seed)] = means
+    return found
+
+
+def frame_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens that the default correction prompt has beside those of the attempt's prompt and the attempt."""
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
 
     def count(messages: list[dict]) -> int:
         return len(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
@@ -115,7 +132,7 @@ def frame_tokens(tokenizer_folder: Path) -> int:
     prompt = correction_prompt(CIPOConfig(), tokenizer, prompt_length=2048, count_tokens=count)
     built, refused = prompt.build(question, "1")
     if built is None:
-        raise ValueError(f"no correction prompt with the tokenizer in {tokenizer_folder}: {refused}")
+        raise ValueError(f"no correction prompt with this tokenizer: {refused}")
     return count(built) - count(question) - len(tokenizer.encode("1", add_special_tokens=False))
 
 

@@ -6,11 +6,12 @@ Not covered here: the runs themselves.
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
 
 from benchmarks import step_cost
-from benchmarks.cost import measured
+from benchmarks.cost import measured, passes
 from benchmarks.cost.measured import of_step, over_control, predicted
 from benchmarks.cost.model import Cost, Lengths, cipo, forward_flops, grpo, shown
 from benchmarks.experiment.arms import ARMS, CONTROL
@@ -153,6 +154,40 @@ class Ended(Process):
         raise psutil.NoSuchProcess(1)
 
 
+# ---- the passes in one process
+
+
+def test_rows_are_cut_into_micro_batches():
+    # 16 attempts of 10 and 11 tokens, 16 corrections of 30 and 31.
+    lengths = np.array([10, 11] * 8 + [30, 31] * 8)
+    assert passes.cut(lengths, 16, "by length") == [(16, 11), (16, 31)]
+    assert passes.cut(lengths, 16, "mixed") == [(16, 31), (16, 31)]
+    assert passes.cut(lengths, 16, "dynamic") == [(32, 31)], "656 tokens are one micro-batch"
+
+
+def test_verl_splits_what_is_over_the_limit(monkeypatch):
+    monkeypatch.setattr(passes, "TOKEN_LIMIT", 100)
+    found = passes.cut(np.array([40, 40, 40, 40]), 0, "dynamic")
+    assert found == [(2, 40), (2, 40)]
+    with pytest.raises(ValueError, match="a row is longer than 100 tokens"):
+        passes.cut(np.array([101]), 0, "dynamic")
+
+
+def test_a_slot_that_does_not_correct_has_further_attempts():
+    none, half, all_of_them = (passes.step_lengths(4, 8, share, seed=1) for share in (0, 0.5, 1))
+    assert len(none) == len(half) == len(all_of_them) == 64
+    assert none.sum() < half.sum() < all_of_them.sum()
+    assert all_of_them[32:].min() > all_of_them[:32].min(), "corrections are the last rows"
+
+
+def test_the_passes_are_compared_with_the_first_line():
+    found = {
+        ("grpo_equal_rollouts", "dynamic"): passes.Passes(100, 120, 1.0, 3.0),
+        ("cipo", "by length"): passes.Passes(120, 130, 2.0, 4.0),
+    }
+    assert passes.table(found).endswith("| cipo | by length | 120 | 130 | 2.00 | 4.00 | 1.50 |")
+
+
 # ---- the command
 
 
@@ -162,6 +197,7 @@ def figures(**changed) -> dict[str, float]:
 
 def test_runs_that_are_there_are_read_and_compared(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(step_cost, "prepared", lambda *_: {})
+    monkeypatch.setattr(step_cost, "make_tokenizer", lambda _: None)
     monkeypatch.setattr(measured, "frame_tokens", lambda _: 10)
     told = {"steps": 8, "options": list(ARMS["cipo"].options)}
     for arm, found in ((CONTROL, figures()), ("cipo", figures(step_s=10.5, corrections=128.0))):
@@ -190,5 +226,9 @@ def test_an_unknown_arm_ends_the_command(monkeypatch, capsys):
 def test_the_model_needs_no_run(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["step_cost.py", "--model"])
     assert step_cost.main() == 0
+    told = capsys.readouterr().out
     # (8 x 2198 + 8 x (150 + 60 + 2048 + 2048)) / (16 x 2198)
-    assert "| 2,048 | whole | 1 | 1.48 |" in capsys.readouterr().out
+    assert "| 2,048 | whole | 1 | 1.48 |" in told
+    checked = {tuple(line.split(" | ")[:3]): line.split(" | ")[4:] for line in told.splitlines() if "cipo" in line}
+    counted, predicted_ratio = checked["| full", "cipo", "5"]
+    assert abs(float(counted) - float(predicted_ratio.removesuffix(" |"))) < 0.05
