@@ -1,6 +1,6 @@
 """What a step costs: CIPO's arms beside GRPO with as many responses, on verl's trainer with the demo's task and model.
 
-    python benchmarks/step_cost.py --json benchmarks/results/step_cost.json    # 8 arms, one round: about 25 minutes
+    python benchmarks/step_cost.py --json benchmarks/results/step_cost.json    # 8 arms, a start of verl each
     python benchmarks/step_cost.py --rounds 3 --arms cipo                      # one arm and the control, in turn
     python benchmarks/step_cost.py --arms cipo actor_rollout_ref.actor.use_dynamic_bsz=false ...   # options for verl
     python benchmarks/step_cost.py --model     # the arithmetic, and its check against the counts of published runs
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks.cost import measured, passes
-from benchmarks.cost.model import Lengths, View, cipo, forward_flops, grpo, shown
+from benchmarks.cost.model import CHECKED, Lengths, View, cipo, forward_flops, grpo, shown
 from benchmarks.experiment.arms import ARMS, CONTROL, Arm
 from benchmarks.experiment.setting import TASKS, Setting, prepared
 from benchmarks.json_file import write_json
@@ -70,16 +70,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=WARM + 6, help=f"of a run, more than {WARM}")
     parser.add_argument("--model", action="store_true", help="print what the arithmetic says and run nothing")
-    parser.add_argument("--passes", action="store_true", help="measure the passes in this process, about 2 minutes")
+    parser.add_argument("--passes", action="store_true", help="measure the passes in this process, 2 minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     args, options = parser.parse_known_args()
     frame = measured.frame_tokens(make_tokenizer(TEMPLATES["math"]))
     if args.model:
-        print(f"{model_table()}\n\n{check_table(frame)}")
+        print(f"{model_table()}\n\n{published_table(frame)}")
         return 0
     if args.passes:
         torch.set_num_threads(1)
-        print(passes.table(passes.measure(TASKS["demo"].prompts, TASKS["demo"].n, rounds=5)))
+        print(passes.table(passes.measure(TASKS["demo"].prompts, TASKS["demo"].n, rounds=3)))
         return 0
     named = [name for name in args.arms if "=" not in name]
     options += [name for name in args.arms if "=" in name]
@@ -164,7 +164,7 @@ def summary(rounds: Sequence[Mapping[str, Mapping[str, float]]], setting: Settin
         }
         if figures["corrections"] and not figures["extra"]:
             shape = {"n": setting.n, "prompts": setting.prompts, "corrections": figures["corrections"]}
-            found[name]["predicted"] = measured.predicted(dict(rounds[0][CONTROL]), frame=frame, **shape)
+            found[name]["predicted"] = measured.predicted(rounds[0][CONTROL], frame=frame, **shape)
     return found
 
 
@@ -205,7 +205,7 @@ def model_table() -> str:
     ]
     for answer in (512, 2048, 4096, 16384):
         for told, (view, thinking) in VIEWS.items():
-            for share in (1.0, 0.3, 0.125):
+            for share in (1.0, 0.25, 0.125):
                 part = shown(answer, view, thinking=thinking)
                 lengths = Lengths(question=QUESTION, answer=answer, shown=part, frame=FRAME, correction=answer)
                 control, ours = grpo(lengths, 16), cipo(lengths, 8, corrections=8, share=share)
@@ -216,30 +216,23 @@ def model_table() -> str:
     return "\n".join(lines)
 
 
-def check_table(frame: float) -> str:
-    """Markdown: tokens over the control's in the published runs of `learning.py`, counted and predicted, means over the
-    seeds that have both.
+def published_table(frame: float) -> str:
+    """Markdown: tokens of CIPO's arms over those of the control of their seed in the published runs of `learning.py`,
+    counted and predicted; means over steps and seeds.
     """
     lines = [f"| task | over {CONTROL} | seeds | generated | trained | predicted trained |", "|" + "---|" * 6]
     for task in PUBLISHED_TASKS:
         setting = TASKS[task]
+        shape = {"n": setting.n, "prompts": setting.prompts, "frame": frame}
         runs = measured.published(PUBLISHED / task, prompts=setting.prompts, n=setting.n)
-        control = runs[CONTROL]
         for name, of_seed in runs.items():
-            seeds = [seed for seed, found in of_seed.items() if found["corrections"] and not found["extra"]]
-            if not (seeds := [seed for seed in seeds if seed in control]):
+            pairs = [{name: of_seed[seed], CONTROL: runs[CONTROL][seed]} for seed in of_seed if seed in runs[CONTROL]]
+            if not pairs or not pairs[0][name]["corrections"] or pairs[0][name]["extra"]:
                 continue
-            cells = [
-                statistics.mean(of_seed[seed][key] / control[seed][key] for seed in seeds)
-                for key in ("generated", "trained")
-            ]
-            shape = {"n": setting.n, "prompts": setting.prompts, "frame": frame}
-            told = [
-                measured.predicted(control[seed], corrections=of_seed[seed]["corrections"], **shape)["trained"]
-                for seed in seeds
-            ]
-            cells.append(statistics.mean(told))
-            lines.append(f"| {task} | {name} | {len(seeds)} | {' | '.join(f'{cell:.3f}' for cell in cells)} |")
+            cells = [measured.over_control(pairs, name, CONTROL, counted)["mean"] for counted in CHECKED]
+            told = [measured.predicted(p[CONTROL], corrections=p[name]["corrections"], **shape) for p in pairs]
+            cells.append(statistics.mean(prediction["trained"] for prediction in told))
+            lines.append(f"| {task} | {name} | {len(pairs)} | {' | '.join(f'{cell:.3f}' for cell in cells)} |")
     return "\n".join(lines)
 
 

@@ -101,10 +101,18 @@ def median(steps: Sequence[Figures]) -> Figures:
     return {name: statistics.median(step[name] for step in steps) for name in steps[0]}
 
 
-def over_control(rounds: Sequence[Mapping[str, Figures]], arm: str, control: str, name: str) -> dict[str, float] | None:
-    """A figure of ``arm`` as a multiple of that of ``control``: mean, low and high over the rounds that have both."""
+def over_control(
+    rounds: Sequence[Mapping[str, Mapping[str, float]]], arm: str, control: str, name: str
+) -> dict[str, float]:
+    """A figure of ``arm`` as a multiple of that of ``control``: mean, low and high over the rounds that have both.
+
+    Raises:
+        ValueError: no round has both.
+    """
     ratios = [runs[arm][name] / runs[control][name] for runs in rounds if arm in runs and control in runs]
-    return {"mean": statistics.mean(ratios), "low": min(ratios), "high": max(ratios)} if ratios else None
+    if not ratios:
+        raise ValueError(f"no round has runs of both {arm} and {control}: run them with the same --output")
+    return {"mean": statistics.mean(ratios), "low": min(ratios), "high": max(ratios)}
 
 
 def published(folder: Path, *, prompts: int, n: int) -> dict[str, dict[int, Figures]]:
@@ -136,7 +144,7 @@ def frame_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     return count(built) - count(question) - len(tokenizer.encode("1", add_special_tokens=False))
 
 
-def predicted(control: Figures, *, n: int, prompts: int, corrections: float, frame: float) -> Figures:
+def predicted(control: Mapping[str, float], *, n: int, prompts: int, corrections: float, frame: float) -> Figures:
     """`CHECKED` of CIPO over those of the control by ``benchmarks.cost.model``, from the lengths of the control's rows.
 
     Args:

@@ -28,7 +28,7 @@ Cut = Literal["dynamic", "mixed", "by length"]
 ARMS: dict[str, tuple[float, tuple[Cut, ...]]] = {
     "grpo_equal_rollouts": (0.0, ("dynamic", "mixed")),
     "cipo": (1.0, ("dynamic", "mixed", "by length")),
-    "cipo, a quarter of the slots": (0.25, ("dynamic", "mixed", "by length")),
+    "cipo, a quarter of the slots": (0.25, ("dynamic", "by length")),
 }
 """Name -> share of the slots that correct, and how its rows are cut; verl's GRPO leaves its rows as they come."""
 
@@ -104,7 +104,9 @@ def measure(prompts: int, n: int, *, rounds: int) -> dict[tuple[str, Cut], Passe
     _seconds(model, next(iter(steps.values()))[1], backward=True)  # What is done once is not counted.
     for _ in range(rounds):
         for key, (_, micro_batches) in steps.items():
-            took[key].append(tuple(_seconds(model, micro_batches, backward=back) for back in (False, True)))
+            took[key].append(
+                (_seconds(model, micro_batches, backward=False), _seconds(model, micro_batches, backward=True))
+            )
     return {
         key: Passes(trained, sum(rows * width for rows, width in batches), *np.median(took[key], axis=0).tolist())
         for key, (trained, batches) in steps.items()

@@ -105,7 +105,8 @@ def test_ratios_are_taken_within_a_round():
         {"control": {"step_s": 5.0}},
     ]
     assert over_control(rounds, "cipo", "control", "step_s") == pytest.approx({"mean": 1.3, "low": 1.1, "high": 1.5})
-    assert over_control(rounds, "grpo", "control", "step_s") is None
+    with pytest.raises(ValueError, match="no round has runs of both grpo and control"):
+        over_control(rounds, "grpo", "control", "step_s")
 
 
 def test_the_prediction_takes_the_lengths_of_the_control():
