@@ -4,7 +4,6 @@
     python benchmarks/step_cost.py --rounds 3 --arms cipo                      # one arm and the control, in turn
     python benchmarks/step_cost.py --arms cipo actor_rollout_ref.actor.use_dynamic_bsz=false ...   # options for verl
     python benchmarks/step_cost.py --model     # the arithmetic, and its check against the counts of published runs
-    python benchmarks/step_cost.py --passes    # processor seconds of the passes that train a step, in one process
 
 An arm is a run of --steps steps; the first two are left out, and a figure is the median over the others. In a round all
 arms run one after another, the control first, and ratios are taken within a round. Runs are kept below --output, what
@@ -26,9 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
 
-from benchmarks.cost import measured, passes
+from benchmarks.cost import measured
 from benchmarks.cost.model import CHECKED, Lengths, View, cipo, forward_flops, grpo, shown
 from benchmarks.experiment.arms import ARMS, CONTROL, Arm
 from benchmarks.experiment.setting import TASKS, Setting, prepared
@@ -40,13 +38,13 @@ from verl_cipo.integration.cpu import launch
 
 WARM = 2
 """Steps that are left out: engines and caches warm up, and schedule=replay has no anchors in the first."""
-DEFAULT_ARMS = ("grpo", "cipo", "cipo_barrier", "cipo_replay", "auto", "auto_replay", "candidate")
+DEFAULT_ARMS = ("grpo", "cipo", "cipo_barrier", "cipo_replay", "auto", "auto_replay", "balanced")
 FURTHER_ARMS = {
     "auto_replay": Arm(
         name="auto_replay",
         what="CIPO, budget=auto, schedule=replay",
         algo="cipo",
-        options=("+algorithm.cipo.budget=auto", "+algorithm.cipo.schedule=replay"),
+        options=("+algorithm.cipo.preset=stream", "+algorithm.cipo.budget=auto", "+algorithm.cipo.schedule=replay"),
     )
 }
 RATIOS = (
@@ -70,16 +68,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=WARM + 6, help=f"of a run, more than {WARM}")
     parser.add_argument("--model", action="store_true", help="print what the arithmetic says and run nothing")
-    parser.add_argument("--passes", action="store_true", help="measure the passes in this process, 2 minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     args, options = parser.parse_known_args()
     frame = measured.frame_tokens(make_tokenizer(TEMPLATES["math"]))
     if args.model:
         print(f"{model_table()}\n\n{published_table(frame)}")
-        return 0
-    if args.passes:
-        torch.set_num_threads(1)
-        print(passes.table(passes.measure(TASKS["demo"].prompts, TASKS["demo"].n, rounds=3)))
         return 0
     named = [name for name in args.arms if "=" not in name]
     options += [name for name in args.arms if "=" in name]

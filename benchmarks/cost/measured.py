@@ -137,7 +137,7 @@ def frame_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
         return len(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
 
     question = [{"role": "user", "content": "1 + 1"}]
-    prompt = correction_prompt(CIPOConfig(), tokenizer, prompt_length=2048, count_tokens=count)
+    prompt = correction_prompt(CIPOConfig(preset="stream"), tokenizer, prompt_length=2048, count_tokens=count)
     built, refused = prompt.build(question, "1")
     if built is None:
         raise ValueError(f"no correction prompt with this tokenizer: {refused}")

@@ -6,12 +6,11 @@ Not covered here: the runs themselves.
 import sys
 from types import SimpleNamespace
 
-import numpy as np
 import psutil
 import pytest
 
 from benchmarks import step_cost
-from benchmarks.cost import measured, passes
+from benchmarks.cost import measured
 from benchmarks.cost.measured import of_step, over_control, predicted
 from benchmarks.cost.model import Cost, Lengths, cipo, forward_flops, grpo, shown
 from benchmarks.experiment.arms import ARMS, CONTROL
@@ -155,40 +154,6 @@ class Ended(Process):
         raise psutil.NoSuchProcess(1)
 
 
-# ---- the passes in one process
-
-
-def test_rows_are_cut_into_micro_batches():
-    # 16 attempts of 10 and 11 tokens, 16 corrections of 30 and 31.
-    lengths = np.array([10, 11] * 8 + [30, 31] * 8)
-    assert passes.cut(lengths, 16, "by length") == [(16, 11), (16, 31)]
-    assert passes.cut(lengths, 16, "mixed") == [(16, 31), (16, 31)]
-    assert passes.cut(lengths, 16, "dynamic") == [(32, 31)], "656 tokens are one micro-batch"
-
-
-def test_verl_splits_what_is_over_the_limit(monkeypatch):
-    monkeypatch.setattr(passes, "TOKEN_LIMIT", 100)
-    found = passes.cut(np.array([40, 40, 40, 40]), 0, "dynamic")
-    assert found == [(2, 40), (2, 40)]
-    with pytest.raises(ValueError, match="a row is longer than 100 tokens"):
-        passes.cut(np.array([101]), 0, "dynamic")
-
-
-def test_a_slot_that_does_not_correct_has_further_attempts():
-    none, half, all_of_them = (passes.step_lengths(4, 8, share, seed=1) for share in (0, 0.5, 1))
-    assert len(none) == len(half) == len(all_of_them) == 64
-    assert none.sum() < half.sum() < all_of_them.sum()
-    assert all_of_them[32:].min() > all_of_them[:32].min(), "corrections are the last rows"
-
-
-def test_the_passes_are_compared_with_the_first_line():
-    found = {
-        ("grpo_equal_rollouts", "dynamic"): passes.Passes(100, 120, 1.0, 3.0),
-        ("cipo", "by length"): passes.Passes(120, 130, 2.0, 4.0),
-    }
-    assert passes.table(found).endswith("| cipo | by length | 120 | 130 | 2.00 | 4.00 | 1.50 |")
-
-
 # ---- the command
 
 
@@ -200,9 +165,11 @@ def test_runs_that_are_there_are_read_and_compared(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(step_cost, "prepared", lambda *_: {})
     monkeypatch.setattr(step_cost, "make_tokenizer", lambda _: None)
     monkeypatch.setattr(measured, "frame_tokens", lambda _: 10)
-    told = {"steps": 8, "options": list(ARMS["cipo"].options)}
     for arm, found in ((CONTROL, figures()), ("cipo", figures(step_s=10.5, corrections=128.0))):
-        write_json(tmp_path / "round1" / arm / "figures.json", {"made_with": told, "figures": found})
+        write_json(
+            tmp_path / "round1" / arm / "figures.json",
+            {"made_with": {"steps": 8, "options": [*ARMS[arm].options]}, "figures": found},
+        )
     monkeypatch.setattr(sys, "argv", ["step_cost.py", "--output", str(tmp_path), "--arms", "cipo"])
     assert step_cost.main() == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| cipo ")]

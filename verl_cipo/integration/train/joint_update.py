@@ -1,7 +1,6 @@
 """One joint update over both streams, with as many optimizer steps as GRPO takes with the same settings."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -48,32 +47,6 @@ def interleaved(streams: np.ndarray) -> list[int]:
         rows = np.flatnonzero(streams == stream)
         place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
     return np.argsort(place, kind="stable").tolist()
-
-
-def pads_micro_batches(config: DictConfig) -> bool:
-    """Whether micro-batches are stretches of the batch, each padded to its longest row.
-
-    With ``use_dynamic_bsz`` verl chooses their rows, and with ``use_remove_padding`` there is nothing to save: micro-
-    batches of rows alike would differ in size, and the largest decides how much memory is needed.
-    """
-    worker = config.actor_rollout_ref
-    return not worker.model.use_remove_padding and not worker.actor.use_dynamic_bsz
-
-
-def by_length(lengths: Sequence[int], *, stretches: int) -> list[int]:
-    """An order in which each of the ``stretches`` equal parts of the batch goes from its shortest to its longest row.
-
-    Corrections are longer than attempts: in one micro-batch with them, attempts would be padded to their length.
-
-    Args:
-        lengths: (N,) tokens of each row, N a multiple of ``stretches``.
-
-    Returns:
-        a permutation of N positions that leaves every row in its part.
-    """
-    parts = np.argsort(np.reshape(lengths, (stretches, -1)), axis=1, kind="stable")
-    size = parts.shape[1]
-    return (parts + size * np.arange(stretches)[:, None]).ravel().tolist()
 
 
 class JointUpdate:

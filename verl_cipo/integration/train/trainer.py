@@ -39,14 +39,7 @@ from verl_cipo.integration.stopwatch import Stopwatch
 from verl_cipo.integration.train.aux import AuxRows, add_aux_rows
 from verl_cipo.integration.train.controller import Controller, report_second_turns
 from verl_cipo.integration.train.estimator import NAME, BatchRows, rows_of_batch
-from verl_cipo.integration.train.joint_update import (
-    JointUpdate,
-    by_length,
-    interleaved,
-    optimizer_steps,
-    pads_micro_batches,
-    row_multiple,
-)
+from verl_cipo.integration.train.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
 from verl_cipo.integration.train.loss import install_loss, scales_terms, taken_metrics
 from verl_cipo.integration.train.replay_buffer import filtering
 from verl_cipo.integration.train.rows import cleared, fetch_table, row_sums, rows_in_order, without_torn_rows
@@ -150,12 +143,7 @@ class CIPOTrainerMixin:
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
         with self._own_time.running():
             batch = self._laid_out(batch)
-        batch = super()._balance_batch(batch, metrics, *args, **kwargs)
-        if pads_micro_batches(self.config):
-            # Each rank's mini-batches, which keep their rows.
-            stretches = self._optimizer_steps() * (max(self.actor_rollout_wg._dispatch_info["actor"]) + 1)
-            batch.reorder(by_length([tag["seq_len"] for tag in batch.tags], stretches=stretches))
-        return batch
+        return super()._balance_batch(batch, metrics, *args, **kwargs)
 
     def _laid_out(self, batch: KVBatchMeta) -> KVBatchMeta:
         """``batch`` with a table of what its rows are, with rows for what is added to the policy loss, in order."""

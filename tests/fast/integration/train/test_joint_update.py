@@ -5,24 +5,14 @@ import pytest
 from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
 
-from verl_cipo.integration.train.joint_update import (
-    JointUpdate,
-    by_length,
-    interleaved,
-    optimizer_steps,
-    pads_micro_batches,
-    row_multiple,
-)
+from verl_cipo.integration.train.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
 from verl_cipo.integration.train.loss import TERM_SCALE
 
 
-def config(
-    *, dynamic: bool, mini: int = 16, micro: int = 4, log_prob_micro: int = 6, ref_micro: int = 5, padded: bool = True
-):
+def config(*, dynamic: bool, mini: int = 16, micro: int = 4, log_prob_micro: int = 6, ref_micro: int = 5):
     return OmegaConf.create(
         {
             "actor_rollout_ref": {
-                "model": {"use_remove_padding": not padded},
                 "actor": {
                     "use_dynamic_bsz": dynamic,
                     "ppo_mini_batch_size": mini,
@@ -62,18 +52,6 @@ def test_streams_are_mixed_alike_in_every_stretch():
 
 def test_a_single_stream_keeps_its_order():
     assert interleaved(np.zeros(7, dtype=np.int8)) == list(range(7))
-
-
-def test_rows_are_ordered_by_length_within_their_part_alone():
-    # Two parts of four; rows 1 and 3 are of one length and keep their order.
-    order = by_length([9, 5, 7, 5, 2, 8, 1, 3], stretches=2)
-    assert order == [1, 3, 2, 0, 6, 4, 7, 5]
-
-
-@pytest.mark.parametrize(("padded", "dynamic"), [(True, True), (False, True), (False, False)])
-def test_only_padded_stretches_of_the_batch_are_ordered_by_length(padded, dynamic):
-    assert pads_micro_batches(config(dynamic=False, padded=True))
-    assert not pads_micro_batches(config(dynamic=dynamic, padded=padded))
 
 
 def test_update_asks_for_the_joint_mini_batch():

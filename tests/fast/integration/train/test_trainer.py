@@ -181,25 +181,6 @@ def balanced(monkeypatch):
     return balance
 
 
-def test_without_padding_removed_each_ranks_mini_batch_goes_by_length(monkeypatch):
-    """4 rows on 2 ranks with one optimizer step: the parts are verl's first and last two rows."""
-    monkeypatch.setattr(trainer_module, "fetch_table", lambda batch, threshold: TABLE)
-    trainer = Trainer()
-    worker = trainer.config.actor_rollout_ref
-    worker.actor.use_dynamic_bsz, worker.actor.ppo_mini_batch_size = False, 1
-    trainer.config.data, trainer.parameter_sync_step = {"train_batch_size": 1}, 1
-    trainer.actor_rollout_wg = SimpleNamespace(_dispatch_info={"actor": [0, 1]})
-    lengths = dict(zip(KEYS, (3, 4, 9, 8), strict=True))
-
-    def balance(*, dynamic: bool) -> list[str]:
-        worker.actor.use_dynamic_bsz = dynamic
-        tags = [{"status": "success", "seq_len": lengths[key]} for key in KEYS]
-        return trainer._balance_batch(KVBatchMeta(partition_id="train", keys=list(KEYS), tags=tags), {}).keys
-
-    of_verl = balance(dynamic=True)
-    assert balance(dynamic=False) == sorted(of_verl[:2], key=lengths.get) + sorted(of_verl[2:], key=lengths.get)
-
-
 def test_the_seconds_of_the_driver_are_those_of_our_own_code(monkeypatch):
     ticks = itertools.count()
     monkeypatch.setattr(stopwatch.time, "monotonic", lambda: float(next(ticks)))
