@@ -1,13 +1,15 @@
-"""Loaded by the rollout workers of test_loops.py: a tool, a parser that calls it, an agent loop."""
+"""Loaded by the processes of test_loops.py: a tool, a parser that calls it, an agent loop, a manager, its workers."""
 
 import json
 from typing import Any
 from uuid import uuid4
 
+import ray
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
 from verl.experimental.agent_loop.tool_parser import FunctionCall, ToolParser
 from verl.tools.base_tool import BaseTool
 from verl.tools.schemas import ToolResponse
+from verl.trainer.ppo.v1 import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
 
 class Lookup(BaseTool):
@@ -66,3 +68,23 @@ class TwoOutputs(AgentLoopBase):
                 {"role": "user", "content": "Once more."},
             ]
         return outputs
+
+
+class OwnWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
+    """Says which prompts it rolls out."""
+
+    async def _run_prompt(self, prompt: dict, *args: Any, **kwargs: Any) -> None:
+        print(f"OwnWorker: prompt {prompt['uid']}")
+        await super()._run_prompt(prompt, *args, **kwargs)
+
+
+class OwnManager(AgentLoopManagerTQ):
+    """Says what it dispatches, to workers of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.agent_loop_workers_class = ray.remote(OwnWorker)
+
+    def generate_sequences(self, prompts: Any) -> None:
+        print(f"OwnManager: {len(prompts)} prompts")
+        super().generate_sequences(prompts)

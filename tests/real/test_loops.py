@@ -72,6 +72,7 @@ def loops_run(run, task_folder, tmp_path_factory):
         f"{rollout}.multi_turn.max_assistant_turns=2",
         f"{rollout}.multi_turn.tool_config_path={folder / 'tools.yaml'}",
         f"{rollout}.agent.agent_loop_config_path={folder / 'agents.yaml'}",
+        f"+{rollout}.agent.agent_loop_manager_class=loops.OwnManager",
         # Everything that adds to the loss, in micro-batches of a fixed size.
         "actor_rollout_ref.actor.use_kl_loss=true",
         "actor_rollout_ref.actor.kl_loss_coef=0.001",
@@ -107,6 +108,13 @@ def kinds(run, step: int) -> tuple[dict, dict]:
 
 def shown(row: dict) -> str:
     return row["input"].split("<attempt>\n")[1].split("\n</attempt>")[0]
+
+
+def test_a_manager_of_ones_own_dispatches_to_workers_of_its_own(loops_run):
+    assert "OwnManager: " in loops_run.log
+    rolled_out = set(re.findall(r"OwnWorker: prompt (\S+)", loops_run.log))
+    groups = {group for step in (1, 2) for group, _ in sessions(loops_run.rollouts(step))}
+    assert {group for group in groups if "_c" not in group} <= rolled_out
 
 
 @pytest.mark.parametrize("step", [1, 2])

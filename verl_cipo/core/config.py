@@ -196,6 +196,9 @@ class CIPOConfig:
     anchor of its own, as long as the step has any left; 0 evicts them, as verl does."""
     seed: int = 1
     """Seed for drawing anchors."""
+    manager: str | None = None
+    """Subclass of verl's AgentLoopManagerTQ that CIPO's manager is laid over, by its full name; null = verl's own, or
+    what rollout.agent.agent_loop_manager_class names."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     """The correction prompt."""
     aux: AuxConfig = field(default_factory=AuxConfig)

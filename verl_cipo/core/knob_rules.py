@@ -126,6 +126,7 @@ RULES: dict[str, Rule] = {
     "val_corrections": number(0, integer=True),
     "keep_all_wrong": SHARE,
     "seed": number(integer=True),
+    "manager": TEXT,
     # prompt
     "template": Rule(TEMPLATE_ALLOWED, _read_text),
     "max_attempt_tokens": number(16, integer=True),

@@ -3,6 +3,7 @@
 It hooks into nothing: what takes effect in verl is in switch.py.
 """
 
+import importlib
 import importlib.util
 import re
 from collections.abc import Callable
@@ -66,6 +67,9 @@ def settle(config: DictConfig) -> CIPOConfig:
     """
     cipo = check_combination(config)
     write_back(config, cipo)
+    if cipo.manager is not None:
+        with open_dict(config):
+            config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = MANAGER_CLASS
     return cipo
 
 
@@ -119,16 +123,49 @@ def check_combination(config: DictConfig) -> CIPOConfig:
             f"{ROOT}.aux.kind=contrastive with {ROOT}.schedule=replay: the wrong attempts of the previous step are not "
             f"in the batch; use another schedule, {ROOT}.aux.kind=nll or {ROOT}.source=paired"
         )
-    needed = MANAGER_CLASS if config.trainer.use_v1 else MANAGER_CLASS_V0
-    custom = OmegaConf.select(config, "actor_rollout_ref.rollout.agent.agent_loop_manager_class")
-    # cipo_trainer.yaml names that of V1, whatever trainer is asked for.
-    if custom not in (None, MANAGER_CLASS, needed):
-        refuse("actor_rollout_ref.rollout.agent.agent_loop_manager_class", f"corrections need {needed}")
+    cipo = _over_a_manager(config, cipo, refuse)
     check_lengths(config, corrects=cipo.corrects)
     if cipo.second_verifier is not None:
         load(cipo.second_verifier)
         cipo = replace(cipo, second_verifier=located(cipo.second_verifier))
     return cipo
+
+
+def _over_a_manager(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str], None]) -> CIPOConfig:
+    """``cipo`` with the manager that the config names, if it is another than CIPO's."""
+    key = "actor_rollout_ref.rollout.agent.agent_loop_manager_class"
+    named = OmegaConf.select(config, key)
+    # cipo_trainer.yaml names that of V1, whatever trainer is asked for.
+    if named not in (None, MANAGER_CLASS, MANAGER_CLASS_V0):
+        if not config.trainer.use_v1:
+            refuse(key, f"with trainer.use_v1=false corrections need {MANAGER_CLASS_V0}")
+        cipo = replace(cipo, manager=named)
+    if cipo.manager is None:
+        return cipo
+    if not config.trainer.use_v1:
+        refuse(
+            f"{ROOT}.manager", "CIPO's manager of trainer.use_v1=false is laid over verl's own alone, set it to null"
+        )
+    load_manager(cipo.manager)
+    return cipo
+
+
+def load_manager(name: str) -> type:
+    """The manager of that full name.
+
+    Raises:
+        CIPOConfigError: there is none, or it is no subclass of verl's ``AgentLoopManagerTQ``.
+    """
+    from verl.trainer.ppo.v1 import AgentLoopManagerTQ
+
+    module, _, last = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), last)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CIPOConfigError(f"{ROOT}.manager={name} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, AgentLoopManagerTQ)):
+        raise CIPOConfigError(f"{ROOT}.manager={name}: expected a subclass of verl.trainer.ppo.v1.AgentLoopManagerTQ")
+    return found
 
 
 def _check_v1(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str], None]) -> None:

@@ -36,6 +36,7 @@ DEFAULTS = {
     "budget": "auto",
     "keep_all_wrong": 0.0,
     "seed": 1,
+    "manager": None,
     "prompt": {
         "template": "math",
         "attempt_view": "no_thinking",
@@ -190,6 +191,7 @@ BAD = [
     ("val_corrections", -1, "an integer >= 0"),
     ("val_corrections", 1.5, "an integer >= 0"),
     ("keep_all_wrong", 1.5, "a finite number in [0, 1]"),
+    ("manager", 3, "a text or null"),
     ("seed", 1.0, "an integer"),
     ("seed", None, "an integer"),
     ("prompt", None, "a mapping with the keys template, attempt_view, on_overflow, max_attempt_tokens"),

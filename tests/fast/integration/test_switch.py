@@ -20,6 +20,7 @@ from verl_cipo.integration import settings, switch
 
 STOCK = ("verl.trainer.config", "ppo_trainer")
 OURS = ("verl_cipo.config", "cipo_trainer")
+OF_VERL = "verl.trainer.ppo.v1.AgentLoopManagerTQ"
 NEEDED = ["actor_rollout_ref.rollout.name=vllm", "actor_rollout_ref.rollout.n=4"]
 
 
@@ -59,6 +60,15 @@ def test_our_config_needs_no_hook():
     assert OmegaConf.to_container(stock.algorithm.cipo) == written
     config.algorithm.cipo = written
     assert OmegaConf.to_container(config, resolve=True) == OmegaConf.to_container(stock, resolve=True)
+
+
+@pytest.mark.parametrize("source", [STOCK, OURS])
+def test_a_manager_that_the_config_names_is_what_cipos_is_laid_over(source):
+    named = f"{'+' if source is STOCK else ''}actor_rollout_ref.rollout.agent.agent_loop_manager_class={OF_VERL}"
+    config = composed("algorithm.adv_estimator=cipo", named, source=source)
+    for _ in range(2):  # verl's TaskRunner has it validated again
+        assert settings.settle(config).manager == OF_VERL == config.algorithm.cipo.manager
+        assert config.actor_rollout_ref.rollout.agent.agent_loop_manager_class == settings.MANAGER_CLASS
 
 
 def test_knobs_reach_the_config():
@@ -192,7 +202,12 @@ REFUSED = {
     "actor_rollout_ref.actor.shuffle=true": ["actor_rollout_ref.actor.shuffle=True", "set it to false"],
     "+algorithm.cipo.keep_all_wrong=0.5": ["algorithm.cipo.keep_all_wrong=0.5", "algorithm.filter_groups.enable=true"],
     "actor_rollout_ref.rollout.n=1": ["actor_rollout_ref.rollout.n=1", "at least 2"],
-    "+actor_rollout_ref.rollout.agent.agent_loop_manager_class=my.Manager": ["my.Manager", settings.MANAGER_CLASS],
+    "+actor_rollout_ref.rollout.agent.agent_loop_manager_class=my.Manager": [
+        "algorithm.cipo.manager=my.Manager",
+        "No module named 'my'",
+    ],
+    "+algorithm.cipo.manager=collections.OrderedDict": ["collections.OrderedDict", "subclass of verl.trainer"],
+    "+algorithm.cipo.manager=collections.Nothing": ["collections.Nothing", "cannot be imported"],
 }
 
 
@@ -239,6 +254,7 @@ REFUSED_BY_V0 = {
     "actor_rollout_ref.actor.use_prefix_grouper=true": ["actor_rollout_ref.actor.use_prefix_grouper=True"],
     "skip.rollout.enable=true": ["skip.rollout.enable=True"],
     "+actor_rollout_ref.rollout.agent.agent_loop_manager_class=my.Manager": ["my.Manager", settings.MANAGER_CLASS_V0],
+    f"+algorithm.cipo.manager={OF_VERL}": ["algorithm.cipo.manager", "set it to null"],
     "critic.enable=true": ["critic.enable=True"],
 }
 

@@ -40,7 +40,7 @@ def test_a_readme_that_is_unfinished_or_names_no_knob_is_found(tmp_path):
 
 def test_rows_by_hand():
     rows = write_pages.tables()["knobs"].splitlines()
-    assert rows[2].startswith("| `replay_fraction` | `1.0` | a finite number >= 0 | Anchors per step")
+    assert rows[3].startswith("| `replay_fraction` | `1.0` | a finite number >= 0 | Anchors per step")
     assert any(row.startswith("| `n_corrections` | `null` | an integer >= 2 or null |") for row in rows)
     assert any(row.startswith("| `rho_adaptive` | `true` | true or false |") for row in rows)
     prompt = write_pages.tables()["knobs/prompt"].splitlines()

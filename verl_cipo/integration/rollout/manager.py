@@ -1,12 +1,14 @@
 """The agent-loop manager of CIPO: dispatches prompts to the workers, with the coordinator next to them.
 
-Seam: ``rollout.agent.agent_loop_manager_class`` names :class:`CIPOAgentLoopManager`.
+Seam: ``rollout.agent.agent_loop_manager_class`` names :class:`CIPOAgentLoopManager`. Where ``algorithm.cipo.manager``
+names a manager of the user's, what is made is that one with :class:`DispatchesCorrections`.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import ray
+from omegaconf import DictConfig
 from tensordict import TensorDict
 from verl.trainer.ppo.v1 import AgentLoopManagerTQ
 from verl.utils import tensordict_utils as tu
@@ -15,8 +17,9 @@ from verl_cipo.core.config import CIPOConfig
 from verl_cipo.integration.group_filter import filter_metric
 from verl_cipo.integration.rollout import payloads
 from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
-from verl_cipo.integration.rollout.worker import TICKET, CIPOAgentLoopWorker
-from verl_cipo.integration.settings import cipo_config
+from verl_cipo.integration.rollout.over import worker_over
+from verl_cipo.integration.rollout.worker import TICKET
+from verl_cipo.integration.settings import cipo_config, load_manager
 from verl_cipo.integration.stopwatch import Stopwatch
 
 
@@ -32,12 +35,12 @@ def start_coordinator(cipo: CIPOConfig, train_batch_size: int, *, filters: bool 
     return coordinator.remote(cipo.to_mapping(), train_batch_size, filters=filters)
 
 
-class CIPOAgentLoopManager(AgentLoopManagerTQ):
-    """verl's manager over :class:`CIPOAgentLoopWorker`, with the coordinator beside it."""
+class DispatchesCorrections:
+    """A mixin for verl's manager: its workers correct attempts, with the coordinator beside them."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.agent_loop_workers_class = ray.remote(CIPOAgentLoopWorker)
+        self.agent_loop_workers_class = ray.remote(worker_over(self.agent_loop_workers_class))
         self.rho = 0.0
         """Share of correct attempts among the anchors of the next batch; the trainer sets it."""
         self.shares: Mapping[str, float] | None = None
@@ -95,3 +98,18 @@ class CIPOAgentLoopManager(AgentLoopManagerTQ):
     def restore_pool(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`pool_state` returned, before the first batch."""
         ray.get(self._coordinator.restore_pool.remote(state))
+
+
+class CIPOAgentLoopManager(DispatchesCorrections, AgentLoopManagerTQ):
+    """verl's manager, with corrections."""
+
+    @classmethod
+    def create(cls, config: DictConfig, *args: Any, **kwargs: Any) -> Any:
+        """As verl's; over the manager that ``algorithm.cipo.manager`` names, where it names one."""
+        name = cipo_config(config).manager
+        if name is None:
+            return super().create(config, *args, **kwargs)
+        base = load_manager(name)
+        if issubclass(base, DispatchesCorrections):
+            return base.create(config, *args, **kwargs)
+        return type(f"CIPO{base.__name__}", (DispatchesCorrections, base), {}).create(config, *args, **kwargs)

@@ -1,6 +1,6 @@
 """Correction rollouts inside verl's agent-loop workers.
 
-Seam: the workers of the manager (manager.py) are :class:`CIPOAgentLoopWorker`, which overrides
+Seam: the workers of the manager (manager.py) are verl's with :class:`CorrectsAttempts`, which overrides
 
 * ``_run_prompt``: knows how many attempts a group has; with schedule=replay it starts, beside them, corrections of
   the step before. However it ends, the group is reported and the prompt gets a status,
@@ -63,8 +63,8 @@ OF_THE_HOST = ("global_steps",)
 """What a correction has of the prompt that it is rolled out with: its step, from which verl takes its staleness."""
 
 
-class CIPOAgentLoopWorker(EndsRequests, MakesFurther, AgentLoopWorkerTQ.__ray_metadata__.modified_class):
-    """verl's worker, with corrections; the coordinator's handle comes with each batch."""
+class CorrectsAttempts(EndsRequests, MakesFurther):
+    """A mixin for verl's worker: corrections. The coordinator's handle comes with each batch."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -394,3 +394,7 @@ class CIPOAgentLoopWorker(EndsRequests, MakesFurther, AgentLoopWorkerTQ.__ray_me
         await asyncio.gather(*group.tasks, *group.further)
         # Sessions that raised or took too long, and those whose agent loop returned nothing.
         group.counts["corrections/failed_sessions"] += len(group.tasks) - len(group.corrections)
+
+
+class CIPOAgentLoopWorker(CorrectsAttempts, AgentLoopWorkerTQ.__ray_metadata__.modified_class):
+    """verl's worker, with corrections."""

@@ -5,14 +5,19 @@ import pickle
 
 import pytest
 import ray
+from omegaconf import OmegaConf
+from verl.trainer.ppo.v1 import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
 from verl_cipo.core.anchors import Attempt, Group
-from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.config import CIPOConfig, CIPOConfigError
 from verl_cipo.core.prompts import Others
 from verl_cipo.core.replay import Candidate
+from verl_cipo.integration.rollout import manager as manager_module
 from verl_cipo.integration.rollout import payloads
 from verl_cipo.integration.rollout.cancelling import _Server
-from verl_cipo.integration.rollout.manager import CIPOAgentLoopManager, start_coordinator
+from verl_cipo.integration.rollout.manager import CIPOAgentLoopManager, DispatchesCorrections, start_coordinator
+from verl_cipo.integration.rollout.over import worker_over
+from verl_cipo.integration.rollout.worker import CIPOAgentLoopWorker, CorrectsAttempts
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,6 +56,41 @@ def manager(coordinator) -> CIPOAgentLoopManager:
     made = object.__new__(CIPOAgentLoopManager)
     made._coordinator = coordinator
     return made
+
+
+class Mine(AgentLoopManagerTQ):
+    """A user's manager, with verl's workers."""
+
+    @classmethod
+    def create(cls, config, **kwargs):
+        return cls, config, kwargs
+
+
+def cipo_over(name: str | None):
+    return OmegaConf.create({"algorithm": {"cipo": {"manager": name}}, "trainer": {"use_v1": True}})
+
+
+def test_a_manager_of_the_users_is_made_with_corrections(monkeypatch):
+    monkeypatch.setattr(manager_module, "load_manager", {"mine.Mine": Mine, "ours": CIPOAgentLoopManager}.get)
+    made, config, kwargs = CIPOAgentLoopManager.create(cipo_over("mine.Mine"), llm_client="client")
+    assert issubclass(made, DispatchesCorrections) and issubclass(made, Mine) and kwargs == {"llm_client": "client"}
+    assert made.__mro__.index(DispatchesCorrections) < made.__mro__.index(Mine)
+    assert made.generate_sequences is DispatchesCorrections.generate_sequences
+
+
+def test_workers_of_a_manager_of_the_users_correct_too():
+    plain = AgentLoopWorkerTQ.__ray_metadata__.modified_class
+
+    class MyWorker(plain):
+        pass
+
+    assert worker_over(AgentLoopWorkerTQ) is worker_over(plain) is CIPOAgentLoopWorker
+    for named in (MyWorker, ray.remote(MyWorker)):
+        made = worker_over(named)
+        assert issubclass(made, CorrectsAttempts) and issubclass(made, MyWorker)
+        assert made._run_prompt is CorrectsAttempts._run_prompt
+    with pytest.raises(CIPOConfigError, match="expected a subclass of verl's AgentLoopWorkerTQ"):
+        worker_over(dict)
 
 
 def test_texts_go_from_worker_to_worker_and_into_the_checkpoint():
