@@ -44,10 +44,10 @@ test: lint ## linters, checks of the docs, fast and real tests (docs/testing.md)
 	@$(MAKE) --no-print-directory lm || echo "requirements/lm.txt is not installed: tests of reasoning-gym are skipped" >&2
 	@tools/test.sh $(PYTEST_ARGS)
 
-test-all: lint ## everything that test does, and the nightly tests: about an hour
+test-all: lint ## everything that test does, the nightly tests, and the commands of the first pages: about an hour
 	@tools/test.sh --nightly $(PYTEST_ARGS)
 	@tools/contracts.sh 0.9.0
-	$(BIN) examples/tiny/run.py --output outputs/nightly
+	@tools/first_hour.sh --skip "make test"
 
 contracts: venv ## tests/contracts with another verl: make contracts VERL=0.9.0, or a wheel
 	@tools/contracts.sh $(VERL)

@@ -130,8 +130,7 @@ METRICS: dict[str, str] = {
     "cipo/seconds/driver": "Seconds of CIPO's own code in verl's driver, waiting for other processes included: "
     "dispatch, rows, order, the estimator, metrics, rho, budget and guard.",
     "cipo/val/accuracy_turn1": "Validation: share of attempts that are right.",
-    "cipo/val/accuracy_turn2": "Validation: share right after the second turn; an attempt without one keeps its "
-    "verdict.",
+    "cipo/val/accuracy_turn2": "Validation: accuracy after the second turn; an attempt without one keeps its verdict.",
     "cipo/val/c2c": "Validation: share of the corrections of right attempts that are right.",
     "cipo/val/c2w": "Validation: share of the corrections of right attempts that are wrong.",
     "cipo/val/w2c": "Validation: share of the corrections of wrong attempts that are right.",
