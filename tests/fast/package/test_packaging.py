@@ -157,7 +157,7 @@ def test_the_wheel_holds_package_configs_and_entry_point(tmp_path):
         (info,) = {name.split("/")[0] for name in names if ".dist-info/" in name}
         metadata = email.message_from_bytes(archive.read(f"{info}/METADATA"))
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
-    package = {str(p.relative_to(ROOT)) for suffix in ("py", "yaml") for p in (ROOT / "verl_cipo").rglob(f"*.{suffix}")}
+    package = {str(p.relative_to(ROOT)) for p in (ROOT / "verl_cipo").rglob("*.*") if p.suffix != ".pyc"}
     assert package <= names
     assert {name.split("/")[0] for name in names} == {"verl_cipo", info}
     assert metadata["Version"] == verl_cipo.__version__
