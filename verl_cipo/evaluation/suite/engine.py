@@ -45,19 +45,32 @@ class Engine(Protocol):
 def model_folder(checkpoint: str) -> str:
     """The checkpoint, which is a Hugging Face folder with weights. No name of the hub is tried in its place.
 
-    Raises: EvaluationError for anything else; for a checkpoint of verl it names verl's merger.
+    Raises: EvaluationError for anything else; for a checkpoint of verl it names the folder within, or verl's merger.
     """
     folder = existing_folder("--checkpoint", checkpoint)
+    if (folder / "lora_adapter").is_dir():
+        raise EvaluationError(
+            f"--checkpoint {checkpoint}: verl's merger left the adapter beside the weights, in lora_adapter; docs/launch.md "
+            "('Use a checkpoint') has the command that adds it to them"
+        )
     if (folder / "config.json").is_file() and weight_files(folder):
         return str(folder)
-    for shards in (folder, folder / "actor"):
-        if any(shards.glob("model_world_size_*_rank_*.pt")) or (shards / "dist_ckpt").is_dir():
-            backend = "megatron" if (shards / "dist_ckpt").is_dir() else "fsdp"
-            raise EvaluationError(
-                f"--checkpoint {checkpoint}: a checkpoint of verl in shards; merge it first and give --target_dir:\n"
-                f"    python -m verl.model_merger merge --backend {backend} --local_dir {shards} "
-                f"--target_dir {folder / 'merged'}"
-            )
+    for actor in (folder, folder / "actor"):
+        # Megatron's weights are such a folder already, unless use_dist_checkpointing is on.
+        saved = actor / "model" / "huggingface"
+        if weight_files(saved):
+            raise EvaluationError(f"--checkpoint {checkpoint}: verl's Megatron engine saved it; give {saved}")
+        if any(actor.glob("model_world_size_*_rank_*.pt")):
+            backend = "fsdp"
+        elif (actor / "model" / "dist_ckpt").is_dir():
+            backend = "megatron"
+        else:
+            continue
+        raise EvaluationError(
+            f"--checkpoint {checkpoint}: a checkpoint of verl in shards; merge it first and give --target_dir:\n"
+            f"    python -m verl.model_merger merge --backend {backend} --local_dir {actor} "
+            f"--target_dir {folder / 'merged'}"
+        )
     raise EvaluationError(f"--checkpoint {checkpoint}: expected config.json and *.safetensors or *.bin in it")
 
 

@@ -334,3 +334,28 @@ def test_a_checkpoint_of_verl_is_refused_with_the_merge_command(tmp_path):
     assert model_folder(str(shards / "huggingface")) == str(shards / "huggingface")
     with pytest.raises(EvaluationError, match="hf download Qwen/Qwen3-4B --local-dir DIR, and give --checkpoint DIR"):
         model_folder("Qwen/Qwen3-4B")
+
+
+def test_a_checkpoint_of_megatron_names_its_folder_or_the_merge_command(tmp_path):
+    """verl saves the weights in Hugging Face's format, or with use_dist_checkpointing in shards."""
+    actor = tmp_path / "global_step_3" / "actor"
+    (actor / "model" / "dist_ckpt").mkdir(parents=True)
+    for given in (actor, actor.parent):
+        with pytest.raises(EvaluationError, match=f"merge --backend megatron --local_dir {actor} --target_dir "):
+            model_folder(str(given))
+    saved = actor / "model" / "huggingface"
+    saved.mkdir()
+    (saved / "config.json").write_text("{}")
+    (saved / "model-00001-of-00002.safetensors").write_bytes(b"")
+    for given in (actor, actor.parent):
+        with pytest.raises(EvaluationError, match=f"give {saved}$"):
+            model_folder(str(given))
+    assert model_folder(str(saved)) == str(saved)
+
+
+def test_merged_weights_without_their_adapter_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "lora_adapter").mkdir()
+    with pytest.raises(EvaluationError, match="without the adapter"):
+        model_folder(str(tmp_path))
