@@ -50,8 +50,8 @@ def model_folder(checkpoint: str) -> str:
     folder = existing_folder("--checkpoint", checkpoint)
     if (folder / "lora_adapter").is_dir():
         raise EvaluationError(
-            f"--checkpoint {checkpoint}: verl's merger left the adapter beside the weights, in lora_adapter; docs/launch.md "
-            "('Use a checkpoint') has the command that adds it to them"
+            f"--checkpoint {checkpoint}: verl's merger left the adapter beside the weights, in lora_adapter; "
+            "docs/launch.md ('Use a checkpoint') has the command that adds it to them"
         )
     if (folder / "config.json").is_file() and weight_files(folder):
         return str(folder)
