@@ -1,9 +1,15 @@
-"""A real run of verl and vLLM that trains LoRA adapters."""
+"""A real run of verl and vLLM that trains LoRA adapters, and the commands that add them to the weights."""
+
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.conftest import ROOT
 from tests.real.conftest import weight
 
 pytestmark = [pytest.mark.real, pytest.mark.nightly]
@@ -68,3 +74,32 @@ def test_lora_with_the_auxiliary_loss(lora_run):
     for metrics, right in zip(lora_run.steps, rights, strict=True):
         assert (metrics["cipo/aux/loss"] > 0) == (right > 0)
     assert any(rights)
+
+
+def test_the_commands_of_the_docs_add_the_adapters_to_the_weights(lora_run, task_folder, tmp_path):
+    """They write the starting weights + alpha / r * B A of the checkpoint; verl's merger rounds all three to bf16."""
+    page = (ROOT / "docs" / "launch.md").read_text().split("**LoRA.**")[1]
+    commands = re.search(r"```bash\n(.*?)python -m verl_cipo.evaluate", page, re.DOTALL).group(1)
+    actor, merged = lora_run.folder / "checkpoints" / "global_step_2" / "actor", tmp_path / "merged"
+    environ = {**os.environ, "ACTOR": str(actor), "MERGED": str(merged), "PYTHONPATH": str(ROOT)}
+    environ["PATH"] = f"{os.path.dirname(sys.executable)}:{environ['PATH']}"
+    done = subprocess.run(["bash", "-ec", commands], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    trained = lora_run.actor(2, "model")
+    before = load_file(task_folder / "model" / "model.safetensors")
+    after = load_file(merged / "model.safetensors")
+    assert after.keys() == before.keys()
+    along = length = 0.0
+    for name, value in before.items():
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        if f"{module}.lora_A.default.weight" not in trained:
+            torch.testing.assert_close(after[name], value.bfloat16().float(), rtol=0, atol=0)
+            continue
+        a, b = (weight(trained[f"{module}.lora_{side}.default.weight"]).float() for side in "AB")
+        wanted = 16 / 8 * b @ a
+        along += float(((after[name] - value) * wanted).sum())
+        length += float((wanted**2).sum())
+    # The starting weights are rounded by more than training changed them, but up as often as down.
+    assert along / length == pytest.approx(1, abs=0.1)
+    assert (merged / "tokenizer.json").exists() and not (merged / "lora_adapter").exists()
