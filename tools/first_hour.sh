@@ -69,7 +69,7 @@ unset MAKEFLAGS MAKEOVERRIDES MAKELEVEL MFLAGS
 results=()
 finished=no
 at_the_end() {
-    printf '\nseconds  exit  command\n'
+    printf '\nseconds    exit  command\n'
     printf '%s\n' "${results[@]}"
     if [ "$finished" = yes ]; then
         rm -rf "$CLONE"
@@ -82,7 +82,7 @@ trap at_the_end EXIT
 
 not_typed() { # not_typed WHY COMMAND
     printf '\nnot typed (%s): %s\n' "$1" "$2"
-    results+=("$(printf '%7s  %4s  %s' - "$1" "$2")")
+    results+=("$(printf '%7s  %6s  %s' - "$1" "$2")")
 }
 
 # In this very shell, so that what a command sets holds for the next one. The shell of a reader has no options set.
@@ -93,7 +93,7 @@ type_in() { # type_in COMMAND
     eval "$1" </dev/null || code=$?
     set -uo pipefail
     printf '[%s s, exit %s]\n' $((SECONDS - start)) "$code"
-    results+=("$(printf '%7s  %4s  %s' $((SECONDS - start)) "$code" "$1")")
+    results+=("$(printf '%7s  %6s  %s' $((SECONDS - start)) "$code" "$1")")
     [ "$code" = 0 ] || exit 1
 }
 

@@ -357,5 +357,5 @@ def test_merged_weights_without_their_adapter_are_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "lora_adapter").mkdir()
-    with pytest.raises(EvaluationError, match="without the adapter"):
+    with pytest.raises(EvaluationError, match="left the adapter beside the weights, in lora_adapter"):
         model_folder(str(tmp_path))
