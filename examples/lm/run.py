@@ -35,6 +35,8 @@ OPTIONS = [
     # The logits of a micro-batch are 49,152 numbers a token.
     "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=1024",
     "actor_rollout_ref.rollout.max_num_seqs=64",
+    # This tokenizer knows the sentence.
+    "++algorithm.cipo.prompt.standalone=null",
 ]
 
 

@@ -27,15 +27,17 @@ def test_both_steps_train_attempts_and_corrections(demo):
     assert len(demo.steps) == 2
     for step, metrics in enumerate(demo.steps, start=1):
         base, corrections, _ = streams(demo.rollouts(step))
-        assert len(base) == 8 and {len(rows) for rows in base.values()} == {4}
-        assert len(corrections) == 8 and metrics["cipo/rows/correction"] == 32
+        assert len(base) == 8 and {len(rows) % 4 for rows in base.values()} == {0}
+        sampled = sum(map(len, (*base.values(), *corrections.values())))
+        assert sampled == metrics["cipo/rows/base"] + metrics["cipo/rows/correction"] == 64
         assert metrics["training/rollout_probs_diff_max"] < 1e-2, "vLLM serves the weights that are trained"
 
 
 def test_a_correction_prompt_is_written_in_the_models_own_chat(demo):
-    _, corrections, _ = streams(demo.rollouts(1))
-    for rows in corrections.values():
-        shown = rows[0]["input"]
+    corrections = [rows[0] for step in (1, 2) for rows in streams(demo.rollouts(step))[1].values()]
+    assert corrections
+    for row in corrections:
+        shown = row["input"]
         assert shown.startswith("system\nYou are a helpful AI assistant named SmolLM")
         assert "<attempt>\n" in shown and shown.rstrip().endswith("assistant")
 
