@@ -19,7 +19,6 @@ import argparse
 import gzip
 import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +56,8 @@ def main() -> int:
     tasks = {"quick": QUICK} if args.quick else {name: TASKS[name] for name in args.tasks}
     output = args.output.resolve() / ("" if args.engine == "verl" else args.engine)
     if args.json:
-        if other := made_otherwise(args.json, tasks, engine=args.engine):
-            parser.error(f"--json {args.json}: {' '.join(other)} there was trained by another engine; use another file")
         for name, setting in tasks.items():
-            restore(raw_folder(args.json) / name, output / name, setting)
+            restore(raw_folder(args.json) / key_of(args.json, name, args.engine), output / name, setting)
     # Seed by seed, so that what is done compares all arms.
     for seed in args.seeds:
         for task, setting in tasks.items():
@@ -178,10 +175,10 @@ def written(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text())["tasks"] if file.exists() else {}
 
 
-def made_otherwise(file: Path, tasks: Iterable[str], *, engine: str) -> list[str]:
-    """Those of `tasks` that another engine trained for the summary in `file`: its runs are not to be compared."""
+def key_of(file: Path, task: str, engine: str) -> str:
+    """Where a task stands in the summary `file`: under its name, or beside what another engine trained there."""
     before = written(file)
-    return [task for task in tasks if task in before and before[task]["engine"] != engine]
+    return f"{task}_{engine}" if task in before and before[task]["engine"] != engine else task
 
 
 def raw_folder(file: Path) -> Path:
@@ -195,7 +192,7 @@ def write(file: Path, summaries: dict[str, Any], output: Path, *, engine: str) -
     They lie in the folder of the file's name, one for each task, the result as the last line.
     """
     for task in summaries:
-        raw = raw_folder(file) / task
+        raw = raw_folder(file) / key_of(file, task, engine)
         raw.mkdir(parents=True, exist_ok=True)
         for result in sorted((output / task).glob(f"*/{RESULT}")):
             metrics = result.parent / "metrics.jsonl"
@@ -206,7 +203,7 @@ def write(file: Path, summaries: dict[str, Any], output: Path, *, engine: str) -
                 gzip.GzipFile("", "wb", 9, target, 0) as packed,
             ):
                 packed.write(lines + result.read_bytes())
-    tasks = {task: {"engine": engine, **summary} for task, summary in plain(summaries).items()}
+    tasks = {key_of(file, task, engine): {"engine": engine, **one} for task, one in plain(summaries).items()}
     write_json(file, {"default_arm": DEFAULT, "tasks": written(file) | tasks})
 
 

@@ -74,11 +74,11 @@ def test_what_is_not_a_number_is_null_in_the_file(tmp_path):
 
 def test_tasks_of_two_engines_stand_in_one_file_and_are_not_mixed(tmp_path):
     file, runs_ = tmp_path / "learning.json", {"gone": {1: result("gone", 1, [0, 0])}}
-    for task, engine in (("full", "verl"), ("stuck", "replica")):
+    for task, engine in (("full", "verl"), ("stuck", "replica"), ("full", "replica"), ("full", "replica")):
         learning.write(file, {task: learning.summarise(runs_)}, tmp_path, engine=engine)
-    assert {task: one["engine"] for task, one in learning.written(file).items()} == {"full": "verl", "stuck": "replica"}
-    assert learning.made_otherwise(file, ["full", "stuck", "hard"], engine="replica") == ["full"]
-    assert learning.made_otherwise(tmp_path / "new.json", ["full"], engine="replica") == []
+    engines = {task: one["engine"] for task, one in learning.written(file).items()}
+    assert engines == {"full": "verl", "stuck": "replica", "full_replica": "replica"}
+    assert (tmp_path / "learning" / "full_replica").is_dir()
 
 
 def test_an_arm_that_is_declared_no_more_comes_last(tmp_path):
