@@ -23,7 +23,7 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import config as verl_config
 
 from verl_cipo.core.anchors import anchor_budget
-from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.config import ROOT, CIPOConfig
 from verl_cipo.integration.checks import SPLIT_BY, check_lengths, check_model
 from verl_cipo.integration.settings import cipo_config
 from verl_cipo.integration.switch import is_switch, switch_on
@@ -75,7 +75,9 @@ class Plan:
     rollouts: int
     """Sampled responses a step, corrections included, when every anchor is found."""
     corrections: int
-    """Those of them that are corrections."""
+    """Those of them that are corrections, or may be where ``moves_budget``."""
+    moves_budget: bool
+    """Whether some of these may become attempts."""
     validation_samples: int
     """Answers to each prompt of a validation, second turns included."""
     optimizer_steps: int
@@ -135,7 +137,9 @@ def differences(config: DictConfig) -> dict[str, Any]:
     """Key -> value of what is neither verl's nor CIPO's default. What follows from another value is left out."""
     own = flat(verl_defaults(config)) | flat(OmegaConf.create({"algorithm": {"cipo": CIPOConfig().to_mapping()}}))
     missing = object()
-    return {key: value for key, value in flat(config).items() if own.get(key, missing) != value}
+    changed = {key: value for key, value in flat(config).items() if own.get(key, missing) != value}
+    # A knob that is null follows the preset.
+    return {key: value for key, value in changed.items() if value is not None or not key.startswith(f"{ROOT}.")}
 
 
 def check(config: DictConfig) -> Plan:
@@ -249,10 +253,10 @@ def check_layout(config: DictConfig) -> None:
 def make_plan(config: DictConfig, trainer: type, unchecked: tuple[str, ...]) -> Plan:
     """Read the plan off a valid config."""
     rollout = config.actor_rollout_ref.rollout
-    prompts, corrections, turns = config.data.train_batch_size, 0, 1
+    prompts, corrections, turns, moves_budget = config.data.train_batch_size, 0, 1, False
     if config.algorithm.adv_estimator == NAME:
         cipo = cipo_config(config)
-        turns += cipo.val_corrections
+        turns, moves_budget = turns + cipo.val_corrections, cipo.moves_budget
         if cipo.rolls_out:
             corrections = anchor_budget(prompts, cipo.replay_fraction) * (cipo.n_corrections or rollout.n)
     syncs = 1
@@ -267,6 +271,7 @@ def make_plan(config: DictConfig, trainer: type, unchecked: tuple[str, ...]) -> 
         prompts=prompts,
         rollouts=prompts * rollout.n + corrections,
         corrections=corrections,
+        moves_budget=moves_budget,
         validation_samples=rollout.val_kwargs.n * turns,
         optimizer_steps=syncs * optimizer_steps(config, prompts // syncs) * config.actor_rollout_ref.actor.ppo_epochs,
         train_gpus=train_gpus,
@@ -281,7 +286,8 @@ def summary(plan: Plan) -> str:
     return "\n".join(
         (
             f"{plan.estimator} by {plan.trainer}, rollout by {plan.rollout_engine}",
-            f"a step: {plan.prompts} prompts, {plan.rollouts} rollouts ({plan.corrections} of them corrections), "
+            f"a step: {plan.prompts} prompts, {plan.rollouts} rollouts "
+            f"({'up to ' if plan.moves_budget else ''}{plan.corrections} of them corrections), "
             f"{plan.optimizer_steps} optimizer steps; training on {plan.train_gpus} GPUs, rollout on {where}",
             f"a validation: {plan.validation_samples} answers to each prompt, second turns included",
             f"not checked: {'; '.join(plan.unchecked)}; installed engines; memory",

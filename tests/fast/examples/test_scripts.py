@@ -86,6 +86,7 @@ def test_every_script_in_every_mode(script, mode, rollout, algo):
         prompts=PROMPTS[script],
         rollouts=PROMPTS[script] * ROLLOUTS_OF_A_PROMPT[algo],
         corrections=PROMPTS[script] * 8 if algo == "cipo" else 0,
+        moves_budget=algo == "cipo",
         validation_samples=2 * config.actor_rollout_ref.rollout.val_kwargs.n,
         optimizer_steps=2,
         train_gpus=train_gpus,
@@ -516,7 +517,7 @@ def test_dry_run_prints_the_verdict_and_what_is_changed():
     accepted, step, validation, unchecked = verdict.splitlines()
     assert accepted == "dry run: accepted, cipo by CIPOTrainerSync, rollout by vllm"
     assert step == (
-        "a step: 128 prompts, 2048 rollouts (1024 of them corrections), 2 optimizer steps; training on 8 GPUs, "
+        "a step: 128 prompts, 2048 rollouts (up to 1024 of them corrections), 2 optimizer steps; training on 8 GPUs, "
         "rollout on the same"
     )
     assert validation == "a validation: 8 answers to each prompt, second turns included"

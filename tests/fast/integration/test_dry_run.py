@@ -284,8 +284,8 @@ def test_stdout_is_the_config_and_nothing_else(capsys):
     assert config["data"]["train_batch_size"] == 16
     assert config["trainer"]["v1"]["trainer_mode"] == "cipo_sync"
     assert (
-        "dry run: accepted, cipo by CIPOTrainerSync, rollout by vllm\na step: 16 prompts, 128 rollouts (64 of them "
-        "corrections), 2 optimizer steps" in captured.err
+        "dry run: accepted, cipo by CIPOTrainerSync, rollout by vllm\na step: 16 prompts, 128 rollouts (up to 64 of "
+        "them corrections), 2 optimizer steps" in captured.err
     )
 
 
