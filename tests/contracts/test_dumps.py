@@ -6,6 +6,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
 from tests.contracts.support.seams import calls_in_order, check_parameters, load, seam
@@ -62,6 +63,30 @@ def test_a_validation_dispatches_samples_clears_and_dumps():
     assert {"validate", "global_steps", "validation_data_dir", "val"} <= set(map(str, constants)), (
         "the validation is told to the manager, or dumped, in another way"
     )
+
+
+@pytest.mark.parametrize(
+    ("base", "file"),
+    [
+        pytest.param(base, file, marks=seam(f"{base.split(':')[1]}._maybe_log_val_generations", file))
+        for base, file in (
+            (BASE, "verl_cipo/integration/train/trainer.py"),
+            ("verl.trainer.ppo.ray_trainer:RayPPOTrainer", "verl_cipo/integration/v0/trainer.py"),
+        )
+    ],
+)
+def test_the_table_of_validation_samples_is_drawn_from_columns_at_the_end_of_a_validation(base, file, config):
+    """CIPO's trainers let it pass there, and call it with their own columns once verl's validation has returned."""
+    calls_in_order(f"{base}._validate", "generate_sequences", "_maybe_log_val_generations")
+    config.trainer.log_val_generations = 2
+    logged = []
+    logger = SimpleNamespace(log=lambda *given: logged.append(given))
+    trainer = SimpleNamespace(config=config, global_steps=5, validation_generations_logger=logger)
+    columns = {"inputs": ["Q1", "Q2", "Q3"], "outputs": ["A1", "A2", "A3"], "scores": [1.0, 2.0, 3.0]}
+    load(f"{base}._maybe_log_val_generations")(trainer, **columns)
+    ((loggers, rows, step),) = logged
+    assert loggers == config.trainer.logger and step == 5
+    assert len(rows) == 2 and set(rows) < {("Q1", "A1", 1.0), ("Q2", "A2", 2.0), ("Q3", "A3", 3.0)}
 
 
 @seam("utils.tracking.FileLogger, VERL_FILE_LOGGER_PATH", LAUNCH, REPORT)

@@ -25,6 +25,7 @@ OVERRIDDEN = {
     "_update_actor": ["batch"],
     "_log_rollout_data": ["batch", "reward_extra_infos_dict", "timing_raw", "rollout_data_dir"],
     "_validate": ["merged"],
+    "_maybe_log_val_generations": ["inputs", "outputs", "scores"],
     "_save_checkpoint": [],
     "_load_checkpoint": [],
     "_get_dp_size": ["worker_group", "role"],

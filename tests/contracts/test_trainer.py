@@ -23,6 +23,7 @@ OVERRIDDEN = {
     "_update_actor": ["batch", "metrics"],
     "_compute_advantage": ["batch", "metrics"],
     "_validate": [],
+    "_maybe_log_val_generations": ["inputs", "outputs", "scores"],
     "_save_checkpoint": [],
     "_load_checkpoint": [],
 }

@@ -109,6 +109,7 @@ def attempt_record(
     session: int,
     text: str,
     correct: bool,
+    score: float,
     corrections: list[dict[str, Any]],
     second: bool | None = None,
 ) -> dict[str, Any]:
@@ -116,6 +117,7 @@ def attempt_record(
 
     Args:
         prompt: its row of the data set, with ``uid`` and ``raw_prompt``.
+        score: the verifier's.
         corrections: records of :func:`correction_record`.
         second: the second verifier's verdict, None where it was not asked or gave none.
     """
@@ -125,6 +127,7 @@ def attempt_record(
         "question": prompt["raw_prompt"][-1]["content"],
         "attempt": text,
         "anchor_correct": correct,
+        "score": score,
         "second": second,
         "gts": (prompt.get("reward_model") or {}).get("ground_truth"),
         "data_source": prompt.get("data_source"),
@@ -229,3 +232,31 @@ def dump_second_turns(records: list[dict[str, Any]], directory: str, step: int, 
         for record in records:
             line = {**record, "temperature": temperature, "step": step}
             file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+
+
+def generations_table(records: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """What ``trainer.log_val_generations`` draws rows from: an attempt each, with its corrections beneath it.
+
+    Args:
+        records: of :func:`attempt_record`, in any order.
+
+    Returns:
+        three columns, a row an attempt: ``inputs`` the questions, ``outputs`` the attempts, each followed by its
+        corrections under a line with the verdicts, ``scores`` those of the attempts.
+    """
+    rows = [(problem_of(record)[0], record["session"], record) for record in records]
+    rows.sort(key=lambda row: row[:2])
+    return {
+        "inputs": [question for question, *_ in rows],
+        "outputs": ["\n\n".join((record["attempt"], *_beneath(record))) for *_, record in rows],
+        "scores": [record["score"] for *_, record in rows],
+    }
+
+
+def _beneath(record: Mapping[str, Any]) -> list[str]:
+    words = {True: "right", False: "wrong"}
+    first = words[bool(record["anchor_correct"])]
+    return [
+        f"--- correction, {first} -> {words[bool(turn['correct'])]}, score {turn['score']}:\n\n{turn['correction']}"
+        for turn in record["corrections"]
+    ] or [f"--- {first}, not corrected"]

@@ -3,7 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cipo.core.transitions import Transitions, is_copy, retried
+from verl_cipo.core.transitions import (
+    Transitions,
+    attempt_record,
+    correction_record,
+    generations_table,
+    is_copy,
+    retried,
+)
 
 
 def test_counts_and_rates():
@@ -55,3 +62,33 @@ def test_a_retry_is_judged_by_the_other_attempts():
     assert retried([0, 1, 3, 4], [2, 4, 4, 4]).tolist() == [0, 1 / 3, 1, 4 / 3]
     with pytest.raises(ValueError, match="1 attempts: what a further one brings takes at least 2"):
         retried([0, 1], [2, 1])
+
+
+def attempted(question, session, text, *, correct, corrections=()):
+    return attempt_record(
+        {"uid": f"u{question}", "raw_prompt": [{"role": "user", "content": question}]},
+        session=session,
+        text=text,
+        correct=correct,
+        score=0.75 if correct else 0.0,
+        corrections=list(corrections),
+    )
+
+
+def test_the_table_of_generations_has_corrections_beneath_their_attempts():
+    better = correction_record("4", correct=True, score=0.5, copied=False)
+    same = correction_record("5", correct=False, score=0.0, copied=True)
+    records = [
+        attempted("2 + 2", 1, "4", correct=True),
+        attempted([{"type": "image"}], 0, "a cat", correct=False),
+        attempted("2 + 2", 0, "5", correct=False, corrections=[better, same]),
+    ]
+    assert generations_table(records) == {
+        "inputs": ["2 + 2", "2 + 2", '[{"type": "image"}]'],
+        "outputs": [
+            "5\n\n--- correction, wrong -> right, score 0.5:\n\n4\n\n--- correction, wrong -> wrong, score 0.0:\n\n5",
+            "4\n\n--- right, not corrected",
+            "a cat\n\n--- wrong, not corrected",
+        ],
+        "scores": [0.0, 0.75, 0.0],
+    }

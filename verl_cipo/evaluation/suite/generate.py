@@ -188,6 +188,7 @@ class _Protocol:
                 session=anchor.session,
                 text=anchor.row["output"],
                 correct=anchor.row["acc"],
+                score=anchor.row["score"],
                 corrections=made[anchor.row["uid"]],
             )
             | {"skipped": reason, "step": self.how.step}

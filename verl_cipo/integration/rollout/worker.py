@@ -320,6 +320,7 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
                 session=session,
                 text=attempt.text,
                 correct=attempt.correct,
+                score=attempt.score,
                 second=attempt.second,
                 corrections=[
                     correction_record(

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from verl_cipo.core.rows import RowTable
 from verl_cipo.core.steering.budget import observe_budget, shares
 from verl_cipo.core.steering.guard import ALARMS, Signals, explain, update_guard
 from verl_cipo.core.steering.rho import update_rho
-from verl_cipo.core.transitions import dump_second_turns, second_turn_metrics
+from verl_cipo.core.transitions import dump_second_turns, generations_table, second_turn_metrics
 from verl_cipo.integration.train import checkpoint
 
 logger = logging.getLogger("verl_cipo")
@@ -112,13 +112,17 @@ class Controller:
         return pool
 
 
-def report_second_turns(manager: Any, cipo: CIPOConfig, config: DictConfig, *, step: int) -> dict[str, float]:
+def report_second_turns(
+    manager: Any, cipo: CIPOConfig, config: DictConfig, *, step: int, log_generations: Callable[..., None]
+) -> dict[str, float]:
     """Metrics of the validation's attempts with their second turns, which are dumped beside verl's dump.
 
     None without second turns and without a second verifier.
 
     Args:
         manager: CIPO's rollout manager.
+        log_generations: verl's ``_maybe_log_val_generations``; not called where there are no second turns, of which it
+            would show nothing.
     """
     if not cipo.reports_validation:
         return {}
@@ -127,6 +131,8 @@ def report_second_turns(manager: Any, cipo: CIPOConfig, config: DictConfig, *, s
     temperature = config.actor_rollout_ref.rollout.val_kwargs.temperature
     metrics = second_turn_metrics(records, counts, sampled=temperature > 0, corrected=cipo.val_corrections > 0)
     check_names(metrics)
+    if cipo.val_corrections > 0:
+        log_generations(**generations_table(records))
     directory = config.trainer.get("validation_data_dir", None)
     if directory:
         dump_second_turns(records, directory, step, temperature=temperature)

@@ -11,6 +11,7 @@ Overridden methods, each calling verl's own:
 * ``_compute_advantage``: rows for the estimator, weights of what is added,
 * ``step``: metrics, rho, budget, guard,
 * ``_validate``: the second turn,
+* ``_maybe_log_val_generations``: the table of validation samples, once there are corrections to show in it,
 * ``_save_checkpoint``, ``_load_checkpoint``: the controller's state and the pool,
 * ``on_sample_end``, ``on_step_end`` with colocate_async: no timeout runs while the engines sleep.
 """
@@ -227,7 +228,17 @@ class CIPOTrainerMixin:
 
     def _validate(self) -> dict[str, float]:
         metrics = super()._validate()
-        return metrics | report_second_turns(self.agent_loop_manager, self.cipo, self.config, step=self.global_steps)
+        return metrics | report_second_turns(
+            self.agent_loop_manager,
+            self.cipo,
+            self.config,
+            step=self.global_steps,
+            log_generations=super()._maybe_log_val_generations,
+        )
+
+    def _maybe_log_val_generations(self, inputs: list, outputs: list, scores: list) -> None:
+        if self.cipo.val_corrections == 0:
+            super()._maybe_log_val_generations(inputs=inputs, outputs=outputs, scores=scores)
 
     def _save_checkpoint(self) -> None:
         self._controller.save(self.config, step=self.global_steps, pool=self.agent_loop_manager.pool_state())

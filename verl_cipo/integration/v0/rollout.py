@@ -264,6 +264,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
                     session=session,
                     text=mark.text,
                     correct=mark.correct,
+                    score=mark.score,
                     corrections=own,
                     second=mark.second,
                 )

@@ -11,6 +11,7 @@ verl's TaskRunner builds ``RayPPOTrainer`` by that name, no option reaches it: :
 * ``_update_actor`` also appends what the policy loss does not train, takes as many optimizer steps as GRPO, and ends
   the step: metrics, rho, budget, guard,
 * ``_log_rollout_data``: the dump gets each row's uid, as the V1 trainers' has it,
+* ``_maybe_log_val_generations``: the table of validation samples, once there are corrections to show in it,
 * ``init_workers`` (the loss), ``_validate`` (the second turn), ``_save_checkpoint``/``_load_checkpoint``.
 """
 
@@ -215,8 +216,18 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
 
     def _validate(self, merged: bool = False) -> dict[str, Any]:
         metrics = super()._validate(merged)
-        report = report_second_turns(self.async_rollout_manager, self.cipo, self.config, step=self.global_steps)
+        report = report_second_turns(
+            self.async_rollout_manager,
+            self.cipo,
+            self.config,
+            step=self.global_steps,
+            log_generations=super()._maybe_log_val_generations,
+        )
         return metrics if merged else metrics | report
+
+    def _maybe_log_val_generations(self, inputs: list, outputs: list, scores: list) -> None:
+        if self.cipo.val_corrections == 0:
+            super()._maybe_log_val_generations(inputs=inputs, outputs=outputs, scores=scores)
 
     def _save_checkpoint(self) -> None:
         self._controller.save(self.config, step=self.global_steps, pool=self.async_rollout_manager.pool_state())

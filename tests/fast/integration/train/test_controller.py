@@ -115,7 +115,8 @@ def test_a_metric_that_is_not_declared_is_named():
 
 @pytest.mark.parametrize("val_corrections", [0, 1])
 def test_the_hacking_gap_of_a_validation_is_reported_and_dumped(val_corrections, tmp_path):
-    attempt = {"question": "Q", "gts": "4", "anchor_correct": True, "second": False, "corrections": []}
+    attempt = {"question": "Q", "session": 0, "attempt": "4", "anchor_correct": True, "score": 1.0, "gts": "4"}
+    attempt |= {"second": False, "corrections": []}
     manager = SimpleNamespace(pop_validation=lambda: ([attempt], {"second_verifier/errors": 2.0}))
     config = OmegaConf.create(
         {
@@ -124,11 +125,15 @@ def test_the_hacking_gap_of_a_validation_is_reported_and_dumped(val_corrections,
         }
     )
     cipo = CIPOConfig(preset="stream", val_corrections=val_corrections, second_verifier="given.py")
-    metrics = report_second_turns(manager, cipo, config, step=3)
+    logged = []
+    metrics = report_second_turns(manager, cipo, config, step=3, log_generations=lambda **table: logged.append(table))
     assert metrics["cipo/val/hacking_gap"] == 1 and metrics["cipo/val/second_verifier_errors"] == 2
     assert ("cipo/val/accuracy_turn2" in metrics) == (val_corrections == 1)
     assert json.loads((tmp_path / "corrections" / "3.jsonl").read_text())["second"] is False
+    # Without second turns verl has logged the table itself.
+    assert [table["scores"] for table in logged] == [[1.0]] * val_corrections
 
 
 def test_validation_without_a_second_turn_asks_for_none():
-    assert report_second_turns(None, CIPOConfig(preset="stream", val_corrections=0), OmegaConf.create(), step=1) == {}
+    cipo = CIPOConfig(preset="stream", val_corrections=0)
+    assert report_second_turns(None, cipo, OmegaConf.create(), step=1, log_generations=pytest.fail) == {}

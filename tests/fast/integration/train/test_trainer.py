@@ -310,3 +310,27 @@ def test_timeouts_stand_still_while_the_engines_sleep():
     trainer.on_sample_end()
     trainer.on_step_end()
     assert said == ["abort", "sleep", "clock stops", "update", "resume", "clock goes on"]
+
+
+@pytest.mark.parametrize("val_corrections", [0, 1])
+def test_a_validation_logs_one_table_with_what_there_is(monkeypatch, val_corrections):
+    logged = []
+
+    def validate(self):
+        self._maybe_log_val_generations(inputs=["Q"], outputs=["5"], scores=[0.0])
+        return {"val": 1.0}
+
+    record = {"question": "Q", "session": 0, "attempt": "5", "anchor_correct": False, "score": 0.0, "corrections": []}
+    monkeypatch.setattr(Verl, "_validate", validate, raising=False)
+    monkeypatch.setattr(
+        Verl, "_maybe_log_val_generations", lambda self, **table: logged.append(table), raising=False
+    )
+    trainer = Trainer()
+    trainer.cipo = CIPOConfig(preset="stream", val_corrections=val_corrections)
+    trainer.agent_loop_manager = SimpleNamespace(pop_validation=lambda: ([record], {}))
+    trainer.config.actor_rollout_ref.rollout = {"val_kwargs": {"temperature": 1.0}}
+    trainer.config.trainer = {}
+    metrics = trainer._validate()
+    assert metrics["val"] == 1 and ("cipo/val/accuracy_turn2" in metrics) == bool(val_corrections)
+    (table,) = logged
+    assert table["outputs"] == [["5"], ["5\n\n--- wrong, not corrected"]][val_corrections]

@@ -7,6 +7,7 @@ import gc
 import weakref
 from contextlib import ExitStack
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -479,3 +480,26 @@ def test_the_dump_names_the_rows(monkeypatch):
     trainer._balance_batch(batch, {})
     trainer._log_rollout_data(batch, {"acc": [0] * 28}, {}, "folder")
     assert written["uid"] == row_table(batch).keys and written["acc"] == [0] * 28
+
+
+@pytest.mark.parametrize("val_corrections", [0, 1])
+def test_a_validation_logs_one_table_with_what_there_is(monkeypatch, val_corrections):
+    logged = []
+
+    def validate(self, merged):
+        self._maybe_log_val_generations(inputs=["Q"], outputs=["5"], scores=[0.0])
+        return {"val": 1.0}
+
+    record = {"question": "Q", "session": 0, "attempt": "5", "anchor_correct": False, "score": 0.0, "corrections": []}
+    monkeypatch.setattr(RayPPOTrainer, "_validate", validate)
+    monkeypatch.setattr(RayPPOTrainer, "_maybe_log_val_generations", lambda self, **table: logged.append(table))
+    trainer = made()
+    trainer.global_steps = 1
+    trainer.cipo = CIPOConfig(preset="stream", val_corrections=val_corrections)
+    trainer.async_rollout_manager = SimpleNamespace(pop_validation=lambda: ([record], {}))
+    trainer.config.actor_rollout_ref.rollout = {"val_kwargs": {"temperature": 1.0}}
+    trainer.config.trainer = {}
+    metrics = trainer._validate()
+    assert metrics["val"] == 1 and ("cipo/val/accuracy_turn2" in metrics) == bool(val_corrections)
+    (table,) = logged
+    assert table["outputs"] == [["5"], ["5\n\n--- wrong, not corrected"]][val_corrections]
