@@ -1,7 +1,7 @@
 """Options of the commands that sample, which take KEY=VALUE."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,15 +19,15 @@ PAIRS = {
 }
 
 
-def add_pairs(parser: argparse.ArgumentParser) -> None:
-    """The options of PAIRS."""
-    for option, meaning in PAIRS.items():
-        parser.add_argument(option, nargs="+", default=[], metavar="KEY=VALUE", help=meaning)
+def add_pairs(parser: argparse.ArgumentParser, options: Iterable[str] = PAIRS) -> None:
+    """Those `options` of PAIRS."""
+    for option in options:
+        parser.add_argument(option, nargs="+", default=[], metavar="KEY=VALUE", help=PAIRS[option])
 
 
-def pairs(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """What each of PAIRS was given, by its name; values are read as YAML. Raises: EvaluationError on anything else."""
-    return {option: _read(option, args) for option in PAIRS}
+def pairs(args: argparse.Namespace, options: Iterable[str] = PAIRS) -> dict[str, dict[str, Any]]:
+    """What each of `options` was given, by its name; values are read as YAML. Raises: EvaluationError on others."""
+    return {option: _read(option, args) for option in options}
 
 
 def second_turn(knobs: Mapping[str, Any]) -> CIPOConfig:
