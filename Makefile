@@ -5,6 +5,8 @@ PYTHON ?= python3
 # Steps of the demo's CIPO run; empty for the demo's own number. make demo STEPS=3 is a smoke run.
 STEPS ?=
 DEMO_DIR ?= outputs/demo
+# What make chat asks; empty to type questions.
+QUESTION ?=
 DEMO_LM_DIR ?= outputs/demo-lm
 # Extra arguments for pytest, in both tiers: make test PYTEST_ARGS="-k checkpoint"
 PYTEST_ARGS ?=
@@ -17,12 +19,12 @@ VERL ?= 0.9.0
 TORCH ?= torch==2.13.0
 PIP_ARGS ?=
 
-export PYTHON TORCH PIP_ARGS
+export PYTHON TORCH PIP_ARGS QUESTION
 
 BIN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lm demo demo-lm test test-all contracts lint doctor clean distclean
+.PHONY: help venv lm demo chat demo-lm test test-all contracts lint doctor clean distclean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1 \t/' | expand -t 12
@@ -32,6 +34,9 @@ venv: ## create or update .venv
 
 demo: venv ## train a small model with CIPO on the CPU: real verl, Ray, FSDP2 and vLLM
 	$(BIN) examples/tiny/run.py --output $(DEMO_DIR) $(if $(STEPS),--steps $(STEPS))
+
+chat: venv ## ask the model of make demo a question, and let it correct its answer: make chat QUESTION="..."
+	$(BIN) examples/tiny/chat.py --output $(DEMO_DIR) $(if $(QUESTION),"$$QUESTION")
 
 lm: venv
 	@$(BIN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r requirements/lm.txt

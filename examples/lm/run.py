@@ -16,9 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.lm import prepare
 from examples.tiny import run as tiny
+from examples.tiny import show
 from examples.tiny.task import Task, overrides
-from verl_cipo.evaluation.report.examples import gather
-from verl_cipo.evaluation.report.runs import Run
 
 STEPS = 8
 QUICK_BELOW = 5
@@ -45,7 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("outputs/demo-lm"))
     parser.add_argument("--steps", type=int, default=STEPS, help=f"RL steps (default {STEPS})")
-    parser.add_argument("--algo", choices=["cipo", "grpo"], default="cipo", help="grpo runs the baseline")
+    parser.add_argument("--algo", choices=tiny.ALGORITHMS, default="cipo", help="grpo runs the baseline")
     try:
         return tiny.start(parser, demo)
     except prepare.Missing as error:
@@ -76,7 +75,7 @@ def demo(args: argparse.Namespace, verl_options: list[str]) -> None:
         *overrides(task),
         *OPTIONS,
         f"data.val_files={folder / 'data' / 'test.parquet'}",
-        f"algorithm.adv_estimator={args.algo}",
+        *tiny.ALGORITHMS[args.algo],
         f"actor_rollout_ref.actor.optim.lr={LEARNING_RATE}",
         f"trainer.total_training_steps={args.steps}",
         "trainer.total_epochs=1000",
@@ -93,23 +92,9 @@ def demo(args: argparse.Namespace, verl_options: list[str]) -> None:
         started=started,
         resume=None,
     )
-    text = corrections(output)
+    text = show.samples(output, limit=SHOWN)
     (output / "examples.txt").write_text(text)
     print(f"\n{text}examples: {output / 'examples.txt'}")
-
-
-def corrections(output: Path) -> str:
-    """A few corrections of the last validation, for people to read; empty where the run had none."""
-    run = Run(label="", name="demo", metrics={}, folder=output)
-    found = gather([run], limit=SHOWN, characters=600, bad=[])
-    words = {"c": "right", "w": "wrong"}
-    return "".join(
-        f"--- {words[example.transition[0]]} -> {words[example.transition[-1]]}\n"
-        f"{example.question.splitlines()[0]}\n"
-        f"attempt:    {example.attempt}\n"
-        f"correction: {example.correction}\n\n"
-        for example in found.shown
-    )
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@
     python examples/tiny/run.py --output outputs/demo --resume   # resumes from the newest checkpoint
 
 Makes a small model, tokenizer and data set (prepare.py), then trains through `verl.trainer.main_ppo` with
-`algorithm.adv_estimator=cipo`. Writes metrics.jsonl, curves.png, summary.json and train.log into --output.
-Further options go to verl unchanged: `run.py --output DIR algorithm.cipo.lambda_corr=0.5`.
+`algorithm.adv_estimator=cipo`. Writes metrics.jsonl, curves.png, summary.json, train.log, and the trained weights as a
+Hugging Face folder, model/, into --output. `make chat` (chat.py) asks the trained model a question.
+Further options go to verl unchanged: `run.py --output DIR +algorithm.cipo.lambda_corr=0.5`.
 """
 
 import argparse
@@ -27,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.tiny import prepare, show
 from examples.tiny.task import Task, overrides
+from verl_cipo.evaluation.suite.engine import weight_files
 from verl_cipo.integration.cpu import launch
 
 STEPS = 40
@@ -34,6 +36,14 @@ LEARNING_RATE = 1e-4
 """5e-4 undid the supervised start within ten steps (pass@1 .63 -> .26), 2e-4 learned more slowly than this."""
 QUICK_BELOW = 10
 """Runs of fewer steps than this are smoke runs: they use the quickly made model."""
+SHOWN = 3
+"""Corrections that are printed at the end."""
+# GRPO with second turns in its validation is CIPO without corrections in training.
+ALGORITHMS = {
+    "cipo": ["algorithm.adv_estimator=cipo"],
+    "grpo": ["algorithm.adv_estimator=cipo", "+algorithm.cipo.replay_fraction=0"],
+}
+"""What --algo may be -> its options of verl."""
 TRAINER_LINE = re.compile(r"\[verl_cipo\] trainer (\w+)")
 
 
@@ -42,10 +52,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
     parser.add_argument("--steps", type=int, default=STEPS, help=f"RL steps (default {STEPS})")
-    parser.add_argument("--algo", choices=["cipo", "grpo"], default="cipo", help="grpo runs the baseline")
+    parser.add_argument("--algo", choices=ALGORITHMS, default="cipo", help="grpo runs the baseline")
     parser.add_argument("--resume", action="store_true", help="resume from the newest checkpoint in --output")
     parser.add_argument(
-        "--save-every", type=int, default=0, metavar="STEPS", help="steps between checkpoints (default: never)"
+        "--save-every", type=int, default=0, metavar="STEPS", help="steps between checkpoints (default: one at the end)"
     )
     parser.add_argument("--seed", type=int, default=1, help="seed of the model, the data and their order")
     return start(parser, demo)
@@ -68,7 +78,7 @@ def start(parser: argparse.ArgumentParser, demo: Callable[[argparse.Namespace, l
 
 
 def demo(args: argparse.Namespace, verl_options: list[str]) -> None:
-    """Make the task, train, and write and print the summary."""
+    """Make the task, train, write and print the summary, and keep the weights."""
     quick = args.steps < QUICK_BELOW
     started = time.monotonic()
     output = args.output.resolve()
@@ -78,26 +88,41 @@ def demo(args: argparse.Namespace, verl_options: list[str]) -> None:
 
     if not args.resume:
         forget(output)
-    task = Task(folder=folder, val_n=1 if quick else 2)
+    # Another attempt at a problem is what a correction is held against.
+    task = Task(folder=folder, val_n=2)
     options = [
         *overrides(task),
-        f"algorithm.adv_estimator={args.algo}",
+        *ALGORITHMS[args.algo],
         f"data.seed={args.seed}",
         f"actor_rollout_ref.actor.optim.lr={LEARNING_RATE}",
         f"trainer.total_training_steps={args.steps}",
         "trainer.total_epochs=1000",
         f"trainer.test_freq={args.steps if quick else 20}",
-        f"trainer.save_freq={args.save_every or -1}",
+        f"trainer.save_freq={args.save_every or args.steps}",
+        "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra,hf_model]",
         *verl_options,
     ]
     resume = output / "checkpoints" if args.resume else None
     train(options, output=output, algo=args.algo, steps=args.steps, seed=args.seed, started=started, resume=resume)
+    print(f"\n{show.samples(output, limit=SHOWN)}", end="")
+    if keep_weights(output):
+        print(f"weights: {output / 'model'}; make chat asks them a question")
 
 
 def forget(output: Path) -> None:
     """Remove what an earlier run left in its folder, but for the task."""
-    for stale in ("rollouts", "validation", "checkpoints"):
+    for stale in ("rollouts", "validation", "checkpoints", "model"):
         shutil.rmtree(output / stale, ignore_errors=True)
+
+
+def keep_weights(output: Path) -> bool:
+    """Copy the last checkpoint's Hugging Face folder to `model`; False where verl was told to save no such thing."""
+    saved = launch.checkpoint_to_resume(output / "checkpoints", output / "metrics.jsonl")
+    if saved is None or not weight_files(saved / "actor" / "huggingface"):
+        return False
+    shutil.rmtree(output / "model", ignore_errors=True)
+    shutil.copytree(saved / "actor" / "huggingface", output / "model")
+    return True
 
 
 def train(

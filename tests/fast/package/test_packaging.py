@@ -190,6 +190,12 @@ def test_make_demo_hands_its_variables_on(arguments, command):
     assert shown == ["tools/setup_venv.sh", f".venv/bin/python {command}"]
 
 
+def test_make_chat_hands_the_question_on():
+    asked = make("-n", "chat", "DEMO_DIR=/tmp/x", 'QUESTION=Is 1 < 2, "Ann"?').splitlines()[1]
+    assert asked.strip() == '.venv/bin/python examples/tiny/chat.py --output /tmp/x "$QUESTION"'
+    assert make("-n", "chat").splitlines()[1].strip() == ".venv/bin/python examples/tiny/chat.py --output outputs/demo"
+
+
 FAKE_PYTHON = """#!/bin/sh
 case "$1 $2" in
 "-V ") echo Python 3.11.7 ;;

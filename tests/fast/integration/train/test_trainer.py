@@ -322,9 +322,7 @@ def test_a_validation_logs_one_table_with_what_there_is(monkeypatch, val_correct
 
     record = {"question": "Q", "session": 0, "attempt": "5", "anchor_correct": False, "score": 0.0, "corrections": []}
     monkeypatch.setattr(Verl, "_validate", validate, raising=False)
-    monkeypatch.setattr(
-        Verl, "_maybe_log_val_generations", lambda self, **table: logged.append(table), raising=False
-    )
+    monkeypatch.setattr(Verl, "_maybe_log_val_generations", lambda self, **table: logged.append(table), raising=False)
     trainer = Trainer()
     trainer.cipo = CIPOConfig(preset="stream", val_corrections=val_corrections)
     trainer.agent_loop_manager = SimpleNamespace(pop_validation=lambda: ([record], {}))
