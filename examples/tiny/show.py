@@ -19,9 +19,9 @@ SECOND_TURN = {
 HELD_OUT = {
     "val_pass1": ("right at the first attempt (pass@1)", "o-", "#1f4e79"),
     "turn2": ("right after the second turn", "D-", "#5b9bd5"),
+    "c2c": ("right attempts kept right (c->c)", "^--", "#548235"),
     "w2c": ("wrong attempts corrected (w->c)", "s--", "#c55a11"),
     "retry": ("the same by another attempt (retry)", "x:", "#7f7f7f"),
-    "c2c": ("right attempts kept right (c->c)", "^--", "#548235"),
 }
 """Name in the summary -> label, style and colour."""
 
@@ -137,6 +137,6 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
         axes.set(xlabel="step", ylim=(0, 1))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=8, frameon=False, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+        axes.legend(fontsize=8, frameon=False, ncol=2, columnspacing=1, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     figure.savefig(path, dpi=130)
     plt.close(figure)
