@@ -59,7 +59,7 @@ def test_the_likeliest_tokens_are_the_same_each_time(checkpoint, capsys):
 
 def test_the_correction_prompt_is_that_of_a_validation(checkpoint, answers, capsys):
     answers += ["5", "4", "5"]
-    knobs = ["--prompt", "form=assistant_turn", "verdict=told"]
+    knobs = ["--prompt", "form=assistant_turn", "verdict=told", "standalone=false"]
     assert chat.main(["2 + 2?", "--checkpoint", checkpoint, *knobs]) == 0
     assert capsys.readouterr().out == "--- attempt\n5\n--- correction\n4\n\n"
     asked, shown, _ = answers
@@ -95,7 +95,7 @@ def test_questions_are_read_up_to_an_empty_line(checkpoint, answers, capsys, mon
     [
         (["--max-tokens", "0"], "--max-tokens 0: expected 1 or more"),
         (["--temperature", "-1"], "--temperature -1.0: expected 0 or more"),
-        (["--max-tokens", "500"], "--max-tokens 500: a correction prompt takes 26 tokens or more, and of the 512"),
+        (["--max-tokens", "500"], "--max-tokens 500: a correction prompt takes 92 tokens or more, and of the 512"),
         (["--prompt", "tone=kind"], "tone"),
         (["--prompt", "tone"], "--prompt tone: expected KEY=VALUE"),
         (["--checkpoint", "nowhere"], "--checkpoint nowhere: no such folder"),

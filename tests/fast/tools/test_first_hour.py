@@ -58,7 +58,8 @@ def test_every_block_of_the_two_pages_is_a_fence_with_a_known_mark():
 def test_what_is_typed_has_no_place_for_a_name_of_the_reader():
     typed = [re.sub(" +# .*", "", command) for mark, command in listed(ROOT) if mark == "typed"]
     assert not [command for command in typed if re.search(r"\.\.\.|\b[A-Z]{3,}\b(?!=)", command)]
-    assert typed[:3] == ["make demo", "make test", "source .venv/bin/activate"]
+    assert typed[:2] == ["make demo", "make test"] and typed[2].startswith("make chat QUESTION=")
+    assert typed[3] == "source .venv/bin/activate"
     assert "pip install ." in typed
 
 

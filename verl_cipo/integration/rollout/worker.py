@@ -304,8 +304,7 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
     async def _correct_validation(
         self, group: PromptGroup, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
     ) -> None:
-        n = self._cipo.val_corrections
-        if n:
+        if n := self._cipo.val_corrections:
             await self._read(group, prompt)
         for session, attempt in sorted(group.attempts.items()):
             if not n:
