@@ -74,20 +74,25 @@ def default_run(run, request, tmp_path_factory):
 
 
 def test_the_defaults_move_sessions_pair_attempts_and_watch_for_what_corrections_find(default_run):
-    slots, moved, pairs = 0.0, 0.0, 0.0
+    dumps_pairs = "CIPOTrainerV0" not in default_run.log  # V0 dumps a step before it makes them
+    slots, moved, pairs, sampled = 0.0, 0.0, 0.0, 0.0
     for step, metrics in enumerate(default_run.steps, start=1):
         base, corrections, made = streams(default_run.rollouts(step))
         assert (
             metrics["cipo/rows/base"] == sum(map(len, base.values())) == PROMPTS * N + metrics["cipo/budget/attempts"]
         )
         assert metrics["cipo/rows/correction"] == sum(map(len, corrections.values()))
-        assert metrics["cipo/budget/attempts"] + metrics["cipo/rows/correction"] == N * metrics["cipo/budget/slots"]
-        assert metrics["cipo/rows/aux"] + metrics["cipo/transfer/rows"] == sum(map(len, made.values()))
+        if dumps_pairs:
+            assert metrics["cipo/rows/aux"] + metrics["cipo/transfer/rows"] == sum(map(len, made.values()))
         assert (metrics["cipo/aux/loss"] > 0) == (metrics["cipo/aux/rows"] > 0)
         assert metrics["actor/grad_norm"] > 0
         slots += metrics["cipo/budget/slots"]
         moved += metrics["cipo/budget/attempts"]
         pairs += metrics["cipo/rows/aux"]
+        sampled += metrics["cipo/budget/attempts"] + metrics["cipo/rows/correction"]
+    # An asynchronous trainer has slots under way whose rows are not trained yet.
+    under_way = N * slots - sampled
+    assert under_way == 0 or ("ColocateAsync" in default_run.log and 0 < under_way <= N * PROMPTS)
     assert slots >= PROMPTS * 2 and 0 < moved < N * slots and pairs > 0
 
 
