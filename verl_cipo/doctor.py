@@ -51,6 +51,7 @@ name = OmegaConf.create({"mode": "${cipo.trainer:sync,cipo}"}).mode
 from verl.trainer.ppo.v1 import get_trainer_cls
 get_trainer_cls(name)
 """
+FINE = {"found": "ok", "required": "as here"}
 COUNT_DEVICES = "import torch; print(torch.cuda.device_count())"
 
 
@@ -346,6 +347,21 @@ def examine() -> list[Check]:
     return [*checks, estimator, check_trainer()]
 
 
+def check_cluster(address: str) -> list[Check]:
+    """A check of each node: packages of this machine's versions, and the code verifier's sandbox."""
+    from verl_cipo.integration.nodes import ask_cluster
+
+    tell(f"asking the nodes of Ray's cluster {address} ...")
+    try:
+        nodes = ask_cluster(address)
+    except ConnectionError as error:
+        fix = "start it with `ray start --head`, or name its address"
+        return [Check(name="cluster", ok=False, found=f"none: {error}", required="a cluster", fix=fix)]
+    told = {"required": "as here", "fix": "install the same there, or start its Ray in that environment"}
+    there = {name: {"found": "; ".join(lacks), **told} if lacks else FINE for name, lacks in nodes.items()}
+    return [Check(name=f"node {name}", ok=one is FINE, **one) for name, one in there.items()]
+
+
 def fails(checks: Sequence[Check]) -> bool:
     return any(not check.ok and check.level == "error" for check in checks)
 
@@ -365,8 +381,11 @@ def table(checks: Sequence[Check]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m verl_cipo.doctor", description="Check the environment for CIPO.")
     parser.add_argument("--json", action="store_true", help="print a JSON list of checks")
+    parser.add_argument("--cluster", nargs="?", const="auto", metavar="ADDRESS", help="ask each node of a Ray cluster")
     options = parser.parse_args(arguments)
     checks = examine()
+    if options.cluster and not fails(checks):
+        checks += check_cluster(options.cluster)
     failed = fails(checks)
     if options.json:
         print(json.dumps([asdict(check) for check in checks], indent=2))

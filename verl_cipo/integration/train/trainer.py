@@ -34,6 +34,7 @@ from verl_cipo.core.metrics import batch_metrics
 from verl_cipo.core.rows import RowTable
 from verl_cipo.integration.checks import check_prompt_length, check_questions
 from verl_cipo.integration.group_filter import filter_metric
+from verl_cipo.integration.nodes import check_nodes
 from verl_cipo.integration.rendering import Rendering
 from verl_cipo.integration.settings import MANAGER_CLASS, TRAINER_OF_MODE, settle
 from verl_cipo.integration.stopwatch import Stopwatch
@@ -71,6 +72,7 @@ class CIPOTrainerMixin:
                 self.verl_mode,
             )
         print(f"[verl_cipo] trainer {type(self).__name__}, {self.cipo}")
+        check_nodes(config, self.cipo)
         self._controller = Controller(self.cipo)
         self._filters = filter_metric(config) is not None
         self._pool: dict[str, Any] | None = None

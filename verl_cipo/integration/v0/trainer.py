@@ -34,6 +34,7 @@ from verl_cipo.core.metrics import batch_metrics
 from verl_cipo.core.rows import APPENDED, BASE, RowTable
 from verl_cipo.integration import ChangedSeamError
 from verl_cipo.integration.checks import check_prompt_length, check_questions
+from verl_cipo.integration.nodes import check_nodes
 from verl_cipo.integration.rendering import Rendering
 from verl_cipo.integration.settings import MANAGER_CLASS_V0, settle
 from verl_cipo.integration.train.controller import Controller, report_second_turns
@@ -85,6 +86,7 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
             )
         self.cipo = settle(config)
         print(f"[verl_cipo] trainer {type(self).__name__}, {self.cipo}")
+        check_nodes(config, self.cipo)
         self._controller = Controller(self.cipo)
         self._laid_out = ExitStack()
         """Holds the estimator's view of the step's rows."""
