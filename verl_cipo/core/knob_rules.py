@@ -14,7 +14,7 @@ REVIEW_ALLOWED = (
 )
 
 REWARD_FUNCTION_ALLOWED = (
-    "pkg://package.module:function or path/to/file.py:function of a reward function as verl calls it,"
+    "pkg://package.module:function or path/to/file.py:function of a reward function as verl calls it"
 )
 
 
