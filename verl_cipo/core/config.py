@@ -14,10 +14,8 @@ from verl_cipo.core.knob_rules import rule_of
 ROOT = "algorithm.cipo"
 FOLLOWS: Any = None
 """Default of a knob that a CIPOConfig gives a value when it is made: that of the preset, or what other knobs need."""
-BUILT_IN = ("math", "code")
-"""Templates that know of prompt.standalone."""
-PAIRS_COEF = 0.1
-TRANSFER_COEF = {"none": 0.0, "inject": 8.0, "regress": 2.0}
+BUILT_IN = ("math", "code")  # templates that know of prompt.standalone
+PAIRS_COEF, TRANSFER_COEF = 0.1, {"none": 0.0, "inject": 8.0, "regress": 2.0}
 
 
 class CIPOConfigError(ValueError):
