@@ -34,7 +34,6 @@ from verl_cipo.integration.cpu import launch
 
 OWN_TERM = "grpo_own"
 """The control that has the term by which corrections reach the first attempt, on its own rare right attempts."""
-OTHERS = {"grpo": "grpo", "own": OWN_TERM}
 COLUMNS = ("pass@1", "pass@8", "pass@32", "w2c", "w2c_over_retry", "c2w", "turn2", "copy_rate_failed")
 
 
@@ -111,7 +110,7 @@ def summarise(found: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
         "arms": {name: figures.summary_of(runs) for name, runs in found.items()},
         "minus_control": differences,
         "minus_grpo": {name: figures.difference(found[name], same_n) for name in ours},
-        "minus_own": {name: figures.difference(found[name], found.get(OWN_TERM, {})) for name in ours},
+        f"minus_{OWN_TERM}": {name: figures.difference(found[name], found.get(OWN_TERM, {})) for name in ours},
         "pass@1_by_start_minus_control": {
             name: figures.difference_by_start(runs, control, found.get("base", {}))
             for name, runs in found.items()
@@ -132,9 +131,9 @@ def table(summary: dict[str, Any]) -> str:
         cells += [f"{arm['tokens']['mean']:,.0f}", f"{arm['train_s']['mean']:.0f}"]
         lines.append(f"| {name} | {len(arm['seeds'])} | " + " | ".join(cells) + " |")
     lines += _differences(f"minus {CONTROL}", {c: c for c in columns}, summary["minus_control"])
-    for other in ("grpo", "own"):
+    for other in ("grpo", OWN_TERM):
         if any(summary[f"minus_{other}"].values()):
-            lines += _differences(f"minus {OTHERS[other]}", {c: c for c in columns}, summary[f"minus_{other}"])
+            lines += _differences(f"minus {other}", {c: c for c in columns}, summary[f"minus_{other}"])
     by_start = summary["pass@1_by_start_minus_control"]
     kinds = [kind for kind in figures.STARTS if all(kind in one for one in by_start.values() if one)]
     titles = {kind: f"{kind}: solved {_share(*figures.STARTS[kind])} at the start" for kind in kinds}

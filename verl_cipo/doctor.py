@@ -2,6 +2,7 @@
 
     python -m verl_cipo.doctor            a table, one line per check
     python -m verl_cipo.doctor --json     the same for programs
+    python -m verl_cipo.doctor --cluster  and a line for each node of a Ray cluster that runs
 
 Exit status 1 when training would not start. It also runs without verl: verl and torch are imported only in a fresh
 interpreter, as in a real run, so a package that hangs or fails at import is reported and does not stop the doctor.
@@ -51,7 +52,6 @@ name = OmegaConf.create({"mode": "${cipo.trainer:sync,cipo}"}).mode
 from verl.trainer.ppo.v1 import get_trainer_cls
 get_trainer_cls(name)
 """
-FINE = {"found": "ok", "required": "as here"}
 COUNT_DEVICES = "import torch; print(torch.cuda.device_count())"
 
 
@@ -357,9 +357,12 @@ def check_cluster(address: str) -> list[Check]:
     except ConnectionError as error:
         fix = "start it with `ray start --head`, or name its address"
         return [Check(name="cluster", ok=False, found=f"none: {error}", required="a cluster", fix=fix)]
-    told = {"required": "as here", "fix": "install the same there, or start its Ray in that environment"}
-    there = {name: {"found": "; ".join(lacks), **told} if lacks else FINE for name, lacks in nodes.items()}
-    return [Check(name=f"node {name}", ok=one is FINE, **one) for name, one in there.items()]
+    fix = "install the same there, or start its Ray in that environment"
+    there = {f"node {name}": "; ".join(lacks) for name, lacks in nodes.items()}
+    return [
+        Check(name=name, ok=not lacks, found=lacks or "ok", required="as here", fix=fix if lacks else "")
+        for name, lacks in there.items()
+    ]
 
 
 def fails(checks: Sequence[Check]) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from verl_cipo.core.config import ROOT, CIPOConfig
+from verl_cipo.integration.group_filter import filter_metric
 
 PLAIN = {"source": "resample", "transfer.kind": "none", "budget": "fixed"}
 """Knob of a preset -> the value that every run can have."""
@@ -25,14 +26,13 @@ class Obstacle:
     knobs: tuple[str, ...]
 
 
-def obstacles(config: DictConfig, cipo: CIPOConfig, *, filters: bool) -> Iterator[Obstacle]:
+def obstacles(config: DictConfig, cipo: CIPOConfig) -> Iterator[Obstacle]:
     """All of a run.
 
     Args:
         cipo: with its schedule resolved.
-        filters: whether ``algorithm.filter_groups`` is on.
     """
-    if filters and cipo.replays and cipo.moves_budget:
+    if filter_metric(config) is not None and cipo.replays and cipo.moves_budget:
         allowed = (
             "with algorithm.filter_groups.enable=true and schedule=replay further attempts would be made at prompts "
             "that may be evicted; use fixed or another schedule"
@@ -85,9 +85,7 @@ def _against_rows(config: DictConfig) -> Iterator[Obstacle]:
             yield Obstacle(replay, f"the routing of rows that were never rolled out is not known {which}", _ADDED)
 
 
-def fitted(
-    config: DictConfig, mapping: Mapping[str, Any], *, asynchronous: bool, filters: bool
-) -> tuple[CIPOConfig, list[str]]:
+def fitted(config: DictConfig, mapping: Mapping[str, Any], *, asynchronous: bool) -> tuple[CIPOConfig, list[str]]:
     """The knobs of a run, its schedule resolved, and a line on each that cannot have the preset's value.
 
     A knob that is asked for by name stays as it is, whatever stands against it.
@@ -95,7 +93,6 @@ def fitted(
     Args:
         mapping: ``algorithm.cipo``; null, or no key, is the preset's value.
         asynchronous: whether the trainer is.
-        filters: whether ``algorithm.filter_groups`` is on.
 
     Raises:
         CIPOConfigError: as ``CIPOConfig.from_mapping``.
@@ -105,7 +102,7 @@ def fitted(
         return CIPOConfig.from_mapping(settings).scheduled(asynchronous=asynchronous)
 
     cipo, lines, settings = read(mapping), [], dict(mapping)
-    for obstacle in obstacles(config, cipo, filters=filters):
+    for obstacle in obstacles(config, cipo):
         for knob in obstacle.knobs:
             section, _, name = knob.rpartition(".")
             inner = dict(settings.get(section) or {}) if section else settings

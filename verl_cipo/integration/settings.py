@@ -15,7 +15,7 @@ from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
 from verl_cipo.core.prompts import with_text
 from verl_cipo.integration.checks import check_lengths
 from verl_cipo.integration.fitting import fitted, obstacles
-from verl_cipo.integration.group_filter import check_filter, filter_metric
+from verl_cipo.integration.group_filter import check_filter
 from verl_cipo.integration.reward_function import load, located
 from verl_cipo.integration.rollout.seeds import seed_name
 
@@ -44,7 +44,7 @@ def cipo_config(config: DictConfig) -> CIPOConfig:
     match mapping:
         case {"prompt": {"template": [*pieces]}} if all(isinstance(piece, str) for piece in pieces):
             mapping["prompt"]["template"] = "".join(pieces)
-    cipo, lines = fitted(config, mapping, asynchronous=_asynchronous(config), filters=filter_metric(config) is not None)
+    cipo, lines = fitted(config, mapping, asynchronous=_asynchronous(config))
     for line in lines:
         print(f"[verl_cipo] {line}")
     return replace(cipo, prompt=with_text(cipo.prompt))
@@ -116,7 +116,7 @@ def check_combination(config: DictConfig) -> CIPOConfig:
     _check_pipeline(config, refuse)
     if config.actor_rollout_ref.rollout.get("full_determinism"):
         seed_name(config.actor_rollout_ref.rollout)
-    for obstacle in obstacles(config, cipo, filters=filter_metric(config) is not None):
+    for obstacle in obstacles(config, cipo):
         refuse(obstacle.key, obstacle.allowed)
     if cipo.replays and cipo.aux.contrastive:
         raise CIPOConfigError(
@@ -134,11 +134,11 @@ def check_combination(config: DictConfig) -> CIPOConfig:
 def _over_a_manager(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str], None]) -> CIPOConfig:
     """``cipo`` with the manager that the config names, if it is another than CIPO's."""
     key = "actor_rollout_ref.rollout.agent.agent_loop_manager_class"
-    named = OmegaConf.select(config, key)
+    named, needed = OmegaConf.select(config, key), MANAGER_CLASS if config.trainer.use_v1 else MANAGER_CLASS_V0
     # cipo_trainer.yaml names that of V1, whatever trainer is asked for.
-    if named not in (None, MANAGER_CLASS, MANAGER_CLASS_V0):
+    if named not in (None, MANAGER_CLASS, needed):
         if not config.trainer.use_v1:
-            refuse(key, f"with trainer.use_v1=false corrections need {MANAGER_CLASS_V0}")
+            refuse(key, f"with trainer.use_v1=false corrections need {needed}")
         cipo = replace(cipo, manager=named)
     if cipo.manager is None:
         return cipo

@@ -206,6 +206,7 @@ REFUSED = {
         "algorithm.cipo.manager=my.Manager",
         "No module named 'my'",
     ],
+    f"+actor_rollout_ref.rollout.agent.agent_loop_manager_class={settings.MANAGER_CLASS_V0}": ["AgentLoopManagerTQ"],
     "+algorithm.cipo.manager=collections.OrderedDict": ["collections.OrderedDict", "subclass of verl.trainer"],
     "+algorithm.cipo.manager=collections.Nothing": ["collections.Nothing", "cannot be imported"],
 }
