@@ -190,7 +190,7 @@ class Replica:
             rho=self._rho.rho,
             seed=self.cipo.seed,
             step=number,
-            first=drawn_first(used),
+            first=drawn_first(used, **band),
             **band,
         )
         pass_rates = {group.uid: group.pass_rate for group in groups}

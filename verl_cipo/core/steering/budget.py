@@ -3,8 +3,8 @@
 docs/method.md 18. A step has K slots, one an anchor, of n_corrections sessions each. With budget=auto a slot becomes
 the corrections of its anchor, or as many further attempts at a prompt of the step. In prompts without a right attempt
 what both have brought decides: w2c, the share of right corrections of wrong attempts, against retry, the share of right
-ones among further attempts. Both are measured in every step for nothing. Elsewhere a few slots are corrections, as a
-probe. Further attempts are spread evenly, as GRPO with as many rollouts has them, but for prompts whose attempts are
+ones among further attempts. Both are measured in every step for nothing. Slots of prompts with a right attempt are
+further attempts. These are spread evenly, as GRPO with as many rollouts has them, but for prompts whose attempts are
 all right.
 """
 
@@ -32,7 +32,7 @@ KINDS = (*CLASSES, RIGHT)
 DECAY = 0.95
 """Weight of what was measured one step before: a step has few wrong anchors of a class."""
 PROBE = 1 / 8
-"""Least share of slots that are corrections: so it is noticed when they become worth more."""
+"""Least share of corrections in prompts without a right attempt: so it is noticed when they become worth more."""
 _PRIOR = 2.0
 """Anchors, or prompts, that each side is given for a start; with what both sides have measured together."""
 
@@ -203,42 +203,42 @@ def update_budget(state: BudgetState, new: Evidence, slots: Mapping[str, float])
 
 
 def shares(state: BudgetState) -> dict[str, float]:
-    """Share of the slots of each of KINDS that are corrections, in [PROBE, 1].
+    """Share of the slots of each of KINDS that are corrections, in [0, 1].
 
     Of wrong anchors in prompts without a right attempt that is how much likelier a correction is worth more than less,
-    P(w2c > retry) - P(w2c < retry), with both means taken as normal and independent. There GRPO has no signal, and what
-    a correction finds can be trained on the plain prompt. In all other prompts it is PROBE, however much corrections
-    are worth: there further attempts teach the first turn more, and pairs the second one. Of right anchors, whose
-    corrections cannot gain, it is the mean over the slots of wrong ones.
+    P(w2c > retry) - P(w2c < retry), with both means taken as normal and independent, and at least PROBE. There GRPO has
+    no signal, and what a correction finds can be trained on the plain prompt. In all other prompts it is 0, however
+    much corrections are worth: there further attempts teach the first turn more, and pairs the second one. Of right
+    anchors, whose corrections cannot gain, it is the mean over the slots of wrong ones.
     """
-    own = dict.fromkeys(CLASSES, PROBE)
+    own = dict.fromkeys(CLASSES, 0.0)
     own[NONE] = _share(state.w2c.get(NONE, Sums()), state.retry.get(NONE, Sums()))
     total = sum(state.slots.get(name, 0.0) for name in CLASSES)
     weights = {name: state.slots.get(name, 0.0) / total if total else 1 / len(CLASSES) for name in CLASSES}
-    return own | {RIGHT: _clipped(sum(weights[name] * own[name] for name in CLASSES))}
+    return own | {RIGHT: sum(weights[name] * own[name] for name in CLASSES)}
 
 
 def _share(w2c: Sums, retry: Sums) -> float:
     # Both sides start from what they have in common: a side with few measurements is neither favored nor put back.
     prior = (w2c.right + retry.right + _PRIOR / 2) / (w2c.size + retry.size + _PRIOR)
     (mean, variance), (other, noise) = w2c.estimate(prior), retry.estimate(prior)
-    return _clipped(math.erf((mean - other) / math.sqrt(2 * (variance + noise))))
+    return max(math.erf((mean - other) / math.sqrt(2 * (variance + noise))), PROBE)
 
 
-def _clipped(share: float) -> float:
-    return min(max(share, PROBE), 1.0)
-
-
-def drawn_first(shares: Mapping[str, float] | None) -> Callable[[Group], bool] | None:
+def drawn_first(
+    shares: Mapping[str, float] | None, *, delta_low: float, delta_high: float
+) -> Callable[[Group], bool] | None:
     """Whether anchors are drawn from a prompt before others; None: by its difficulty, as without this budget.
 
-    With budget=auto they come first from prompts without a right attempt, if corrections there have more than a probe:
-    so more of them are where they are worth most.
+    With budget=auto only corrections of prompts without a right attempt can be worth something. Where they are, anchors
+    come first from these; where they are a probe, as soon as from prompts of medium difficulty.
     shares: of `shares`; None with budget=fixed.
     """
-    if shares is None or shares[NONE] <= PROBE:
+    if shares is None:
         return None
-    return lambda group: group.pass_rate == 0
+    if shares[NONE] > PROBE:
+        return lambda group: group.pass_rate == 0
+    return lambda group: group.pass_rate == 0 or medium(group.pass_rate, delta_low=delta_low, delta_high=delta_high)
 
 
 def divide(

@@ -148,7 +148,7 @@ def budget(over_retry: Interval | None) -> Option:
             "place of further ones cost the first turn, so they go to prompts without one"
         )
     elif over_retry is not None and over_retry.high < 0:
-        why = "another attempt is worth more than a correction: all but one slot in eight become attempts"
+        why = "another attempt is worth more than a correction: nearly all slots become attempts"
     else:
         why = "whether a correction is worth another attempt cannot be told yet: training measures it"
     return Option(name="budget", settings={"+algorithm.cipo.budget": DEFAULTS.budget}, reason=why)

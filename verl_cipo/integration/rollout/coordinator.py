@@ -116,7 +116,7 @@ class AnchorCoordinator:
         self._ready = self._filling = self._new_pool(self._step, None)
 
     def _new_pool(self, step: int, shares: Mapping[str, float] | None) -> ReplayPool:
-        first = drawn_first(shares)
+        first = drawn_first(shares, **self._band)
         return ReplayPool(capacity=self._capacity, seed=self.config.seed, step=step, first=first, **self._band)
 
     async def open(
@@ -156,7 +156,7 @@ class AnchorCoordinator:
                 rho=rho,
                 seed=self.config.seed,
                 step=step,
-                first=drawn_first(shares),
+                first=drawn_first(shares, **self._band),
                 **self._band,
             )
         batch = self._batches[batch_id] = _Batch(

@@ -108,7 +108,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             rho=self.rho,
             seed=self._cipo.seed,
             step=step,
-            first=drawn_first(self.shares),
+            first=drawn_first(self.shares, **band),
             **band,
         )
         in_band = {group.uid: medium(group.pass_rate, **band) for group in groups}

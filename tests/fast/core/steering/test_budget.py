@@ -165,15 +165,15 @@ def state_of(w2c=None, retry=None, slots=None):
     return BudgetState(w2c=w2c or {}, retry=retry or {}, slots=slots or {})
 
 
-def test_without_measurements_corrections_are_a_probe():
-    assert shares(BudgetState()) == dict.fromkeys(KINDS, PROBE)
+def test_without_measurements_corrections_are_a_probe_where_no_attempt_is_right():
+    assert shares(BudgetState()) == dict.fromkeys(KINDS, 0.0) | {"none": PROBE, RIGHT: PROBE / 4}
 
 
 def test_a_side_without_measurements_is_neither_favored_nor_put_back():
     share = shares(state_of(retry={"none": Sums.of([(1, 0.0)] * 50)}))["none"]
     assert share <= 0.3
-    share = shares(state_of(retry={"medium": Sums.of([(1, 0.5)] * 50)}))["medium"]
-    assert share == PROBE
+    share = shares(state_of({"none": Sums.of([(1, 1.0)] * 50)}))["none"]
+    assert share <= 0.3
 
 
 def test_the_share_is_how_much_likelier_corrections_are_worth_more_than_less():
@@ -192,31 +192,49 @@ def test_much_worse_corrections_stay_as_a_probe_and_much_better_ones_take_all():
     assert shares(state_of({"none": good}, {"none": bad}))["none"] == pytest.approx(1.0)
 
 
-def test_prompts_with_a_right_attempt_keep_the_probe_however_good_corrections_are():
+def test_prompts_with_a_right_attempt_get_further_attempts_however_good_corrections_are():
     good, bad = Sums.of([(1, 1.0)] * 200), Sums.of([(1, 0.0)] * 200)
     found = shares(state_of(dict.fromkeys(CLASSES, good), dict.fromkeys(CLASSES, bad)))
-    assert {name: found[name] for name in CLASSES[1:]} == dict.fromkeys(CLASSES[1:], PROBE)
-    assert found["none"] == pytest.approx(1.0) and found[RIGHT] == pytest.approx((3 * PROBE + 1) / 4)
+    assert {name: found[name] for name in CLASSES[1:]} == dict.fromkeys(CLASSES[1:], 0.0)
+    assert found["none"] == pytest.approx(1.0) and found[RIGHT] == pytest.approx(1 / 4)
 
 
 def test_right_anchors_follow_the_mean_over_the_slots_of_wrong_ones():
     good, bad = Sums.of([(1, 1.0)] * 200), Sums.of([(1, 0.0)] * 200)
-    made = state_of({"none": good}, {"none": bad}, {"low": 3.0, "none": 1.0})
-    assert shares(made)[RIGHT] == pytest.approx((3 * PROBE + 1) / 4)
+    made = state_of({"none": good}, {"none": bad}, {"low": 1.0, "none": 3.0})
+    assert shares(made)[RIGHT] == pytest.approx(3 / 4)
+
+
+BAND = {"delta_low": 0.3, "delta_high": 0.7}
+
+
+def with_share(none):
+    return dict.fromkeys(KINDS, 0.0) | {"none": none}
 
 
 def test_anchors_come_first_from_prompts_without_a_right_attempt_where_corrections_are_worth_more():
     verdicts = ["cccc", "cwww", "wwww", "ccww"]
     groups = [group(i, marks) for i, marks in enumerate(verdicts)]
-    chosen = drawn_first(dict.fromkeys(KINDS, PROBE) | {"none": 0.2})
+    chosen = drawn_first(with_share(0.2), **BAND)
     assert [marks for marks, one in zip(verdicts, groups, strict=True) if chosen(one)] == ["wwww"]
     assert not chosen(Group("empty", ()))
-    drawn = select_anchors(groups, budget=5, rho=0.0, delta_low=0.3, delta_high=0.7, seed=1, step=1, first=chosen)
+    drawn = select_anchors(groups, budget=5, rho=0.0, seed=1, step=1, first=chosen, **BAND)
     assert [anchor.index for anchor in drawn][:4] == [2] * 4 and drawn[4].index in (1, 3)
 
 
-def test_difficulty_decides_where_corrections_are_a_probe():
-    assert drawn_first(dict.fromkeys(KINDS, PROBE)) is drawn_first(None) is None
+def test_the_probe_is_drawn_as_soon_as_from_prompts_of_medium_difficulty():
+    """Else it would never be measured where there are enough of these."""
+    verdicts = ["cccc", "cwww", "wwww", "ccww"]
+    groups = [group(i, marks) for i, marks in enumerate(verdicts)]
+    chosen = drawn_first(with_share(PROBE), **BAND)
+    assert [marks for marks, one in zip(verdicts, groups, strict=True) if chosen(one)] == ["wwww", "ccww"]
+    assert not chosen(Group("empty", ()))
+    drawn = select_anchors(groups, budget=2, rho=0.0, seed=1, step=1, first=chosen, **BAND)
+    assert {anchor.index for anchor in drawn} == {2, 3}
+
+
+def test_difficulty_alone_decides_without_this_budget():
+    assert drawn_first(None, **BAND) is None
 
 
 def test_what_was_measured_before_fades():
@@ -250,7 +268,7 @@ def test_rounding_is_carried():
 
 
 kinds_of_calls = st.lists(st.lists(st.sampled_from(KINDS), max_size=12), max_size=8)
-some_shares = st.fixed_dictionaries({kind: st.floats(PROBE, 1) for kind in KINDS})
+some_shares = st.fixed_dictionaries({kind: st.floats(0, 1) for kind in KINDS})
 
 
 @given(kinds_of_calls, some_shares, st.integers(0, 5))

@@ -13,7 +13,7 @@ from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
 
 HALF = dict.fromkeys(KINDS, 0.5)
 some_groups = st.lists(st.lists(st.booleans(), min_size=2, max_size=6), min_size=1, max_size=6)
-some_shares = st.fixed_dictionaries({kind: st.floats(PROBE, 1) for kind in KINDS})
+some_shares = st.fixed_dictionaries({kind: st.floats(0, 1) for kind in KINDS})
 
 
 async def rolled(actor: AnchorCoordinator, verdicts, shares, *, batch=0, step=1) -> dict[str, tuple[list[int], int]]:
@@ -51,7 +51,7 @@ def test_slots_add_up_to_the_anchors_and_further_attempts_are_spread(schedule, v
             delta_high=config.delta_high,
             seed=config.seed,
             step=1,
-            first=drawn_first(shares),
+            first=drawn_first(shares, delta_low=config.delta_low, delta_high=config.delta_high),
         )
         chosen = {(uid, session) for uid, (sessions, _) in told.items() for session in sessions}
         assert chosen <= {(anchor.uid, anchor.session) for anchor in drawn}

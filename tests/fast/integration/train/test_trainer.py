@@ -116,7 +116,7 @@ def test_the_budget_goes_to_the_rollout_manager_after_a_step():
     metrics = one_step(trainer)
     shares = trainer.agent_loop_manager.shares
     assert shares == trainer._controller.shares and set(shares) == {"none", "low", "medium", "high", "right"}
-    assert metrics["cipo/budget/low/share"] == PROBE and metrics["cipo/budget/corrections"] == 2
+    assert metrics["cipo/budget/none/share"] == PROBE and metrics["cipo/budget/corrections"] == 2
     fixed = Trainer()
     assert not any(name.startswith("cipo/budget") for name in one_step(fixed))
     assert fixed.agent_loop_manager.shares is None
