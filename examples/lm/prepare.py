@@ -46,7 +46,7 @@ class Settings:
     train: int = 1000  # problems
     test: int = 64
     terms: int = 3  # numbers of a sum, each of 1 or 2 digits
-    steps: int = 12  # of the warm-up
+    steps: int = 6  # of the warm-up
     rows: int = 12  # solutions a step
     lr: float = 5e-5
 

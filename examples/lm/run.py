@@ -4,13 +4,18 @@
     python examples/lm/run.py --output outputs/demo-lm --steps 2  # a smoke run
 
 SmolLM2-135M-Instruct learns sums of reasoning-gym (prepare.py). Writes metrics.jsonl, curves.png, summary.json,
-examples.txt and train.log into --output. Further options go to verl unchanged, as in examples/tiny/run.py.
+examples.txt, train.log and the trained weights (model/) into --output. Further options go to verl unchanged, as in
+examples/tiny/run.py.
 """
 
 import argparse
+import multiprocessing
+import shutil
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -19,10 +24,10 @@ from examples.tiny import run as tiny
 from examples.tiny import show
 from examples.tiny.task import Task, overrides
 
-STEPS = 8
+STEPS = 12
 QUICK_BELOW = 5
 """Runs of fewer steps than this are smoke runs: less data, and a warm-up of two steps."""
-LEARNING_RATE = 1e-5
+LEARNING_RATE = 2e-5
 PROMPTS, N = 8, 4
 SHOWN = 8
 """Corrections in examples.txt, as many of each transition as there are."""
@@ -59,7 +64,7 @@ def demo(args: argparse.Namespace, verl_options: list[str]) -> None:
     output = args.output.resolve()
     folder = output / ("task_quick" if quick else "task")
     settings = prepare.QUICK if quick else prepare.Settings()
-    made = prepare.prepare(folder, settings)
+    made = prepared(folder, settings)
     print(f"loss of the warm-up {made['loss'][0]} -> {made['loss'][-1]}")
     tiny.forget(output)
     task = Task(
@@ -80,7 +85,8 @@ def demo(args: argparse.Namespace, verl_options: list[str]) -> None:
         f"trainer.total_training_steps={args.steps}",
         "trainer.total_epochs=1000",
         f"trainer.test_freq={args.steps}",
-        "trainer.save_freq=-1",
+        f"trainer.save_freq={args.steps}",
+        "actor_rollout_ref.actor.checkpoint.save_contents=[hf_model]",
         *verl_options,
     ]
     tiny.train(
@@ -95,6 +101,16 @@ def demo(args: argparse.Namespace, verl_options: list[str]) -> None:
     text = show.samples(output, limit=SHOWN)
     (output / "examples.txt").write_text(text)
     print(f"\n{text}examples: {output / 'examples.txt'}")
+    if tiny.keep_weights(output):
+        shutil.rmtree(output / "checkpoints")
+        print(f"weights: {output / 'model'}")
+
+
+def prepared(folder: Path, settings: prepare.Settings) -> dict[str, Any]:
+    """What `prepare.prepare` returns, from a process of its own: this one would keep 2 GB. Raises: prepare.Missing."""
+    prepare.find_weights()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(prepare.prepare, folder, settings).result()
 
 
 if __name__ == "__main__":

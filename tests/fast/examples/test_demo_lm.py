@@ -51,7 +51,7 @@ def test_the_options_of_the_demo(monkeypatch, tmp_path):
     started = {}
     monkeypatch.setattr(launch, "HOST_LOCK", tmp_path / "lock")
     monkeypatch.setattr(tiny.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(prepare, "prepare", lambda folder, settings: started.update(settings=settings) or {"loss": [1]})
+    monkeypatch.setattr(run, "prepared", lambda folder, settings: started.update(settings=settings) or {"loss": [1]})
     monkeypatch.setattr(tiny, "train", lambda options, **more: started.update(options=options, **more))
     monkeypatch.setattr("sys.argv", ["run.py", "--output", str(tmp_path), "--steps", "7", "trainer.save_freq=3"])
     assert run.main() == 0
