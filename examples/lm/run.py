@@ -10,6 +10,7 @@ examples/tiny/run.py.
 
 import argparse
 import multiprocessing
+import os
 import shutil
 import sys
 import time
@@ -29,6 +30,8 @@ QUICK_BELOW = 5
 """Runs of fewer steps than this are smoke runs: less data, and a warm-up of two steps."""
 LEARNING_RATE = 2e-5
 PROMPTS, N = 8, 4
+THREADS = min(len(os.sched_getaffinity(0)), 4)
+"""Of each process: a model of this size keeps them busy."""
 SHOWN = 8
 """Corrections in examples.txt, as many of each transition as there are."""
 OPTIONS = [
@@ -97,6 +100,7 @@ def demo(args: argparse.Namespace, verl_options: list[str]) -> None:
         seed=settings.seed,
         started=started,
         resume=None,
+        env={"OMP_NUM_THREADS": str(THREADS)},
     )
     text = show.samples(output, limit=SHOWN)
     (output / "examples.txt").write_text(text)

@@ -126,11 +126,20 @@ def keep_weights(output: Path) -> bool:
 
 
 def train(
-    options: list[str], *, output: Path, algo: str, steps: int, seed: int, started: float, resume: Path | None
+    options: list[str],
+    *,
+    output: Path,
+    algo: str,
+    steps: int,
+    seed: int,
+    started: float,
+    resume: Path | None,
+    env: dict[str, str] | None = None,
 ) -> None:
     """Train with `options`, show how far it is, and write and print the summary.
 
-    started: `time.monotonic()` when the whole began; resume: folder of the checkpoints to go on from.
+    started: `time.monotonic()` when the whole began; resume: folder of the checkpoints to go on from; env: as in
+    `launch.train`.
     """
     options = [
         "trainer.val_before_train=true",
@@ -148,7 +157,7 @@ def train(
             bar.set_postfix({name: f"{value:.2f}" for name, value in shown.items() if value is not None})
             bar.update(line["step"] - bar.n)
 
-        peak_mb = launch.train(options, output=output, on_line=advance, resume=resume)
+        peak_mb = launch.train(options, output=output, on_line=advance, resume=resume, env=env)
 
     lines = launch.metrics_lines(output / "metrics.jsonl")
     trainer = TRAINER_LINE.search((output / "train.log").read_text(errors="replace"))

@@ -55,13 +55,12 @@ def test_sessions_of_a_step_are_as_drawn(budget_run):
 
 
 def test_the_share_starts_as_a_probe_and_both_sides_are_measured(budget_run):
-    """What the share becomes depends on what the model finds; prompts with a right attempt keep the probe."""
+    """What the share becomes depends on what the model finds; prompts with a right attempt have none."""
     first, *_, last = budget_run.steps
-    assert {value for name, value in first.items() if name.endswith("/share")} == {PROBE}
-    assert {last[f"cipo/budget/{name}/share"] for name in ("low", "medium", "high")} == {PROBE}
+    assert first["cipo/budget/none/share"] == PROBE
+    assert {step[f"cipo/budget/{name}/share"] for step in (first, last) for name in CLASSES[1:]} == {0.0}
     assert PROBE <= last["cipo/budget/none/share"] <= 1
-    for side in ("w2c", "retry"):
-        assert any(f"cipo/budget/{name}/{side}" in last for name in CLASSES)
+    assert {"cipo/budget/none/w2c", "cipo/budget/none/retry"} <= last.keys()
 
 
 def test_as_many_optimizer_steps_as_grpo(budget_run):
