@@ -28,6 +28,8 @@ CPU_ENV = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_DEDUP_LOGS": "0",
+    # Its own, also where another one runs on the machine.
+    "RAY_ADDRESS": "local",
     # vLLM's CPU sampler compiles even under enforce_eager: that takes a C++ compiler and 15 s.
     "TORCHDYNAMO_DISABLE": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
