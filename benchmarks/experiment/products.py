@@ -134,8 +134,9 @@ def taught_question(rng: random.Random, task: Products, problem: Problem) -> tup
 
 def with_context(question: str, context: str) -> str:
     """The message of an attempt under a context, as training asks it by default."""
-    (message,) = nudged([{"role": "user", "content": question}], context, NudgeConfig()) or ()
-    return message["content"]
+    chat = nudged([{"role": "user", "content": question}], context, NudgeConfig())
+    assert chat is not None
+    return chat[-1]["content"]
 
 
 def taught_correction(

@@ -66,8 +66,9 @@ TASKS = {
             misread=(7, 9),
             held=0.95,
             fix=0.35,
-            contexts={"Read each digit twice.": 0.6, "Begin with the first product.": 0.95},
-            warmup=Warmup(steps=600, rows=64),
+            contexts={"Read each digit twice.": 0.3, "Begin with the first product.": 0.95},
+            # With 600 it hardly tells them apart.
+            warmup=Warmup(steps=800, rows=64),
         ),
         steps=500,
     ),
