@@ -16,6 +16,7 @@ COMMANDS = {
     "doctor": "whether this machine can train with CIPO, and what to fix",
     "check": "checks a command line of verl.trainer.main_ppo without a GPU",
     "probe": "asks a checkpoint what a correction is worth, and recommends options",
+    "contexts": "has a checkpoint name strategies for the problems of a training file",
     "chat": "asks a checkpoint a question, and lets it correct its answer",
     "evaluate": "pass@K with intervals, second turns, benchmarks on a checkpoint, a check for reward hacking",
     "report": "one HTML page about one or more runs",

@@ -67,6 +67,19 @@ ABLATIONS = (
         rollouts=2,
         options=("replica.own=0.3",),
     ),
+    _cipo(
+        "nudge",
+        "attempts under strategy contexts, no corrections (NudgeRL); n doubled; stuck_contexts has contexts",
+        "nudge.contexts=contexts",
+        "replay_fraction=0",
+        rollouts=2,
+    ),
+    _cipo(
+        "balanced_nudge",
+        "preset=balanced with attempts under strategy contexts",
+        "nudge.contexts=contexts",
+        preset="balanced",
+    ),
     _cipo("failed_only", "anchors are failed attempts", "rho_adaptive=false", "rho_init=0", "rho_min=0"),
     _cipo(
         "failed_only_lambda_025",

@@ -24,6 +24,8 @@ from examples.tiny.evaluate import INSTRUCTION, correction_message, evaluate, us
 from examples.tiny.problems import held_out
 from examples.tiny.tokenizer import build_tokenizer
 from examples.tiny.warmup import Optimizers, Warmup, encode_row, loss_of
+from verl_cipo.core.config import NudgeConfig
+from verl_cipo.core.nudge import nudged
 from verl_cipo.core.prompts import TEMPLATES
 
 Factors = tuple[int, int]
@@ -52,6 +54,18 @@ class Products:
     val: int = 192
     shape: prepare.Shape = field(default_factory=prepare.Shape)
     warmup: Warmup = field(default_factory=lambda: Warmup(steps=1200, rows=64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductsWithContexts(Products):
+    """The same, with strategy contexts that the starting model knows: it is taught what to make of each.
+
+    contexts: text of a context -> probability that a second factor of `misread` is misread under it, in place of held;
+    under_context: share of the taught attempts that have a context, any of them alike.
+    """
+
+    contexts: dict[str, float]
+    under_context: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -92,17 +106,37 @@ def draw(rng: random.Random, task: Products, *, from_held_out: bool = False) -> 
             return problem
 
 
-def taught_attempt(rng: random.Random, task: Products, problem: Problem, *, slip: float) -> tuple[int, ...]:
-    """The products as the starting model is taught to answer the question, where a digit slips so often."""
+def taught_attempt(
+    rng: random.Random, task: Products, problem: Problem, *, slip: float, held: float | None = None
+) -> tuple[int, ...]:
+    """The products as the starting model is taught to answer the question, where a digit slips so often.
+
+    held: in place of the task's.
+    """
     values = []
     for a, b in problem.factors:
-        value = a * (b - 1) if b in task.misread and rng.random() < task.held else a * b
+        value = a * (b - 1) if b in task.misread and rng.random() < (task.held if held is None else held) else a * b
         if rng.random() < slip:
             place = 10 ** rng.randrange(3)
             digit = value // place % 10
             value += place * (rng.choice([d for d in range(10) if d != digit]) - digit)
         values.append(value)
     return tuple(values)
+
+
+def taught_question(rng: random.Random, task: Products, problem: Problem) -> tuple[str, float | None]:
+    """What the starting model is asked for an attempt, and the probability of misreading, None for the task's."""
+    if not isinstance(task, ProductsWithContexts) or rng.random() >= task.under_context:
+        return user_message(problem), None
+    context = rng.choice(list(task.contexts))
+    return with_context(user_message(problem), context), task.contexts[context]
+
+
+def with_context(question: str, context: str) -> str:
+    """The message of an attempt under a context, as training asks it by default."""
+    chat = nudged([{"role": "user", "content": question}], context, NudgeConfig())
+    assert chat is not None
+    return chat[-1]["content"]
 
 
 def taught_correction(
@@ -122,8 +156,9 @@ def warm_up(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Pr
         plain, corrections = [], []
         for _ in range(task.warmup.rows // 2):
             problem = draw(rng, task)
-            answer = written(taught_attempt(rng, task, problem, slip=task.slip))
-            plain.append(encode_row(tokenizer, user_message(problem), answer))
+            asked, held = taught_question(rng, task, problem)
+            answer = written(taught_attempt(rng, task, problem, slip=task.slip, held=held))
+            plain.append(encode_row(tokenizer, asked, answer))
             problem = draw(rng, task)
             attempt = taught_attempt(rng, task, problem, slip=task.shown_slip)
             answer = written(taught_correction(rng, task, problem, attempt))
@@ -136,11 +171,24 @@ def warm_up(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Pr
     return tokens
 
 
-def make_tokenizer() -> PreTrainedTokenizerBase:
-    """The same for every task; the sentences that every prompt repeats are one token each."""
+def make_tokenizer(task: Products) -> PreTrainedTokenizerBase:
+    """The same for every task without contexts; the sentences that every prompt repeats are one token each.
+
+    So is what a context adds to a prompt.
+    """
     frame = TEMPLATES["math"].replace("{attempt}", "{question}").split("{question}")
     texts = ["system\nuser\nassistant\n", "What is 12*7, 45*9?", written((84, 405))]
-    return build_tokenizer(texts, [" " + INSTRUCTION, *filter(None, frame)])
+    contexts = [with_context("", text) for text in task.contexts] if isinstance(task, ProductsWithContexts) else []
+    return build_tokenizer(texts, [" " + INSTRUCTION, *filter(None, frame), *contexts])
+
+
+def data_rows(task: Products, problems: list[Problem], split: str) -> list[dict]:
+    """Rows as verl has them; those of training hold the contexts in extra_info."""
+    rows = prepare.verl_rows(problems, split)
+    if isinstance(task, ProductsWithContexts) and split == "train":
+        for row in rows:
+            row["extra_info"]["contexts"] = list(task.contexts)
+    return rows
 
 
 def prepare_products(output: Path, task: Products) -> dict:
@@ -155,9 +203,9 @@ def prepare_products(output: Path, task: Products) -> dict:
     sides = {"train": [draw(rng, task) for _ in range(task.train)]}
     sides["val"] = [draw(rng, task, from_held_out=True) for _ in range(task.val)]
     for split, problems in sides.items():
-        pq.write_table(pa.Table.from_pylist(prepare.verl_rows(problems, split)), output / "data" / f"{split}.parquet")
+        pq.write_table(pa.Table.from_pylist(data_rows(task, problems, split)), output / "data" / f"{split}.parquet")
     torch.manual_seed(task.seed)
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(task)
     model = prepare.make_model(task.shape, tokenizer)
     tokens = warm_up(model, tokenizer, task, random.Random(task.seed + 1))
     model.save_pretrained(output / "model")

@@ -8,7 +8,7 @@ agrees with runs through verl.
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,39 +16,37 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 from torchdata.stateful_dataloader.sampler import RandomSampler
 
 from benchmarks.experiment.arms import Arm
-from benchmarks.experiment.policy import Policy, Sample, Verifier
-from benchmarks.experiment.setting import TURNS, Setting
-from examples.tiny.evaluate import is_right
+from benchmarks.experiment.held_out import answer_of, held_out
+from benchmarks.experiment.options import OWN, knobs, verifiers
+from benchmarks.experiment.policy import Policy, Sample
+from benchmarks.experiment.setting import Setting
 from examples.tiny.task import Task
 from verl_cipo.core.advantage import two_stream_advantage
 from verl_cipo.core.anchors import Attempt, Group, anchor_budget, medium, select_anchors
+from verl_cipo.core.aux_loss.distill import distillation_loss
 from verl_cipo.core.aux_loss.losses import aux_loss, aux_weights, partner_scores
 from verl_cipo.core.aux_loss.plan import AuxPlan, Shown, plan_aux, plan_metrics
 from verl_cipo.core.aux_loss.transfer import transfer_loss, transfer_weights
-from verl_cipo.core.config import CIPOConfig
-from verl_cipo.core.metrics import batch_metrics
+from verl_cipo.core.metrics import batch_metrics, nudge_metrics
+from verl_cipo.core.nudge import drawn_contexts, listed, nudged
 from verl_cipo.core.prompts import Others, Said, correction_prompt
-from verl_cipo.core.rows import Mark, RowKey, RowTable, correction_group
+from verl_cipo.core.rows import PLAIN, Mark, RowKey, RowTable, correction_group
 from verl_cipo.core.steering.budget import BudgetState, Spread, drawn_first, observe_budget, shares
 from verl_cipo.core.steering.rho import RhoState, update_rho
-from verl_cipo.integration.reward_function import load
 from verl_cipo.integration.rollout.reports import Reports
 from verl_cipo.integration.rollout.slots import Slots
-
-KNOB = "+algorithm.cipo."
-REWARD = "reward.custom_reward_function."
-OWN = "replica.own="
-"""Option of a control: weight of the log-likelihood of a prompt's own right attempts, where few are right."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A response of the step: its key, what is noted on it, the chat that it answers, and the response."""
+    """A response of the step: its key, what is noted on it, the chat that it answers, and the response.
+
+    messages: that of an attempt under a context is without it, what was asked is in the sample.
+    """
 
     key: RowKey
     mark: Mark
@@ -62,7 +60,7 @@ class Replica:
 
     Args:
         folder: of the task, as `prepare` makes it.
-        arm: its options for verl that begin with :data:`KNOB` or :data:`REWARD` are read; others are refused.
+        arm: its options for verl that `options.knobs` and `options.verifiers` know are read; others are refused.
         seed: of the order of problems, of the sampling and of the draws.
         setting: what all arms share.
     """
@@ -85,6 +83,9 @@ class Replica:
         )
         self._optimizer = torch.optim.AdamW(self.policy.model.parameters(), lr=setting.learning_rate, weight_decay=0.01)
         self._problems = pq.read_table(folder / "data" / "train.parquet").to_pylist()
+        column = self.cipo.nudge.contexts
+        if column is not None and not any(listed(problem, column) for problem in self._problems):
+            raise ValueError(f"arm {arm.name}: no problem of {folder} has {column}, as those of stuck_contexts have")
         self._batches = self._draw_batches()
 
     def _draw_batches(self) -> Iterator[list[dict[str, Any]]]:
@@ -99,12 +100,16 @@ class Replica:
         """Roll out, train, and move rho; returns the metrics of the step, named as through verl."""
         started = time.monotonic()
         problems = {f"{number}p{i}": problem for i, problem in enumerate(next(self._batches))}
-        rows = self._attempts([(uid, i, problem) for uid, problem in problems.items() for i in range(self._n)])
+        contexts = {uid: self._contexts(problem, number) for uid, problem in problems.items()}
+        rows = self._attempts(
+            [(uid, i, problem) for uid, problem in problems.items() for i in range(self._n)], contexts
+        )
         if self.cipo.rolls_out:
             rows += self._second_turn(problems, rows, number)
         table = table_of(rows)
         sampled = time.monotonic()
-        measured = batch_metrics(table) | {f"cipo/{name}": count for name, count in self._reports.pop_step().items()}
+        measured = batch_metrics(table) | (nudge_metrics(table) if self.cipo.nudges else {})
+        measured |= {f"cipo/{name}": count for name, count in self._reports.pop_step().items()}
         measured |= self._update(rows, table, number)
         measured["cipo/rho"] = self._rho.rho
         self._rho = update_rho(self._rho, measured.get("cipo/retention"), config=self.cipo)
@@ -113,9 +118,27 @@ class Replica:
             measured |= added
         return measured | {"timing_s/gen": sampled - started, "timing_s/step": time.monotonic() - started}
 
-    def _attempts(self, asked: Sequence[tuple[str, int, dict[str, Any]]]) -> list[Row]:
-        """Attempts of (uid, session, problem); sessions from n on are further ones."""
-        samples = self.policy.sample([(problem["prompt"], answer_of(problem)) for _, _, problem in asked])
+    def _contexts(self, problem: dict[str, Any], number: int) -> list[tuple[int, list[dict]] | None]:
+        """Of each session the number of its context and what it is asked; None at the plain prompt."""
+        if (column := self.cipo.nudge.contexts) is None:
+            return [None] * self._n
+        texts, how = listed(problem, column), self.cipo.nudge
+        chats = [nudged(problem["prompt"], text, how) or problem["prompt"] for text in texts]
+        draw = {"seed": self.cipo.seed, "step": number, "index": problem["extra_info"]["index"]}
+        drawn = drawn_contexts(len(chats), self._n, plain_share=how.plain_share, **draw)
+        return [None if context == PLAIN else (context, chats[context]) for context in drawn]
+
+    def _attempts(
+        self,
+        asked: Sequence[tuple[str, int, dict[str, Any]]],
+        contexts: Mapping[str, Sequence[tuple[int, list[dict]] | None]] | None = None,
+    ) -> list[Row]:
+        """Attempts of (uid, session, problem); sessions from n on are further ones, which have no context."""
+        under = [None if contexts is None else contexts[uid][session] for uid, session, _ in asked]
+        chats = [problem["prompt"] if own is None else own[1] for (*_, problem), own in zip(asked, under, strict=True)]
+        samples = self.policy.sample(
+            [(chat, answer_of(problem)) for (*_, problem), chat in zip(asked, chats, strict=True)]
+        )
         return [
             Row(
                 RowKey(uid, session),
@@ -124,12 +147,13 @@ class Replica:
                     score=float(sample.right),
                     further=session >= self._n,
                     second=sample.second,
+                    **({} if own is None else {"context": own[0], "question": problem["prompt"]}),
                 ),
                 problem["extra_info"]["index"],
                 problem["prompt"],
                 sample,
             )
-            for (uid, session, problem), sample in zip(asked, samples, strict=True)
+            for (uid, session, problem), own, sample in zip(asked, under, samples, strict=True)
         ]
 
     def _second_turn(self, problems: dict[str, dict[str, Any]], attempts: Sequence[Row], number: int) -> list[Row]:
@@ -223,12 +247,13 @@ class Replica:
         weight = -self._advantages([rows[i] for i in trained], table, trained, mask) / policy_mask.sum()
         aux = self._aux_fields(plan, keys, pairs, mask)
         moved = transfer_weights(mask, torch.tensor(plan.transfer_weights(keys)), optimizer_steps=1)
+        distilled = transfer_weights(mask, torch.tensor(plan.nudge_weights(keys)), optimizer_steps=1)
         own = -self._own * transfer_weights(mask, self._rare(table, trained, len(keys)), optimizer_steps=1)
         self._optimizer.zero_grad()
-        added = {"cipo/aux/loss": 0.0, "cipo/transfer/loss": 0.0}
+        added = dict.fromkeys(("cipo/aux/loss", "cipo/transfer/loss", "cipo/nudge/loss"), 0.0)
         # Rows of groups that are all right or all wrong have no gradient.
         weight = weight + own
-        needed = (weight != 0).any(dim=-1) | (moved != 0).any(dim=-1)
+        needed = ((weight != 0) | (moved != 0) | (distilled != 0)).any(dim=-1)
         if aux is not None:
             needed |= (aux[0] != 0).any(dim=-1)
         kept = needed.nonzero()[:, 0]
@@ -245,6 +270,10 @@ class Replica:
                 term = transfer_loss(log_prob, moved[places], kind=how.kind, gamma=how.gamma, floor=how.floor)
                 loss = loss + how.coef * term
                 added["cipo/transfer/loss"] += float(term)
+            if self.cipo.distils:
+                term = distillation_loss(log_prob, distilled[places])
+                loss = loss + self.cipo.nudge.coef * term
+                added["cipo/nudge/loss"] += float(term.detach())
             loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), 1.0)
         self._optimizer.step()
@@ -265,6 +294,7 @@ class Replica:
             lambda_risk=self.cipo.lambda_risk,
             norm_by_std=True,
             loss_agg_mode="token-mean",
+            between=self.cipo.nudge.between,
         )
         return found
 
@@ -319,35 +349,6 @@ class Replica:
         return weights, sign, partner
 
 
-def knobs(arm: Arm, seed: int) -> CIPOConfig:
-    """`algorithm.cipo` of an arm; plain GRPO is that of no anchors. Raises: ValueError on an option of another kind."""
-    if other := [option for option in arm.options if not option.startswith((KNOB, REWARD, OWN))]:
-        raise ValueError(f"arm {arm.name}: the replica does not know {' '.join(other)}")
-    if arm.algo == "grpo":
-        return CIPOConfig(replay_fraction=0.0, val_corrections=0)
-    set_here = [option.removeprefix(KNOB) for option in arm.options if option.startswith(KNOB)]
-    # As through verl: examples/tiny/task.py.
-    mapping = OmegaConf.to_container(OmegaConf.from_dotlist(["prompt.standalone=false", *set_here]))
-    assert isinstance(mapping, dict)
-    return CIPOConfig.from_mapping({"seed": seed, **{str(key): value for key, value in mapping.items()}})
-
-
-def verifiers(arm: Arm, cipo: CIPOConfig) -> dict[str, Verifier]:
-    """The reward function and the second verifier that an arm names, as arguments of `Policy`."""
-    own = dict(option.removeprefix(REWARD).split("=", 1) for option in arm.options if option.startswith(REWARD))
-    named = {"verifier": f"{own['path']}:{own['name']}" if own else None, "second": cipo.second_verifier}
-    return {place: _verifier(load(name)) for place, name in named.items() if name}
-
-
-def _verifier(function: Callable[..., float]) -> Verifier:
-    return lambda text, answer: function("openai/gsm8k", text, answer) == 1
-
-
-def answer_of(problem: dict[str, Any]) -> str:
-    """The right answer of a row of the data set."""
-    return problem["reward_model"]["ground_truth"]
-
-
 def table_of(rows: Sequence[Row]) -> RowTable:
     """What the package's modules know of the rows."""
     return RowTable.of_marks(
@@ -379,32 +380,3 @@ def run(arm: Arm, seed: int, setting: Setting, folder: Path, output: Path) -> di
     found = held_out(policy, folder, setting)
     wall_s = round(time.monotonic() - started, 1)
     return {"commit": "", "tokens": round(tokens), "train_s": round(trained_s, 1), "wall_s": wall_s, **found}
-
-
-@torch.no_grad()
-def held_out(policy: Policy, folder: Path, setting: Setting) -> dict[str, Any]:
-    """`right` and `turns` of `runs.run`, sampled from the policy at the held-out problems, by the sound verifier."""
-    policy.verifier = is_right
-    problems = pq.read_table(folder / "data" / "val.parquet").to_pylist()
-    prompt = correction_prompt(
-        CIPOConfig(),
-        policy.tokenizer,
-        prompt_length=Task.correction_prompt_length,
-        count_tokens=lambda messages: len(policy.ids(messages)),
-    )
-    torch.manual_seed(0)
-    first = [(problem["prompt"], answer_of(problem)) for problem in problems for _ in range(setting.samples)]
-    right = np.array([sample.right for sample in policy.sample(first)]).reshape(len(problems), -1).sum(axis=1)
-    anew = [(i, problem) for i, problem in enumerate(problems) for _ in range(setting.turn_samples)]
-    attempts = policy.sample([(problem["prompt"], answer_of(problem)) for _, problem in anew])
-    asked = [
-        (i, problem, attempt, request)
-        for (i, problem), attempt in zip(anew, attempts, strict=True)
-        if (request := prompt.request(problem["prompt"], attempt.text)[0]) is not None
-    ]
-    corrections = policy.sample([(request.messages, answer_of(problem)) for _, problem, _, request in asked])
-    turns = [dict.fromkeys(TURNS, 0) for _ in problems]
-    for (i, _, attempt, request), correction in zip(asked, corrections, strict=True):
-        turns[i][("c" if attempt.right else "w") + "2" + ("c" if correction.right else "w")] += 1
-        turns[i]["copies_failed"] += prompt.repeats(request.shown, correction.text) and not attempt.right
-    return {"right": right.tolist(), "turns": turns}

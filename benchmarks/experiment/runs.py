@@ -18,6 +18,7 @@ import yaml
 
 from benchmarks.experiment import replica
 from benchmarks.experiment.arms import Arm
+from benchmarks.experiment.options import OWN
 from benchmarks.experiment.setting import TURNS, Setting, prepared, record
 from examples.tiny.task import Task, overrides
 from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, read_objects
@@ -52,7 +53,7 @@ def run(arm: Arm, seed: int, setting: Setting, output: Path, *, engine: str = "v
     if (folder / RESULT).exists():
         return json.loads((folder / RESULT).read_text())
     task = output / "tasks" / f"seed{seed}"
-    if engine == "verl" and (own := [option for option in arm.options if option.startswith(replica.OWN)]):
+    if engine == "verl" and (own := [option for option in arm.options if option.startswith(OWN)]):
         raise ValueError(f"arm {arm.name} has {own[0]}, which verl does not know: use --engine replica")
     prepared(setting, seed, task)
     if engine == "replica":

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.experiment.arms import Arm
-from benchmarks.experiment.products import Products, prepare_products
+from benchmarks.experiment.products import Products, ProductsWithContexts, prepare_products
 from examples.tiny import prepare
 from examples.tiny.problems import Level
 from examples.tiny.warmup import Warmup
@@ -58,6 +58,19 @@ TASKS = {
     # Confident and wrong: further attempts repeat a misreading that a look at the attempt may break.
     "stuck": Setting(
         task=Products(parts=2, misread=(7, 9), held=0.95, fix=0.35, warmup=Warmup(steps=600, rows=64)), steps=500
+    ),
+    # The same with strategy contexts that it is taught: under one it reads more carefully, the other changes nothing.
+    "stuck_contexts": Setting(
+        task=ProductsWithContexts(
+            parts=2,
+            misread=(7, 9),
+            held=0.95,
+            fix=0.35,
+            contexts={"Read each digit twice.": 0.3, "Begin with the first product.": 0.95},
+            # With 600 it hardly tells them apart.
+            warmup=Warmup(steps=800, rows=64),
+        ),
+        steps=500,
     ),
     # Each product slips by itself, and what is shown tells which did: checking is easier than solving.
     "checkable": Setting(

@@ -98,7 +98,13 @@ def streams(rows: list[dict]) -> tuple[dict[str, list[dict]], dict[str, list[dic
         if row["uid"].startswith("pad"):
             continue
         group, _session, _index = row["uid"].rsplit("_", 2)
-        kind = made if "_p" in group or group.endswith(("r", "q")) else corrections if "_c" in group else base
+        kind = (
+            made
+            if "_p" in group or "_n" in group or group.endswith(("r", "q"))
+            else corrections
+            if "_c" in group
+            else base
+        )
         kind[group].append(row)
     return base, corrections, made
 

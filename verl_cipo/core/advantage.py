@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verl_cipo.core.rows import BASE, CORRECTION, PADDING, Rows
+from verl_cipo.core.rows import BASE, CORRECTION, PADDING, PLAIN, Rows
 
 SEQ_MEAN_MODES = ("seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean")
 LOSS_AGG_MODES = ("token-mean", "token-sum", *SEQ_MEAN_MODES)
@@ -52,6 +52,53 @@ def group_relative(
     of_row = torch.from_numpy(codes)
     centred = values - mean[of_row]
     return (centred / (std[of_row] + epsilon) if norm_by_std else centred).to(scores.device)
+
+
+def nudged_relative(
+    scores: Tensor,
+    group: Sequence[Hashable] | np.ndarray,
+    context: np.ndarray,
+    *,
+    between: float,
+    norm_by_std: bool,
+    epsilon: float = 1e-6,
+    nudged_epsilon: float = 1e-5,
+) -> Tensor:
+    """Advantage of attempts of which some have a strategy context (NudgeRL, arXiv 2605.15726; docs/method.md 23).
+
+        A = (s - mean_c) + between * (mean_c - mean),  at the plain prompt  A = s - mean
+        result: A - mean A, with norm_by_std over (std A + nudged_epsilon)
+
+    mean: over all attempts of the prompt; mean_c: over those under the same context. The std is the sample's, as in
+    GRPO, so that between=1 gives GRPO's advantage up to the epsilons.
+    A group without a context, or of one attempt, is :func:`group_relative`'s, bit for bit.
+
+    scores: float32 or float64, shape (N,); group: N hashable names; context: int, shape (N,), PLAIN or a context's
+    number. Computed in float64, so that equal scores give exactly 0. Returns a new tensor of shape (N,), like `scores`.
+    Raises: as :func:`group_relative`; ValueError on a context of another shape.
+    """
+    advantage = group_relative(scores, group, norm_by_std=norm_by_std, epsilon=epsilon)
+    if context.shape != (len(scores),):
+        raise ValueError(f"context {context.shape} and {len(scores)} scores: expected one shape (N,)")
+    codes = _codes(group)
+    size = np.bincount(codes)
+    nudged = (np.bincount(codes, weights=context != PLAIN) > 0) & (size > 1)
+    if not nudged.any():
+        return advantage
+    values = scores.detach().cpu().double().numpy()
+
+    def mean(of: np.ndarray, names: np.ndarray) -> np.ndarray:
+        """(N,) the mean of the rows that have a row's name."""
+        return (np.bincount(names, weights=of) / np.bincount(names))[names]
+
+    overall, own = mean(values, codes), mean(values, _codes(list(zip(codes.tolist(), context.tolist(), strict=True))))
+    found = np.where(context == PLAIN, values - overall, values - own + between * (own - overall))
+    found = found - mean(found, codes)
+    if norm_by_std:
+        squares = np.bincount(codes, weights=found**2)
+        found = found / (np.sqrt(squares / np.maximum(size - 1, 1))[codes] + nudged_epsilon)
+    of_nudged = torch.from_numpy(nudged[codes]).to(advantage.device)
+    return torch.where(of_nudged, torch.from_numpy(found).to(advantage), advantage)
 
 
 def correction_relative(
@@ -163,15 +210,17 @@ def two_stream_advantage(
     loss_agg_mode: str,
     loss_tokens: np.ndarray | None = None,
     epsilon: float = 1e-6,
+    between: float = 1.0,
 ) -> Tensor:
     """Advantages of a batch that mixes attempts, corrections and padding.
 
     token_level_rewards: (N, T), raw verifier outcomes (and any KL penalty); response_mask: (N, T), 1 where trained;
     loss_tokens: int, (N,), each row's tokens among those that verl's token-mean divides by, where that is not the sum
     of response_mask: its V1 engines divide by the tokens before rollout correction has rejected any.
-    The sum of a final row's rewards is its session's score; attempts get GRPO's advantage, corrections that of
-    `correction_relative`. Only final rows enter the statistics of their group; a session's advantage goes to all its
-    rows. Padding gets 0 and enters nothing.
+    between: of `nudged_relative`, read where attempts have contexts.
+    The sum of a final row's rewards is its session's score; attempts get GRPO's advantage, in groups with a context
+    that of `nudged_relative`, corrections that of `correction_relative`. Only final rows enter the statistics of their
+    group; a session's advantage goes to all its rows. Padding gets 0 and enters nothing.
     As in verl, a session whose final row has no trained token counts in its group and gets 0 itself.
     Returns (N, T), masked; the inputs are left as they are.
     Raises: ValueError when shapes differ or a session has no final row, or more than one.
@@ -206,7 +255,8 @@ def two_stream_advantage(
     advantage = torch.zeros_like(scores)
     how = {"norm_by_std": norm_by_std, "epsilon": epsilon}
     if len(one := np.flatnonzero(last.stream == BASE)):
-        advantage[one] = group_relative(scores[one], last.group[one], **how) * base_scale
+        own = nudged_relative(scores[one], last.group[one], last.context[one], between=between, **how)
+        advantage[one] = own * base_scale
     if len(one := np.flatnonzero(last.stream == CORRECTION)):
         broken = last.anchor_correct[one] & ~last.correct[one]
         own = correction_relative(scores[one], broken, last.group[one], lambda_risk=lambda_risk, **how)

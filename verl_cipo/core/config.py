@@ -1,7 +1,8 @@
 """Every knob of CIPO: its default and its meaning. What it may hold is in knob_rules.py.
 
 The values live in the YAML under `algorithm.cipo`. They are read once, here; everything behind this module
-may rely on them. cipo_trainer.yaml is tested to hold the same defaults.
+may rely on them. cipo_trainer.yaml is tested to hold the same defaults. Sections such as `prompt` are in
+config_sections.py.
 """
 
 import difflib
@@ -9,110 +10,22 @@ from collections.abc import Mapping
 from dataclasses import InitVar, asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
-from verl_cipo.core.knob_rules import rule_of
+from verl_cipo.core.config_sections import (
+    BUILT_IN,
+    FOLLOWS,
+    ROOT,
+    SECTIONS,
+    AuxConfig,
+    CIPOConfigError,
+    NudgeConfig,
+    PromptConfig,
+    TransferConfig,
+    validate,
+)
 
-ROOT = "algorithm.cipo"
-FOLLOWS: Any = None
-"""Default of a knob that a CIPOConfig gives a value when it is made: that of the preset, or what other knobs need."""
-BUILT_IN = ("math", "code")  # templates that know of prompt.standalone
+__all__ = ["ROOT", "AuxConfig", "CIPOConfig", "CIPOConfigError", "NudgeConfig", "PromptConfig", "TransferConfig"]
+
 PAIRS_COEF, TRANSFER_COEF = 0.1, {"none": 0.0, "inject": 8.0, "regress": 2.0}
-
-
-class CIPOConfigError(ValueError):
-    """A setting that cannot be used. The message names the key, its value and what is allowed."""
-
-
-@dataclass(frozen=True)
-class PromptConfig:
-    """How a correction prompt is made from a question and an attempt (`algorithm.cipo.prompt`)."""
-
-    template: str = "math"
-    """Text of the correction prompt: math, code, the path of a file that holds {question} and {attempt} once each, or
-    the text itself; with form=assistant_turn the review request, which holds neither."""
-    attempt_view: Literal["whole", "no_thinking", "tail"] = "no_thinking"
-    """Part of the attempt to show: whole; no_thinking, without <think> blocks; or tail, its end, max_attempt_tokens
-    long or as long as fits."""
-    on_overflow: Literal["tail", "skip"] = "tail"
-    """When that part does not fit: tail shows its end, skip drops the anchor (counted in the metrics)."""
-    max_attempt_tokens: int | None = None
-    """Most tokens of the attempt to show; null = as many as rollout.prompt_length leaves."""
-    thinking_open: str = "<think>"
-    """Start of a thought, for attempt_view=no_thinking; may hold special tokens of the model."""
-    thinking_close: str = "</think>"
-    """End of a thought, for the same."""
-    attempts: int = 1
-    """Most attempts to show: the anchor and other wrong attempts at its prompt, distinct answers first, in the order of
-    a lot. The room is shared fairly. A second turn in validation shows its attempt alone."""
-    verdict: Literal["hidden", "told"] = "hidden"
-    """hidden, the text does not say whether the attempt is right; told, it says that it is wrong, which takes anchors
-    that are all wrong: rho_adaptive=false rho_init=0. In validation it stays hidden."""
-    form: Literal["message", "assistant_turn"] = "message"
-    """message, question, attempt and request in one message; assistant_turn, the attempt follows the question as the
-    assistant's own answer, and then a request to review it."""
-    standalone: bool = FOLLOWS
-    """Whether the built-in texts ask for an answer that stands on its own and does not mention the attempt; null = with
-    transfer, which trains it as the answer to the plain prompt, if the template is one of them."""
-    path: InitVar[str] = f"{ROOT}.prompt"
-
-    def __post_init__(self, path: str) -> None:
-        _validate(self, path)
-        if self.thinking_open == self.thinking_close:
-            raise CIPOConfigError(
-                f"{path}.thinking_open = {path}.thinking_close = {self.thinking_open!r}: they must differ"
-            )
-        if self.attempts > 1 and self.form == "assistant_turn":
-            raise CIPOConfigError(
-                f"{path}.attempts = {self.attempts} with {path}.form = 'assistant_turn': the assistant's own turn is "
-                f"one attempt; use {path}.attempts = 1 or {path}.form = 'message'"
-            )
-
-    @property
-    def in_validation(self) -> "PromptConfig":
-        """What a second turn in validation is asked with: which attempts are wrong is not known there."""
-        return replace(self, attempts=1, verdict="hidden")
-
-
-@dataclass(frozen=True)
-class AuxConfig:
-    """The auxiliary correction loss (`algorithm.cipo.aux`), added to verl's policy loss; coef 0 leaves it out."""
-
-    kind: Literal["nll", "contrastive"] = "nll"
-    """nll, log-likelihood of right corrections; contrastive, right corrections preferred over the wrong attempt."""
-    coef: float = FOLLOWS
-    """Weight of the auxiliary loss; 0 = off. Pairs are trained by it alone: null = 0.1 with them, else 0."""
-    beta: float = 2.0
-    """Scale of the contrastive margin between mean log-probabilities per token."""
-    path: InitVar[str] = f"{ROOT}.aux"
-
-    def __post_init__(self, path: str) -> None:
-        _validate(self, path)
-
-    @property
-    def contrastive(self) -> bool:
-        """Whether corrections are preferred over wrong attempts, which must then be in the batch."""
-        return self.coef > 0 and self.kind == "contrastive"
-
-
-@dataclass(frozen=True)
-class TransferConfig:
-    """What corrections find, trained on the plain prompt (`algorithm.cipo.transfer`); added to verl's policy loss."""
-
-    kind: Literal["none", "inject", "regress"] = FOLLOWS
-    """none; inject, one right correction of a prompt as one more row of its attempts' group; regress, the
-    log-probability of all corrections of failed attempts, right and wrong, by their advantage over the attempts; null =
-    that of the preset."""
-    coef: float = FOLLOWS
-    """Weight of the term, 0 = off; null = 8 for inject and 2 for regress."""
-    below: float = 0.125
-    """Highest pass rate of the prompts whose corrections are trained so, inclusive."""
-    gamma: float = 0.1
-    """Shaping of inject: a token of probability p counts p / (p + gamma)."""
-    floor: float | None = -5.0
-    """For regress: tokens whose log-probability under the plain prompt is below this are left out; null = none are."""
-    path: InitVar[str] = f"{ROOT}.transfer"
-
-    def __post_init__(self, path: str) -> None:
-        _validate(self, path)
 
 
 @dataclass(frozen=True)
@@ -203,10 +116,12 @@ class CIPOConfig:
     """The auxiliary correction loss."""
     transfer: TransferConfig = field(default_factory=TransferConfig)
     """What corrections find, trained on the plain prompt."""
+    nudge: NudgeConfig = field(default_factory=NudgeConfig)
+    """Strategy contexts for attempts."""
     path: InitVar[str] = ROOT
 
     def __post_init__(self, path: str) -> None:
-        _validate(self, path)
+        validate(self, path)
         self._follow()
         # A rho that does not adapt stays at rho_init, whatever the range.
         range_of_rho = ("rho_min", "rho_init", "rho_max") if self.rho_adaptive else ("rho_min", "rho_max")
@@ -284,7 +199,7 @@ class CIPOConfig:
         Raises: CIPOConfigError on an unknown key (with the nearest known one), a wrong type or a value out of range.
         """
         values = _known_keys(cls, mapping, path)
-        for name, section in _SECTIONS.items():
+        for name, section in SECTIONS.items():
             if name in values:
                 inner = f"{path}.{name}"
                 values[name] = section(**_known_keys(section, values[name], inner), path=inner)
@@ -294,7 +209,7 @@ class CIPOConfig:
     def appends_rows(self) -> bool:
         """Whether rows are made that the policy loss does not train."""
         of_aux = self.pairs or self.aux.contrastive or self.lambda_corr == 0
-        return self.transfers or (self.aux.coef > 0 and of_aux)
+        return self.transfers or self.distils or (self.aux.coef > 0 and of_aux)
 
     @property
     def transfers(self) -> bool:
@@ -304,7 +219,17 @@ class CIPOConfig:
     @property
     def adds_loss(self) -> bool:
         """Whether something is added to verl's policy loss."""
-        return self.aux.coef > 0 or self.transfers
+        return self.aux.coef > 0 or self.transfers or self.distils
+
+    @property
+    def nudges(self) -> bool:
+        """Whether attempts are made under strategy contexts."""
+        return self.nudge.contexts is not None
+
+    @property
+    def distils(self) -> bool:
+        """Whether these are distilled into the plain prompt."""
+        return self.nudges and self.nudge.coef > 0
 
     def threshold(self, data_source: str | None) -> float:
         """`correct_threshold` for the rows of a data source."""
@@ -357,29 +282,11 @@ class CIPOConfig:
         return asdict(self)
 
 
-_SECTIONS: dict[str, Any] = {"prompt": PromptConfig, "aux": AuxConfig, "transfer": TransferConfig}
 _REPLACED = {
     f"{ROOT}.aux.distill_below": f"corrections are trained on the plain prompt by {ROOT}.transfer.kind=regress (or "
     f"inject), for prompts with a pass rate of at most {ROOT}.transfer.below",
 }
 """Knobs of older versions, and what does their work now."""
-
-
-def _validate(config: CIPOConfig | PromptConfig | AuxConfig | TransferConfig, path: str) -> None:
-    """Check every field against its rule; an int in a float field becomes a float."""
-    for knob in fields(config):
-        value = getattr(config, knob.name)
-        if (section := _SECTIONS.get(knob.name)) is not None:
-            if not isinstance(value, section):
-                allowed = f"expected a mapping (a {section.__name__} in code)"
-                raise CIPOConfigError(f"{path}.{knob.name} = {value!r}: {allowed}")
-            continue
-        rule = rule_of(knob)
-        try:
-            value = rule.read(value)
-        except ValueError:
-            raise CIPOConfigError(f"{path}.{knob.name} = {value!r}: expected {rule.allowed}") from None
-        object.__setattr__(config, knob.name, value)
 
 
 def _known_keys(cls: type, mapping: Any, path: str) -> dict[str, Any]:
@@ -391,7 +298,7 @@ def _known_keys(cls: type, mapping: Any, path: str) -> dict[str, Any]:
         if (now := _REPLACED.get(f"{path}.{key}")) is not None:
             raise CIPOConfigError(f"{path}.{key} = {value!r}: this option is gone; {now}")
         if key not in allowed:
-            sections = _SECTIONS.items() if cls is CIPOConfig else ()
+            sections = SECTIONS.items() if cls is CIPOConfig else ()
             inner = [f"{name}.{knob.name}" for name, section in sections for knob in fields(section)]
             places = {name.rpartition(".")[2]: name for name in allowed + inner}
             near = difflib.get_close_matches(str(key), places, n=1)

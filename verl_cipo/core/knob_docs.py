@@ -2,15 +2,17 @@
 
 import ast
 import inspect
+import json
 import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from verl_cipo.core.config import AuxConfig, CIPOConfig, PromptConfig, TransferConfig
+from verl_cipo.core import config_sections
+from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.knob_rules import rule_of
 
-SECTIONS: dict[str, type] = {"": CIPOConfig, "prompt": PromptConfig, "aux": AuxConfig, "transfer": TransferConfig}
+SECTIONS: dict[str, type] = {"": CIPOConfig, **config_sections.SECTIONS}
 """Name below `algorithm.cipo` -> its dataclass."""
 
 
@@ -38,6 +40,8 @@ def knobs(section: str = "") -> Iterator[Knob]:
 def _yaml_value(value: Any) -> str:
     if value is None:
         return "null"
+    if isinstance(value, str) and "\n" in value:
+        return json.dumps(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -95,11 +95,20 @@ def _read_text(value: Any) -> str:
     return value
 
 
+def _read_nudge_template(value: Any) -> str:
+    if not isinstance(value, str) or "${" in value:
+        raise ValueError
+    if any(value.count(name) != 1 for name in ("{question}", "{context}")):
+        raise ValueError
+    return value
+
+
 FLAG = Rule("true or false", _read_flag)
 NUMBER = number()
 SHARE = number(0, 1)
 WEIGHT = number(0)
 TEXT = Rule("a text", _read_text)
+NUDGE_TEMPLATE = Rule("a text that holds {question} and {context} once each, and no ${", _read_nudge_template)
 
 RULES: dict[str, Rule] = {
     "replay_fraction": WEIGHT,
@@ -141,13 +150,19 @@ RULES: dict[str, Rule] = {
     "below": SHARE,
     "gamma": number(above=0),
     "floor": number(high=0, null=True),
+    # nudge; coef as above, template has a rule of its own
+    "contexts": TEXT,
+    "plain_share": SHARE,
+    "between": WEIGHT,
 }
-"""Knob -> rule; that of a knob whose type is a Literal follows from it."""
+"""Knob -> rule; that of a knob whose type is a Literal follows from it, and a field may bring its own as metadata."""
 
 
 def rule_of(knob: Field) -> Rule:
     """The rule of a field of a config; null is allowed where it is the default. Raises: KeyError where it has none."""
-    if knob.name not in RULES and get_origin(knob.type) is Literal:
+    if (own := knob.metadata.get("rule")) is not None:
+        rule = own
+    elif knob.name not in RULES and get_origin(knob.type) is Literal:
         rule = choice(*get_args(knob.type))
     else:
         rule = RULES[knob.name]

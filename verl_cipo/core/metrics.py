@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from verl_cipo.core.rows import BASE, CORRECTION, PADDING, RowTable
+from verl_cipo.core.rows import BASE, CORRECTION, PADDING, PLAIN, RowTable
 from verl_cipo.core.transitions import Transitions
 
 PREFIX = "cipo/"
@@ -104,6 +104,21 @@ METRICS: dict[str, str] = {
     "cipo/transfer/skipped/no_prompt": "Corrections left out: no attempt at their prompt is in the batch.",
     "cipo/transfer/skipped/no_text_question": "Corrections left out: a prompt is not plain text (an image, say).",
     "cipo/transfer/skipped/no_advantage": "Corrections left out: their advantage is 0, so they would train nothing.",
+    "cipo/nudge/context_share": "Share of the attempts that had a strategy context, without the further ones of "
+    "budget=auto; cipo/nudge/* exist with nudge.contexts.",
+    "cipo/nudge/accuracy_context": "Share of attempts under a context that are right.",
+    "cipo/nudge/accuracy_plain": "Share of attempts at the plain prompt that are right, without the further ones of "
+    "budget=auto.",
+    "cipo/nudge/loss": "What the distillation of attempts into the plain prompt adds to the loss, before its "
+    "coefficient.",
+    "cipo/nudge/rows": "Rows that the distillation adds: attempts under contexts, as answers to the plain prompt.",
+    "cipo/nudge/skipped/bad_list": "Prompts with plain attempts alone: their contexts are no list of texts.",
+    "cipo/nudge/skipped/no_text_question": "Prompts with plain attempts alone: their question is not plain text (an "
+    "image, say).",
+    "cipo/nudge/skipped/too_long": "Contexts left out: the prompt with them would not fit into rollout.prompt_length.",
+    "cipo/nudge/skipped/several_outputs": "Attempts left out of the distillation: their agent loop gave several "
+    "outputs.",
+    "cipo/nudge/skipped/no_prompt": "Attempts left out of the distillation: their plain prompt is not known.",
     "cipo/aux/loss": "Auxiliary loss before its coefficient: per correction (nll) or pair (contrastive).",
     "cipo/aux/rows": "Corrections, or pairs, that the auxiliary loss trains.",
     "cipo/aux/pairs": "Attempts that were paired with a right rollout.",
@@ -203,6 +218,20 @@ def batch_metrics(table: RowTable, *, longest: int | None = None) -> dict[str, f
     if failed.any():
         metrics["copy_rate_failed"] = float(copied[failed].mean())
     return {PREFIX + name: value for name, value in metrics.items()}
+
+
+def nudge_metrics(table: RowTable) -> dict[str, float]:
+    """Of attempts under strategy contexts and beside them, without further ones; a mean over nothing is left out."""
+    rows = table.rows
+    drawn = (rows.stream == BASE) & rows.final & ~rows.further
+    under_context = rows.context != PLAIN
+    metrics = {}
+    if drawn.any():
+        metrics["context_share"] = float(under_context[drawn].mean())
+    for name, own in (("context", drawn & under_context), ("plain", drawn & ~under_context)):
+        if own.any():
+            metrics[f"accuracy_{name}"] = float(rows.correct[own].mean())
+    return {f"{PREFIX}nudge/{name}": value for name, value in metrics.items()}
 
 
 def _group_outcomes(group: np.ndarray, correct: np.ndarray) -> dict[str, float]:

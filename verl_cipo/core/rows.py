@@ -20,10 +20,12 @@ BASE, CORRECTION, PADDING, APPENDED = 0, 1, 2, 3
 """Streams: attempts, corrections, rows that fill a batch up, rows that the policy loss does not train."""
 CHOSEN, REJECTED, UNTRAINED = 1.0, -1.0, 0.0
 """What the auxiliary loss does to a row: make it likelier, less likely, nothing."""
+PLAIN = -1
+"""In place of the number of a context: the plain prompt."""
 MARK = "cipo"
 """Where a row holds its `Mark`: in `extra_fields` of its agent loop's output, a column of V0's batch."""
 
-_END = re.compile(r"_([cp])(\d+)([arq]?)\Z")
+_END = re.compile(r"_([cnp])(\d+)([arq]?)\Z")
 
 
 class GroupName(NamedTuple):
@@ -34,6 +36,7 @@ class GroupName(NamedTuple):
     {prompt}_c{n}{use}  rows made of these corrections: a, as they are, and r, the rejected attempt, for the auxiliary
                         loss; q, as answers to the plain question, for transfer
     {prompt}_p{n}       rows made of attempt n and a right rollout, its pair, for the auxiliary loss
+    {prompt}_n{n}       the row made of attempt n, which had a context, as an answer to the plain question
     """
 
     prompt: str
@@ -107,7 +110,9 @@ class Mark:
     further: whether an attempt is one that the budget made in place of corrections;
     prompt_right, prompt_attempts, prompt_score, prompt_spread: of a correction, `anchors.Outcome` of its anchor's
     prompt, None where it is not known;
-    question: of a correction whose anchor's prompt is not in its batch, the chat of that prompt.
+    question: of a correction whose anchor's prompt is not in its batch, the chat of that prompt; of an attempt under a
+    context, the chat of its prompt without it;
+    context: the number of an attempt's context in its prompt's list, None at the plain prompt;
     second: the second verifier's verdict, None where it was not asked or gave none.
     """
 
@@ -126,6 +131,7 @@ class Mark:
     prompt_score: float | None = None
     prompt_spread: float | None = None
     question: list[dict] | None = None
+    context: int | None = None
     second: bool | None = None
 
     @property
@@ -151,7 +157,8 @@ class Rows:
     stream: int8, BASE, CORRECTION or PADDING; group: str, equal within a prompt's attempts, or an anchor's corrections;
     session: str, equal for the outputs of one agent-loop session; final: bool, the last output of its session;
     correct: bool, the verdict on the row; anchor_correct: bool, that on the anchor (False for a base row);
-    further: bool, an attempt that the budget made in place of corrections; None in the constructor: no row is one.
+    further: bool, an attempt that the budget made in place of corrections; None in the constructor: no row is one;
+    context: int64, the number of an attempt's context, PLAIN of other rows; None in the constructor: no row has one.
     """
 
     stream: np.ndarray
@@ -161,10 +168,13 @@ class Rows:
     correct: np.ndarray
     anchor_correct: np.ndarray
     further: np.ndarray = None  # type: ignore[assignment]
+    context: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.further is None:
             object.__setattr__(self, "further", np.zeros(np.shape(self.stream), dtype=bool))
+        if self.context is None:
+            object.__setattr__(self, "context", np.full(np.shape(self.stream), PLAIN, dtype=np.int64))
         shapes = {item.name: np.shape(getattr(self, item.name)) for item in fields(self)}
         if len(set(shapes.values())) != 1 or len(shapes["stream"]) != 1:
             raise ValueError(f"shapes {shapes}: expected one shape (N,)")
@@ -195,7 +205,8 @@ class RowTable:
     index: the id in the data set of each row's prompt, a correction has that of its anchor; scores: (N,) raw verifier
     scores; tokens: (N,) response tokens; copied: (N,) bool, a correction that repeats its attempt; origin: that of each
     row's prompt, empty for a correction and where it is not known; outcome: of the prompt of a correction's anchor;
-    question: the chat of that prompt where it is not in the batch; second: (N,) float, the second verifier's verdict,
+    question: the chat of that prompt where it is not in the batch, and that of the plain prompt of an attempt under a
+    context; second: (N,) float, the second verifier's verdict,
     1 right, 0 wrong, NaN where there is none.
     """
 
@@ -233,6 +244,7 @@ class RowTable:
             correct=np.array([mark.correct for mark in marks], dtype=bool),
             anchor_correct=np.array([bool(mark.anchor_correct) for mark in marks], dtype=bool),
             further=np.array([mark.further for mark in marks], dtype=bool),
+            context=np.array([PLAIN if mark.context is None else mark.context for mark in marks], dtype=np.int64),
         )
         return cls(
             keys=keys,
@@ -299,23 +311,36 @@ class RowTable:
                 attempts[key] = of_session[attempt]
         return attempts
 
-    def plain_prompt(self, i: int) -> str | None:
-        """Key of a row with the plain prompt that correction `i` is of: the first output of an attempt at it.
+    def plain_prompt(self, i: int) -> tuple[str | None, list[dict]]:
+        """Key of a row with the plain prompt that row `i` is of: the first output of a plain attempt at it.
 
-        That of any attempt will do: the corrected one may be missing. None where the batch has none.
+        That of any attempt will do: the corrected one may be missing. Where all attempts have a context there is none,
+        but their chat without it; None and an empty chat where the batch has neither.
         """
-        key = self._asked.get(GroupName.parse(str(self.rows.group[i])).prompt)
-        return None if key is None or self.index[key] != self.index[i] else self.keys[key]
+        prompt = GroupName.parse(str(self.rows.group[i])).prompt
+        plain, under_context = (found.get(prompt) for found in self._asked)
+        if plain is not None and self.index[plain] == self.index[i]:
+            return self.keys[plain], []
+        if under_context is not None and self.index[under_context] == self.index[i]:
+            return None, self.question[under_context] or []
+        return None, []
 
     @cached_property
-    def _asked(self) -> dict[str, int]:
-        """Prompt -> the first row that shows it as it was asked: outputs that follow show those before them, too."""
-        first: dict[str, int] = {}
+    def _asked(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Prompt -> the first row that shows it as it was asked: outputs that follow show those before them, too.
+
+        Of plain attempts, and of those under a context.
+        """
+        first: tuple[dict[str, int], dict[str, int]] = ({}, {})
         for i in np.flatnonzero(self.rows.stream == BASE).tolist():
             key = RowKey.parse(self.keys[i])
             if key.output == 0:
-                first.setdefault(key.group, i)
+                first[int(self.rows.context[i] != PLAIN)].setdefault(key.group, i)
         return first
+
+    def plain_questions(self) -> dict[str, list[dict]]:
+        """Key -> the chat of the plain prompt, of attempts under a context: that in the batch has the context in it."""
+        return {self.keys[i]: self.question[i] or [] for i in np.flatnonzero(self.rows.context != PLAIN)}
 
     def correction_keys(self) -> list[str]:
         """Keys of the correction rows."""
@@ -362,4 +387,5 @@ class RowTable:
             correct=rows.correct & ~padding,
             anchor_correct=rows.anchor_correct & ~padding,
             further=rows.further & ~padding,
+            context=np.where(padding, PLAIN, rows.context),
         )

@@ -185,6 +185,12 @@ LOOKED_AT = 32
 NEEDED = ("raw_prompt", "index")
 
 
+def looked_at(dataset: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
+    """The rows of the training set that are looked at, by number."""
+    numbers = sorted({len(dataset) * i // LOOKED_AT for i in range(LOOKED_AT)}) if len(dataset) else []
+    return {number: dataset[number] for number in numbers}
+
+
 def check_questions(dataset: Sequence[Mapping[str, Any]], cipo: CIPOConfig) -> None:
     """Look at some rows of the training set as verl's rollout will get them.
 
@@ -198,8 +204,8 @@ def check_questions(dataset: Sequence[Mapping[str, Any]], cipo: CIPOConfig) -> N
     Raises:
         CIPOConfigError: a row lacks one of them, ``raw_prompt`` is something else, or no row has a text question.
     """
-    numbers = sorted({len(dataset) * i // LOOKED_AT for i in range(LOOKED_AT)}) if len(dataset) else []
-    rows = {number: dataset[number] for number in numbers}
+    rows = looked_at(dataset)
+    numbers = list(rows)
     for number, row in rows.items():
         _check_row(number, row)
     if not (cipo.rolls_out or cipo.pairs):

@@ -1,4 +1,4 @@
-"""What stands against pairs, transfer and budget=auto in a run, and defaults that do without what does."""
+"""What stands against pairs, transfer, nudging and budget=auto in a run, and defaults that do without what does."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ _ADDED = ("source", "transfer.kind")
 
 @dataclass(frozen=True)
 class Obstacle:
-    """A setting of verl that does not go with what some knobs of :data:`PLAIN` ask for.
+    """A setting of verl that does not go with what some knobs of :data:`PLAIN` ask for, or with nudge.coef.
 
-    key: of verl's config, or of CIPO's; allowed: why, and what to set; knobs: those of which one has to give way.
+    key: of verl's config, or of CIPO's; allowed: why, and what to set; knobs: those of which one has to give way, none
+    where no preset asks for what does not go.
     """
 
     key: str
@@ -41,7 +42,7 @@ def obstacles(config: DictConfig, cipo: CIPOConfig) -> Iterator[Obstacle]:
     if not cipo.adds_loss:
         return
     if OmegaConf.select(config, "distillation.enabled"):
-        allowed = "verl's distillation loss replaces the loss that aux.coef and transfer add to"
+        allowed = "verl's distillation loss replaces the loss that aux.coef, transfer and nudge.coef add to"
         yield Obstacle("distillation.enabled", allowed, _ADDED)
     if OmegaConf.select(config, "trainer.use_v1") is False and cipo.lambda_corr == 0 and cipo.rolls_out:
         allowed = (
@@ -64,11 +65,23 @@ def obstacles(config: DictConfig, cipo: CIPOConfig) -> Iterator[Obstacle]:
                 f"schedule or {ROOT}.transfer.kind=none"
             )
             yield Obstacle(tools, allowed, ("transfer.kind",))
+        if cipo.distils:
+            allowed = (
+                f"the plain prompt of an attempt under a context may have to be rendered without tools; use "
+                f"{ROOT}.nudge.coef=0"
+            )
+            yield Obstacle(tools, allowed, ())
+        if cipo.transfers and cipo.nudges:
+            allowed = (
+                f"with {ROOT}.nudge.contexts the plain prompt of a correction may have to be rendered without tools; "
+                f"use {ROOT}.transfer.kind=none"
+            )
+            yield Obstacle(tools, allowed, ("transfer.kind",))
 
 
 def _against_rows(config: DictConfig) -> Iterator[Obstacle]:
     """What stands against rows that the policy loss does not train."""
-    which = "(pairs, contrastive, aux.coef with lambda_corr=0, transfer.kind)"
+    which = "(pairs, contrastive, aux.coef with lambda_corr=0, transfer.kind, nudge.coef)"
     if OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode"):
         allowed = (
             f"verl's loss then refuses a micro-batch of rows that the policy loss does not train {which}, and there "

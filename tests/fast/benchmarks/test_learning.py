@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from benchmarks import learning
 from benchmarks.experiment import figures, pictures, runs
 from benchmarks.experiment.arms import ABLATIONS, ARMS, CONTROL
-from benchmarks.experiment.replica import KNOB
+from benchmarks.experiment.options import KNOB
 from benchmarks.experiment.setting import QUICK, TASKS, record
 from verl_cipo.core.config import CIPOConfig
 

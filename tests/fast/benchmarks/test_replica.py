@@ -4,11 +4,12 @@ import json
 import random
 from dataclasses import replace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from benchmarks import hacking
-from benchmarks.experiment import products, replica, runs
+from benchmarks.experiment import options, products, replica, runs
 from benchmarks.experiment.arms import ARMS, CONTROL, Arm
 from benchmarks.experiment.policy import Policy, Sample
 from benchmarks.experiment.setting import Setting
@@ -85,8 +86,8 @@ def test_a_step_trains_what_the_arm_says(task):
 def test_an_auxiliary_loss_is_added(task):
     lots = random.Random(3)
     for knobs, rows in (("preset=stream aux.coef=0.1", 0), ("source=paired", 4)):
-        options = tuple(f"{replica.KNOB}{knob}" for knob in knobs.split())
-        arm = Arm(name="a", what="", algo="cipo", options=options)
+        given = tuple(f"{options.KNOB}{knob}" for knob in knobs.split())
+        arm = Arm(name="a", what="", algo="cipo", options=given)
         trainer = replica.Replica(task, arm, 1, SETTING)
         trainer.policy.verifier = lambda text, answer: lots.random() < 0.5
         measured = trainer.step(1)
@@ -96,7 +97,7 @@ def test_an_auxiliary_loss_is_added(task):
 
 def test_a_control_may_learn_from_its_own_rare_right_attempts(task):
     """Of three prompts, with 1, 4 and 0 of 8 attempts right, the first alone."""
-    arm = Arm(name="a", what="", algo="grpo", rollouts=2, options=(f"{replica.OWN}0.3",))
+    arm = Arm(name="a", what="", algo="grpo", rollouts=2, options=(f"{options.OWN}0.3",))
     keys = [RowKey(uid, i) for uid in "abc" for i in range(8)]
     right = {RowKey("a", 5), *(RowKey("b", i) for i in range(4))}
     sample = Sample([1], [2], "", True, None)
@@ -107,7 +108,7 @@ def test_a_control_may_learn_from_its_own_rare_right_attempts(task):
 
 def test_a_run_is_trained_by_the_verifier_that_its_arm_names_and_measured_by_the_second_one(task):
     arm = hacking.ARMS["cipo"]
-    arm = replace(arm, options=(*arm.options, f"{replica.KNOB}preset=stream"))
+    arm = replace(arm, options=(*arm.options, f"{options.KNOB}preset=stream"))
     trainer = replica.Replica(task, arm, 1, SETTING)
     policy = trainer.policy
     assert (policy.verifier("#### 0", "7"), policy.second("#### 0", "7")) == (True, False)
@@ -128,8 +129,8 @@ def test_what_is_sampled_in_the_end_is_judged_by_the_sound_verifier(task):
 def test_an_option_of_verl_is_refused():
     arm = Arm(name="a", what="", algo="cipo", options=("actor_rollout_ref.rollout.n=4",))
     with pytest.raises(ValueError, match=r"arm a: the replica does not know actor_rollout_ref\.rollout\.n=4"):
-        replica.knobs(arm, 1)
-    assert replica.knobs(ARMS["lambda_2"], 7) == CIPOConfig(preset="stream", seed=7, lambda_corr=2.0)
+        options.knobs(arm, 1)
+    assert options.knobs(ARMS["lambda_2"], 7) == CIPOConfig(preset="stream", seed=7, lambda_corr=2.0)
 
 
 def test_verl_does_not_take_the_option_of_a_control(tmp_path):
@@ -144,6 +145,94 @@ def test_a_run_is_kept_like_one_through_verl(tmp_path):
     lines = (tmp_path / "cipo_seed1" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["data"]["cipo/rows/correction"] for line in lines] == [16, 16]
     assert runs.run(ARMS["cipo"], 1, SETTING, tmp_path, engine="replica") == found
+
+
+# ---- strategy contexts
+
+NUDGED = products.ProductsWithContexts(
+    **{name: getattr(TASK, name) for name in ("parts", "train", "val", "shape", "warmup")},
+    misread=(7,),
+    held=1.0,
+    contexts={"Look twice.": 0.0, "Go on.": 1.0},
+)
+
+
+@pytest.fixture(scope="module")
+def nudged_task(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nudged")
+    products.prepare_products(folder, NUDGED)
+    return folder
+
+
+def test_the_starting_model_is_taught_what_to_make_of_each_context():
+    rng, problem = random.Random(0), products.Problem(((12, 7),))
+    seen = {products.taught_question(rng, NUDGED, problem) for _ in range(200)}
+    plain = "What is 12*7? " + products.INSTRUCTION
+    assert seen == {
+        (plain, None),
+        (f"{plain}\n\nUse this strategy: Look twice.", 0.0),
+        (f"{plain}\n\nUse this strategy: Go on.", 1.0),
+    }
+    assert products.taught_attempt(rng, NUDGED, problem, slip=0, held=0.0) == (84,)
+    assert products.taught_attempt(rng, NUDGED, problem, slip=0) == (72,)
+    state = rng.getstate()
+    assert products.taught_question(rng, TASK, problem) == (plain, None) and rng.getstate() == state, "as it was"
+
+
+def test_a_context_is_one_token_and_training_data_have_all(nudged_task):
+    row = pq.read_table(nudged_task / "data" / "train.parquet").to_pylist()[0]
+    assert row["extra_info"]["contexts"] == ["Look twice.", "Go on."]
+    assert "contexts" not in pq.read_table(nudged_task / "data" / "val.parquet").to_pylist()[0]["extra_info"]
+    tokenizer = Policy(nudged_task / "model").tokenizer
+    ids = [tokenizer.encode(products.with_context(row["prompt"][0]["content"], text)) for text in NUDGED.contexts]
+    assert len(ids[0]) == len(ids[1]) == len(tokenizer.encode(row["prompt"][0]["content"])) + 1 and ids[0] != ids[1]
+    assert len(products.make_tokenizer(NUDGED)) == len(products.make_tokenizer(TASK)) + 2
+
+
+def test_a_step_asks_under_contexts_and_distils(nudged_task, monkeypatch):
+    asked, lots = [], random.Random(3)
+    trainer = replica.Replica(nudged_task, ARMS["nudge"], 1, SETTING)
+    trainer.policy.verifier = lambda text, answer: lots.random() < 0.5
+    sample = trainer.policy.sample
+
+    def seen(chats):
+        asked.extend(chat[-1]["content"] for chat, _ in chats)
+        return sample(chats)
+
+    monkeypatch.setattr(trainer.policy, "sample", seen)
+    found = trainer.step(1)
+    assert len(asked) == 32 == found["cipo/rows/base"] and found["cipo/rows/correction"] == 0
+    under = [text for text in asked if "strategy: " in text]
+    assert {text.partition("strategy: ")[2] for text in under} == set(NUDGED.contexts)
+    assert found["cipo/nudge/context_share"] == len(under) / 32
+    assert 0 < found["cipo/nudge/rows"] <= len(under) and found["cipo/nudge/loss"] != 0
+    assert found["cipo/nudge/accuracy_context"] > 0 and found["cipo/nudge/accuracy_plain"] > 0
+    # What is drawn depends on the seed and the step alone.
+    again = replica.Replica(nudged_task, ARMS["nudge"], 1, SETTING)
+    assert again.step(1)["cipo/nudge/context_share"] == found["cipo/nudge/context_share"]
+
+
+def test_corrections_beside_contexts_ask_the_plain_question(nudged_task, monkeypatch):
+    asked = []
+    trainer = replica.Replica(nudged_task, ARMS["balanced_nudge"], 1, SETTING)
+    trainer.policy.verifier = lambda text, answer: False
+    sample = trainer.policy.sample
+
+    def seen(chats):
+        asked.append([chat[-1]["content"] for chat, _ in chats])
+        return sample(chats)
+
+    monkeypatch.setattr(trainer.policy, "sample", seen)
+    trainer.step(1)
+    attempts, further, corrections = asked
+    assert any("strategy: " in text for text in attempts)
+    assert len(further) + len(corrections) == 16
+    assert not any("strategy: " in text for text in (*further, *corrections))
+
+
+def test_a_task_without_contexts_is_refused(task):
+    with pytest.raises(ValueError, match="arm nudge: no problem of .* has contexts, as those of stuck_contexts have"):
+        replica.Replica(task, ARMS["nudge"], 1, SETTING)
 
 
 # ---- tasks of products

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cipo.core.config import AuxConfig, CIPOConfig, CIPOConfigError, PromptConfig, TransferConfig
+from verl_cipo.core.config import AuxConfig, CIPOConfig, CIPOConfigError, NudgeConfig, PromptConfig, TransferConfig
 
 DEFAULTS = {
     "preset": "balanced",
@@ -51,6 +51,13 @@ DEFAULTS = {
     },
     "aux": {"kind": "nll", "coef": 0.1, "beta": 2.0},
     "transfer": {"kind": "inject", "coef": 8.0, "below": 0.125, "gamma": 0.1, "floor": -5.0},
+    "nudge": {
+        "contexts": None,
+        "template": "{question}\n\nUse this strategy: {context}",
+        "plain_share": 0.5,
+        "between": 1.1,
+        "coef": 0.1,
+    },
 }
 SECTIONS = [key for key, value in DEFAULTS.items() if isinstance(value, dict)]
 LEAVES = [key for key in DEFAULTS if key not in SECTIONS] + [f"{s}.{key}" for s in SECTIONS for key in DEFAULTS[s]]
@@ -210,6 +217,15 @@ BAD = [
     ("prompt.verdict", "shown", "one of hidden, told"),
     ("prompt.form", "turn", "one of message, assistant_turn"),
     ("prompt.standalone", "yes", "true or false"),
+    ("nudge.contexts", ["hints"], "a text or null"),
+    ("nudge.contexts", "", "a text or null"),
+    ("nudge.template", "{question}", "a text that holds {question} and {context} once each"),
+    ("nudge.template", "{context} {question} {question}", "a text that holds {question} and {context} once each"),
+    ("nudge.template", "${oc.env:A} {context} {question}", "and no ${"),
+    ("nudge.template", None, "a text that holds {question} and {context} once each"),
+    ("nudge.plain_share", 1.1, "a finite number in [0, 1]"),
+    ("nudge.between", -0.1, "a finite number >= 0"),
+    ("nudge.coef", "on", "a finite number >= 0"),
 ]
 
 
@@ -346,6 +362,16 @@ def test_no_knob_is_undocumented_by_accident():
     assert {knob.name for knob in fields(PromptConfig)} == set(DEFAULTS["prompt"])
     assert {knob.name for knob in fields(AuxConfig)} == set(DEFAULTS["aux"])
     assert {knob.name for knob in fields(TransferConfig)} == set(DEFAULTS["transfer"])
+    assert {knob.name for knob in fields(NudgeConfig)} == set(DEFAULTS["nudge"])
+
+
+def test_contexts_are_off_without_a_column_and_distilled_with_a_weight():
+    off = CIPOConfig.from_mapping({"preset": "stream"})
+    assert not off.nudges and not off.distils and not off.adds_loss
+    on = CIPOConfig.from_mapping({"preset": "stream", "nudge": {"contexts": "hints"}})
+    assert on.nudges and on.distils and on.adds_loss and on.appends_rows
+    alone = CIPOConfig.from_mapping({"preset": "stream", "nudge": {"contexts": "hints", "coef": 0}})
+    assert alone.nudges and not alone.distils and not alone.adds_loss and not alone.appends_rows
 
 
 def test_guard_off_survives_yaml():

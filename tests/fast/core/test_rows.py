@@ -164,10 +164,10 @@ def test_the_plain_prompt_is_the_first_output_of_any_attempt():
         "b_c0_0_0": (True, False),
     }
     whole = table(rows)
-    assert [whole.plain_prompt(i) for i in (4, 5)] == ["a_0_0", "b_0_0"]
+    assert [whole.plain_prompt(i) for i in (4, 5)] == [("a_0_0", []), ("b_0_0", [])]
     alone = {"b_1_1": (False, None), "b_c1_0_0": (True, False), "a_c1_0_0": (True, False)}
-    assert [table(alone).plain_prompt(i) for i in (1, 2)] == [None, None], "a later output, and no attempt"
-    assert table(rows, index=[1, 1, 1, 2, 1, 1]).plain_prompt(5) is None, "b hosts a correction of another prompt"
+    assert [table(alone).plain_prompt(i) for i in (1, 2)] == [(None, [])] * 2, "a later output, and no attempt"
+    assert table(rows, index=[1, 1, 1, 2, 1, 1]).plain_prompt(5) == (None, []), "b hosts a correction of another prompt"
 
 
 def test_tables_are_joined():

@@ -327,6 +327,8 @@ def test_the_trainer_looks_at_its_data_set_before_it_starts_workers():
 
 AUX = ["+algorithm.cipo.aux.coef=0.1", "+algorithm.cipo.source=both"]
 TRANSFER = ["+algorithm.cipo.transfer.kind=inject", "+algorithm.cipo.schedule=replay"]
+NUDGE = "+algorithm.cipo.nudge.contexts=hints"
+TOOLS = "actor_rollout_ref.rollout.multi_turn.tool_config_path=tools.yaml"
 MEGATRON = ["model_engine=megatron", "actor_rollout_ref.rollout.name=vllm"]
 VIRTUAL = "actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size=2"
 ROUTING = "actor_rollout_ref.actor.megatron.router_replay.mode"
@@ -351,6 +353,16 @@ ROUTING = "actor_rollout_ref.actor.megatron.router_replay.mode"
             [*TRANSFER, "actor_rollout_ref.rollout.multi_turn.function_tool_path=tools.py"],
             ["multi_turn.function_tool_path=tools.py", "schedule=replay", "transfer.kind=none"],
         ),
+        ([NUDGE, TOOLS], ["multi_turn.tool_config_path=tools.yaml", "nudge.coef=0"]),
+        (
+            [NUDGE, "+algorithm.cipo.nudge.coef=0", TRANSFER[0], TOOLS],
+            ["multi_turn.tool_config_path=tools.yaml", "nudge.contexts", "transfer.kind=none"],
+        ),
+        ([NUDGE, "algorithm.rollout_correction.bypass_mode=true"], ["bypass_mode=True", "nudge.coef"]),
+        ([NUDGE, "actor_rollout_ref.actor.policy_loss.loss_mode=geo_mean"], ["loss_mode=geo_mean", "nudge.coef"]),
+        ([NUDGE, "distillation.enabled=true"], ["distillation.enabled=True", "nudge.coef"]),
+        ([*MEGATRON, NUDGE, f"{ROUTING}=R3"], [f"{ROUTING}=R3", "nudge.coef"]),
+        ([NUDGE, "trainer.use_v1=false"], ["nudge.contexts=hints", "set trainer.use_v1=true"]),
         ([*MEGATRON, TRANSFER[0], f"{ROUTING}=R3"], [f"{ROUTING}=R3", "transfer.kind"]),
         (["skip.rollout_tq.enable=true"], ["skip.rollout_tq.enable=True"]),
         ([*MEGATRON, VIRTUAL], [VIRTUAL, "set actor_rollout_ref.actor.use_dynamic_bsz=true"]),
@@ -371,6 +383,13 @@ ROUTING = "actor_rollout_ref.actor.megatron.router_replay.mode"
         "function tools",
         "tools, replayed",
         "function tools, replayed",
+        "tools, contexts",
+        "tools, contexts, transfer",
+        "bypass mode, contexts",
+        "geo mean, contexts",
+        "distillation, contexts",
+        "routing, contexts",
+        "V0, contexts",
         "routing, transfer",
         "stored rollouts",
         "virtual stages",

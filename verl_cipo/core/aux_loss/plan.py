@@ -11,8 +11,8 @@ docs/method.md 13, 14, 15 and 17. The auxiliary loss trains two kinds:
   generated. Appended is the right rollout under the prompt of the pair, and with contrastive, which has pairs of failed
   attempts alone, the failed attempt under the same prompt.
 
-Transfer trains corrections of prompts that mostly fail as responses to the plain question (transfer.py). A row of that
-is appended for each.
+Transfer trains corrections of prompts that mostly fail as responses to the plain question (transfer.py), and nudging
+attempts under strategy contexts (distill.py). A row of that is appended for each.
 """
 
 from bisect import bisect_left
@@ -24,6 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 from verl_cipo.core.anchors import Attempt, Group, anchor_budget, quotas, select_anchors
+from verl_cipo.core.aux_loss.distill import COUNTED as NUDGE_COUNTED
+from verl_cipo.core.aux_loss.distill import Distilled, distilled_attempts
 from verl_cipo.core.aux_loss.transfer import SKIP_REASONS as TRANSFER_REASONS
 from verl_cipo.core.aux_loss.transfer import SKIPPED as TRANSFER_SKIPPED
 from verl_cipo.core.aux_loss.transfer import Moved, moved_corrections
@@ -82,6 +84,8 @@ class NewRow:
     """Its number; -1 where the row is in none."""
     weight: float = 0.0
     """What it counts for in transfer, `transfer.Moved`."""
+    distilled: float = 0.0
+    """What it counts for in the distillation, `distill.Distilled`."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,12 @@ class AuxPlan:
 
     chosen: dict[str, int] = field(default_factory=dict)
     """Rows of the batch that are made likelier where they are -> number of the pair."""
+    distilled: dict[str, float] = field(default_factory=dict)
+    """Rows of the batch that the distillation trains where they are -> what each counts for."""
     rows: list[NewRow] = field(default_factory=list)
     """To append."""
     counts: Counter = field(default_factory=Counter)
-    """Of COUNTED and TRANSFER_COUNTED, but what follows from the rows."""
+    """Of COUNTED, TRANSFER_COUNTED and distill.COUNTED, but what follows from the rows."""
 
     def signs(self, keys: Sequence[str], *, without: Collection[str] = ()) -> tuple[list[float], list[int]]:
         """Sign and pair of each row; without those rows that have lost all their tokens, nor their partners."""
@@ -109,17 +115,28 @@ class AuxPlan:
         weights = {str(row.key): row.weight for row in self.rows}
         return [weights.get(key, 0.0) for key in keys]
 
+    def nudge_weights(self, keys: Sequence[str]) -> list[float]:
+        """What each row counts for in the distillation."""
+        weights = self.distilled | {str(row.key): row.distilled for row in self.rows}
+        return [weights.get(key, 0.0) for key in keys]
+
 
 def plan_metrics(plans: Sequence[AuxPlan], config: CIPOConfig) -> dict[str, float]:
     """Counts under cipo/ over the updates of a step, of what is on."""
-    logged = (*(COUNTED if config.aux.coef > 0 else ()), *(TRANSFER_COUNTED if config.transfers else ()))
+    logged = (
+        *(COUNTED if config.aux.coef > 0 else ()),
+        *(TRANSFER_COUNTED if config.transfers else ()),
+        *(NUDGE_COUNTED if config.distils else ()),
+    )
     counts: Counter = Counter()
     for plan in plans:
         counts.update(plan.counts)
         moved = sum(row.weight != 0 for row in plan.rows)
+        distilled = sum(row.distilled != 0 for row in plan.rows)
         counts["aux/rows"] += len(plan.chosen) + sum(row.sign == CHOSEN for row in plan.rows)
-        counts["rows/aux"] += len(plan.rows) - moved
+        counts["rows/aux"] += len(plan.rows) - moved - distilled
         counts["transfer/rows"] += moved
+        counts["nudge/rows"] += distilled
     return {f"cipo/{name}": float(counts[name]) for name in logged}
 
 
@@ -150,10 +167,14 @@ def plan_aux(
     plan = AuxPlan()
     corrections: Mapping[str, str | None] = {}
     moved: list[Moved] = []
+    distilled: list[Distilled] = []
     pairs: list[Pair] = []
     key_of: dict[Attempt, str] = {}
     if config.transfers:
         moved = moved_corrections(table, plan.counts, config=config, step=step, norm_by_std=norm_by_std, usable=usable)
+    if config.distils:
+        in_place, distilled = distilled_attempts(table, plan.counts, config=config, norm_by_std=norm_by_std)
+        plan.distilled.update(in_place)
     if config.rolls_out and config.aux.coef > 0:
         right = table.preferences() if contrastive else dict.fromkeys(table.right_corrections())
         corrections = {key: failed for key, failed in right.items() if {key, failed} <= usable | {None}}
@@ -162,17 +183,20 @@ def plan_aux(
         kept = [Group(group.uid, tuple(a for a in group.attempts if key_of[a] in usable)) for group in groups]
         pairs = draw_pairs([group for group in kept if group.attempts], plan.counts, config=config, step=step)
 
-    read = [key for one in moved for key in (one.key, one.asked) if key is not None]
+    read = [key for one in (*moved, *distilled) for key in (one.key, one.asked) if key is not None]
     if contrastive or not in_stream:
         read += [key for item in corrections.items() for key in item if key is not None]
     read += [key_of[attempt] for pair in pairs for attempt in (pair.anchor, pair.donor)]
-    rows = shown(list(dict.fromkeys(read))) if read else {}
+    rows = dict(shown(list(dict.fromkeys(read)))) if read else {}
+    # What follows asks these rows for their question: the context in it was one attempt's.
+    rows |= {key: rows[key]._replace(messages=chat) for key, chat in table.plain_questions().items() if key in rows}
 
     if contrastive or not in_stream:
         _append_corrections(plan, corrections, rows, in_stream=in_stream)
     else:
         plan.chosen.update({key: number for number, key in enumerate(corrections)})
     _append_moved(plan, moved, rows, encode=encode)
+    _append_distilled(plan, distilled, rows, encode=encode)
     # Numbered after those of the corrections.
     for number, pair in enumerate(pairs, len(table.keys)):
         attempt, right = key_of[pair.anchor], key_of[pair.donor]
@@ -230,6 +254,28 @@ def _append_moved(
         )
         prompts.add(one.prompt)
     plan.counts["transfer/prompts"] += len(prompts)
+
+
+def _append_distilled(
+    plan: AuxPlan,
+    distilled: Sequence[Distilled],
+    rows: Mapping[str, Shown],
+    *,
+    encode: Callable[[list[dict]], list[int]],
+) -> None:
+    """Attempts under contexts as responses to the plain question."""
+    for one in distilled:
+        asked = None if one.asked is None else rows[one.asked]
+        key = RowKey.parse(one.key)
+        plan.rows.append(
+            NewRow(
+                key=RowKey(str(GroupName(key.group, "n", key.session)), 0),
+                source=one.key,
+                messages=one.question if asked is None else asked.messages,
+                prompt_ids=encode(one.question) if asked is None else asked.prompt_ids,
+                distilled=one.weight,
+            )
+        )
 
 
 def _of_correction(key: str, use: str, number: int, *, source: str, asked: Shown, sign: float, pair: int) -> NewRow:

@@ -100,7 +100,7 @@ class Moved(NamedTuple):
     asked: str | None
     """Key of a row whose prompt is the plain one; None where `question` holds it."""
     question: list[dict]
-    """The plain chat, where it is not in the batch; else empty."""
+    """The plain chat, where no row of the batch has it as its prompt; else empty."""
     weight: float
     """Of the row: its advantage, over the prompts of the step and its share of its prompt."""
 
@@ -109,6 +109,7 @@ class _Candidate(NamedTuple):
     row: int
     outcome: Outcome
     asked: str | None
+    question: list[dict]
 
 
 def moved_corrections(
@@ -125,7 +126,7 @@ def moved_corrections(
     transfer, rows = config.transfer, table.rows
     of_prompt: dict[Hashable, list[_Candidate]] = {}
     for i in _in_order(table, usable, seed=config.seed, step=step):
-        outcome, asked = table.outcome[i], None
+        outcome, asked, question = table.outcome[i], None, table.question[i] or []
         if outcome is None:
             counts[f"{SKIPPED}unknown_prompt"] += 1
             continue
@@ -135,17 +136,18 @@ def moved_corrections(
             if config.replays:
                 counts[f"{SKIPPED}no_text_question"] += 1
                 continue
-            if (asked := table.plain_prompt(i)) is None:
+            asked, question = table.plain_prompt(i)
+            if asked is None and not question:
                 counts[f"{SKIPPED}no_prompt"] += 1
                 continue
-        of_prompt.setdefault(_prompt(table, i), []).append(_Candidate(i, outcome, asked))
+        of_prompt.setdefault(_prompt(table, i), []).append(_Candidate(i, outcome, asked, question))
 
     n_prompts = len(set(rows.group[rows.stream == BASE].tolist()))
     moved = []
     for prompt, own in of_prompt.items():
         if transfer.kind == "inject":
             own = [min(own, key=lambda one: _lot(table, one.row, seed=config.seed, step=step))]
-        for i, outcome, asked in own:
+        for i, outcome, asked, question in own:
             score = float(table.scores[i])
             if transfer.kind == "inject":
                 advantage, share = injected(score, outcome, norm_by_std=norm_by_std), outcome.prompt_attempts
@@ -155,7 +157,7 @@ def moved_corrections(
                 counts[f"{SKIPPED}no_advantage"] += 1
                 continue
             weight = advantage / share / max(n_prompts, 1)
-            moved.append(Moved(table.keys[i], prompt, asked, table.question[i] or [], weight))
+            moved.append(Moved(table.keys[i], prompt, asked, question, weight))
     return moved
 
 

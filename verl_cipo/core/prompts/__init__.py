@@ -10,7 +10,7 @@ from verl_cipo.core.prompts.correction import (
     correction_prompt,
 )
 from verl_cipo.core.prompts.others import ALONE, Others, Said, draw_others
-from verl_cipo.core.prompts.templates import ADJACENT_TEMPLATE, TEMPLATES, load_template, render, with_text
+from verl_cipo.core.prompts.templates import ADJACENT_TEMPLATE, TEMPLATES, fill, load_template, render, with_text
 from verl_cipo.core.prompts.texts import defused, special_tokens, strip_thinking
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "correction_prompt",
     "defused",
     "draw_others",
+    "fill",
     "load_template",
     "render",
     "special_tokens",

@@ -107,8 +107,10 @@ class CorrectionPrompt:
     ) -> None:
         self._config = config
         self._wording = wording(config)
-        self._prompt_length = prompt_length
-        self._count_tokens = count_tokens
+        self.prompt_length = prompt_length
+        """Tokens that a prompt may have."""
+        self.count_tokens = count_tokens
+        """Tokens of a chat."""
         self._encode = encode
         self.decode = decode
         """Text of an attempt's tokens."""
@@ -127,7 +129,7 @@ class CorrectionPrompt:
 
         A `prompt_length` below it can hold no correction.
         """
-        return self._count_tokens(self._chat([{"role": "user", "content": ""}])([""])) + MIN_ATTEMPT_TOKENS
+        return self.count_tokens(self._chat([{"role": "user", "content": ""}])([""])) + MIN_ATTEMPT_TOKENS
 
     def build(self, messages: list[dict], attempt: str) -> tuple[list[dict] | None, str | None]:
         """The chat that asks for a correction of `attempt`, or the reason why there is none.
@@ -169,8 +171,8 @@ class CorrectionPrompt:
         if _last_question(messages) is None:
             return ["no_text_question"] * len(attempts)
         if self._may_cut:
-            frame = self._count_tokens(self._chat(messages)([TAIL_MARK]))
-            if frame + MIN_ATTEMPT_TOKENS <= self._prompt_length:
+            frame = self.count_tokens(self._chat(messages)([TAIL_MARK]))
+            if frame + MIN_ATTEMPT_TOKENS <= self.prompt_length:
                 return [None if self.view(attempt) else "empty_attempt" for attempt in attempts]
         return [self.request(messages, attempt)[1] for attempt in attempts]
 
@@ -223,7 +225,7 @@ class CorrectionPrompt:
         return self._renders(chat, chat(["attempt"]))
 
     def _renders(self, chat: Chat, messages: list[dict]) -> bool:
-        return not self._own_turn or self._count_tokens(messages) > self._count_tokens(chat([""]))
+        return not self._own_turn or self.count_tokens(messages) > self.count_tokens(chat([""]))
 
     @property
     def _may_cut(self) -> bool:
@@ -286,7 +288,7 @@ class CorrectionPrompt:
 
     def _excess(self, chat: Chat, texts: list[str]) -> int:
         """Tokens that the chat has too many; below 0, those that are left."""
-        return self._count_tokens(chat(texts)) - self._prompt_length
+        return self.count_tokens(chat(texts)) - self.prompt_length
 
     def _end(self, view: str, ids: list[int], keep: int) -> Excerpt:
         if keep == len(ids):

@@ -13,6 +13,8 @@ from verl.experimental.agent_loop import AgentLoopOutput
 
 from verl_cipo.core.anchors import Attempt, Group, Outcome, no_signal
 from verl_cipo.core.prompts import ALONE, CorrectionPrompt, Excerpt, Others, Said
+from verl_cipo.core.transitions import attempt_record, correction_record
+from verl_cipo.integration.contexts import Contexts
 from verl_cipo.integration.group_filter import REWARD
 
 logger = logging.getLogger("verl_cipo")
@@ -77,6 +79,8 @@ class PromptGroup:
     ticket: dict[str, Any]
     n: int
     """Attempts that it has in any case; the sessions of further ones are counted on from there."""
+    contexts: Contexts = field(default_factory=Contexts)
+    """Which attempts have one."""
     attempts: dict[int, Session] = field(default_factory=dict)
     anchors: dict[int, Anchor] = field(default_factory=dict)
     """By number: the session, or with schedule=replay the place in the list that the coordinator gave."""
@@ -117,6 +121,32 @@ class PromptGroup:
         wrong = [said[number] for number, own in self.attempts.items() if not own.correct and own.refusal is None]
         lots = {"seed": seed, "step": step, "index": self.index}
         return {session: prompt.beside(said[session], wrong, **lots) for session in sessions}
+
+    def records(self, prompt: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What a validation reports of each attempt at ``prompt`` and of its corrections."""
+        corrections = sorted(self.corrections.items(), key=lambda item: item[0])
+        return [
+            attempt_record(
+                prompt,
+                session=session,
+                text=attempt.text,
+                correct=attempt.correct,
+                score=attempt.score,
+                second=attempt.second,
+                corrections=[
+                    correction_record(
+                        outcome.text,
+                        correct=outcome.correct,
+                        score=outcome.score,
+                        copied=outcome.copied,
+                        second=outcome.second,
+                    )
+                    for (anchor, _), outcome in corrections
+                    if anchor == session
+                ],
+            )
+            for session, attempt in sorted(self.attempts.items())
+        ]
 
     def report(self, *, wrong_alone: bool = False) -> Group:
         """The attempts, as the coordinator ranks them; ``wrong_alone``: right ones become no anchors."""

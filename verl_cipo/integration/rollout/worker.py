@@ -4,11 +4,11 @@ Seam: the workers of the manager (manager.py) are verl's with :class:`CorrectsAt
 
 * ``_run_prompt``: knows how many attempts a group has; with schedule=replay it starts, beside them, corrections of
   the step before. However it ends, the group is reported and the prompt gets a status,
-* ``_run_agent_loop``: an attempt that fails costs its own row: verl would call the prompt a failure, and its
-  asynchronous replay buffers then evict all of it. The attempt of a group that ends last waits for the group's
-  corrections, and with the other schedules rolls them out, before it returns, so verl writes the prompt's status, which
-  lets the trainer sample it, after the corrections. With budget=auto some are further attempts instead: sessions n,
-  n + 1, ... of the prompt, on which no anchor is drawn,
+* ``_run_agent_loop``: an attempt may have a strategy context in its prompt. One that fails costs its own row: verl
+  would call the prompt a failure, and its asynchronous replay buffers then evict all of it. The attempt that ends
+  last waits for the group's corrections, and with the other schedules rolls them out, before it returns, so verl writes
+  the prompt's status, which lets the trainer sample it, after the corrections. With budget=auto some are further
+  attempts instead: sessions n, n + 1, ... of the prompt, on which no anchor is drawn,
 * ``_compute_score``: sees every session's output with its reward before it is stored, asks a verifier that failed
   again, and the second verifier beside it,
 * ``_agent_loop_postprocess``: counts what is stored, and keeps second turns of the validation out of verl's own
@@ -32,8 +32,8 @@ from verl.trainer.ppo.v1 import AgentLoopWorkerTQ
 from verl_cipo.core.draws import origin
 from verl_cipo.core.prompts import CorrectionPrompt, Others
 from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, correction_group
-from verl_cipo.core.transitions import attempt_record, correction_record
 from verl_cipo.core.verdict import verdict
+from verl_cipo.integration.contexts import contexts_of
 from verl_cipo.integration.group_filter import filter_metric
 from verl_cipo.integration.rendering import agent_loop_prompt
 from verl_cipo.integration.rollout import payloads
@@ -94,6 +94,8 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
             group.replayed = asyncio.create_task(self._correct_replayed(group, *context))
         try:
             try:
+                if self._cipo.nudges and not validate:
+                    await self._draw_contexts(group, trajectory, prompt)
                 await super()._run_prompt(prompt, sampling_params, trajectory, trace)
             finally:
                 if not group.ended:
@@ -107,10 +109,22 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
         finally:
             del self._groups[group.uid]
 
+    async def _draw_contexts(self, group: PromptGroup, trajectory: dict, prompt: Mapping[str, Any]) -> None:
+        """Decide which attempts have a strategy context; further ones have none."""
+        drawn = functools.partial(
+            contexts_of,
+            sessions=group.n,
+            step=trajectory["step"],
+            prompt_length=self._prompt.prompt_length,
+            count_tokens=self._prompt.count_tokens,
+        )
+        group.contexts = await self._off_the_loop(drawn, prompt, self._cipo, group.counts)
+
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> None:
         group = self._groups[kwargs["uid"]]
         try:
-            await self._run_session(sampling_params, trajectory, **kwargs)
+            # What follows asks the plain prompt: the context is this session's alone.
+            await self._run_session(sampling_params, trajectory, **group.contexts.asked(kwargs))
         except Exception:
             group.counts["attempts/failed_sessions"] += 1
             name = RowKey(group.uid, kwargs["session_id"]).rollout
@@ -172,7 +186,12 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
             if not further:
                 group.attempts[kwargs["session_id"]] = outcome
             mark = Mark(
-                correct=outcome.correct, score=outcome.score, origin=group.origin, further=further, second=second
+                correct=outcome.correct,
+                score=outcome.score,
+                origin=group.origin,
+                further=further,
+                second=second,
+                **group.contexts.noted(kwargs["session_id"]),
             )
         else:
             anchor = group.anchors[number]
@@ -313,29 +332,7 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
                 anchor = group.own_anchor(session, prompt)
                 await self._start(group, session, anchor, n, sampling_params, trajectory, prompt)
         await self._settle(group)
-        records = [
-            attempt_record(
-                prompt,
-                session=session,
-                text=attempt.text,
-                correct=attempt.correct,
-                score=attempt.score,
-                second=attempt.second,
-                corrections=[
-                    correction_record(
-                        outcome.text,
-                        correct=outcome.correct,
-                        score=outcome.score,
-                        copied=outcome.copied,
-                        second=outcome.second,
-                    )
-                    for (anchor, _), outcome in sorted(group.corrections.items(), key=lambda item: item[0])
-                    if anchor == session
-                ],
-            )
-            for session, attempt in sorted(group.attempts.items())
-        ]
-        await group.ticket["coordinator"].add_validation.remote(records, dict(group.counts))
+        await group.ticket["coordinator"].add_validation.remote(group.records(prompt), dict(group.counts))
 
     async def _start(
         self,

@@ -3,11 +3,11 @@
 An appended row is a response that was rolled out, under another prompt. Its response mask, rewards, log-probabilities
 and advantages are zero, as those of verl's own padding rows are, so policy loss, KL, entropy, their normalisers,
 rollout-correction weights and group statistics do not see it. It is trained through the fields of
-``core.aux_loss.losses`` and ``core.aux_loss.transfer`` alone. What does see it are means over rows: the sequence-level
-metrics of rollout correction, and the policy loss geo_mean, which divides by all rows of a micro-batch; and the policy
-loss bypass_mode refuses a micro-batch of nothing else. Any moment after the reward is right to add such rows. In the V1
-trainers it is ``_balance_batch``, so that verl pads and spreads them with the others, and the tag ``is_padding`` keeps
-them out of its data metrics.
+``core.aux_loss.losses``, ``core.aux_loss.transfer`` and ``core.aux_loss.distill`` alone. What does see it are means
+over rows: the sequence-level metrics of rollout correction, and the policy loss geo_mean, which divides by all rows of
+a micro-batch; and the policy loss bypass_mode refuses a micro-batch of nothing else. Any moment after the reward is
+right to add such rows. In the V1 trainers it is ``_balance_batch``, so that verl pads and spreads them with the others,
+and the tag ``is_padding`` keeps them out of its data metrics.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +22,7 @@ from transfer_queue import KVBatchMeta
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.utils.padding import response_to_nested
 
+from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS
 from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS, aux_weights, partner_scores
 from verl_cipo.core.aux_loss.plan import AuxPlan, Shown, plan_aux
 from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS, transfer_weights
@@ -92,6 +93,10 @@ class AuxRows:
             row_weights = torch.tensor(self.plan.transfer_weights(batch.keys))
             moved = transfer_weights(mask, row_weights, optimizer_steps=optimizer_steps)
             fields[TRANSFER_WEIGHTS] = response_to_nested(moved, nested)
+        if config.distils:
+            row_weights = torch.tensor(self.plan.nudge_weights(batch.keys))
+            distilled = transfer_weights(mask, row_weights, optimizer_steps=optimizer_steps)
+            fields[NUDGE_WEIGHTS] = response_to_nested(distilled, nested)
         return tq.kv_batch_put(
             keys=batch.keys,
             partition_id=batch.partition_id,

@@ -55,7 +55,7 @@ def compute_cipo_advantage(
     config: Any = None,
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two-stream group-relative advantages, docs/method.md 1, 2, 4, 7, 9 and 10.
+    """Two-stream group-relative advantages, docs/method.md 1, 2, 4, 7, 9, 10 and 23.
 
     Args:
         token_level_rewards: (N, T) raw rewards, with verl's in-reward KL if that is on.
@@ -91,6 +91,7 @@ def compute_cipo_advantage(
             norm_by_std=config.get("norm_adv_by_std_in_grpo", True),
             loss_agg_mode=batch_rows.loss_agg_mode,
             loss_tokens=batch_rows.loss_tokens,
+            between=batch_rows.config.nudge.between,
         )
     return advantages, advantages
 

@@ -1,4 +1,4 @@
-"""The actor's loss: verl's own, with terms that weigh what they weigh in GRPO; auxiliary loss and transfer added.
+"""The actor's loss: verl's own, with terms that weigh what they weigh in GRPO; what CIPO adds to it.
 
 Seam: ``set_loss_fn`` of verl's actor workers, which takes a function over a micro-batch and calls it as they would
 call verl's own ``ppo_loss``. That one is called unchanged, so every registered policy loss, KL and entropy term stays
@@ -19,6 +19,7 @@ from verl.workers.config import ActorConfig
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding
 
+from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS, distillation_loss
 from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS, aux_loss
 from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS, transfer_loss
 from verl_cipo.core.config import AuxConfig, CIPOConfig, TransferConfig
@@ -28,6 +29,8 @@ METRIC = "cipo_aux_loss"
 TRANSFER_METRIC = "cipo_transfer_loss"
 TRANSFERRED, TRANSFERRED_TOKENS = "cipo_transfer_log_prob", "cipo_transfer_tokens"
 """Likewise: sum of the log-probabilities of the tokens that transfer trains, and their number."""
+NUDGE_METRIC = "cipo_nudge_loss"
+"""Likewise, of the distillation of attempts under contexts."""
 NO_TRANSFER = TransferConfig(kind="none", coef=0.0)
 TERM_SCALE = "cipo_term_scale"
 """Goes with the batch to the workers: ``core.advantage.term_scale``; absent: 1."""
@@ -55,8 +58,11 @@ def cipo_loss(
     config: ActorConfig,
     aux: AuxConfig,
     transfer: TransferConfig = NO_TRANSFER,
+    nudge: float = 0.0,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """verl's ``ppo_loss``, its terms scaled, plus auxiliary loss and transfer of the micro-batch by their coefficients.
+    """verl's ``ppo_loss``, its terms scaled, plus what CIPO adds of the micro-batch, each by its coefficient.
+
+    That is the auxiliary loss, transfer, and the distillation of attempts under contexts.
 
     Micro-batches and ranks hold parts of one sum. verl adds the gradients of micro-batches up and averages over the
     ranks, so each term is multiplied by the number of ranks, as verl's ``agg_loss`` does. Megatron divides by the
@@ -66,11 +72,13 @@ def cipo_loss(
         model_output: ``log_probs`` over the packed tokens of the micro-batch, and what else ``ppo_loss`` reads.
         data: the micro-batch, its fields nested (TransferQueue) or padded (DataProto), where ``aux.coef`` is above 0
             with the three fields named in ``core.aux_loss.losses`` on every row: weights over the response tokens, sign
-            and partner a scalar a row; with transfer with that of ``core.aux_loss.transfer``, over the tokens, too.
+            and partner a scalar a row; with transfer with that of ``core.aux_loss.transfer``, over the tokens, too, and
+            with ``nudge`` with that of ``core.aux_loss.distill``.
         dp_group: passed on.
         config: ``actor_rollout_ref.actor`` as verl's dataclass; ``ppo_loss`` writes ``global_batch_info`` into it.
         aux: kind, coefficient and beta.
         transfer: kind none where it is off.
+        nudge: ``algorithm.cipo.nudge.coef``; 0 where it is off.
 
     Returns:
         the scalar loss, and ``ppo_loss``'s metrics with those above added where there is such a loss, both before
@@ -81,7 +89,7 @@ def cipo_loss(
     """
     config = _scaled(config, tu.get_non_tensor_data(data, TERM_SCALE, 1.0))
     loss, metrics = ppo_loss(config, model_output, data, dp_group)
-    if aux.coef == 0 and transfer.kind == "none":
+    if aux.coef == 0 and transfer.kind == "none" and nudge == 0:
         return loss, metrics
     log_prob, dp_size = no_padding_2_padding(model_output["log_probs"], data), data["dp_size"]
 
@@ -101,6 +109,10 @@ def cipo_loss(
         report(TRANSFERRED, torch.where(trained, log_prob.detach(), 0.0).sum())
         report(TRANSFERRED_TOKENS, trained.sum())
         loss = loss + transfer.coef * dp_size * term
+    if nudge > 0:
+        term = distillation_loss(log_prob, data.select(NUDGE_WEIGHTS).to_padded_tensor()[NUDGE_WEIGHTS])
+        report(NUDGE_METRIC, term.detach())
+        loss = loss + nudge * dp_size * term
     return loss, metrics
 
 
@@ -110,7 +122,7 @@ def taken_metrics(metrics: dict[str, Any]) -> dict[str, float]:
     verl leaves the update out until ``trainer.critic_warmup``: then there is nothing.
     """
     found = {}
-    for name, ours in ((METRIC, "aux"), (TRANSFER_METRIC, "transfer")):
+    for name, ours in ((METRIC, "aux"), (TRANSFER_METRIC, "transfer"), (NUDGE_METRIC, "nudge")):
         if (loss := metrics.pop(f"actor/{name}", None)) is not None:
             found[f"cipo/{ours}/loss"] = loss
     total, tokens = (metrics.pop(f"actor/{name}", 0.0) for name in (TRANSFERRED, TRANSFERRED_TOKENS))
@@ -123,7 +135,8 @@ def install_loss(worker_group: Any, config: DictConfig, cipo: CIPOConfig) -> Non
     """Give the actor's workers CIPO's loss where verl's own does not do."""
     if cipo.adds_loss or scales_terms(config, cipo):
         transfer = cipo.transfer if cipo.transfers else NO_TRANSFER
-        worker_group.set_loss_fn(build_loss(config.actor_rollout_ref.actor, cipo.aux, transfer))
+        nudge = cipo.nudge.coef if cipo.distils else 0.0
+        worker_group.set_loss_fn(build_loss(config.actor_rollout_ref.actor, cipo.aux, transfer, nudge))
 
 
 def _scaled(config: ActorConfig, scale: float) -> ActorConfig:
@@ -134,12 +147,15 @@ def _scaled(config: ActorConfig, scale: float) -> ActorConfig:
     return scaled
 
 
-def build_loss(actor: DictConfig, aux: AuxConfig, transfer: TransferConfig = NO_TRANSFER) -> partial:
+def build_loss(
+    actor: DictConfig, aux: AuxConfig, transfer: TransferConfig = NO_TRANSFER, nudge: float = 0.0
+) -> partial:
     """:func:`cipo_loss` for ``actor_rollout_wg.set_loss_fn``, configured as verl's worker configures ``ppo_loss``.
 
     Args:
         actor: the node ``actor_rollout_ref.actor`` of the run's config, in its place there (it refers to other nodes).
         aux: ``algorithm.cipo.aux``.
         transfer: ``algorithm.cipo.transfer`` where it is on.
+        nudge: ``algorithm.cipo.nudge.coef`` where it is on.
     """
-    return partial(cipo_loss, config=omega_conf_to_dataclass(actor), aux=aux, transfer=transfer)
+    return partial(cipo_loss, config=omega_conf_to_dataclass(actor), aux=aux, transfer=transfer, nudge=nudge)

@@ -30,9 +30,10 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl_cipo.core.advantage import SEQ_MEAN_MODES, term_scale
 from verl_cipo.core.aux_loss.plan import plan_metrics
 from verl_cipo.core.config import CIPOConfigError
-from verl_cipo.core.metrics import batch_metrics
+from verl_cipo.core.metrics import batch_metrics, nudge_metrics
 from verl_cipo.core.rows import RowTable
 from verl_cipo.integration.checks import check_prompt_length, check_questions
+from verl_cipo.integration.contexts import check_contexts
 from verl_cipo.integration.group_filter import filter_metric
 from verl_cipo.integration.nodes import check_nodes
 from verl_cipo.integration.rendering import Rendering
@@ -99,6 +100,12 @@ class CIPOTrainerMixin:
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
         check_questions(self.train_dataset, self.cipo)
+        check_contexts(
+            self.train_dataset,
+            self.cipo,
+            prompt_length=self.config.actor_rollout_ref.rollout.prompt_length,
+            count_tokens=lambda messages: len(self._rendering.encode(messages)),
+        )
 
     def on_init_end(self) -> None:
         super().on_init_end()
@@ -133,7 +140,11 @@ class CIPOTrainerMixin:
         own = batch_metrics(table, longest=self.config.actor_rollout_ref.rollout.response_length)
         own["cipo/rows/padding"] = float(sum(tag.get("is_padding", False) for tag in batch.tags))
         own |= plan_metrics([aux.plan for aux in self._aux], self.cipo) | taken_metrics(metrics)
-        own["cipo/rows/padding"] -= own.get("cipo/rows/aux", 0.0) + own.get("cipo/transfer/rows", 0.0)
+        own["cipo/rows/padding"] -= sum(
+            own.get(f"cipo/{part}", 0.0) for part in ("rows/aux", "transfer/rows", "nudge/rows")
+        )
+        if self.cipo.nudges:
+            own |= nudge_metrics(table)
         own |= {f"cipo/{name}": value for name, value in self.agent_loop_manager.pop_statistics().items()}
         if self._filters:
             own |= {f"cipo/{name}": value for name, value in self.replay_buffer.pop_counts().items()}

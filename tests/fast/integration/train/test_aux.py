@@ -10,6 +10,7 @@ from tests.contracts.support.store import FUNCTIONS, Store
 from tests.fast.core.aux_loss.test_plan import ROWS
 from tests.fast.integration.scored_batch import FIELDS, R, appended, chats_of, decode, encode, scored
 from verl_cipo.core.anchors import Outcome
+from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS
 from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS
 from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS
 from verl_cipo.core.config import CIPOConfig
@@ -52,12 +53,12 @@ def store(monkeypatch):
     return store
 
 
-def grown(store, *, in_stream=True, **options):
+def grown(store, *, in_stream=True, norm_by_std=True, **options):
     config = CIPOConfig.from_mapping({"preset": "stream", "aux": {"coef": 1.0, **options.pop("aux", {})}, **options})
     batch = store.meta(*ROWS)
     table = fetch_table(batch, threshold=lambda _: 0.5)
-    how = {"config": config, "rendering": chats_of(config), "step": 1, "in_stream": in_stream, "norm_by_std": True}
-    return add_aux_rows(batch, table, **how)
+    how = {"config": config, "rendering": chats_of(config), "step": 1, "in_stream": in_stream}
+    return add_aux_rows(batch, table, norm_by_std=norm_by_std, **how)
 
 
 def written(store, batch, rows, *, optimizer_steps=1, kind="nll", **knobs) -> dict[str, dict]:
@@ -133,6 +134,28 @@ def test_what_is_replayed_is_appended_under_a_prompt_that_the_batch_does_not_hav
     assert text(row, "prompts") == "old?>" and text(row, "input_ids") == "old?>" + text(row, "responses")
     # Scores 1, 0, 0 and 1: a mean of .5 and a variance of 1/3; three attempts, two prompts.
     assert row[TRANSFER_WEIGHTS].sum() == pytest.approx(0.5 / (1 / 3) ** 0.5 / 3 / 2, rel=1e-4)
+
+
+def test_attempts_under_contexts_are_appended_under_the_plain_prompt(store):
+    """a_0 and a_1 had one context, in a prompt of three attempts with 1, 0 and 0; b's two are wrong."""
+    for key in ("a_0_0", "a_1_0"):
+        store.rows[key]["extra_fields"]["cipo"] |= {"context": 0, "question": [{"role": "user", "content": "a?"}]}
+        store.rows[key]["raw_prompt"] = [{"role": "user", "content": "a? hint"}]
+        store.rows[key]["prompts"] = torch.tensor(encode("a? hint"))
+    on = {"aux": {"coef": 0.0}, "nudge": {"contexts": "hints", "between": 2.0}, "lambda_corr": 1.0}
+    batch, aux = grown(store, norm_by_std=False, **on)
+    assert batch.keys[len(ROWS) :] == ["a_n0_0_0", "a_n1_0_0"]
+    rows = written(store, batch, aux, optimizer_steps=2, **on)
+    # mean 1/3, of the context 1/2: .5 + 1/3, -.5 + 1/3, -1/3; their mean is 1/9. Five attempts, two steps.
+    for key, source, advantage in (("a_n0_0_0", "a_0_0", 13 / 18), ("a_n1_0_0", "a_1_0", -5 / 18)):
+        row, tokens = rows[key], len(rows[source]["responses"])
+        assert text(row, "input_ids") == "a?" + text(rows[source], "responses")
+        assert row["raw_prompt"] == [{"role": "user", "content": "a?"}] and not row["response_mask"].any()
+        assert row[NUDGE_WEIGHTS].tolist() == pytest.approx([2 * advantage / 5 / tokens] * tokens)
+        assert not rows[source][NUDGE_WEIGHTS].any()
+    assert rows["a_2_0"][NUDGE_WEIGHTS].sum() == pytest.approx(2 * (-4 / 9) / 5), "where it is"
+    assert not any(rows[key][NUDGE_WEIGHTS].any() for key in ROWS if key[0] == "b" or "_c" in key)
+    assert TRANSFER_WEIGHTS not in rows["a_2_0"]
 
 
 def test_with_both_each_has_fields_of_its_own(store):

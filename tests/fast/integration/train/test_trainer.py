@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
 
 from verl_cipo.core.aux_loss.plan import AuxPlan, NewRow
-from verl_cipo.core.config import AuxConfig, CIPOConfig, TransferConfig
+from verl_cipo.core.config import AuxConfig, CIPOConfig, NudgeConfig, TransferConfig
 from verl_cipo.core.metrics import check_names
 from verl_cipo.core.rows import Mark, RowKey, RowTable
 from verl_cipo.core.steering.budget import PROBE
@@ -211,6 +211,38 @@ def test_what_is_transferred_is_logged_and_is_no_padding(monkeypatch):
     check_names(metrics)
 
 
+def test_what_is_distilled_is_logged_and_is_no_padding(monkeypatch):
+    marks = [Mark(correct=True, context=0, question=[]), Mark(correct=False)]
+    table = RowTable.of_marks(KEYS[:2], marks, index=[0, 0], scores=np.array([1.0, 0.0]), tokens=np.array([3, 4]))
+    plan = AuxPlan(rows=[NewRow(key=RowKey("a_n0", 0), source="a_0_0", messages=[], prompt_ids=[], distilled=0.5)])
+
+    def step(self, metrics, timing_raw):
+        self._tables.append(table)
+        self._aux.append(SimpleNamespace(plan=plan))
+        metrics |= {"actor/entropy": 1.0, "actor/cipo_nudge_loss": 2.0}
+        keys = [*KEYS[:2], "a_n0_0_0", "padding"]
+        return KVBatchMeta(partition_id="train", keys=keys, tags=[{"is_padding": i > 1} for i in range(4)])
+
+    monkeypatch.setattr(Verl, "step", step)
+    metrics = one_step(Trainer(nudge=NudgeConfig(contexts="hints")))
+    assert metrics["cipo/rows/padding"] == metrics["cipo/nudge/rows"] == 1 and metrics["cipo/nudge/loss"] == 2.0
+    assert metrics["cipo/nudge/context_share"] == 0.5
+    assert (metrics["cipo/nudge/accuracy_context"], metrics["cipo/nudge/accuracy_plain"]) == (1.0, 0.0)
+    check_names(metrics)
+
+
+def test_the_estimator_compares_contexts():
+    """1, 0, 1 under contexts 0, 0, 1 and 0 at the plain prompt: tests/fast/core/test_nudge.py has it by hand."""
+    rows = replace(TABLE.rows, stream=np.zeros(4, np.int8), group=np.array(["a"] * 4), context=np.array([0, 0, 1, -1]))
+    config = CIPOConfig(preset="stream", nudge=NudgeConfig(contexts="hints", between=1.1))
+    laid_out = estimator.BatchRows(rows=rows, config=config, loss_agg_mode="seq-mean-token-mean")
+    with estimator.rows_of_batch(laid_out):
+        advantages, _ = estimator.compute_cipo_advantage(
+            torch.tensor([[1.0], [0.0], [1.0], [0.0]]), torch.ones(4, 1), config={"norm_adv_by_std_in_grpo": False}
+        )
+    assert advantages[:, 0].tolist() == pytest.approx([0.4875, -0.5125, 0.5375, -0.5125])
+
+
 @pytest.mark.parametrize("weight", [0.0, 2.0])
 def test_corrections_without_weight_leave_the_batch(balanced, weight):
     keys, cleared, _ = balanced(Trainer(lambda_corr=weight))
@@ -243,11 +275,14 @@ NO_AUX, OFF = AuxConfig(coef=0.0), TransferConfig(kind="none", coef=0.0)
     ("knobs", "installed"),
     [
         ({}, []),
-        ({"aux": PREFERS}, [(PREFERS, OFF)]),
-        ({"transfer": INJECTS}, [(NO_AUX, INJECTS)]),
-        ({"transfer": INJECTS, "aux": PREFERS}, [(PREFERS, INJECTS)]),
-        ({"transfer": INJECTS, "aux": PREFERS, "replay_fraction": 0}, [(PREFERS, OFF)]),
+        ({"aux": PREFERS}, [(PREFERS, OFF, 0.0)]),
+        ({"transfer": INJECTS}, [(NO_AUX, INJECTS, 0.0)]),
+        ({"transfer": INJECTS, "aux": PREFERS}, [(PREFERS, INJECTS, 0.0)]),
+        ({"transfer": INJECTS, "aux": PREFERS, "replay_fraction": 0}, [(PREFERS, OFF, 0.0)]),
         ({"transfer": TransferConfig(kind="inject", coef=0)}, []),
+        ({"nudge": NudgeConfig(contexts="hints", coef=0.2), "replay_fraction": 0}, [(NO_AUX, OFF, 0.2)]),
+        ({"nudge": NudgeConfig(contexts="hints", coef=0)}, []),
+        ({"nudge": NudgeConfig(coef=0.2)}, []),
     ],
 )
 def test_the_loss_is_installed_where_it_has_weight(monkeypatch, knobs, installed):
@@ -269,7 +304,7 @@ def test_the_loss_is_installed_where_a_term_would_grow_with_the_corrections(monk
     assert losses == []
     trainer.config.actor_rollout_ref.actor.loss_agg_mode = "seq-mean-token-mean"
     trainer.on_init_end()
-    assert losses == [(NO_AUX, OFF)]
+    assert losses == [(NO_AUX, OFF, 0.0)]
     # Two attempts and two corrections.
     monkeypatch.setattr(trainer, "_loss_tokens", lambda batch: np.array([3, 3, 3, 3]))
     one_step(trainer)
@@ -278,7 +313,13 @@ def test_the_loss_is_installed_where_a_term_would_grow_with_the_corrections(monk
 
 @pytest.mark.parametrize(
     ("knobs", "put"),
-    [({}, False), ({"aux": AuxConfig(coef=0.5)}, True), ({"transfer": TransferConfig(kind="inject")}, True)],
+    [
+        ({}, False),
+        ({"aux": AuxConfig(coef=0.5)}, True),
+        ({"transfer": TransferConfig(kind="inject")}, True),
+        ({"nudge": NudgeConfig(contexts="hints")}, True),
+        ({"nudge": NudgeConfig(contexts="hints", coef=0)}, False),
+    ],
 )
 def test_the_update_gets_the_fields_of_the_loss(knobs, put):
     seen = []

@@ -1,0 +1,159 @@
+"""Strategy contexts in a real run of verl and vLLM: what the dumped rollouts were asked, their advantages by hand."""
+
+import re
+from statistics import mean
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.real.conftest import PROMPTS, STEPS, N, question, streams
+from verl_cipo.core.metrics import METRICS
+from verl_cipo.core.nudge import drawn_contexts
+from verl_cipo.core.rows import PLAIN
+
+pytestmark = [pytest.mark.real, pytest.mark.nightly]
+
+HINTS = ["A", "B"]
+BETWEEN = 1.5
+HINT = re.compile(r" \[hint ([AB])\]")
+
+
+@pytest.fixture(scope="session")
+def data(task_folder, tmp_path_factory):
+    """The demo's problems, with hints in a column of its own; one in seven has none."""
+    rows = pq.read_table(task_folder / "data" / "train.parquet").to_pylist()
+    file = tmp_path_factory.mktemp("hints") / "train.parquet"
+    table = [{**row, "hints": HINTS if i % 7 else []} for i, row in enumerate(rows)]
+    pq.write_table(pa.Table.from_pylist(table), file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def nudged_run(run, data, tmp_path_factory):
+    """Two steps; seeds, so that of so few prompts some are right."""
+    return run(
+        tmp_path_factory.mktemp("nudge"),
+        "algorithm.adv_estimator=cipo",
+        f"data.train_files={data}",
+        "+algorithm.cipo.nudge.contexts=hints",
+        "+algorithm.cipo.nudge.template='{question} [hint {context}]'",
+        f"+algorithm.cipo.nudge.between={BETWEEN}",
+        "+algorithm.cipo.transfer.kind=inject",
+        "+algorithm.cipo.transfer.below=0.75",
+        "+algorithm.cipo.lambda_risk=0",
+        "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean",
+        "algorithm.norm_adv_by_std_in_grpo=false",
+        "actor_rollout_ref.rollout.full_determinism=true",
+        "trainer.val_before_train=false",
+    )
+
+
+def context_of(row: dict) -> int:
+    found = HINT.search(row["input"])
+    return HINTS.index(found[1]) if found else PLAIN
+
+
+def session_of(row: dict) -> int:
+    return int(row["uid"].rsplit("_", 2)[1])
+
+
+def by_hand(group: list[dict]) -> list[float]:
+    """Advantages of a prompt's attempts, without the std."""
+    everyone = mean(row["score"] for row in group)
+    of_context = {
+        number: mean(r["score"] for r in group if context_of(r) == number) for number in map(context_of, group)
+    }
+    found = []
+    for row in group:
+        own = everyone if context_of(row) == PLAIN else of_context[context_of(row)]
+        found.append(row["score"] - own + BETWEEN * (own - everyone))
+    return [value - mean(found) for value in found]
+
+
+def test_attempts_are_asked_under_the_contexts_that_were_drawn(nudged_run, data):
+    index = {row["prompt"][0]["content"]: i for i, row in enumerate(pq.read_table(data).to_pylist())}
+    seen = set()
+    for step in range(1, STEPS + 1):
+        base, _, _ = streams(nudged_run.rollouts(step))
+        assert len(base) == PROMPTS
+        for rows in base.values():
+            rows.sort(key=session_of)
+            number = index[HINT.sub("", question(rows[0]))]
+            drawn = drawn_contexts(2 if number % 7 else 0, N, plain_share=0.5, seed=1, step=step, index=number)
+            assert [context_of(row) for row in rows] == drawn
+            assert {HINT.sub("", question(row)) for row in rows} == {HINT.sub("", question(rows[0]))}
+            seen |= set(drawn)
+    assert seen == {0, 1, PLAIN}
+
+
+def test_corrections_ask_the_plain_question(nudged_run):
+    for step in range(1, STEPS + 1):
+        base, corrections, _ = streams(nudged_run.rollouts(step))
+        assert len(corrections) == PROMPTS
+        for group, rows in corrections.items():
+            asked = HINT.sub("", question(base[group.rpartition("_c")[0]][0]))
+            anchor = next(r for r in base[group.rpartition("_c")[0]] if session_of(r) == int(group.rpartition("_c")[2]))
+            for row in rows:
+                assert not HINT.search(row["input"]) and asked.splitlines()[0] in row["input"]
+                assert anchor["output"].strip()[:20] in row["input"]
+
+
+def test_advantages_are_those_by_hand(nudged_run):
+    told = 0
+    for step, metrics in enumerate(nudged_run.steps, start=1):
+        base, corrections, _ = streams(nudged_run.rollouts(step))
+        attempts = [value for rows in base.values() for value in by_hand(rows)]
+        told += len({round(value, 6) for value in attempts}) > 2
+        corrected = sum(map(len, corrections.values()))
+        others = [
+            # Each stream is divided by its own number of rows.
+            (row["score"] - mean(r["score"] for r in rows)) * len(attempts) / corrected
+            for rows in corrections.values()
+            for row in rows
+        ]
+        assert metrics["critic/advantages/max"] == pytest.approx(max(attempts + others), abs=1e-5)
+        assert metrics["critic/advantages/min"] == pytest.approx(min(attempts + others), abs=1e-5)
+    assert told, "no attempt was right, so nothing was compared"
+
+
+def test_what_is_distilled_and_transferred_answers_the_plain_prompt(nudged_run):
+    distilled, moved = 0, 0
+    for step, metrics in enumerate(nudged_run.steps, start=1):
+        base, corrections, made = streams(nudged_run.rollouts(step))
+        of_attempts = {group: rows for group, rows in made.items() if "_n" in group}
+        of_corrections = {group: rows for group, rows in made.items() if group.endswith("q")}
+        assert made == of_attempts | of_corrections
+        expected = {}
+        for uid, rows in base.items():
+            for row, advantage in zip(rows, by_hand(rows), strict=True):
+                if context_of(row) != PLAIN and abs(advantage) > 1e-9:
+                    expected[f"{uid}_n{session_of(row)}"] = (HINT.sub("", row["input"]), row["output"])
+        assert {group: (row["input"], row["output"]) for group, (row,) in of_attempts.items()} == expected
+        for group, (row,) in of_corrections.items():
+            assert row["input"] in {HINT.sub("", r["input"]) for r in base[group.rpartition("_c")[0]]}
+            assert row["output"] in {r["output"] for r in corrections[group[:-1]]}
+        assert metrics["cipo/nudge/rows"] == len(of_attempts) and metrics["cipo/transfer/rows"] == len(of_corrections)
+        assert (metrics["cipo/nudge/loss"] != 0) == any(abs(a) > 1e-9 for rows in base.values() for a in by_hand(rows))
+        distilled, moved = distilled + len(of_attempts), moved + len(of_corrections)
+    assert distilled > 0 and moved > 0
+
+
+def test_metrics_are_those_of_the_dumps(nudged_run):
+    for step, metrics in enumerate(nudged_run.steps, start=1):
+        base, _, _ = streams(nudged_run.rollouts(step))
+        rows = [row for own in base.values() for row in own]
+        under = [row["score"] for row in rows if context_of(row) != PLAIN]
+        plain = [row["score"] for row in rows if context_of(row) == PLAIN]
+        assert metrics["cipo/nudge/context_share"] == len(under) / len(rows)
+        assert metrics["cipo/nudge/accuracy_context"] == pytest.approx(mean(under))
+        assert metrics["cipo/nudge/accuracy_plain"] == pytest.approx(mean(plain))
+        assert {name for name in metrics if name.startswith("cipo/")} <= set(METRICS)
+        assert metrics["actor/grad_norm"] > 0
+
+
+def test_a_validation_has_no_hints(nudged_run):
+    (file,) = (nudged_run.folder / "validation").glob("*.jsonl")
+    assert file.read_text().strip() and not HINT.search(file.read_text())
+    (second,) = (nudged_run.folder / "validation" / "corrections").glob("*.jsonl")
+    assert not HINT.search(second.read_text())

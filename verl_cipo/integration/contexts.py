@@ -1,0 +1,135 @@
+"""Strategy contexts as a run finds them: in the data set before any worker starts, and at a prompt."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
+from verl_cipo.core.nudge import COUNTED, SKIPPED, drawn_contexts, listed, nudged
+from verl_cipo.core.rows import PLAIN
+from verl_cipo.integration.checks import looked_at
+
+logger = logging.getLogger("verl_cipo")
+
+CountTokens = Callable[[list[dict]], int]
+"""Tokens of a chat, chat template and generation prompt included."""
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Which attempts of a prompt are made under a context."""
+
+    plain: list[dict] | None = None
+    """The chat of the prompt; None where no attempt has a context."""
+    number: Mapping[int, int] = field(default_factory=dict)
+    """Session -> number of its context in the prompt's list; those at the plain prompt are left out."""
+    chat: Mapping[int, list[dict]] = field(default_factory=dict)
+    """Number of a context -> the chat with it."""
+
+    def asked(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The data of a session, with its context in ``raw_prompt``."""
+        number = self.number.get(kwargs["session_id"])
+        return dict(kwargs) if number is None else {**kwargs, "raw_prompt": self.chat[number]}
+
+    def noted(self, session: int) -> dict[str, Any]:
+        """What the ``Mark`` of an attempt says of it."""
+        number = self.number.get(session)
+        return {} if number is None else {"context": number, "question": self.plain}
+
+
+def contexts_of(
+    prompt: Mapping[str, Any],
+    cipo: CIPOConfig,
+    counts: Counter,
+    *,
+    sessions: int,
+    step: int,
+    prompt_length: int,
+    count_tokens: CountTokens,
+) -> Contexts:
+    """Draw the contexts of the attempts at a prompt; why some cannot be had is added to ``counts``.
+
+    Args:
+        prompt: a row of the data set, with ``raw_prompt`` and ``index``.
+        sessions: how many attempts it has in any case.
+        prompt_length: ``rollout.prompt_length``; verl would cut the start off a longer prompt.
+    """
+    counts.update(dict.fromkeys(COUNTED, 0))
+    try:
+        texts = listed(prompt, str(cipo.nudge.contexts))
+    except ValueError as error:
+        logger.error("prompt %s has plain attempts alone: %s", prompt["index"], error)
+        counts[f"{SKIPPED}bad_list"] += 1
+        return Contexts()
+    chats: dict[int, list[dict]] = {}
+    for number, text in enumerate(texts):
+        if (chat := nudged(prompt["raw_prompt"], text, cipo.nudge)) is None:
+            counts[f"{SKIPPED}no_text_question"] += 1
+            return Contexts()
+        if count_tokens(chat) > prompt_length:
+            counts[f"{SKIPPED}too_long"] += 1
+        else:
+            chats[number] = chat
+    drawn = drawn_contexts(
+        len(chats),
+        sessions,
+        plain_share=cipo.nudge.plain_share,
+        seed=cipo.seed,
+        step=step,
+        index=prompt["index"],
+    )
+    fitting = list(chats)
+    return Contexts(
+        plain=[dict(message) for message in prompt["raw_prompt"]],
+        number={session: fitting[place] for session, place in enumerate(drawn) if place != PLAIN},
+        chat=chats,
+    )
+
+
+def check_contexts(
+    dataset: Sequence[Mapping[str, Any]], cipo: CIPOConfig, *, prompt_length: int, count_tokens: CountTokens
+) -> None:
+    """Look at the contexts of some rows of the training set.
+
+    A warning tells how many rows have a context with which the prompt is too long: it is left out when they come up.
+
+    Raises:
+        CIPOConfigError: no row has contexts, a row holds something else, or none fits into ``rollout.prompt_length``.
+    """
+    if not cipo.nudges:
+        return
+    column, rows = str(cipo.nudge.contexts), looked_at(dataset)
+    lengths: list[int] = []
+    found = 0
+    for number, row in rows.items():
+        try:
+            texts = listed(row, column)
+        except ValueError as error:
+            raise CIPOConfigError(f"data.train_files, row {number}: {error}") from error
+        found += bool(texts)
+        chats = [nudged(row["raw_prompt"], text, cipo.nudge) for text in texts]
+        if own := [count_tokens(chat) for chat in chats if chat is not None]:
+            lengths.append(max(own))
+    if rows and not found:
+        raise CIPOConfigError(
+            f"{ROOT}.nudge.contexts={column}: none of the {len(rows)} rows of data.train_files looked at has contexts "
+            "in a column of this name, also in extra_info; python -m verl_cipo.contexts writes one, null turns them off"
+        )
+    too_long = [length for length in lengths if length > prompt_length]
+    if too_long and len(too_long) == len(lengths):
+        raise CIPOConfigError(
+            f"actor_rollout_ref.rollout.prompt_length={prompt_length} is too small for {ROOT}.nudge.contexts={column}: "
+            f"with their contexts prompts take up to {max(lengths)} tokens, raise it to that or more"
+        )
+    if too_long:
+        logger.warning(
+            "data.train_files: with their contexts %d of the %d prompts looked at take more than "
+            "actor_rollout_ref.rollout.prompt_length=%d tokens, up to %d: contexts that do not fit are left out and "
+            "counted as cipo/nudge/skipped/too_long",
+            len(too_long),
+            len(lengths),
+            prompt_length,
+            max(lengths),
+        )
