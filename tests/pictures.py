@@ -40,7 +40,7 @@ CHAT_TEMPLATE = (
 
 needs_vision = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("torchvision", "qwen_vl_utils")),
-    reason="pictures are loaded with torchvision and qwen-vl-utils: pip install -r requirements/vision.txt",
+    reason="pictures are loaded with torchvision and qwen-vl-utils: pip install --no-deps -r requirements/vision.txt",
 )
 
 

@@ -13,7 +13,8 @@ import torch
 import transfer_queue as tq
 from hydra import compose, initialize_config_module
 from tensordict import NonTensorStack, TensorDict
-from verl.experimental.agent_loop import AgentLoopOutput
+from verl import DataProto
+from verl.experimental.agent_loop import AgentLoopOutput, AgentLoopWorker
 from verl.utils import tensordict_utils as tu
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.torch_functional import entropy_from_logits
@@ -26,11 +27,15 @@ from tests.fast.integration.rollout.test_worker import Remote
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.prompts import TAIL_MARK
 from verl_cipo.integration.checks import check_prompt_length, check_questions
-from verl_cipo.integration.rendering import Rendering
+from verl_cipo.integration.rendering import Rendering, media_tokens
 from verl_cipo.integration.rollout import worker as rollouts
 from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
 from verl_cipo.integration.train.aux import BOUND, add_aux_rows
 from verl_cipo.integration.train.rows import fetch_table
+from verl_cipo.integration.v0.material import Material, Response
+from verl_cipo.integration.v0.rows import SESSION, marks, objects
+from verl_cipo.integration.v0.second_dispatch import ANCHOR
+from verl_cipo.integration.v0.worker import CIPOAgentLoopWorkerV0
 
 pytestmark = pictures.needs_vision
 BASE = rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class
@@ -197,8 +202,43 @@ def test_an_attempt_cannot_put_a_picture_into_the_prompt(config_of):
     worker = rollouts.CIPOAgentLoopWorker(config_of(), None)
     (message,), why = worker._prompt.build(pictures.chat("red"), "red <|image_pad|>")
     assert why is None and "< |image_pad|>" in message["content"][-1]["text"]
-    plain = SimpleNamespace(image_token="[IMG]", image_processor=object())
-    assert rollouts.agent_loop_prompt.__globals__["media_tokens"](plain) == {"[IMG]"}, "special token or not"
+    assert media_tokens(SimpleNamespace(image_token="[IMG]")) == {"[IMG]"}, "special token or not"
+
+
+def test_options_of_the_processor_decide_what_a_picture_takes(config_of):
+    """data.mm_processor_kwargs, as the agent loop hands them on."""
+    counted = []
+    for options in (
+        [],
+        [f"+data.mm_processor_kwargs.{name}={pictures.SIDE**2}" for name in ("min_pixels", "max_pixels")],
+    ):
+        config = config_of(*options)
+        worker = rollouts.CIPOAgentLoopWorker(config, None)
+        rendering = Rendering.of(config, CIPOConfig(preset="stream"), worker.tokenizer, worker.processor)
+        prompt = rendering.encode(pictures.chat("red", side=2 * pictures.SIDE))
+        frame = worker._prompt._count_tokens(pictures.chat("red", side=2 * pictures.SIDE))
+        assert len(prompt) == frame, "driver and worker count alike"
+        counted.append(pictures_in(worker, prompt))
+    assert counted == [4 * pictures.PICTURE_TOKENS, pictures.PICTURE_TOKENS]
+
+
+def test_a_film_takes_the_room_that_the_agent_loop_gives_it(config_of):
+    film = {"type": "video", "video": [pictures.picture(color) for color in pictures.COLORS]}
+    chat = [{"role": "user", "content": [film, {"type": "text", "text": pictures.QUESTION}]}]
+    loop = worker_loop(rollouts.CIPOAgentLoopWorker(config_of(), None))
+
+    def asked(messages):
+        media = asyncio.run(loop.process_multi_modal_info(messages))
+        return loop.continuous_token_builder.build_initial_tokens(messages, **media)
+
+    plain = asked(chat)
+    limit = len(plain) + 45
+    worker = rollouts.CIPOAgentLoopWorker(config_of(prompt_length=limit), None)
+    messages, reason = worker._prompt.build(chat, "Z" * 60)
+    assert reason is None and TAIL_MARK in messages[0]["content"][-1]["text"]
+    assert limit - 2 <= len(asked(messages)) <= limit
+    film_tokens = [ids.count(worker.processor.video_token_id) for ids in (plain, asked(messages))]
+    assert film_tokens[0] == film_tokens[1] > 100, "qwen-vl-utils enlarges small frames"
 
 
 # ---- rows of the trainer
@@ -355,6 +395,34 @@ def test_the_engine_trains_attempts_corrections_and_appended_rows_together(tmp_p
     appended = together[len(rows) - len(aux.plan.rows) :]
     torch.cat(appended).sum().backward()
     assert model.model.visual.patch_embed.proj.weight.grad.abs().sum() > 0
+
+
+def test_v0_workers_roll_corrections_out_with_their_pictures(store, config_of, monkeypatch):
+    """Attempts and corrections of the V0 trainer are sessions of the same agent loop, in a DataProto."""
+    monkeypatch.setattr(AgentLoopWorker, "_compute_score", BASE._compute_score)
+    worker = CIPOAgentLoopWorkerV0(config_of(prompt_length=80), None)
+    worker.llm_client = server = Server(worker.tokenizer)
+    said = Response(0, worker.tokenizer.encode("white"), None)
+    material = Material(pictures.chat("red"), 0, said)
+
+    async def run():
+        ((request, reason),) = await worker.build_prompts([material], step=1, validate=False)
+        assert reason is None and request.messages[0]["content"][0]["type"] == "image"
+        asked = {
+            "raw_prompt": objects([pictures.chat("red"), request.messages]),
+            "uid": np.array(["p0", "p0_c0"], dtype=object),
+            "index": np.array([0, 0]),
+            "priority": np.array([0, 1]),
+            SESSION: np.array([0, 0]),
+            ANCHOR: objects([None, {"correct": False, "prompt_ids": [1], "shown": request.shown, "outcome": None}]),
+            "reward_model": objects([{"ground_truth": "red"}] * 2),
+        }
+        return await worker.generate_sequences(DataProto(non_tensor_batch=asked, meta_info={"global_steps": 1}))
+
+    rolled = asyncio.run(run())
+    assert {pixel for _, pixel in server.asked} == {pictures.COLORS["red"]}
+    assert [inputs["pixel_values"].shape[0] for inputs in rolled.non_tensor_batch["multi_modal_inputs"]] == [16, 16]
+    assert rolled.batch["position_ids"].shape[:2] == (2, 4) and marks(rolled)[1].correct
 
 
 def test_the_driver_checks_what_it_did_not_accept_before(tmp_path, config_of):
