@@ -27,6 +27,10 @@ def colors_run(colors_folder, tmp_path_factory, cluster) -> Run:
     return train(
         colors_folder,
         tmp_path_factory.mktemp("colors_run"),
+        "algorithm.adv_estimator=cipo",
+        # With verl's default, dummy, vLLM 0.28 fills what it normalizes pictures by with noise, and no weight sync
+        # brings it back.
+        "actor_rollout_ref.rollout.load_format=auto",
         f"reward.custom_reward_function.path={ROOT / 'tests' / 'pictures.py'}",
         "reward.custom_reward_function.name=compute_score",
         "+algorithm.cipo.schedule=barrier",
@@ -49,9 +53,13 @@ def test_corrections_are_rolled_out_with_their_pictures(colors_run):
 
 
 def test_the_engine_saw_what_is_trained(colors_run):
-    """vLLM and the actor agree on every token of attempts and corrections, pictures and all."""
+    """vLLM and the actor agree on every token of attempts and corrections, pictures and all.
+
+    Up to 3e-4 was seen, where text has 3e-6: vLLM normalizes pictures in the model, and multiplies where the actor has a
+    convolution. With pictures of noise it was 0.76.
+    """
     for metrics in colors_run.steps:
-        assert metrics["training/rollout_probs_diff_max"] < 1e-4
+        assert metrics["training/rollout_probs_diff_max"] < 1e-3
 
 
 def test_appended_rows_are_trained(colors_run):

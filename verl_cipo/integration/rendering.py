@@ -143,12 +143,13 @@ def text_positions(tokens: Tensor, inputs: Mapping[str, Any]) -> Tensor:
 
 def positions_of(processor: Any | None) -> Positions:
     """As verl's rollout workers give them to a row."""
-    if not hasattr(processor, "get_rope_index"):
+    get_rope_index = getattr(processor, "get_rope_index", None)
+    if get_rope_index is None:
         return text_positions
 
     def positions(tokens: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         given = dict(inputs)
-        if "mm_token_type_ids" in inspect.signature(processor.get_rope_index).parameters:
+        if "mm_token_type_ids" in inspect.signature(get_rope_index).parameters:
             # verl makes them of the tokens where there were any, and stores none with a row.
             given["mm_token_type_ids"] = tokens
         worker: Any = SimpleNamespace(processor=processor)
