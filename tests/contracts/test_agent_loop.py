@@ -223,9 +223,11 @@ def test_an_outputs_reward_and_extra_fields_can_be_set_after_it_was_made():
 
 @seam("the worker's attributes", ROLLOUTS)
 def test_the_worker_offers_what_correction_prompts_are_made_of():
-    """tokenizer, processor, tools, hf_model_type, rollout_config, config: set by verl's constructor."""
+    """tokenizer, processor, tools, hf_model_type, dataset_cls, rollout_config, config: set by verl's constructor."""
     names = load("verl.experimental.agent_loop.agent_loop:AgentLoopWorker.__init__").__code__.co_names
-    missing = {"config", "rollout_config", "tokenizer", "processor", "tools", "hf_model_type"} - set(names)
+    missing = {"config", "rollout_config", "tokenizer", "processor", "tools", "hf_model_type", "dataset_cls"} - set(
+        names
+    )
     assert not missing, f"verl's worker no longer has {sorted(missing)}"
 
 
@@ -246,6 +248,58 @@ def test_the_builder_counts_the_tokens_of_a_chat_as_the_agent_loops_render_it():
     assert len(builder.build_initial_tokens(messages, tools=None)) == 2
     tool = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     assert len(builder.build_initial_tokens(messages, tools=tool)) == 3
+
+
+RENDERING = "verl_cipo/integration/rendering.py"
+LOOPS = "verl.experimental.agent_loop.agent_loop"
+
+
+@seam("AgentLoopBase.process_multi_modal_info, get_dataset_class", RENDERING)
+def test_an_agent_loop_loads_media_by_its_data_set_its_processor_and_its_options():
+    """RLHFDataset where no class is named."""
+    asked = []
+
+    class DataSet:
+        @classmethod
+        async def process_multi_modal_info(cls, messages, image_patch_size, config):
+            asked.append((messages, image_patch_size, config))
+            return ["picture"], None, None
+
+    processor = SimpleNamespace(image_processor=SimpleNamespace(patch_size=7))
+    loop = SimpleNamespace(processor=processor, dataset_cls=DataSet, data_config="data")
+    found = run(load(f"{LOOPS}:AgentLoopBase.process_multi_modal_info")(loop, ["chat"]))
+    assert found == {"images": ["picture"]} and asked == [(["chat"], 7, "data")]
+    default = load("verl.utils.dataset.rl_dataset:get_dataset_class")(OmegaConf.create({}))
+    assert default.__name__ == "RLHFDataset" and hasattr(default, "process_multi_modal_info")
+
+
+@seam("ContinuousTokenBuilder.build_initial_tokens", RENDERING)
+def test_a_builder_takes_media_beside_the_chat():
+    module = "verl.utils.tokenizer.continuous_token"
+    for name in ("ContinuousTokenBuilder", "QwenVLContinuousTokenBuilder", "VLContinuousTokenBuilder"):
+        check_accepts(f"{module}:{name}.build_initial_tokens", "messages", "tools", "images", "videos", "audios")
+
+
+@seam("AgentLoopWorker._compute_position_ids", RENDERING)
+def test_positions_of_a_row_with_media_are_the_processors_below_those_of_its_tokens():
+    def get_rope_index(input_ids, mm_token_type_ids, attention_mask, **grids):
+        assert grids == {"image_grid_thw": "grid", "video_grid_thw": None} and mm_token_type_ids.tolist() == [[0, 1, 0]]
+        return torch.full((3, 1, 3), 7), None
+
+    processor = SimpleNamespace(get_rope_index=get_rope_index, image_token_id=9, video_token_id=8)
+    ids = torch.tensor([[5, 9, 5]])
+    inputs = {"image_grid_thw": "grid", "mm_token_type_ids": ids}
+    worker = SimpleNamespace(processor=processor)
+    found = load(f"{LOOPS}:AgentLoopWorker._compute_position_ids")(worker, ids, torch.ones_like(ids), inputs)
+    assert found.tolist() == [[[0, 1, 2], [7, 7, 7], [7, 7, 7], [7, 7, 7]]]
+    assert "mm_token_type_ids" not in inputs, "they are stored with a row now: aux rows would be skipped for them"
+
+
+@seam("extract_multi_modal_inputs", "verl_cipo/integration/train/aux.py")
+def test_what_the_model_sees_of_several_rows_is_one_after_the_other():
+    join = load("verl.utils.model:extract_multi_modal_inputs")
+    found = join([{"pixel_values": torch.tensor([[1.0]])}, {}, {"pixel_values": torch.tensor([[2.0], [3.0]])}])
+    assert found["pixel_values"].tolist() == [[1], [2], [3]] and join([]) == {}
 
 
 @seam("vLLM server of verl, rollout.full_determinism", "verl_cipo/integration/rollout/seeds.py")

@@ -49,7 +49,7 @@ METRICS: dict[str, str] = {
     "cipo/anchors/unreported": "Prompts left out of the draw because report_timeout had passed.",
     "cipo/anchors/skipped/too_long": "Attempts that could not be anchors: the correction prompt would not fit into "
     "rollout.prompt_length.",
-    "cipo/anchors/skipped/no_text_question": "Attempts that could not be anchors: no plain text question.",
+    "cipo/anchors/skipped/no_text_question": "Attempts that could not be anchors: no user message with text or parts.",
     "cipo/anchors/skipped/empty_attempt": "Attempts that could not be anchors: the part to show is empty.",
     "cipo/anchors/skipped/prompt_failed": "Attempts that could not be anchors: building the correction prompt raised.",
     "cipo/attempts/failed_sessions": "Attempts that raised, those given up included: their rows are missing. With "
@@ -102,7 +102,8 @@ METRICS: dict[str, str] = {
     "cipo/transfer/skipped/unknown_prompt": "Corrections left out: an older version drew their attempt, and did not "
     "note the pass rate of its prompt.",
     "cipo/transfer/skipped/no_prompt": "Corrections left out: no attempt at their prompt is in the batch.",
-    "cipo/transfer/skipped/no_text_question": "Corrections left out: a prompt is not plain text (an image, say).",
+    "cipo/transfer/skipped/no_text_question": "Corrections left out: a message is neither text nor parts, or "
+    "what the model sees of an image fits no other row.",
     "cipo/transfer/skipped/no_advantage": "Corrections left out: their advantage is 0, so they would train nothing.",
     "cipo/nudge/context_share": "Share of the attempts that had a strategy context, without the further ones of "
     "budget=auto; cipo/nudge/* exist with nudge.contexts.",
@@ -126,7 +127,8 @@ METRICS: dict[str, str] = {
     "cipo/aux/skipped/no_donor": "Wrong attempts without a pair: no rollout of the step is right.",
     "cipo/aux/skipped/other_question": "Pairs of two prompts, left out with aux.kind=contrastive.",
     "cipo/aux/skipped/too_long": "Pairs dropped: the prompt would not fit into rollout.prompt_length.",
-    "cipo/aux/skipped/no_text_question": "Pairs and rows of corrections dropped: a prompt has no plain text question.",
+    "cipo/aux/skipped/no_text_question": "Pairs and rows of corrections dropped: a prompt has no question, or "
+    "what the model sees of an image fits no other row.",
     "cipo/aux/skipped/empty_attempt": "Pairs dropped: the part of the attempt to show is empty.",
     "cipo/tokens/base": "Response tokens of the attempts.",
     "cipo/tokens/correction": "Response tokens of the corrections.",

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from verl_cipo.core.contents import named_media
+
 
 @dataclass(frozen=True)
 class Transitions:
@@ -116,7 +118,8 @@ def attempt_record(
     """An attempt of the validation with its corrections, as the dump holds it.
 
     Args:
-        prompt: its row of the data set, with ``uid`` and ``raw_prompt``.
+        prompt: its row of the data set, with ``uid`` and ``raw_prompt``, whose images and the like are left out: the
+            row's ``index`` tells which they are.
         score: the verifier's.
         corrections: records of :func:`correction_record`.
         second: the second verifier's verdict, None where it was not asked or gave none.
@@ -124,7 +127,7 @@ def attempt_record(
     return {
         "uid": prompt["uid"],
         "session": session,
-        "question": prompt["raw_prompt"][-1]["content"],
+        "question": named_media(prompt["raw_prompt"][-1]["content"], prompt.get("index")),
         "attempt": text,
         "anchor_correct": correct,
         "score": score,

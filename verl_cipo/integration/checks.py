@@ -13,6 +13,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
+from verl_cipo.core.contents import is_content
 from verl_cipo.integration.rendering import Rendering
 
 logger = logging.getLogger("verl_cipo")
@@ -119,8 +120,9 @@ def _has_reference_worker(config: DictConfig) -> bool:
 
 
 def load_model(config: DictConfig) -> Any | None:
-    """What verl will load of the model but its weights, ``tokenizer`` and ``hf_config``; None where this machine cannot
-    read it, because only the cluster can.
+    """What verl will load of the model but its weights: ``tokenizer``, ``processor`` and ``hf_config``.
+
+    None where this machine cannot read it, because only the cluster can.
 
     Raises:
         hydra.errors.InstantiationException: the model's section cannot be used for another reason.
@@ -149,13 +151,13 @@ def check_model(config: DictConfig, cipo: CIPOConfig) -> bool:
     model = load_model(config)
     if model is None:
         return False
-    check_prompt_length(config, cipo, model.tokenizer)
+    check_prompt_length(config, cipo, model.tokenizer, model.processor)
     if cipo.corrects:
         check_model_length(config, model.hf_config)
     return True
 
 
-def check_prompt_length(config: DictConfig, cipo: CIPOConfig, tokenizer: Any) -> None:
+def check_prompt_length(config: DictConfig, cipo: CIPOConfig, tokenizer: Any, processor: Any | None = None) -> None:
     """Compare ``actor_rollout_ref.rollout.prompt_length`` with the shortest correction prompt.
 
     Raises:
@@ -164,7 +166,7 @@ def check_prompt_length(config: DictConfig, cipo: CIPOConfig, tokenizer: Any) ->
     if not cipo.corrects:
         return
     length = config.actor_rollout_ref.rollout.prompt_length
-    prompt = Rendering.of(config, cipo, tokenizer).prompt
+    prompt = Rendering.of(config, cipo, tokenizer, processor).prompt
     if not prompt.shows_attempts():
         raise CIPOConfigError(
             f"{ROOT}.prompt.form={cipo.prompt.form} with {config.actor_rollout_ref.model.path}: its chat template "
@@ -181,7 +183,7 @@ def check_prompt_length(config: DictConfig, cipo: CIPOConfig, tokenizer: Any) ->
 
 
 LOOKED_AT = 32
-"""Rows, evenly spread: an image is decoded when its row is read."""
+"""Rows, evenly spread: an image may be decoded when its row is read."""
 NEEDED = ("raw_prompt", "index")
 
 
@@ -194,7 +196,7 @@ def looked_at(dataset: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, An
 def check_questions(dataset: Sequence[Mapping[str, Any]], cipo: CIPOConfig) -> None:
     """Look at some rows of the training set as verl's rollout will get them.
 
-    Rows without a text question are trained as GRPO trains them, which a warning says; a data set of nothing else is
+    Rows without a question are trained as GRPO trains them, which a warning says; a data set of nothing else is
     refused, where corrections are wanted of it. A warning tells, too, that all rows have one index, from which CIPO
     draws anchors.
 
@@ -202,7 +204,7 @@ def check_questions(dataset: Sequence[Mapping[str, Any]], cipo: CIPOConfig) -> N
         dataset: verl's, its rows with ``raw_prompt``, a list of messages, and ``index``.
 
     Raises:
-        CIPOConfigError: a row lacks one of them, ``raw_prompt`` is something else, or no row has a text question.
+        CIPOConfigError: a row lacks one of them, ``raw_prompt`` is something else, or no row has a question.
     """
     rows = looked_at(dataset)
     numbers = list(rows)
@@ -210,16 +212,16 @@ def check_questions(dataset: Sequence[Mapping[str, Any]], cipo: CIPOConfig) -> N
         _check_row(number, row)
     if not (cipo.rolls_out or cipo.pairs):
         return
-    without = [number for number, row in rows.items() if not _has_text_question(row["raw_prompt"])]
+    without = [number for number, row in rows.items() if not _has_question(row["raw_prompt"])]
     if without and len(without) == len(rows):
         raise CIPOConfigError(
-            f"data.train_files: none of the {len(rows)} rows looked at has a text question; in row {without[0]}, for "
-            "example, the last user message is missing or holds parts (such as images) instead of text. CIPO corrects "
-            "text questions only; use algorithm.adv_estimator=grpo for others"
+            f"data.train_files: none of the {len(rows)} rows looked at has a question; in row {without[0]}, for "
+            "example, there is no user message, or the content of the last one is neither text nor a list of parts "
+            "that have a type. CIPO puts the attempt beside the question; use algorithm.adv_estimator=grpo for others"
         )
     if without:
         logger.warning(
-            "data.train_files: %d of the %d rows looked at have no text question (but images, for example); they are "
+            "data.train_files: %d of the %d rows looked at have no question (text, or parts such as images); they are "
             "trained as in GRPO and counted as cipo/anchors/skipped/no_text_question",
             len(without),
             len(rows),
@@ -247,9 +249,9 @@ def _check_row(number: int, row: Mapping[str, Any]) -> None:
         )
 
 
-def _has_text_question(messages: Sequence[Mapping[str, Any]]) -> bool:
+def _has_question(messages: Sequence[Mapping[str, Any]]) -> bool:
     asked = [message.get("content") for message in messages if message.get("role") == "user"]
-    return bool(asked) and isinstance(asked[-1], str)
+    return bool(asked) and is_content(asked[-1])
 
 
 def announce(config: DictConfig, cipo: CIPOConfig) -> None:

@@ -1,17 +1,27 @@
 """Correction prompts and attempts as a run renders and reads them: in the driver, and in its rollout workers."""
 
+import asyncio
 import functools
+import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 from verl.experimental.agent_loop import AgentLoopWorker
+from verl.experimental.agent_loop.agent_loop import AgentLoopBase
+from verl.utils.dataset.rl_dataset import get_dataset_class
 from verl.utils.tokenizer import continuous_token_wiring
+from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
 from verl_cipo.core.config import CIPOConfig, PromptConfig
+from verl_cipo.core.contents import media_of
 from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt
 
 logger = logging.getLogger("verl_cipo")
@@ -72,31 +82,121 @@ _ONCE = _Once()
 
 
 @dataclass(frozen=True, kw_only=True)
+class Chats:
+    """Renders chats as verl's agent loops do: a processor puts tokens of images, video and audio where they stand."""
+
+    builder: ContinuousTokenBuilder
+    processor: Any | None
+    dataset_cls: type | None
+    """The data set's class, which loads media; not asked without a processor."""
+    data: DictConfig
+    """verl's ``data``."""
+
+    @classmethod
+    def of(
+        cls,
+        data: DictConfig,
+        tokenizer: Any,
+        *,
+        processor: Any | None,
+        dataset_cls: type | None,
+        model_type: str | None,
+    ) -> "Chats":
+        """With the chat template's and the processor's options of a run."""
+        builder = create_continuous_token_builder(
+            tokenizer,
+            hf_model_type=model_type,
+            chat_template_kwargs=data.get("apply_chat_template_kwargs", {}),
+            mm_processor_kwargs=data.get("mm_processor_kwargs", {}),
+            processor=processor,
+        )
+        return cls(builder=builder, processor=processor, dataset_cls=dataset_cls, data=data)
+
+    def tokens(self, messages: list[dict], tools: list[dict] | None = None) -> list[int]:
+        """Tokens of a chat, with the generation prompt."""
+        return self.builder.build_initial_tokens(messages, tools=tools, **self._media(messages))
+
+    def _media(self, messages: list[dict]) -> dict[str, Any]:
+        if self.processor is None or not media_of(messages):
+            return {}
+        # All that verl's method reads of an agent loop.
+        loop: Any = SimpleNamespace(processor=self.processor, dataset_cls=self.dataset_cls, data_config=self.data)
+        # In a thread of its own: whoever asks may run in an event loop.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, AgentLoopBase.process_multi_modal_info(loop, messages)).result()
+
+
+def media_tokens(processor: Any | None) -> set[str]:
+    """Texts in which a processor puts tokens of media."""
+    names = (f"{kind}_token" for kind in ("image", "video", "audio"))
+    return {token for name in names if isinstance(token := getattr(processor, name, None), str)}
+
+
+Positions = Callable[[Tensor, Mapping[str, Any]], Tensor]
+"""Position ids (..., L) of a sequence of L tokens, int64, and what the model sees of its images and the like."""
+
+
+def text_positions(tokens: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """Of a model that counts tokens, whatever they stand for."""
+    return torch.arange(len(tokens))
+
+
+def positions_of(processor: Any | None) -> Positions:
+    """As verl's rollout workers give them to a row."""
+    get_rope_index = getattr(processor, "get_rope_index", None)
+    if get_rope_index is None:
+        return text_positions
+
+    def positions(tokens: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        given = dict(inputs)
+        if "mm_token_type_ids" in inspect.signature(get_rope_index).parameters:
+            # verl makes them of the tokens where there were any, and stores none with a row.
+            given["mm_token_type_ids"] = tokens
+        worker: Any = SimpleNamespace(processor=processor)
+        ids = tokens.unsqueeze(0)
+        return AgentLoopWorker._compute_position_ids(worker, ids, torch.ones_like(ids), given).squeeze(0)
+
+    return positions
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rendering:
     """Making prompts in the driver, where no agent loop renders the chat (tools are left out)."""
 
     prompt: CorrectionPrompt
     encode: Callable[[list[dict]], list[int]]
     """Tokens of a chat, with the generation prompt."""
+    positions: Positions = text_positions
 
     @classmethod
-    def of(cls, config: DictConfig, cipo: CIPOConfig, tokenizer: Any) -> "Rendering":
-        """With the tokenizer and the chat template options of a run."""
+    def of(cls, config: DictConfig, cipo: CIPOConfig, tokenizer: Any, processor: Any | None = None) -> "Rendering":
+        """With the tokenizer, the processor of images and the like, and the chat template options of a run."""
         warn_of_thinking(tokenizer, cipo.prompt)
-        options = OmegaConf.to_container(config.data.get("apply_chat_template_kwargs") or OmegaConf.create({}))
+        if processor is None:
+            options = OmegaConf.to_container(config.data.get("apply_chat_template_kwargs") or OmegaConf.create({}))
 
-        def encode(messages: list[dict]) -> list[int]:
-            return tokenizer.apply_chat_template(
-                messages, tokenize=True, add_generation_prompt=True, return_dict=False, **options
-            )
+            def encode(messages: list[dict]) -> list[int]:
+                return tokenizer.apply_chat_template(
+                    messages, tokenize=True, add_generation_prompt=True, return_dict=False, **options
+                )
+        else:
+            encode = Chats.of(
+                config.data,
+                tokenizer,
+                processor=processor,
+                dataset_cls=get_dataset_class(config.data),
+                # verl binds the model's config to its processor.
+                model_type=processor.config.model_type,
+            ).tokens
 
         prompt = correction_prompt(
             cipo,
             tokenizer,
             prompt_length=config.actor_rollout_ref.rollout.prompt_length,
             count_tokens=lambda messages: len(encode(messages)),
+            media_tokens=media_tokens(processor),
         )
-        return cls(prompt=prompt, encode=encode)
+        return cls(prompt=prompt, encode=encode, positions=positions_of(processor))
 
 
 def agent_loop_prompt(worker: AgentLoopWorker, cipo: CIPOConfig) -> CorrectionPrompt:
@@ -105,11 +205,12 @@ def agent_loop_prompt(worker: AgentLoopWorker, cipo: CIPOConfig) -> CorrectionPr
     That a model has no token builder of its own, verl says at each session; from here on it says it once.
     """
     logging.getLogger(continuous_token_wiring.__name__).addFilter(_ONCE)
-    builder = create_continuous_token_builder(
+    chats = Chats.of(
+        worker.config.data,
         worker.tokenizer,
-        hf_model_type=worker.hf_model_type,
-        chat_template_kwargs=worker.config.data.get("apply_chat_template_kwargs", {}),
         processor=worker.processor,
+        dataset_cls=worker.dataset_cls,
+        model_type=worker.hf_model_type,
     )
     # An agent loop may offer the model a selection of the tools: counting all of them is never too few tokens.
     tools = [tool.tool_schema.model_dump(exclude_unset=True, exclude_none=True) for tool in worker.tools]
@@ -117,5 +218,6 @@ def agent_loop_prompt(worker: AgentLoopWorker, cipo: CIPOConfig) -> CorrectionPr
         cipo,
         worker.tokenizer,
         prompt_length=worker.rollout_config.prompt_length,
-        count_tokens=lambda messages: len(builder.build_initial_tokens(messages, tools=tools or None)),
+        count_tokens=lambda messages: len(chats.tokens(messages, tools or None)),
+        media_tokens=media_tokens(worker.processor),
     )

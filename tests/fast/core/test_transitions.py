@@ -66,7 +66,7 @@ def test_a_retry_is_judged_by_the_other_attempts():
 
 def attempted(question, session, text, *, correct, corrections=()):
     return attempt_record(
-        {"uid": f"u{question}", "raw_prompt": [{"role": "user", "content": question}]},
+        {"uid": f"u{question}", "index": 17, "raw_prompt": [{"role": "user", "content": question}]},
         session=session,
         text=text,
         correct=correct,
@@ -80,11 +80,11 @@ def test_the_table_of_generations_has_corrections_beneath_their_attempts():
     same = correction_record("5", correct=False, score=0.0, copied=True)
     records = [
         attempted("2 + 2", 1, "4", correct=True),
-        attempted([{"type": "image"}], 0, "a cat", correct=False),
+        attempted([{"type": "image", "image": object()}], 0, "a cat", correct=False),
         attempted("2 + 2", 0, "5", correct=False, corrections=[better, same]),
     ]
     assert generations_table(records) == {
-        "inputs": ["2 + 2", "2 + 2", '[{"type": "image"}]'],
+        "inputs": ["2 + 2", "2 + 2", '[{"type": "image", "index": 17}]'],
         "outputs": [
             "5\n\n--- correction, wrong -> right, score 0.5:\n\n4\n\n--- correction, wrong -> wrong, score 0.0:\n\n5",
             "4\n\n--- right, not corrected",

@@ -51,6 +51,7 @@ def worker(tokenizer, *, length, tools=(), **template_options):
     return SimpleNamespace(
         tokenizer=tokenizer,
         processor=None,
+        dataset_cls=RLHFDataset,
         hf_model_type="qwen3",
         tools=[tool(name) for name in tools],
         config=OmegaConf.create({"data": data}),
@@ -247,24 +248,29 @@ def test_columns_of_the_data_set_reach_the_rollout(tmp_path, tokenizer):
     assert found[0]["tools_kwargs"] == {"lookup": {"word": "a"}}
 
 
-def test_questions_with_images_alone_are_refused(tmp_path, tokenizer):
+def test_questions_with_images_are_questions(tmp_path, tokenizer, caplog):
     made = rows(text="<image> What is it?", images=[["a.png"]] * 4)
     found = dataset(tmp_path, tokenizer, made, processor=object())
+    check_questions(found, CIPOConfig(preset="stream"))
+    assert [part["type"] for part in found[0]["raw_prompt"][0]["content"]] == ["image", "text"] and caplog.text == ""
+
+
+NOBODY = {"raw_prompt": [{"role": "system", "content": "a"}]}
+
+
+def test_rows_without_a_question_alone_are_refused():
     with pytest.raises(CIPOConfigError) as refused:
-        check_questions(found, CIPOConfig(preset="stream"))
+        check_questions([{**NOBODY, "index": i} for i in range(4)], CIPOConfig(preset="stream"))
     message = str(refused.value)
-    assert message.startswith(
-        "data.train_files: none of the 4 rows looked at has a text question; in row 0, for example"
-    )
-    assert "images" in message and "adv_estimator=grpo" in message
+    assert message.startswith("data.train_files: none of the 4 rows looked at has a question; in row 0, for example")
+    assert "parts" in message and "adv_estimator=grpo" in message
 
 
-def test_some_questions_with_images_are_a_warning(tmp_path, tokenizer, caplog):
-    made = rows(images=[["a.png"], None, None, None])
-    made[0]["prompt"] = [{"role": "user", "content": "<image> What is it?"}]
+def test_some_rows_without_a_question_are_a_warning(caplog):
+    made = [{"raw_prompt": QUESTION, "index": i} for i in range(3)]
     with caplog.at_level(logging.WARNING, logger="verl_cipo"):
-        check_questions(dataset(tmp_path, tokenizer, made, processor=object()), CIPOConfig(preset="stream"))
-    assert "1 of the 4 rows looked at have no text question" in caplog.text
+        check_questions([*made, {**NOBODY, "index": 3}], CIPOConfig(preset="stream"))
+    assert "1 of the 4 rows looked at have no question" in caplog.text
     assert "cipo/anchors/skipped/no_text_question" in caplog.text
 
 
@@ -282,7 +288,10 @@ def test_rows_without_a_number_are_a_warning(tmp_path, tokenizer, caplog):
         ({"raw_prompt": QUESTION}, ["row 0 has no 'index'", "data.custom_cls"]),
         ({"raw_prompt": "1+1?", "index": 0}, ["raw_prompt of row 0 is not a list of messages but '1+1?'"]),
         ({"raw_prompt": [17, 4], "index": 0}, ["raw_prompt of row 0 is not a list of messages but '[17, 4]'"]),
-        ({"raw_prompt": [{"role": "system", "content": "a"}], "index": 0}, ["none of the 1 rows", "missing"]),
+        (
+            {"raw_prompt": [{"role": "system", "content": "a"}], "index": 0},
+            ["none of the 1 rows", "there is no user message"],
+        ),
     ],
     ids=["no prompt", "no index", "text", "token ids", "nobody asks"],
 )
@@ -293,8 +302,7 @@ def test_prompts_that_no_attempt_can_be_put_into_are_refused(row, words):
 
 
 def test_without_corrections_any_questions_will_do():
-    images = [{"role": "user", "content": [{"type": "image"}]}]
-    check_questions([{"raw_prompt": images, "index": 0}], CIPOConfig(preset="stream", replay_fraction=0.0))
+    check_questions([{**NOBODY, "index": 0}], CIPOConfig(preset="stream", replay_fraction=0.0))
 
 
 def test_few_rows_of_a_large_data_set_are_read():

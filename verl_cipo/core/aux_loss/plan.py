@@ -30,6 +30,7 @@ from verl_cipo.core.aux_loss.transfer import SKIP_REASONS as TRANSFER_REASONS
 from verl_cipo.core.aux_loss.transfer import SKIPPED as TRANSFER_SKIPPED
 from verl_cipo.core.aux_loss.transfer import Moved, moved_corrections
 from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.contents import media_of, with_media
 from verl_cipo.core.draws import lot
 from verl_cipo.core.prompts import SKIP_REASONS, CorrectionPrompt
 from verl_cipo.core.rows import CHOSEN, REJECTED, UNTRAINED, GroupName, RowKey, RowTable
@@ -62,12 +63,16 @@ class Pair:
 
 
 class Shown(NamedTuple):
-    """What the plan looks at in a row of the batch; messages: the chat of its prompt."""
+    """What the plan looks at in a row of the batch.
+
+    messages: the chat of its prompt; bound: whether what the model sees of its images, video and audio cannot be given
+    to another row.
+    """
 
     prompt_ids: list[int]
     response_ids: list[int]
     messages: list[dict]
-    images: bool
+    bound: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +83,8 @@ class NewRow:
     source: str
     messages: list[dict]
     prompt_ids: list[int]
+    media: tuple[str, ...] = ()
+    """Rows whose images, video and audio are those of its prompt, together and in this order."""
     sign: float = UNTRAINED
     """What the auxiliary loss does to it."""
     pair: int = -1
@@ -200,14 +207,17 @@ def plan_aux(
     # Numbered after those of the corrections.
     for number, pair in enumerate(pairs, len(table.keys)):
         attempt, right = key_of[pair.anchor], key_of[pair.donor]
+        media = (right,) if pair.same_prompt else (right, attempt)
         messages, reason = _pair_prompt(prompt, pair, attempt=rows[attempt], right=rows[right])
+        if messages is not None and not _shows(messages, [rows[key] for key in media]):
+            messages, reason = None, "no_text_question"
         if messages is None:
             plan.counts[f"{_SKIPPED}{reason}"] += 1
             continue
         plan.counts["aux/pairs"] += 1
         plan.counts["aux/adjacent"] += not pair.same_prompt
         group = str(GroupName(pair.anchor.uid, "p", pair.anchor.session))
-        shared = {"messages": messages, "prompt_ids": encode(messages), "pair": number}
+        shared = {"messages": messages, "prompt_ids": encode(messages), "media": media, "pair": number}
         plan.rows.append(NewRow(key=RowKey(group, 0), source=right, sign=CHOSEN, **shared))
         if contrastive:
             plan.rows.append(NewRow(key=RowKey(group, 1), source=attempt, sign=REJECTED, **shared))
@@ -220,7 +230,7 @@ def _append_corrections(
     """Right corrections, each with the failed attempt where the loss compares the two."""
     for number, (key, failed) in enumerate(corrections.items()):
         asked = rows[key]
-        if asked.images:
+        if asked.bound:
             plan.counts[_NO_TEXT] += 1
             continue
         if in_stream:
@@ -238,17 +248,20 @@ def _append_moved(
     prompts = set()
     for one in moved:
         asked = None if one.asked is None else rows[one.asked]
-        if rows[one.key].images or (asked is not None and asked.images):
+        # The media of a correction's prompt are those of the plain one.
+        shown = rows[one.key] if asked is None else asked
+        messages = with_media(one.question, media_of(shown.messages)) if asked is None else asked.messages
+        if messages is None or rows[one.key].bound or shown.bound:
             plan.counts[f"{TRANSFER_SKIPPED}no_text_question"] += 1
             continue
         key = RowKey.parse(one.key)
-        messages = one.question if asked is None else asked.messages
         plan.rows.append(
             NewRow(
                 key=RowKey(str(GroupName.parse(key.group)._replace(use="q")), key.session),
                 source=one.key,
                 messages=messages,
                 prompt_ids=encode(messages) if asked is None else asked.prompt_ids,
+                media=(one.key if one.asked is None else one.asked,),
                 weight=one.weight,
             )
         )
@@ -286,6 +299,7 @@ def _of_correction(key: str, use: str, number: int, *, source: str, asked: Shown
         source=source,
         messages=asked.messages,
         prompt_ids=asked.prompt_ids,
+        media=(key,),
         sign=sign,
         pair=pair,
     )
@@ -299,12 +313,18 @@ def _pair_prompt(
     For a pair of one prompt that is the correction prompt; for one of two prompts the right rollout's question, with
     the failed attempt at its own as a worked example.
     """
-    if attempt.images or right.images:
+    if attempt.bound or right.bound:
         return None, _NO_TEXT.removeprefix(_SKIPPED)
     text = prompt.decode(attempt.response_ids)
     if pair.same_prompt:
         return prompt.build(right.messages, text)
     return prompt.build_adjacent(right.messages, text, attempted=attempt.messages)
+
+
+def _shows(messages: list[dict], rows: Sequence[Shown]) -> bool:
+    """Whether the media of a chat are those of the rows' prompts, as far as their types tell."""
+    expected = [part["type"] for row in rows for part in media_of(row.messages)]
+    return [part["type"] for part in media_of(messages)] == expected
 
 
 def draw_pairs(groups: Sequence[Group], counts: Counter, *, config: CIPOConfig, step: int) -> list[Pair]:

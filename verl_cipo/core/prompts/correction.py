@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from verl_cipo.core.config import CIPOConfig, PromptConfig
+from verl_cipo.core.contents import Content, alike, is_content, texts_of
 from verl_cipo.core.prompts.others import ALONE, Others, Said, draw_others
-from verl_cipo.core.prompts.templates import ADJACENT_TEMPLATE, Wording, fill, wording
+from verl_cipo.core.prompts.templates import ADJACENT_TEMPLATE, Wording, fill_content, wording
 from verl_cipo.core.prompts.texts import around_attempt, attempt_decoder, defused, special_tokens, strip_thinking
 from verl_cipo.core.transitions import is_copy
 
@@ -21,11 +22,11 @@ MIN_ATTEMPT_TOKENS = 16
 SKIP_REASONS = ("too_long", "no_text_question", "empty_attempt")
 
 
-def _last_question(messages: list[dict]) -> tuple[int, str] | None:
-    """Position and content of the last user message; None where there is none or it is no plain string (an image)."""
+def _last_question(messages: list[dict]) -> tuple[int, Content] | None:
+    """Position and content of the last user message; None where there is none or it says nothing."""
     last = max((i for i, message in enumerate(messages) if message.get("role") == "user"), default=None)
     content = None if last is None else messages[last].get("content")
-    return (last, content) if last is not None and isinstance(content, str) else None
+    return (last, content) if last is not None and is_content(content) else None
 
 
 @dataclass(frozen=True)
@@ -60,28 +61,34 @@ def _goes_on(messages: list[dict], last: int) -> bool:
     return not all(map(_begins_answer, messages[last + 1 :]))
 
 
-def _one_message(messages: list[dict], template: Callable[[Sequence[str]], str], **values: str) -> Chat:
-    """Question, attempts and request as one message of the user. Raises: TypeError when there is no question."""
-    last, question = cast(tuple[int, str], _last_question(messages))
-    kept = messages if _goes_on(messages, last) else messages[:last]
+def _one_message(messages: list[dict], template: Callable[[Sequence[str]], str], **values: Content) -> Chat:
+    """Question, attempts and request as one message of the user. Raises: TypeError when there is no question.
+
+    Media stand where they stood among the question's texts. Where the question itself is kept, they are not repeated.
+    """
+    last, question = cast(tuple[int, Content], _last_question(messages))
+    kept = messages[:last]
+    if _goes_on(messages, last):
+        kept, question = messages, texts_of(question)
 
     def chat(texts: Sequence[str]) -> list[dict]:
-        shown = Wording.blocks(texts)
-        asked = {**messages[last], "content": fill(template(texts), question=question, attempt=shown, **values)}
-        return [*map(dict, kept), asked]
+        content = fill_content(template(texts), question=question, attempt=Wording.blocks(texts), **values)
+        return [*map(dict, kept), {**messages[last], "content": content}]
 
     return chat
 
 
 def _own_turn(messages: list[dict], review: str) -> Chat:
-    """The attempt as the assistant's answer to the chat, and a request to review it."""
+    """The attempt as the assistant's answer to the chat, and a request to review it; in parts where the question is."""
+    _, question = cast(tuple[int, Content], _last_question(messages))
     end = len(messages)
     while end and _begins_answer(messages[end - 1]):
         end -= 1
 
     def chat(texts: Sequence[str]) -> list[dict]:
         (text,) = texts
-        return [*map(dict, messages[:end]), {"role": "assistant", "content": text}, {"role": "user", "content": review}]
+        turns = (("assistant", text), ("user", review))
+        return [*map(dict, messages[:end]), *({"role": who, "content": alike(what, question)} for who, what in turns)]
 
     return chat
 
@@ -138,8 +145,10 @@ class CorrectionPrompt:
         Where a tool's result follows it, say, all messages are kept and the rendered template is one more. With
         form=assistant_turn all messages are kept, and the attempt and the request follow as two more. The beginning of
         an answer, text of the assistant and nothing else, is left out.
+        A question of parts (text, images, video, audio) stays one: the template's text goes around them, and all media
+        of the chat are there once, in their order.
         Returns (messages, None), or (None, reason) with reason one of
-          no_text_question: there is no user message, or its content is not a plain string (an image, say);
+          no_text_question: there is no user message, or its content is neither a string nor a list of parts;
           empty_attempt: the view of the attempt holds no text, or the chat template shows nothing of it;
           too_long: no more than 15 tokens of an attempt that has to be shortened would fit, or on_overflow is skip.
         """
@@ -208,8 +217,8 @@ class CorrectionPrompt:
 
         messages: chat of the prompt whose solution is wanted; attempted: chat of the prompt that `attempt` answers, of
         which the last user message is shown. Both questions are kept whole, and the attempt is fitted as in `build`,
-        with the same returns; no_text_question is also the reason when `attempted` has no text question, or more than
-        that, a tool's result say, belongs to it.
+        with the same returns; no_text_question is also the reason when `attempted` has no question, or more than that,
+        a tool's result say, belongs to it. Media of the question of `attempted` follow those of `messages`.
         The text is ADJACENT_TEMPLATE whatever the knobs of the texts are.
         """
         asked = _last_question(attempted)
@@ -309,14 +318,23 @@ def fair_shares(wanted: Sequence[int], room: int) -> list[int]:
 
 
 def correction_prompt(
-    cipo: CIPOConfig, tokenizer: Any, *, prompt_length: int, count_tokens: Callable[[list[dict]], int]
+    cipo: CIPOConfig,
+    tokenizer: Any,
+    *,
+    prompt_length: int,
+    count_tokens: Callable[[list[dict]], int],
+    media_tokens: Collection[str] = (),
 ) -> CorrectionPrompt:
-    """The correction prompt; ``count_tokens`` knows the chat as it will be rendered."""
+    """The correction prompt.
+
+    count_tokens: of a chat as it will be rendered; media_tokens: texts that a processor takes for images and the like,
+    special tokens or not.
+    """
     return CorrectionPrompt(
         cipo.prompt,
         prompt_length=prompt_length,
         count_tokens=count_tokens,
         encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
         decode=attempt_decoder(tokenizer, cipo.prompt),
-        control=special_tokens(tokenizer).values(),
+        control={*special_tokens(tokenizer).values(), *media_tokens},
     )

@@ -8,8 +8,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from verl_cipo.core.config import ROOT, CIPOConfigError, PromptConfig
+from verl_cipo.core.contents import Content, text_part
 from verl_cipo.core.knob_rules import REVIEW_ALLOWED, TEMPLATE_ALLOWED
 
 
@@ -65,6 +67,22 @@ _TEMPLATE_KEY = f"{ROOT}.prompt.template"
 def fill(template: str, **values: str) -> str:
     """Put the values in place of their names, literally and in one pass: none is searched for placeholders."""
     return _BRACED.sub(lambda match: values.get(match.group(1), match.group()), template)
+
+
+def fill_content(template: str, **values: Content) -> Content:
+    """:func:`fill` where a value may be parts: the result then is parts, those as they are and text around them."""
+    if all(isinstance(value, str) for value in values.values()):
+        return fill(template, **cast(dict[str, str], values))
+    parts, text = [], ""
+    for i, piece in enumerate(_BRACED.split(template)):
+        # Every second piece is a name.
+        value = values.get(piece, f"{{{piece}}}") if i % 2 else piece
+        if isinstance(value, str):
+            text += value
+            continue
+        parts += [*([text_part(text)] if text else []), *map(dict, value)]
+        text = ""
+    return [*parts, *([text_part(text)] if text else [])]
 
 
 def render(template: str, question: str, attempt: str) -> str:

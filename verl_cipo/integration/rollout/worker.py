@@ -29,6 +29,7 @@ import transfer_queue as tq
 from verl.experimental.agent_loop import AgentLoopOutput
 from verl.trainer.ppo.v1 import AgentLoopWorkerTQ
 
+from verl_cipo.core.contents import without_media
 from verl_cipo.core.draws import origin
 from verl_cipo.core.prompts import CorrectionPrompt, Others
 from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, correction_group
@@ -215,12 +216,10 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
             output.extra_fields[MARK] = mark.to_mapping()
 
     def _question(self, anchor: Anchor) -> list[dict] | None:
-        """The chat of an anchor's prompt where transfer needs it and the batch lacks it; None also if it is no text."""
-        chat = anchor.prompt["raw_prompt"]
+        """The chat of an anchor's prompt where transfer needs it and the batch lacks it, without images and the like:
+        those are in the correction's own prompt. None, too, where a message says nothing."""
         needed = self._cipo.transfers and self._cipo.replays and not anchor.correct
-        if not needed or not all(isinstance(message.get("content"), str) for message in chat):
-            return None
-        return [dict(message) for message in chat]
+        return without_media(anchor.prompt["raw_prompt"]) if needed else None
 
     async def _agent_loop_postprocess(self, output: Any, validate: bool, **kwargs: Any) -> Any:
         name = GroupName.parse(kwargs["uid"])

@@ -12,6 +12,7 @@ and the tag ``is_padding`` keeps them out of its data metrics.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ import transfer_queue as tq
 from tensordict import TensorDict
 from torch import Tensor
 from transfer_queue import KVBatchMeta
+from verl.utils.model import extract_multi_modal_inputs
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.utils.padding import response_to_nested
 
@@ -28,7 +30,7 @@ from verl_cipo.core.aux_loss.plan import AuxPlan, Shown, plan_aux
 from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS, transfer_weights
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.rows import RowTable
-from verl_cipo.integration.rendering import Rendering
+from verl_cipo.integration.rendering import Positions, Rendering, text_positions
 
 ZERO = (
     "response_mask",
@@ -46,6 +48,9 @@ ZERO = (
     "returns",
 )
 """Fields that are zero in such a row."""
+
+BOUND = {"mm_token_type_ids", "token_type_ids", "cross_attention_mask", "image_bound"}
+"""Inputs of some models that hold a value for each token of the row: they fit no other row."""
 
 _REFUSED = {
     "routed_experts": "an appended row was never rolled out, so no routing of it is known: turn router replay off",
@@ -135,7 +140,7 @@ def add_aux_rows(
                 prompt_ids=row["prompts"].tolist(),
                 response_ids=row["responses"].tolist(),
                 messages=list(row["raw_prompt"]),
-                images=bool(row.get("multi_modal_inputs")),
+                bound=not BOUND.isdisjoint(row.get("multi_modal_inputs") or ()),
             )
             for key, row in read.items()
         }
@@ -156,7 +161,14 @@ def add_aux_rows(
     tag_of = dict(zip(batch.keys, batch.tags, strict=True))
     keys, fields, tags = [], [], []
     for new in plan.rows:
-        row = aux_row(read[new.source], new.prompt_ids, uid=new.key.group, messages=new.messages)
+        row = aux_row(
+            read[new.source],
+            new.prompt_ids,
+            uid=new.key.group,
+            messages=new.messages,
+            inputs=joined_inputs([read[key].get("multi_modal_inputs") for key in new.media]),
+            positions=rendering.positions,
+        )
         keys.append(str(new.key))
         fields.append(row)
         tags.append(aux_tag(tag_of[new.source], row))
@@ -171,7 +183,20 @@ def add_aux_rows(
     return grown, aux
 
 
-def aux_row(source: Mapping[str, Any], prompt_ids: Sequence[int], *, uid: str, messages: list[dict]) -> dict[str, Any]:
+def joined_inputs(of_rows: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
+    """What the model sees of the media of several rows, one after the other, as verl joins those of a micro-batch."""
+    return extract_multi_modal_inputs([dict(inputs) for inputs in of_rows if inputs])
+
+
+def aux_row(
+    source: Mapping[str, Any],
+    prompt_ids: Sequence[int],
+    *,
+    uid: str,
+    messages: list[dict],
+    inputs: Mapping[str, Any] = MappingProxyType({}),
+    positions: Positions = text_positions,
+) -> dict[str, Any]:
     """The row of ``v0.aux.append_rows`` from one unpadded sample, such as an element of ``tq.kv_batch_get``.
 
     Args:
@@ -180,6 +205,8 @@ def aux_row(source: Mapping[str, Any], prompt_ids: Sequence[int], *, uid: str, m
         prompt_ids: the new prompt's tokens.
         uid: the new row's group, see ``core.rows.GroupName``.
         messages: the new prompt's chat, stored as ``raw_prompt``.
+        inputs: the new prompt's ``multi_modal_inputs``.
+        positions: of ``integration.rendering``; gives position ids where there are ``inputs``.
 
     Returns:
         all keys of ``source``. The tokens to train are those of ``source["response_mask"]``: the auxiliary fields are
@@ -191,14 +218,15 @@ def aux_row(source: Mapping[str, Any], prompt_ids: Sequence[int], *, uid: str, m
     check_keys(source, needed=("prompts", "responses", "input_ids", "position_ids", "response_mask"))
     response, sequence = source["responses"], len(source["input_ids"])
     prompt = torch.tensor(prompt_ids, dtype=response.dtype)
+    tokens = torch.cat([prompt, response])
     made: dict[str, Any] = {
         "prompts": prompt,
-        "input_ids": torch.cat([prompt, response]),
-        "attention_mask": torch.ones(len(prompt) + len(response), dtype=torch.int64),
-        "position_ids": in_channels(torch.arange(len(prompt) + len(response)), source["position_ids"]),
+        "input_ids": tokens,
+        "attention_mask": torch.ones(len(tokens), dtype=torch.int64),
+        "position_ids": in_channels(positions(tokens, inputs), source["position_ids"]),
         "uid": uid,
         "raw_prompt": messages,
-        "multi_modal_inputs": {},
+        "multi_modal_inputs": dict(inputs),
     }
     row = {}
     for key, value in source.items():

@@ -94,8 +94,8 @@ class CIPOTrainerMixin:
 
     def _init_tokenizer(self) -> None:
         super()._init_tokenizer()
-        check_prompt_length(self.config, self.cipo, self.tokenizer)
-        self._rendering = Rendering.of(self.config, self.cipo, self.tokenizer)
+        check_prompt_length(self.config, self.cipo, self.tokenizer, self.processor)
+        self._rendering = Rendering.of(self.config, self.cipo, self.tokenizer, self.processor)
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()

@@ -47,7 +47,7 @@ def plan_of_batch(
     """
     row_of = {key: row for row, key in enumerate(table.keys)}
     columns = batch.non_tensor_batch
-    images = columns.get("multi_modal_inputs", [None] * len(batch))
+    inputs = columns.get("multi_modal_inputs", [None] * len(batch))
 
     def shown(keys: Sequence[str]) -> dict[str, Shown]:
         return {
@@ -55,7 +55,7 @@ def plan_of_batch(
                 prompt_ids=prompt_ids(batch, row_of[key]),
                 response_ids=response_ids(batch, row_of[key]),
                 messages=list(columns["raw_prompt"][row_of[key]]),
-                images=bool(images[row_of[key]]),
+                bound=bool(inputs[row_of[key]]),
             )
             for key in keys
         }

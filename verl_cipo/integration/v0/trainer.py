@@ -91,9 +91,9 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
         self._laid_out = ExitStack()
         """Holds the estimator's view of the step's rows."""
         super().__init__(config, *args, **kwargs)
-        check_prompt_length(config, self.cipo, self.tokenizer)
+        check_prompt_length(config, self.cipo, self.tokenizer, self.processor)
         check_questions(self.train_dataset, self.cipo)
-        self._rendering = Rendering.of(config, self.cipo, self.tokenizer)
+        self._rendering = Rendering.of(config, self.cipo, self.tokenizer, self.processor)
 
     def init_workers(self) -> None:
         super().init_workers()

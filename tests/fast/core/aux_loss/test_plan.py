@@ -47,7 +47,7 @@ def question(key):
     return f"{key[0]}?" + " try again" * ("_c" in key)
 
 
-def planned(rows=ROWS, *, images=(), rejected=None, in_stream=True, prompt_length=10_000, step=1, **knobs):
+def planned(rows=ROWS, *, bound=(), rejected=None, in_stream=True, prompt_length=10_000, step=1, **knobs):
     """`rejected`: rows without a token to train."""
     config = CIPOConfig.from_mapping({"preset": "stream", "aux": {"coef": 1.0, **knobs.pop("aux", {})}, **knobs})
     prompt = CorrectionPrompt(
@@ -69,7 +69,7 @@ def planned(rows=ROWS, *, images=(), rejected=None, in_stream=True, prompt_lengt
     def shown(keys):
         read.extend(keys)
         return {
-            key: Shown(encode(question(key)), encode(rows[key][0]), chat(question(key)), key in images) for key in keys
+            key: Shown(encode(question(key)), encode(rows[key][0]), chat(question(key)), key in bound) for key in keys
         }
 
     plan = plan_aux(
@@ -124,8 +124,8 @@ def test_a_pair_of_which_a_side_is_rejected_is_left_out(lost):
 
 
 @pytest.mark.parametrize(("options", "skipped"), [({}, 0), ({"in_stream": False}, 1), (CONTRASTIVE, 1)])
-def test_a_correction_that_shows_an_image_gets_no_row_of_its_own(options, skipped):
-    plan = planned(images=["a_c1_1_0"], **options)
+def test_a_correction_whose_images_fit_no_other_row_gets_no_row_of_its_own(options, skipped):
+    plan = planned(bound=["a_c1_1_0"], **options)
     assert plan.counts[NO_TEXT] == skipped
     assert ("a_c1_1_0" in plan.chosen) == (skipped == 0) and "a_c1_1_0" not in {row.source for row in plan.rows}
 
@@ -210,8 +210,8 @@ def test_what_could_not_be_paired_is_counted():
     assert paired(wrong).counts == Counter({NO_DONOR: 5})
     assert paired(rejected=["a_0_0"]).counts == Counter({NO_DONOR: 4}), "nothing right is left"
     assert paired(prompt_length=40).counts == Counter({"aux/skipped/too_long": 4})
-    assert paired(images=["a_1_0"]).counts == Counter({NO_TEXT: 1, "aux/pairs": 3, "aux/adjacent": 2})
-    assert paired(images=["a_0_0"]).counts == Counter({NO_TEXT: 4})
+    assert paired(bound=["a_1_0"]).counts == Counter({NO_TEXT: 1, "aux/pairs": 3, "aux/adjacent": 2})
+    assert paired(bound=["a_0_0"]).counts == Counter({NO_TEXT: 4})
 
 
 def test_a_rejected_attempt_is_not_paired():

@@ -167,7 +167,7 @@ def table_of(rows=ROWS, *, had=HAD, questions=None, index=None):
 
 
 def moved(
-    rows=ROWS, *, kind="regress", below=0.25, images=(), rejected=None, step=1, norm_by_std=True, table=None, **knobs
+    rows=ROWS, *, kind="regress", below=0.25, bound=(), rejected=None, step=1, norm_by_std=True, table=None, **knobs
 ):
     """The plan; and key -> (source, prompt, weight) of its rows. rejected: rows without a token to train."""
     config = CIPOConfig.from_mapping({"preset": "stream", "transfer": {"kind": kind, "below": below}, **knobs})
@@ -176,7 +176,7 @@ def moved(
     def shown(keys):
         assert len(keys) == len(set(keys))
         asked = {key: f"{key[0]}?" + " try again" * ("_c" in key) for key in keys}
-        return {key: Shown(encode(asked[key]), encode(rows[key][0]), chat(asked[key]), key in images) for key in keys}
+        return {key: Shown(encode(asked[key]), encode(rows[key][0]), chat(asked[key]), key in bound) for key in keys}
 
     plan = plan_aux(
         table or table_of(rows),
@@ -266,7 +266,7 @@ def test_a_rejected_correction_is_left_out():
 
 
 def test_what_cannot_be_transferred_is_counted():
-    plan, rows = moved(images=["b_0_0", "a_c1_0_0"])
+    plan, rows = moved(bound=["b_0_0", "a_c1_0_0"])
     assert list(rows) == ["a_c2q_0_0"] and plan.counts["transfer/skipped/no_text_question"] == 3
     plan, rows = moved(table=table_of(had={"b": HAD["b"]}))
     assert {key[0] for key in rows} == {"b"} and plan.counts["transfer/skipped/unknown_prompt"] == 3

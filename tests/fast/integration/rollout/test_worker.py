@@ -416,12 +416,13 @@ def test_without_replay_the_plain_question_is_in_the_batch(world):
     assert not any("question" in entry[3]["cipo"] for entry in world if entry[0] == "row")
 
 
-def test_a_question_with_an_image_is_not_carried():
+def test_of_a_question_with_an_image_the_rest_is_carried():
     worker = Worker(
         CIPOConfig.from_mapping({"preset": "stream", "schedule": "replay", "transfer": {"kind": "inject"}}), []
     )
-    image = [{"role": "user", "content": [{"type": "image"}]}, {"role": "user", "content": "Q?"}]
-    for chat, carried in ((image, None), (image[1:], image[1:])):
+    text, image, nothing = ({"role": "user", "content": what} for what in ("Q?", [{"type": "image"}], None))
+    shown = {**image, "content": [{"type": "image", "image": "a.png"}]}
+    for chat, carried in (([shown, text], [image, text]), ([text], [text]), ([text, nothing], None)):
         anchor = rollouts.Anchor(0, "try", False, {"raw_prompt": chat}, [], None)
         assert worker._question(anchor) == carried
 
@@ -703,12 +704,12 @@ def test_an_attempt_that_hangs_holds_the_others_up_for_report_timeout(world, mon
 
 # ---- attempts that cannot be corrected
 
-IMAGE = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q?"}]}]
+NO_QUESTION = [{"role": "user", "content": []}]
 
 
 @pytest.mark.parametrize("schedule", ["streaming", "barrier"])
 def test_anchors_are_drawn_of_what_can_be_corrected(world, schedule):
-    stats = roll(world, prompts=3, schedule=schedule, chats={0: IMAGE, 1: IMAGE})
+    stats = roll(world, prompts=3, schedule=schedule, chats={0: NO_QUESTION, 1: NO_QUESTION})
     assert stats["anchors/total"] == 3, "none is wasted"
     assert stats["anchors/skipped/no_text_question"] == 2 * N
     assert {name.split("_c")[0] for name in rows(world) if "_c" in name} == {"p2"}
@@ -721,13 +722,13 @@ def test_an_attempt_that_would_show_nothing_is_not_drawn(world):
     assert stats["anchors/skipped/empty_attempt"] == 2
 
 
-def test_images_stay_out_of_the_pool(world):
+def test_what_cannot_be_corrected_stays_out_of_the_pool(world):
     async def run():
         cipo = CIPOConfig.from_mapping({"preset": "stream", "schedule": "replay"})
         actor = AnchorCoordinator(cipo.to_mapping(), train_batch_size=2)
         await actor.open(0, uids=["p0", "p1"], rho=0.5, step=1)
         ticket = {"coordinator": Remote(actor), "batch": 0}
-        for uid, chat in (("p0", IMAGE), ("p1", [{"role": "user", "content": "Q?"}])):
+        for uid, chat in (("p0", NO_QUESTION), ("p1", [{"role": "user", "content": "Q?"}])):
             prompt = {"uid": uid, "index": 0, "raw_prompt": chat, "multi_modal_data": {"image": [uid]}}
             await Worker(cipo, world)._run_prompt(
                 {**prompt, "agent_name": "single_turn_agent", rollouts.TICKET: ticket},
