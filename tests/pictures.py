@@ -124,6 +124,7 @@ def teach(model: Qwen2VLForConditionalGeneration, processor, *, steps: int, righ
 
 def make_model_folder(folder: Path, *, steps: int) -> Path:
     """``folder`` with config, weights, tokenizer and processor, taught for ``steps`` steps."""
+    # Without torchvision these cannot be imported, and the tests are skipped.
     from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
     tokenizer = make_tokenizer()

@@ -50,17 +50,13 @@ RESUMED = "trainer.resume_mode=resume_path"
 
 
 @contextmanager
-def two_nodes(folder: Path, *, hidden: Path, env: dict[str, str]) -> Iterator[str]:
-    """Ray's address; the second node has CPUs and no GPU, another working directory, and ``hidden`` is empty there."""
+def second_node(address: str, folder: Path, *, hidden: Path, env: dict[str, str]) -> Iterator[None]:
+    """Beside the one of the cluster: with CPUs and no GPU, another working directory, and ``hidden`` empty."""
     elsewhere, nothing = folder / "elsewhere", folder / "nothing"
     elsewhere.mkdir()
     nothing.mkdir()
-    with (
-        launch.ray_cluster(folder / "first.log") as address,
-        open(folder / "second.log", "w") as log,
-        # Paths of sockets are short. In Ray's own folder the node would note an address that other programs then join.
-        TemporaryDirectory(prefix="ray") as own,
-    ):
+    # Paths of sockets are short. In Ray's own folder the node would note an address that other programs then join.
+    with open(folder / "node.log", "w") as log, TemporaryDirectory(prefix="ray") as own:
         join = (
             f"{sys.executable} -m ray.scripts.scripts start --address={address} --num-cpus=16 --num-gpus=0 "
             f"--temp-dir={own} --block"
@@ -75,8 +71,8 @@ def two_nodes(folder: Path, *, hidden: Path, env: dict[str, str]) -> Iterator[st
             start_new_session=True,
         )
         try:
-            wait_for_two(address, node, folder / "second.log")
-            yield address
+            wait_for_two(address, node, folder / "node.log")
+            yield
         finally:
             os.killpg(node.pid, signal.SIGTERM)
             node.wait(60)
@@ -111,11 +107,11 @@ def notes(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run_on_two(task_folder, hidden, notes, tmp_path_factory):
+def run_on_two(task_folder, hidden, notes, cluster, tmp_path_factory):
     """run_on_two(folder, *options) takes two steps on the two nodes."""
     env = {HIDDEN: str(hidden), NOTES: str(notes)}
-    with two_nodes(tmp_path_factory.mktemp("cluster"), hidden=hidden, env=env) as address:
-        yield partial(train, task_folder, cluster=address, env=env)
+    with second_node(cluster, tmp_path_factory.mktemp("second"), hidden=hidden, env=env):
+        yield partial(train, task_folder, cluster=cluster, env=env)
 
 
 @pytest.fixture(scope="module")

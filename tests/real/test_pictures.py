@@ -55,8 +55,8 @@ def test_corrections_are_rolled_out_with_their_pictures(colors_run):
 def test_the_engine_saw_what_is_trained(colors_run):
     """vLLM and the actor agree on every token of attempts and corrections, pictures and all.
 
-    Up to 3e-4 was seen, where text has 3e-6: vLLM normalizes pictures in the model, and multiplies where the actor has a
-    convolution. With pictures of noise it was 0.76.
+    Up to 3e-4 was seen, where text has 3e-6: vLLM normalizes pictures in the model, and multiplies where the actor has
+    a convolution. With pictures of noise it was 0.76.
     """
     for metrics in colors_run.steps:
         assert metrics["training/rollout_probs_diff_max"] < 1e-3

@@ -137,6 +137,17 @@ BATCHES = {
         ),
         Break(
             {
+                "experimental/agent_loop/agent_loop.py": (
+                    r'multi_modal_data\["images"\] = images',
+                    'multi_modal_data["pictures"] = images',
+                )
+            },
+            ("agent_loop::an_agent_loop_loads_media_by_its_data_set_its_processor_and_its_options",),
+            "process_multi_modal_info",
+            "verl_cipo/integration/rendering.py",
+        ),
+        Break(
+            {
                 "utils/config.py": (r"\buse_critic\b", "with_critic"),
                 "trainer/main_ppo.py": (r"\buse_critic\b", "with_critic"),
             },

@@ -15,6 +15,8 @@ from hydra import compose, initialize_config_module
 from tensordict import NonTensorStack, TensorDict
 from verl import DataProto
 from verl.experimental.agent_loop import AgentLoopOutput, AgentLoopWorker
+from verl.experimental.agent_loop.agent_loop import DictConfigWrap
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.utils import tensordict_utils as tu
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.torch_functional import entropy_from_logits
@@ -269,8 +271,7 @@ def as_a_session(worker, row) -> tuple[list[int], dict, torch.Tensor]:
 
 
 def worker_loop(worker):
-    from verl.experimental.agent_loop.agent_loop import DictConfigWrap
-    from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+    """The agent loop that the worker makes for a session."""
 
     async def made():
         return SingleTurnAgentLoop(
@@ -321,8 +322,6 @@ def test_an_appended_row_is_what_a_session_with_its_chat_would_be(
             assert torch.equal(row["multi_modal_inputs"][name], value), name
         assert torch.equal(row["position_ids"], positions)
         shown.add(len(inputs.get("image_grid_thw", ())))
-    if schedule == "streaming" and knobs is PAIRS and not texts_too:
-        assert 1 in shown
     assert shown - {0}, "no appended row has a picture"
 
 
