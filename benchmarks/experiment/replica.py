@@ -317,7 +317,7 @@ class Replica:
         def shown(keys: Sequence[str]) -> dict[str, Shown]:
             found = {key: of_key[key] for key in keys}
             return {
-                key: Shown(row.sample.prompt, row.sample.response, row.messages, images=False)
+                key: Shown(row.sample.prompt, row.sample.response, row.messages, bound=False)
                 for key, row in found.items()
             }
 

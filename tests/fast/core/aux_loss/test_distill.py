@@ -50,7 +50,7 @@ def planned(rows=ROWS, *, prompt="a? try: {attempt}", norm_by_std=False, **knobs
         for key in keys:
             answer, _, context = rows[key]
             asked = f"{key[0]}?" + f" hint {context}" * (context is not None) + " try again" * ("_c" in key)
-            found[key] = Shown(encode(f"<{asked}>"), encode(answer), chat(asked), images=False)
+            found[key] = Shown(encode(f"<{asked}>"), encode(answer), chat(asked), bound=False)
         return found
 
     prompt = CorrectionPrompt(
