@@ -11,7 +11,7 @@ from benchmarks.experiment.policy import Policy
 from benchmarks.experiment.setting import TURNS, Setting
 from examples.tiny.evaluate import is_right
 from examples.tiny.task import Task
-from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.config import CIPOConfig, PromptConfig
 from verl_cipo.core.prompts import correction_prompt
 
 
@@ -26,7 +26,7 @@ def held_out(policy: Policy, folder: Path, setting: Setting) -> dict[str, Any]:
     policy.verifier = is_right
     problems = pq.read_table(folder / "data" / "val.parquet").to_pylist()
     prompt = correction_prompt(
-        CIPOConfig(),
+        CIPOConfig(prompt=PromptConfig(standalone=False)),  # as in training
         policy.tokenizer,
         prompt_length=Task.correction_prompt_length,
         count_tokens=lambda messages: len(policy.ids(messages)),

@@ -175,6 +175,7 @@ def _sample(checkpoint: Path, setting: Setting, task: Path, output: Path, *, log
     length = Task.correction_prompt_length + Task.response_length
     command = [sys.executable, "-m", "verl_cipo.evaluate", "--suite", SUITE, "--suites", str(output / "suites.yaml")]
     command += ["--checkpoint", str(checkpoint), "--data-dir", str(task / "data"), "--output", str(output)]
+    command += ["--prompt", "standalone=false"]  # as in training
     command += ["--engine", f"max_model_len={length}", "dtype=float32", "enforce_eager=true", "max_num_seqs=256"]
     with open(log, "w") as file:
         done = subprocess.run(command, env={**os.environ, **launch.CPU_ENV}, stdout=file, stderr=subprocess.STDOUT)

@@ -100,8 +100,8 @@ class CIPOConfig:
     """Second-turn corrections per validation attempt; 0 turns them off."""
     budget: Literal["fixed", "auto"] = FOLLOWS
     """What the sessions of an anchor are spent on: fixed, its corrections; auto, those where the prompt has no right
-    attempt and corrections have been worth more than further attempts; the others, as many further attempts, spread
-    over the step's prompts; null = that of the preset."""
+    attempt and corrections have been right at least twice as often as further attempts; the others, as many further
+    attempts, spread over the step's prompts; null = that of the preset."""
     keep_all_wrong: float = 0.0
     """With algorithm.filter_groups, the share of a batch's prompts that may be all wrong: each is kept with a wrong
     anchor of its own, as long as the step has any left; 0 evicts them, as verl does."""

@@ -126,6 +126,20 @@ def test_what_is_sampled_in_the_end_is_judged_by_the_sound_verifier(task):
     assert sum(replica.held_out(policy, task, SETTING)["right"]) < 16
 
 
+def test_the_second_turn_in_the_end_is_asked_as_in_training(task, monkeypatch):
+    """The sentence that prompt.standalone adds is unknown to these models: nearly all right attempts were spoiled."""
+    policy, asked = Policy(task / "model"), []
+
+    def sample(questions):
+        asked.extend(str(chat) for chat, _ in questions)
+        return Policy.sample(policy, questions)
+
+    monkeypatch.setattr(policy, "sample", sample)
+    replica.held_out(policy, task, SETTING)
+    assert any("<attempt>" in chat for chat in asked)
+    assert not any("stand on its own" in chat for chat in asked)
+
+
 def test_an_option_of_verl_is_refused():
     arm = Arm(name="a", what="", algo="cipo", options=("actor_rollout_ref.rollout.n=4",))
     with pytest.raises(ValueError, match=r"arm a: the replica does not know actor_rollout_ref\.rollout\.n=4"):

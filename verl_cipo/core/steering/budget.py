@@ -31,8 +31,10 @@ KINDS = (*CLASSES, RIGHT)
 
 DECAY = 0.95
 """Weight of what was measured one step before: a step has few wrong anchors of a class."""
-PROBE = 1 / 8
+PROBE = 1 / 16
 """Least share of corrections in prompts without a right attempt: so it is noticed when they become worth more."""
+WORTH = 2
+"""How many times as often as a further attempt a correction has to be right, to be worth its sessions."""
 _PRIOR = 2.0
 """Anchors, or prompts, that each side is given for a start; with what both sides have measured together."""
 
@@ -205,11 +207,11 @@ def update_budget(state: BudgetState, new: Evidence, slots: Mapping[str, float])
 def shares(state: BudgetState) -> dict[str, float]:
     """Share of the slots of each of KINDS that are corrections, in [0, 1].
 
-    Of wrong anchors in prompts without a right attempt that is how much likelier a correction is worth more than less,
-    P(w2c > retry) - P(w2c < retry), with both means taken as normal and independent, and at least PROBE. There GRPO has
-    no signal, and what a correction finds can be trained on the plain prompt. In all other prompts it is 0, however
-    much corrections are worth: there further attempts teach the first turn more, and pairs the second one. Of right
-    anchors, whose corrections cannot gain, it is the mean over the slots of wrong ones.
+    Of wrong anchors in prompts without a right attempt that is how much likelier a correction is worth its sessions
+    than not, P(w2c > WORTH retry) - P(w2c < WORTH retry), with both means taken as normal and independent, and at least
+    PROBE. There GRPO has no signal, and what a correction finds can be trained on the plain prompt. In all other
+    prompts it is 0, however much corrections are worth: there further attempts teach the first turn more, and pairs the
+    second one. Of right anchors, whose corrections cannot gain, it is the mean over the slots of wrong ones.
     """
     own = dict.fromkeys(CLASSES, 0.0)
     own[NONE] = _share(state.w2c.get(NONE, Sums()), state.retry.get(NONE, Sums()))
@@ -222,7 +224,7 @@ def _share(w2c: Sums, retry: Sums) -> float:
     # Both sides start from what they have in common: a side with few measurements is neither favored nor put back.
     prior = (w2c.right + retry.right + _PRIOR / 2) / (w2c.size + retry.size + _PRIOR)
     (mean, variance), (other, noise) = w2c.estimate(prior), retry.estimate(prior)
-    return max(math.erf((mean - other) / math.sqrt(2 * (variance + noise))), PROBE)
+    return max(math.erf((mean - WORTH * other) / math.sqrt(2 * (variance + WORTH**2 * noise))), PROBE)
 
 
 def drawn_first(

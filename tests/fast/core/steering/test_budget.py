@@ -176,13 +176,14 @@ def test_a_side_without_measurements_is_neither_favored_nor_put_back():
     assert share <= 0.3
 
 
-def test_the_share_is_how_much_likelier_corrections_are_worth_more_than_less():
-    w2c, retry = Sums.of([(1, 0.5)] * 6 + [(1, 0.0)] * 2), Sums.of([(1, 0.25)] * 8)
-    prior = (3 + 2 + 1) / (8 + 8 + 2)
-    means = (3 + 2 * prior) / 10, (2 + 2 * prior) / 10
+def test_the_share_is_how_much_likelier_corrections_are_worth_twice_a_further_attempt_than_not():
+    w2c, retry = Sums.of([(1, 1.0)] * 6 + [(1, 0.0)] * 2), Sums.of([(1, 0.125)] * 8)
+    prior = (6 + 1 + 1) / (8 + 8 + 2)
+    means = (6 + 2 * prior) / 10, (1 + 2 * prior) / 10
     added = [2 * prior * (1 - mean) ** 2 + 2 * (1 - prior) * mean**2 for mean in means]
-    squares = 6 * (0.5 - means[0]) ** 2 + 2 * means[0] ** 2 + added[0], 8 * (0.25 - means[1]) ** 2 + added[1]
-    z = (means[0] - means[1]) / math.sqrt(sum(squares) / 100)
+    squares = 6 * (1 - means[0]) ** 2 + 2 * means[0] ** 2 + added[0], 8 * (0.125 - means[1]) ** 2 + added[1]
+    z = (means[0] - 2 * means[1]) / math.sqrt((squares[0] + 4 * squares[1]) / 100)
+    assert z > 0
     assert shares(state_of({"none": w2c}, {"none": retry}))["none"] == pytest.approx(math.erf(z / 2**0.5))
 
 
@@ -190,6 +191,11 @@ def test_much_worse_corrections_stay_as_a_probe_and_much_better_ones_take_all():
     good, bad = Sums.of([(1, 1.0)] * 200), Sums.of([(1, 0.0)] * 200)
     assert shares(state_of({"none": bad}, {"none": good}))["none"] == PROBE
     assert shares(state_of({"none": good}, {"none": bad}))["none"] == pytest.approx(1.0)
+
+
+def test_corrections_that_are_right_more_often_but_not_twice_as_often_stay_as_a_probe():
+    w2c, retry = Sums.of([(1, 0.18)] * 500), Sums.of([(1, 0.1)] * 500)
+    assert shares(state_of({"none": w2c}, {"none": retry}))["none"] == PROBE
 
 
 def test_prompts_with_a_right_attempt_get_further_attempts_however_good_corrections_are():
