@@ -28,8 +28,6 @@ CPU_ENV = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_DEDUP_LOGS": "0",
-    # Its own, also where another one runs on the machine.
-    "RAY_ADDRESS": "local",
     # vLLM's CPU sampler compiles even under enforce_eager: that takes a C++ compiler and 15 s.
     "TORCHDYNAMO_DISABLE": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -206,6 +204,9 @@ def _train(options, output, resume, on_line, config_args, env, timeout, cluster)
     if cluster is not None:
         more, env = _in_cluster(cluster, env)
         options = [*options, *more]
+    else:
+        # A Ray of its own, also where the machine has one.
+        env = {"RAY_ADDRESS": "local", **env}
     with open(log, "w") as log_file:
         process = subprocess.Popen(
             [sys.executable, "-m", "verl.trainer.main_ppo", *config_args, *options],

@@ -85,3 +85,15 @@ def test_a_process_that_holds_the_machine_may_train(tmp_path, monkeypatch):
         pass
     with FileLock(tmp_path / "lock", timeout=0):
         pass
+
+
+@pytest.mark.parametrize(("cluster", "address"), [(None, "local"), ("10.0.0.1:6379", "10.0.0.1:6379")])
+def test_a_run_starts_a_ray_of_its_own_or_joins_the_one_that_is_named(tmp_path, monkeypatch, cluster, address):
+    """Without that it would join, and fail in, any Ray that runs on the machine."""
+    program = tmp_path / "python"
+    program.write_text('#!/bin/sh\necho "address: $RAY_ADDRESS"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(launch, "HOST_LOCK", tmp_path / "lock")
+    monkeypatch.setattr(launch.sys, "executable", str(program))
+    launch.train([], output=tmp_path / "run", cluster=cluster)
+    assert (tmp_path / "run" / "train.log").read_text() == f"address: {address}\n"
