@@ -21,7 +21,7 @@ def demo(monkeypatch, tmp_path):
         def made(folder, settings):
             started.update(folder=folder, prepared_with=settings)
 
-        def train(options, *, output, on_line, resume):
+        def train(options, *, output, on_line, resume, env):
             started.update(options=dict(option.split("=", 1) for option in options), resume=resume)
             started["left"] = sorted(path.name for path in output.iterdir() if path.is_dir())
             lines = [{"step": step, "data": {"val-core/openai/gsm8k/acc/mean@2": step / 10}} for step in (0, 1)]

@@ -235,7 +235,8 @@ def test_the_budget_goes_through_the_checkpoint(monkeypatch, tmp_path):
         monkeypatch.setattr(RayPPOTrainer, name, lambda self: 7)
     trainer = made(with_further(corrections()), budget="auto")
     one_step(trainer, attempts(), monkeypatch)
-    measured = replace(trainer._controller._state.budget, w2c={"none": Sums.of([(1.0, 1.0)] * 20)})
+    sides = {"w2c": {"none": Sums.of([(1.0, 1.0)] * 20)}, "retry": {"none": Sums.of([(1.0, 0.0)] * 20)}}
+    measured = replace(trainer._controller._state.budget, **sides)
     trainer._controller._state = replace(trainer._controller._state, budget=measured)
     trainer.config.trainer = {
         "default_local_dir": str(tmp_path),
