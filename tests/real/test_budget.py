@@ -14,13 +14,15 @@ from verl_cipo.core.steering.budget import CLASSES, PROBE
 
 pytestmark = [pytest.mark.real, pytest.mark.nightly]
 
-AUTO = "+algorithm.cipo.budget=auto"
+SLOTS = 3 * PROMPTS
+AUTO = ("+algorithm.cipo.budget=auto", "+algorithm.cipo.replay_fraction=3")
+"""With slots enough that some of the probe are corrections."""
 
 
 @pytest.fixture(scope="session")
 def budget_run(task_folder, tmp_path_factory) -> Run:
     folder = demo.prepared(tmp_path_factory.mktemp("budget"), task_folder)
-    demo.finish(demo.start(folder, AUTO))
+    demo.finish(demo.start(folder, *AUTO))
     return Run.of(folder)
 
 
@@ -28,13 +30,13 @@ def budget_run(task_folder, tmp_path_factory) -> Run:
 def resumed_budget_run(task_folder, tmp_path_factory) -> Run:
     """Killed in the middle of a step, when a step with slots is in a checkpoint."""
     folder = demo.prepared(tmp_path_factory.mktemp("budget_killed"), task_folder)
-    process = demo.start(folder, AUTO)
+    process = demo.start(folder, *AUTO)
     demo.wait_until(process, lambda: demo.logged(folder) >= 2)
     demo.kill(process)
     assert 2 <= demo.newest(folder) < STEPS
     output = tmp_path_factory.mktemp("budget_resumed") / "demo"
     shutil.copytree(folder, output)
-    demo.finish(demo.start(output, "--resume", AUTO))
+    demo.finish(demo.start(output, "--resume", *AUTO))
     return Run.of(output)
 
 
@@ -42,7 +44,7 @@ def test_sessions_of_a_step_are_as_drawn(budget_run):
     moved = 0
     for step, measured in enumerate(budget_run.steps, start=1):
         slots, corrected = measured["cipo/budget/slots"], measured["cipo/budget/corrected"]
-        assert slots == measured["cipo/anchors/total"] == (PROMPTS if step > 1 else 0), "replay: none in step 1"
+        assert slots == measured["cipo/anchors/total"] == (SLOTS if step > 1 else 0), "replay: none in step 1"
         assert measured["cipo/budget/corrections"] == measured["cipo/rows/correction"] == N * corrected
         assert measured["cipo/budget/attempts"] == N * (slots - corrected)
         assert measured["cipo/rows/base"] == N * (PROMPTS + slots - corrected)
@@ -51,7 +53,7 @@ def test_sessions_of_a_step_are_as_drawn(budget_run):
         assert len(sizes) == PROMPTS and sum(sizes) == measured["cipo/rows/base"]
         assert {size % N for size in sizes} == {0} and sum(map(len, corrections.values())) == N * corrected
         moved += slots - corrected
-    assert 0 < moved < PROMPTS * (STEPS - 1), "no slot has moved, or all have: nothing was tested"
+    assert 0 < moved < SLOTS * (STEPS - 1), "no slot has moved, or all have: nothing was tested"
 
 
 def test_the_share_starts_as_a_probe_and_both_sides_are_measured(budget_run):
