@@ -1,7 +1,7 @@
 """The demo, killed with SIGKILL and resumed, against the same demo left alone.
 
 Every metric must come out equal but times, memory, what measures vLLM's rounding, which depends on the requests that
-share a batch, and verl's best@2 and worst@2 of the validation: they are drawn from samples in the order of their arrival.
+share a batch, and verl's best@2 and worst@2 of the validation, which are drawn from samples in the order of arrival.
 """
 
 import json
