@@ -27,10 +27,9 @@ from benchmarks.experiment.setting import Setting
 from examples.tiny.task import Task
 from verl_cipo.core.advantage import two_stream_advantage
 from verl_cipo.core.anchors import Attempt, Group, anchor_budget, medium, select_anchors
-from verl_cipo.core.aux_loss.distill import distillation_loss
 from verl_cipo.core.aux_loss.losses import aux_loss, aux_weights, partner_scores
 from verl_cipo.core.aux_loss.plan import AuxPlan, Shown, plan_aux, plan_metrics
-from verl_cipo.core.aux_loss.transfer import transfer_loss, transfer_weights
+from verl_cipo.core.aux_loss.transfer import regress_loss, transfer_loss, transfer_weights
 from verl_cipo.core.metrics import batch_metrics, nudge_metrics
 from verl_cipo.core.nudge import drawn_contexts, listed, nudged
 from verl_cipo.core.prompts import Others, Said, correction_prompt
@@ -271,7 +270,7 @@ class Replica:
                 loss = loss + how.coef * term
                 added["cipo/transfer/loss"] += float(term)
             if self.cipo.distils:
-                term = distillation_loss(log_prob, distilled[places])
+                term = regress_loss(log_prob, distilled[places])
                 loss = loss + self.cipo.nudge.coef * term
                 added["cipo/nudge/loss"] += float(term.detach())
             loss.backward()

@@ -18,6 +18,13 @@ def is_content(value: Any) -> TypeGuard[Content]:
     )
 
 
+def last_question(messages: Sequence[Mapping[str, Any]]) -> tuple[int, Content] | None:
+    """Position and content of the last user message; None where there is none or it says nothing."""
+    last = max((i for i, message in enumerate(messages) if message.get("role") == "user"), default=None)
+    content = None if last is None else messages[last].get("content")
+    return (last, content) if last is not None and is_content(content) else None
+
+
 def is_media(part: Mapping[str, Any]) -> bool:
     """Whether a part is something else than text."""
     return part["type"] != "text"

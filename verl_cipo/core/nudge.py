@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from verl_cipo.core.config import ROOT, NudgeConfig
+from verl_cipo.core.contents import last_question
 from verl_cipo.core.draws import lot
 from verl_cipo.core.prompts import fill
 from verl_cipo.core.rows import PLAIN
@@ -36,12 +37,11 @@ def listed(row: Mapping[str, Any], column: str) -> list[str]:
 
 def nudged(messages: Sequence[Mapping[str, Any]], context: str, config: NudgeConfig) -> list[dict] | None:
     """The chat with the context in its last message of the user; None where a message is not plain text."""
-    asked = [i for i, message in enumerate(messages) if message.get("role") == "user"]
-    if not asked or not all(isinstance(message.get("content"), str) for message in messages):
+    found = last_question(messages)
+    if found is None or not all(isinstance(message.get("content"), str) for message in messages):
         return None
-    chat = [dict(message) for message in messages]
-    last = chat[asked[-1]]
-    last["content"] = fill(config.template, question=last["content"], context=context)
+    last, chat = found[0], [dict(message) for message in messages]
+    chat[last]["content"] = fill(config.template, question=chat[last]["content"], context=context)
     return chat
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from verl_cipo.core.contents import last_question
 from verl_cipo.core.draws import session_seed
 from verl_cipo.core.prompts import fill, strip_thinking
 from verl_cipo.evaluation.jsonl import EvaluationError, check_output, write_whole
@@ -73,11 +74,11 @@ def run(args: argparse.Namespace) -> int:
 
 def asked(messages: Any, request: str) -> list[dict] | None:
     """The chat that asks for a strategy; None where the last message of the user is no text."""
-    users = [i for i, message in enumerate(messages or ()) if message.get("role") == "user"]
-    if not users or not isinstance(messages[users[-1]].get("content"), str):
+    found = last_question(messages or ())
+    if found is None or not isinstance(question := found[1], str):
         return None
-    chat = [dict(message) for message in messages[: users[-1] + 1]]
-    chat[-1]["content"] = fill(request, question=chat[-1]["content"])
+    chat = [dict(message) for message in messages[: found[0] + 1]]
+    chat[-1]["content"] = fill(request, question=question)
     return chat
 
 

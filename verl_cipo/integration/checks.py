@@ -13,7 +13,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
-from verl_cipo.core.contents import is_content
+from verl_cipo.core.contents import last_question
 from verl_cipo.integration.rendering import Rendering
 
 logger = logging.getLogger("verl_cipo")
@@ -212,7 +212,7 @@ def check_questions(dataset: Sequence[Mapping[str, Any]], cipo: CIPOConfig) -> N
         _check_row(number, row)
     if not (cipo.rolls_out or cipo.pairs):
         return
-    without = [number for number, row in rows.items() if not _has_question(row["raw_prompt"])]
+    without = [number for number, row in rows.items() if last_question(row["raw_prompt"]) is None]
     if without and len(without) == len(rows):
         raise CIPOConfigError(
             f"data.train_files: none of the {len(rows)} rows looked at has a question; in row {without[0]}, for "
@@ -247,11 +247,6 @@ def _check_row(number: int, row: Mapping[str, Any]) -> None:
             f"data.train_files: raw_prompt of row {number} is not a list of messages but {str(messages)[:60]!r}: CIPO "
             "puts the attempt into the chat, so it needs role and content, not plain text or token ids"
         )
-
-
-def _has_question(messages: Sequence[Mapping[str, Any]]) -> bool:
-    asked = [message.get("content") for message in messages if message.get("role") == "user"]
-    return bool(asked) and is_content(asked[-1])
 
 
 def announce(config: DictConfig, cipo: CIPOConfig) -> None:

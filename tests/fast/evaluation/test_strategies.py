@@ -41,14 +41,7 @@ def engine(monkeypatch):
             return ["Count.", "x" * 400, "  \n"][len(seen) % 3]
         return f"<think>hm</think>\n\n Look at it {len(seen) % 2} \nand more"
 
-    engine = ScriptedEngine(answer)
-
-    def make(checkpoint, **options):
-        engine.made_with = {"checkpoint": checkpoint, **options}
-        return engine
-
-    monkeypatch.setattr(strategies, "VLLMEngine", make)
-    return engine
+    return ScriptedEngine(answer).instead_of_vllm(monkeypatch, strategies)
 
 
 def run(data, *more):

@@ -7,7 +7,7 @@ step, added to the loss with `nudge.coef`:
 
 There is no ratio: under a context y was sampled from another prompt. An attempt at the plain prompt is trained in its
 own row, one under a context in a row that is appended. All but log pi is in a field of the row, `NUDGE_WEIGHTS`, so
-that the parts of micro-batches and data-parallel ranks add up to the whole.
+that the parts of micro-batches and data-parallel ranks add up to the whole; `transfer.regress_loss` is their sum.
 """
 
 from collections import Counter
@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from verl_cipo.core.advantage import nudged_relative
 from verl_cipo.core.config import CIPOConfig
@@ -26,11 +25,6 @@ NUDGE_WEIGHTS = "cipo_nudge_weights"
 """What each row carries to the workers: (N, T), float32, signed; 0 where nothing is trained."""
 SKIP_REASONS = ("several_outputs", "no_prompt")
 COUNTED = ("nudge/rows", *(f"{SKIPPED}{reason}" for reason in SKIP_REASONS))
-
-
-def distillation_loss(log_prob: Tensor, weights: Tensor) -> Tensor:
-    """-(weights * log_prob).sum() over the tokens with a weight; log_prob, weights: (N, T), a scalar."""
-    return -(weights * torch.where(weights != 0, log_prob, 0.0)).sum()
 
 
 class Distilled(NamedTuple):

@@ -63,14 +63,22 @@ def transfer_loss(log_prob: Tensor, weights: Tensor, *, kind: str, gamma: float,
     gamma p / (p + gamma)^2.
     Raises: ValueError on another kind.
     """
-    trained = weights != 0
     if kind == "regress":
-        if floor is not None:
-            trained = trained & (log_prob.detach() >= floor)
-        return -(weights * torch.where(trained, log_prob, 0.0)).sum()
+        return regress_loss(log_prob, weights, floor=floor)
     if kind == "inject":
-        return -(weights * torch.sigmoid(torch.where(trained, log_prob, 0.0) - math.log(gamma))).sum()
+        return -(weights * torch.sigmoid(torch.where(weights != 0, log_prob, 0.0) - math.log(gamma))).sum()
     raise ValueError(f"kind = {kind!r}: expected regress or inject")
+
+
+def regress_loss(log_prob: Tensor, weights: Tensor, *, floor: float | None = None) -> Tensor:
+    """-(weights * log_prob).sum() over the tokens with a weight, but for those whose log_prob is below the floor.
+
+    log_prob, weights: (N, T), a scalar. The distillation of attempts under contexts is this without a floor.
+    """
+    trained = weights != 0
+    if floor is not None:
+        trained = trained & (log_prob.detach() >= floor)
+    return -(weights * torch.where(trained, log_prob, 0.0)).sum()
 
 
 def regressed(score: float, outcome: Outcome) -> float:

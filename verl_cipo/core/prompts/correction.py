@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from verl_cipo.core.config import CIPOConfig, PromptConfig
-from verl_cipo.core.contents import Content, alike, is_content, texts_of
+from verl_cipo.core.contents import Content, alike, last_question, texts_of
 from verl_cipo.core.prompts.others import ALONE, Others, Said, draw_others
 from verl_cipo.core.prompts.templates import ADJACENT_TEMPLATE, Wording, fill_content, wording
 from verl_cipo.core.prompts.texts import around_attempt, attempt_decoder, defused, special_tokens, strip_thinking
@@ -20,13 +20,6 @@ from verl_cipo.core.transitions import is_copy
 TAIL_MARK = "[...] "
 MIN_ATTEMPT_TOKENS = 16
 SKIP_REASONS = ("too_long", "no_text_question", "empty_attempt")
-
-
-def _last_question(messages: list[dict]) -> tuple[int, Content] | None:
-    """Position and content of the last user message; None where there is none or it says nothing."""
-    last = max((i for i, message in enumerate(messages) if message.get("role") == "user"), default=None)
-    content = None if last is None else messages[last].get("content")
-    return (last, content) if last is not None and is_content(content) else None
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ def _one_message(messages: list[dict], template: Callable[[Sequence[str]], str],
 
     Media stand where they stood among the question's texts. Where the question itself is kept, they are not repeated.
     """
-    last, question = cast(tuple[int, Content], _last_question(messages))
+    last, question = cast(tuple[int, Content], last_question(messages))
     kept = messages[:last]
     if _goes_on(messages, last):
         kept, question = messages, texts_of(question)
@@ -80,7 +73,7 @@ def _one_message(messages: list[dict], template: Callable[[Sequence[str]], str],
 
 def _own_turn(messages: list[dict], review: str) -> Chat:
     """The attempt as the assistant's answer to the chat, and a request to review it; in parts where the question is."""
-    _, question = cast(tuple[int, Content], _last_question(messages))
+    _, question = cast(tuple[int, Content], last_question(messages))
     end = len(messages)
     while end and _begins_answer(messages[end - 1]):
         end -= 1
@@ -162,7 +155,7 @@ class CorrectionPrompt:
         of the others that would be cut to less than 16 tokens is left out, and where it is `attempt` that would, the
         last drawn of the others. At most as many are shown as the config says.
         """
-        if _last_question(messages) is None:
+        if last_question(messages) is None:
             return None, "no_text_question"
         chat = self._chat(messages)
         request, reason = self._fit(chat, attempt, others.first(self._config.attempts - 1))
@@ -177,7 +170,7 @@ class CorrectionPrompt:
         shortened one may then still turn out too long, if a tokenizer makes more tokens of a text once it is cut, or
         empty, if the chat template leaves it out.
         """
-        if _last_question(messages) is None:
+        if last_question(messages) is None:
             return ["no_text_question"] * len(attempts)
         if self._may_cut:
             frame = self.count_tokens(self._chat(messages)([TAIL_MARK]))
@@ -221,8 +214,8 @@ class CorrectionPrompt:
         a tool's result say, belongs to it. Media of the question of `attempted` follow those of `messages`.
         The text is ADJACENT_TEMPLATE whatever the knobs of the texts are.
         """
-        asked = _last_question(attempted)
-        if asked is None or _goes_on(attempted, asked[0]) or _last_question(messages) is None:
+        asked = last_question(attempted)
+        if asked is None or _goes_on(attempted, asked[0]) or last_question(messages) is None:
             return None, "no_text_question"
         chat = _one_message(messages, lambda _: ADJACENT_TEMPLATE, example=asked[1])
         request, reason = self._fit(chat, attempt, ALONE)

@@ -213,11 +213,10 @@ def shares(state: BudgetState) -> dict[str, float]:
     prompts it is 0, however much corrections are worth: there further attempts teach the first turn more, and pairs the
     second one. Of right anchors, whose corrections cannot gain, it is the mean over the slots of wrong ones.
     """
-    own = dict.fromkeys(CLASSES, 0.0)
-    own[NONE] = _share(state.w2c.get(NONE, Sums()), state.retry.get(NONE, Sums()))
-    total = sum(state.slots.get(name, 0.0) for name in CLASSES)
-    weights = {name: state.slots.get(name, 0.0) / total if total else 1 / len(CLASSES) for name in CLASSES}
-    return own | {RIGHT: sum(weights[name] * own[name] for name in CLASSES)}
+    of_none = _share(state.w2c.get(NONE, Sums()), state.retry.get(NONE, Sums()))
+    total = sum(state.slots.values())
+    part = state.slots.get(NONE, 0.0) / total if total else 1 / len(CLASSES)
+    return dict.fromkeys(CLASSES, 0.0) | {NONE: of_none, RIGHT: part * of_none}
 
 
 def _share(w2c: Sums, retry: Sums) -> float:

@@ -19,9 +19,9 @@ from verl.workers.config import ActorConfig
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding
 
-from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS, distillation_loss
+from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS
 from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS, aux_loss
-from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS, transfer_loss
+from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS, regress_loss, transfer_loss
 from verl_cipo.core.config import AuxConfig, CIPOConfig, TransferConfig
 
 METRIC = "cipo_aux_loss"
@@ -110,7 +110,7 @@ def cipo_loss(
         report(TRANSFERRED_TOKENS, trained.sum())
         loss = loss + transfer.coef * dp_size * term
     if nudge > 0:
-        term = distillation_loss(log_prob, data.select(NUDGE_WEIGHTS).to_padded_tensor()[NUDGE_WEIGHTS])
+        term = regress_loss(log_prob, data.select(NUDGE_WEIGHTS).to_padded_tensor()[NUDGE_WEIGHTS])
         report(NUDGE_METRIC, term.detach())
         loss = loss + nudge * dp_size * term
     return loss, metrics

@@ -9,8 +9,9 @@ import torch
 from tests.fast.core.aux_loss.test_plan import chat, decode, encode
 from tests.fast.core.test_nudge import CENTRED
 from verl_cipo.core.anchors import Outcome
-from verl_cipo.core.aux_loss.distill import COUNTED, distillation_loss
+from verl_cipo.core.aux_loss.distill import COUNTED
 from verl_cipo.core.aux_loss.plan import Shown, plan_aux, plan_metrics
+from verl_cipo.core.aux_loss.transfer import regress_loss
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.metrics import check_names, nudge_metrics
 from verl_cipo.core.prompts import CorrectionPrompt
@@ -74,7 +75,7 @@ def planned(rows=ROWS, *, prompt="a? try: {attempt}", norm_by_std=False, **knobs
 
 def test_the_loss_is_the_weighted_log_probability():
     log_prob = torch.tensor([[-1.0, -7.0], [-0.5, -np.inf]], requires_grad=True)
-    loss = distillation_loss(log_prob, torch.tensor([[0.5, 0.25], [-1.0, 0.0]]))
+    loss = regress_loss(log_prob, torch.tensor([[0.5, 0.25], [-1.0, 0.0]]))
     # -(.5 * -1 + .25 * -7 - 1 * -.5); no weight, no part in it.
     assert loss.item() == pytest.approx(1.75)
     loss.backward()

@@ -51,14 +51,7 @@ def engine(monkeypatch):
         turns[asked] = turns.get(asked, -1) + 1
         return spoken[asked][turns[asked] % len(spoken[asked])]
 
-    engine = ScriptedEngine(answer)
-
-    def make(checkpoint, **options):
-        engine.made_with = {"checkpoint": checkpoint, **options}
-        return engine
-
-    monkeypatch.setattr(command, "VLLMEngine", make)
-    return engine
+    return ScriptedEngine(answer).instead_of_vllm(monkeypatch, command)
 
 
 def run(data, *more):

@@ -27,6 +27,16 @@ class ScriptedEngine:
         self.answer, self.max_model_len = answer, max_model_len
         self.asked: list[tuple[str, int]] = []
 
+    def instead_of_vllm(self, monkeypatch, module) -> "ScriptedEngine":
+        """Itself, which `module` gets where it makes an engine; `made_with` is what it was then asked for."""
+
+        def make(checkpoint, **options):
+            self.made_with = {"checkpoint": checkpoint, **options}
+            return self
+
+        monkeypatch.setattr(module, "VLLMEngine", make)
+        return self
+
     def encode(self, messages: list[dict]) -> list[int]:
         return self.tokenizer.encode("".join(f"<{m['role']}>{m['content']}" for m in messages) + "<assistant>")
 

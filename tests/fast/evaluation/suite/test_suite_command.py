@@ -55,13 +55,7 @@ def run(data, *more: object) -> int:
 def engine(monkeypatch):
     """A model in vLLM's place, which itself is tried in test_generate; `made_with` is what the command asks of it."""
     engine = ScriptedEngine(lambda prompt, seed: r"\boxed{1}" if seed % 3 else "hm")
-
-    def make(checkpoint, **options):
-        engine.made_with = {"checkpoint": checkpoint, **options}
-        return engine
-
-    monkeypatch.setattr(cli_suite, "VLLMEngine", make)
-    return engine
+    return engine.instead_of_vllm(monkeypatch, cli_suite)
 
 
 def test_the_command_writes_dumps_and_results(data, engine, capsys):
