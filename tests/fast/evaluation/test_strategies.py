@@ -62,6 +62,33 @@ def test_the_file_is_written_again_with_a_column(data, engine, capsys):
     assert "7 of 9 that were asked for were usable" in said
 
 
+def test_they_are_sampled_as_the_options_say(data, engine, monkeypatch):
+    used, sample = [], engine.sample
+    monkeypatch.setattr(engine, "sample", lambda *given, **how: used.append(how["sampling"]) or sample(*given, **how))
+    given = ["-n", 2, "--max-tokens", 40, "--temperature", 0.5, "--top-p", 0.9]
+    assert run(data, *given, "--chat-template", "enable_thinking=false") == 0
+    (sampling,) = used
+    assert (sampling.n, sampling.max_tokens, sampling.temperature, sampling.top_p) == (2, 40, 0.5, 0.9)
+    assert engine.made_with["template"] == {"enable_thinking": False}
+
+
+def test_the_column_has_the_name_that_is_given(data, engine, capsys):
+    assert run(data, "--column", "hints") == 0
+    (made, *_) = pq.read_table(data / "out.parquet").to_pylist()
+    assert listed(made, "hints") and "contexts" not in made
+    assert "nudge.contexts=hints" in capsys.readouterr().out
+
+
+def test_a_seed_has_its_own_draws(data, engine):
+    def seeds(number):
+        engine.asked.clear()
+        assert run(data, "--seed", number) == 0
+        return [seed for _, seed in engine.asked]
+
+    first = seeds(1)
+    assert seeds(1) == first and not set(seeds(2)) & set(first)
+
+
 def test_strategies_are_asked_of_the_question_alone(data, engine):
     assert run(data, "-n", 2, "--request", "How? {question}", "--seed", 5) == 0
     prompts = {prompt for prompt, _ in engine.asked}

@@ -166,7 +166,7 @@ def state_of(w2c=None, retry=None, slots=None):
 
 
 def test_without_measurements_corrections_are_a_probe_where_no_attempt_is_right():
-    assert shares(BudgetState()) == dict.fromkeys(KINDS, 0.0) | {"none": PROBE, RIGHT: PROBE / 4}
+    assert shares(BudgetState()) == dict.fromkeys(KINDS, 0.0) | {"none": 1 / 16, RIGHT: 1 / 64}
 
 
 def test_a_side_without_measurements_is_neither_favored_nor_put_back():

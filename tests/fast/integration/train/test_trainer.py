@@ -231,16 +231,19 @@ def test_what_is_distilled_is_logged_and_is_no_padding(monkeypatch):
     check_names(metrics)
 
 
-def test_the_estimator_compares_contexts():
-    """1, 0, 1 under contexts 0, 0, 1 and 0 at the plain prompt: tests/fast/core/test_nudge.py has it by hand."""
+@pytest.mark.parametrize(
+    ("between", "expected"), [(1.1, [0.4875, -0.5125, 0.5375, -0.5125]), (0.0, [0.625, -0.375, 0.125, -0.375])]
+)
+def test_the_estimator_compares_contexts(between, expected):
+    """1, 0, 1 under contexts 0, 0, 1 and 0 at the plain prompt: tests/fast/core/test_nudge.py has both by hand."""
     rows = replace(TABLE.rows, stream=np.zeros(4, np.int8), group=np.array(["a"] * 4), context=np.array([0, 0, 1, -1]))
-    config = CIPOConfig(preset="stream", nudge=NudgeConfig(contexts="hints", between=1.1))
+    config = CIPOConfig(preset="stream", nudge=NudgeConfig(contexts="hints", between=between))
     laid_out = estimator.BatchRows(rows=rows, config=config, loss_agg_mode="seq-mean-token-mean")
     with estimator.rows_of_batch(laid_out):
         advantages, _ = estimator.compute_cipo_advantage(
             torch.tensor([[1.0], [0.0], [1.0], [0.0]]), torch.ones(4, 1), config={"norm_adv_by_std_in_grpo": False}
         )
-    assert advantages[:, 0].tolist() == pytest.approx([0.4875, -0.5125, 0.5375, -0.5125])
+    assert advantages[:, 0].tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])
