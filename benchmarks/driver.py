@@ -3,13 +3,16 @@
     python benchmarks/driver.py --json outputs/driver.json      # 512 prompts x 16 rollouts x 8k tokens, 6 GB
     python benchmarks/driver.py --quick                         # an eighth of the prompts
 
-A made-up step with one anchor a prompt and as many corrections as rollouts, so that it trains twice the rows of GRPO.
+A made-up step with one anchor a prompt and as many corrections as rollouts, so that it trains twice the rows of GRPO,
+and in addition a pair a prompt, as preset=balanced has it.
 Run are the project's own classes, in one process; left out is what moves data between processes (Ray, TransferQueue).
 
 selection   the coordinator (a process of its own): every group reported, anchors drawn and handed out
 prompts     what the driver does for the correction prompts: nothing. They are made in the rollout workers, one an
             anchor, while others generate; prompt_in_worker_ms is one of them, with an attempt of all tokens
 rows        the table of what each row is with its score, its order, the mini-batches, the rows for the estimator
+pairs       what preset=balanced appends: the plan, reading the rows that it shows, rendering the prompts, the new rows;
+            and the weights of all rows, as the workers get them
 estimator   verl's compute_advantage with adv_estimator=cipo, less what it takes with grpo on the same rows: below 0
             when CIPO's is faster, which makes up for no other part
 metrics     the metrics of the batch, rho and the guard
@@ -18,8 +21,9 @@ coordinator bytes   what the rollout workers send to the coordinator, a process 
 schedule=replay, in MB, as Ray serializes it: ranks and references of all attempts, then those of the drawn anchors. The
 texts stay on the node that made them, but for those of the drawn anchors, which are not counted; 5 MB are the limit.
 
-The limit of the time is a tenth of verl's compute_advantage for GRPO on the same batch, plus 50 ms; over a limit the
-exit status is 1.
+The limit of the time is a tenth of verl's compute_advantage for GRPO on the same batch, plus 50 ms. Pairs, which other
+presets do not have, count apart: their prompts are rendered here, and the limit is 10 ms each. Over a limit the exit
+status is 1.
 ``overhead_whole_ms`` counts the whole estimator in place of the difference, though GRPO's is not run then.
 
 The estimator writes its result into huge pages. In a virtual machine that gives free memory back to its host (a balloon
@@ -36,6 +40,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -43,8 +48,10 @@ import numpy as np
 import ray
 import torch
 from omegaconf import OmegaConf
+from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.ray_trainer import compute_advantage
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from benchmarks.common import batch_of, lengths_of, milliseconds, parser, token_fields
 from benchmarks.json_file import write_json
@@ -55,8 +62,10 @@ from verl_cipo.core.draws import lot
 from verl_cipo.core.metrics import batch_metrics
 from verl_cipo.core.prompts import TEMPLATES, correction_prompt
 from verl_cipo.core.rows import Mark, RowKey, RowTable, correction_group
+from verl_cipo.integration.rendering import Rendering
 from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
 from verl_cipo.integration.rollout.payloads import keep
+from verl_cipo.integration.train import aux
 from verl_cipo.integration.train.controller import Controller
 from verl_cipo.integration.train.estimator import NAME, BatchRows, register, rows_of_batch
 from verl_cipo.integration.train.joint_update import interleaved
@@ -64,11 +73,52 @@ from verl_cipo.integration.train.rows import row_sums, rows_in_order
 
 PROMPTS, ROLLOUTS, TOKENS = 512, 16, 8192
 MEMORY_PROMPTS, MEMORY_ROLLOUTS, MEMORY_TOKENS = 32, 8, 128
+PAIR_MS = 10.0
+"""What a pair may take."""
 COORDINATOR_MB = 5.0
 """What may pass through the coordinator in a step of the whole size."""
 # Of which the first quarter fills caches.
 MEMORY_STEPS = 200
 ALGORITHM = OmegaConf.create({"norm_adv_by_std_in_grpo": True})
+
+
+class Queue:
+    """Stands in for TransferQueue, with the rows of a step; those that are read at first are made before the clock."""
+
+    def __init__(self, lengths: dict[str, int]):
+        self._lengths = lengths
+        self._read: dict[tuple[str, ...], TensorDict] = {}
+
+    def kv_batch_get(self, keys: list[str], select_fields: tuple[str, ...] = (), **_: Any) -> TensorDict:
+        """Whole rows, or their response masks."""
+        place = (*keys, *select_fields)
+        if place not in self._read:
+            rows = [self._row(self._lengths.get(key, 0)) for key in keys]
+            kept = [{name: row[name] for name in select_fields or row} for row in rows]
+            self._read[place] = list_of_dict_to_tensordict(kept)
+        return self._read[place]
+
+    def kv_batch_put(self, **_: Any) -> None:
+        """Nothing is kept."""
+
+    def _row(self, length: int) -> dict[str, Any]:
+        prompt, response = torch.full((64,), 5), torch.full((length,), 5)
+        sequence, ones = torch.cat([prompt, response]), torch.ones_like(response)
+        zeros = torch.zeros(length)
+        return {
+            "prompts": prompt,
+            "responses": response,
+            "input_ids": sequence,
+            "attention_mask": torch.ones_like(sequence),
+            "position_ids": torch.arange(len(sequence)),
+            "response_mask": ones,
+            "loss_mask": ones,
+            "rm_scores": zeros,
+            "rollout_log_probs": zeros,
+            "uid": "u",
+            "raw_prompt": [{"role": "user", "content": "What is 2 + 2?"}],
+            "multi_modal_inputs": {},
+        }
 
 
 class Step:
@@ -151,6 +201,15 @@ class Step:
         self.rows = rows_in_order(self.table, batch)
         self.place = batch.keys
 
+    def pair(self, rendering: Rendering) -> KVBatchMeta:
+        """The batch with what the auxiliary loss and transfer train, and with their fields."""
+        tags = [{"response_len": length} for length in self.lengths.tolist()]
+        batch = KVBatchMeta(partition_id="train", keys=list(self.keys), tags=tags)
+        how = {"rendering": rendering, "step": self.global_steps, "in_stream": True, "norm_by_std": True}
+        grown, rows = aux.add_aux_rows(batch, self.table, config=self.cipo, **how)
+        rows.put_fields(grown, config=self.cipo, optimizer_steps=1)
+        return grown
+
     def advantages(self, fields: dict[str, torch.Tensor], adv_estimator: str) -> torch.Tensor:
         """Through verl's compute_advantage; ``fields`` in the order of the batch."""
         context = BatchRows(rows=self.rows, config=self.cipo, loss_agg_mode="token-mean")
@@ -170,14 +229,22 @@ class Step:
         return own | self.controller.observe({**own, "actor/entropy": 1.0}, self.table, step=self.global_steps)
 
 
-def worker_prompt(tokens: int) -> Callable[[], Any]:
-    """Builds one correction prompt over the demo's tokenizer, with room for the attempt of ``tokens`` tokens."""
+def rendering_of(tokens: int) -> Rendering:
+    """Over the demo's tokenizer, with room for an attempt of ``tokens`` tokens."""
     tokenizer = make_tokenizer(TEMPLATES["math"])
 
-    def count(messages: list[dict]) -> int:
-        return len(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+    def encode(messages: list[dict]) -> list[int]:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 
-    prompt = correction_prompt(CIPOConfig(), tokenizer, prompt_length=2 * tokens, count_tokens=count)
+    prompt = correction_prompt(
+        CIPOConfig(), tokenizer, prompt_length=2 * tokens, count_tokens=lambda messages: len(encode(messages))
+    )
+    return Rendering(prompt=prompt, encode=encode)
+
+
+def worker_prompt(tokens: int) -> Callable[[], Any]:
+    """Builds one correction prompt with an attempt of ``tokens`` tokens."""
+    prompt = rendering_of(tokens).prompt
     question = [{"role": "user", "content": "What is 2 + 2?"}]
     attempt = "1 " * (tokens // 2)
     return partial(prompt.build, question, attempt)
@@ -193,6 +260,8 @@ def overhead(prompts: int, rollouts: int, tokens: int, *, rounds: int) -> dict[s
     parts = milliseconds(light, rounds=rounds)
     estimators = milliseconds({name: partial(step.advantages, fields, name) for name in ("grpo", NAME)}, rounds=rounds)
     parts |= {"prompts": 0.0, "estimator": estimators[NAME] - estimators["grpo"]}
+    with patch.object(aux, "tq", Queue(dict(zip(step.keys, step.lengths.tolist(), strict=True)))):
+        pairs = milliseconds({"pairs": partial(step.pair, rendering_of(tokens))}, rounds=rounds)["pairs"]
     figures = {
         "rows": len(step.keys),
         "tokens": tokens,
@@ -202,6 +271,8 @@ def overhead(prompts: int, rollouts: int, tokens: int, *, rounds: int) -> dict[s
         "overhead_ms": sum(max(0.0, part) for part in parts.values()),
         "overhead_whole_ms": sum(parts.values()) + estimators["grpo"],
         "limit_ms": 0.1 * estimators["grpo"] + 50,
+        "pairs_ms": pairs,
+        "pairs_limit_ms": PAIR_MS * prompts,
         "prompt_in_worker_ms": milliseconds({"one": worker_prompt(tokens)}, rounds=rounds)["one"],
     }
     return figures
@@ -269,7 +340,8 @@ def main(arguments: list[str] | None = None, shape: tuple[int, int, int] = (PROM
     print("| part | ms |\n| --- | ---: |")
     for name in ("selection", "prompts", "rows", "estimator", "metrics"):
         print(f"| {name} | {figures['parts_ms'][name]:.1f} |")
-    for name in ("overhead", "limit", "grpo_compute_advantage", "cipo_compute_advantage", "overhead_whole"):
+    sums = ("overhead", "limit", "grpo_compute_advantage", "cipo_compute_advantage", "overhead_whole")
+    for name in (*sums, "pairs", "pairs_limit"):
         print(f"| {name} | {figures[f'{name}_ms']:.1f} |")
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     figures["coordinator_mb"] = asyncio.run(coordinator_mb(prompts, rollouts))
@@ -283,7 +355,12 @@ def main(arguments: list[str] | None = None, shape: tuple[int, int, int] = (PROM
     if args.json:
         write_json(args.json, figures)
     limit_mb = COORDINATOR_MB * prompts / shape[0]
-    return int(figures["overhead_ms"] > figures["limit_ms"] or figures["coordinator_mb"] > limit_mb)
+    over = (
+        figures["overhead_ms"] > figures["limit_ms"],
+        figures["pairs_ms"] > figures["pairs_limit_ms"],
+        figures["coordinator_mb"] > limit_mb,
+    )
+    return int(any(over))
 
 
 if __name__ == "__main__":

@@ -61,17 +61,23 @@ def test_driver_writes_its_figures(tmp_path, capsys, monkeypatch):
     # References and ranks of 4 x 4 attempts: some hundred bytes each, and no text.
     assert 0.001 < figures["coordinator_mb"] < 0.03
     assert figures["limit_ms"] == pytest.approx(50 + figures["grpo_compute_advantage_ms"] / 10)
-    assert status == int(figures["overhead_ms"] > figures["limit_ms"])
+    assert figures["pairs_ms"] > 0 and figures["pairs_limit_ms"] == 10 * 4
+    over = figures["overhead_ms"] > figures["limit_ms"] or figures["pairs_ms"] > figures["pairs_limit_ms"]
+    assert status == int(over)
     assert figures["memory"]["steps"] == 8
     assert "| selection |" in capsys.readouterr().out
 
 
-def test_a_made_step_goes_through_every_part():
+def test_a_made_step_goes_through_every_part(monkeypatch):
     step = driver.Step(4, 4, 16)
     step.roll_out()
     step.lay_out()
     assert step.table.scores.tolist() == step.scores.tolist()
     assert sum(map(len, step.anchors.values())) == 4 and len(step.keys) == len(step.rows) == 32
+    queue = driver.Queue(dict(zip(step.keys, step.lengths.tolist(), strict=True)))
+    monkeypatch.setattr(driver.aux, "tq", queue)
+    grown = step.pair(driver.rendering_of(512))
+    assert grown.keys[:32] == step.keys and len(grown.keys) == 32 + 4, "a pair a prompt"
     fields = step.fields()
     base = step.rows.stream == 0
     cipo, grpo = (step.advantages(fields, name)[base][:, 0] for name in (estimator.NAME, "grpo"))

@@ -108,6 +108,11 @@ class AuxPlan:
     counts: Counter = field(default_factory=Counter)
     """Of COUNTED, TRANSFER_COUNTED and distill.COUNTED, but what follows from the rows."""
 
+    @property
+    def trained(self) -> set[str]:
+        """Keys of all rows that are trained beside the policy loss."""
+        return {*self.chosen, *self.distilled, *(str(row.key) for row in self.rows)}
+
     def signs(self, keys: Sequence[str], *, without: Collection[str] = ()) -> tuple[list[float], list[int]]:
         """Sign and pair of each row; without those rows that have lost all their tokens, nor their partners."""
         trained = {key: (CHOSEN, pair) for key, pair in self.chosen.items()}
@@ -184,7 +189,9 @@ def plan_aux(
         plan.distilled.update(in_place)
     if config.rolls_out and config.aux.coef > 0:
         right = table.preferences() if contrastive else dict.fromkeys(table.right_corrections())
-        corrections = {key: failed for key, failed in right.items() if {key, failed} <= usable | {None}}
+        corrections = {
+            key: failed for key, failed in right.items() if key in usable and (failed is None or failed in usable)
+        }
     if config.pairs and config.aux.coef > 0:
         groups, key_of = table.attempts()
         kept = [Group(group.uid, tuple(a for a in group.attempts if key_of[a] in usable)) for group in groups]

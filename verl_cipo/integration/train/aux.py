@@ -19,10 +19,10 @@ import torch
 import transfer_queue as tq
 from tensordict import TensorDict
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transfer_queue import KVBatchMeta
 from verl.utils.model import extract_multi_modal_inputs
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
-from verl.workers.utils.padding import response_to_nested
 
 from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS
 from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS, aux_weights, partner_scores
@@ -31,6 +31,7 @@ from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS, transfer_weights
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.rows import RowTable
 from verl_cipo.integration.rendering import Positions, Rendering, text_positions
+from verl_cipo.integration.train.rows import each_row
 
 ZERO = (
     "response_mask",
@@ -76,37 +77,52 @@ class AuxRows:
         Returns:
             the batch, which now names these fields among those that the workers fetch.
         """
-        contrastive = config.aux.contrastive
-        needed = ["response_mask", "old_log_probs"] if contrastive else ["response_mask"]
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=needed)
-        nested = data["response_mask"]
-        mask = nested.to_padded_tensor(padding=0)
-        for i, key in enumerate(batch.keys):
-            if key in self.token_mask:
-                mask[i, : len(self.token_mask[key])] = self.token_mask[key].to(mask.dtype)
+        named = self.plan.trained
+        places = [i for i, key in enumerate(batch.keys) if key in named]
+        keys = [batch.keys[i] for i in places]
+        masks, old_log_probs = self._read(keys, batch.partition_id, contrastive=config.aux.contrastive)
+        lengths = [tag["response_len"] for tag in batch.tags]
+
+        def of_tokens(weights: Tensor) -> Tensor:
+            return spread(weights, places, lengths)
+
+        def of_rows(values: Tensor) -> Tensor:
+            return torch.zeros(len(lengths)).index_put((torch.tensor(places, dtype=torch.int64),), values.float())
+
         fields = {}
         if config.aux.coef > 0:
             # Rollout correction may have rejected all tokens of a row since.
-            empty = {key for key, row in zip(batch.keys, mask, strict=True) if not row.any()}
-            sign, pair = map(torch.tensor, self.plan.signs(batch.keys, without=empty))
-            weights = aux_weights(mask, sign, optimizer_steps=optimizer_steps)
-            partner = torch.zeros(len(batch.keys))
-            if contrastive:
-                partner = partner_scores(data["old_log_probs"].to_padded_tensor(padding=0.0), weights, sign, pair)
-            fields |= {WEIGHTS: response_to_nested(weights, nested), SIGN: sign, PARTNER: partner}
+            empty = {key for key, row in zip(keys, masks, strict=True) if not row.any()}
+            sign, pair = map(torch.tensor, self.plan.signs(keys, without=empty))
+            weights = aux_weights(masks, sign, optimizer_steps=optimizer_steps)
+            partner = torch.zeros(len(keys))
+            if config.aux.contrastive:
+                partner = partner_scores(old_log_probs, weights, sign, pair)
+            fields |= {WEIGHTS: of_tokens(weights), SIGN: of_rows(sign), PARTNER: of_rows(partner)}
         if config.transfers:
-            row_weights = torch.tensor(self.plan.transfer_weights(batch.keys))
-            moved = transfer_weights(mask, row_weights, optimizer_steps=optimizer_steps)
-            fields[TRANSFER_WEIGHTS] = response_to_nested(moved, nested)
+            moved = torch.tensor(self.plan.transfer_weights(keys))
+            fields[TRANSFER_WEIGHTS] = of_tokens(transfer_weights(masks, moved, optimizer_steps=optimizer_steps))
         if config.distils:
-            row_weights = torch.tensor(self.plan.nudge_weights(batch.keys))
-            distilled = transfer_weights(mask, row_weights, optimizer_steps=optimizer_steps)
-            fields[NUDGE_WEIGHTS] = response_to_nested(distilled, nested)
+            distilled = torch.tensor(self.plan.nudge_weights(keys))
+            fields[NUDGE_WEIGHTS] = of_tokens(transfer_weights(masks, distilled, optimizer_steps=optimizer_steps))
         return tq.kv_batch_put(
             keys=batch.keys,
             partition_id=batch.partition_id,
             fields=TensorDict(fields, batch_size=len(batch.keys)),
         )
+
+    def _read(self, keys: Sequence[str], partition_id: str, *, contrastive: bool) -> tuple[Tensor, Tensor]:
+        """Of rows (K, T), padded with 0: tokens that the policy wrote and that were not rejected; and where contrastive
+        asks for them, log-probabilities.
+        """
+        nothing = torch.zeros(0, 0)
+        if not keys:
+            return nothing, nothing
+        needed = ["response_mask", "old_log_probs"] if contrastive else ["response_mask"]
+        data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=needed)
+        masks = [self.token_mask.get(key, own) for key, own in zip(keys, data["response_mask"].unbind(), strict=True)]
+        scores = pad_sequence(data["old_log_probs"].unbind(), batch_first=True) if contrastive else nothing
+        return pad_sequence(masks, batch_first=True), scores
 
 
 def add_aux_rows(
@@ -133,8 +149,7 @@ def add_aux_rows(
 
     def shown(keys: Sequence[str]) -> dict[str, Shown]:
         data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id)
-        for i, key in enumerate(keys):
-            read[key] = {name: data[i][name] for name in data.keys()}  # noqa: SIM118, a TensorDict walks its batch
+        read.update(zip(keys, each_row(data), strict=True))
         return {
             key: Shown(
                 prompt_ids=row["prompts"].tolist(),
@@ -181,6 +196,15 @@ def add_aux_rows(
         extra_info=batch.extra_info,
     )
     return grown, aux
+
+
+def spread(values: Tensor, places: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    """Jagged float32 (N, *) of rows of these lengths, 0 but for (K, T) `values`, padded, in the rows at `places`."""
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    flat = torch.zeros(int(offsets[-1]))
+    for row, place in zip(values, places, strict=True):
+        flat[offsets[place] : offsets[place + 1]] = row[: lengths[place]]
+    return torch.nested.nested_tensor_from_jagged(flat, offsets)
 
 
 def joined_inputs(of_rows: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:

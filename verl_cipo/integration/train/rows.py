@@ -1,9 +1,11 @@
 """The rows of a TransferQueue batch: what they are, and their sums."""
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import numpy as np
 import transfer_queue as tq
+from tensordict import TensorDict
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 
@@ -48,9 +50,10 @@ def fetch_table(batch: KVBatchMeta, *, threshold: Callable[[str | None], float])
         keys = [batch.keys[i] for i in unknown]
         fetched = tq.kv_batch_get(keys=keys, select_fields=["rm_scores", "data_source"], **where)
         scores[unknown] = row_sums(fetched["rm_scores"])
+        extras = data["extra_fields"]
         for i, source in zip(unknown, fetched["data_source"], strict=True):
             if not noted[i]:
-                info = data["extra_fields"][i].get("reward_extra_info")
+                info = extras[i].get("reward_extra_info")
                 noted[i] = {"correct": verdict(float(scores[i]), info, threshold(source))}
     return RowTable.of_marks(
         list(batch.keys),
@@ -65,6 +68,16 @@ def rows_in_order(table: RowTable, batch: KVBatchMeta) -> Rows:
     """The rows of ``table`` in the order of ``batch``, which verl has padded and reordered since."""
     padding = np.array([tag.get("is_padding", False) for tag in batch.tags], dtype=bool)
     return table.in_order(batch.keys, padding=padding)
+
+
+def each_row(data: TensorDict) -> list[dict[str, Any]]:
+    """The rows of what TransferQueue returns, each with all its fields and without padding.
+
+    `data[i]` walks every row of a jagged field, so reading them one by one takes as many walks as there are rows.
+    """
+    columns = {name: data.get(name) for name in data.keys()}  # noqa: SIM118, a TensorDict walks its batch
+    listed = [column.unbind() if isinstance(column, Tensor) else column.tolist() for column in columns.values()]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*listed, strict=True)]
 
 
 def row_sums(nested: Tensor) -> np.ndarray:

@@ -12,9 +12,10 @@ from tests.fast.integration.scored_batch import FIELDS, R, appended, chats_of, d
 from verl_cipo.core.anchors import Outcome
 from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS
 from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS
+from verl_cipo.core.aux_loss.plan import AuxPlan
 from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS
 from verl_cipo.core.config import CIPOConfig
-from verl_cipo.integration.train.aux import add_aux_rows, aux_row, aux_tag
+from verl_cipo.integration.train.aux import AuxRows, add_aux_rows, aux_row, aux_tag
 from verl_cipo.integration.train.rows import fetch_table
 
 
@@ -176,6 +177,17 @@ def test_a_row_that_wrote_nothing_is_not_transferred(store):
     batch, aux = grown(store, **on)
     rows = written(store, batch, aux, **on)
     assert not rows["a_c1q_1_0"][TRANSFER_WEIGHTS].any() and rows["a_c1q_2_0"][TRANSFER_WEIGHTS].any()
+
+
+@pytest.mark.parametrize("kind", ["nll", "contrastive"])
+def test_a_batch_with_nothing_to_train_has_the_fields_all_the_same(store, kind):
+    """The workers fetch them from every row."""
+    batch = store.meta(*ROWS)
+    rows = written(store, batch, AuxRows(AuxPlan(), {}), kind=kind, transfer={"kind": "regress"})
+    assert len(rows) == len(ROWS)
+    for row in rows.values():
+        assert len(row[WEIGHTS]) == len(row[TRANSFER_WEIGHTS]) == len(row["responses"])
+        assert not any(row[name].any() for name in (WEIGHTS, TRANSFER_WEIGHTS, SIGN, PARTNER))
 
 
 def test_each_side_of_a_pair_sees_the_other(store):

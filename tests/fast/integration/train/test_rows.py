@@ -5,12 +5,13 @@ import pytest
 import torch
 import transfer_queue as tq
 from transfer_queue import KVBatchMeta
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from verl_cipo.core.advantage import BASE, CORRECTION, PADDING
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.rows import Mark, RowTable
 from verl_cipo.integration.train.estimator import BatchRows, compute_cipo_advantage, rows_of_batch
-from verl_cipo.integration.train.rows import row_sums, rows_in_order, without_torn_rows
+from verl_cipo.integration.train.rows import each_row, row_sums, rows_in_order, without_torn_rows
 
 # Anchor right.
 TABLE = RowTable.of_marks(
@@ -68,3 +69,24 @@ def test_a_row_that_was_stored_in_part_is_cleared(monkeypatch):
     torn = KVBatchMeta(partition_id="train", keys=[*TABLE.keys, "a_c1_3_0", "a_3_0"], tags=[*tags, {}, {}])
     assert without_torn_rows(torn).keys == TABLE.keys
     assert cleared == ["a_3_0", "a_c1_3_0"]
+
+
+def test_rows_are_read_as_they_were_stored():
+    """Jagged fields with their last dimension jagged, plain tensors, and what is no tensor."""
+    rows = [
+        {
+            "responses": torch.arange(length),
+            "position_ids": torch.ones(4, length + 1),
+            "score": torch.tensor(0.5 * length),
+            "raw_prompt": [{"role": "user", "content": f"{length}?"}],
+            "extra_fields": {"cipo": {"correct": True}},
+            "uid": "u",
+            "nothing": None,
+        }
+        for length in (2, 1, 3)
+    ]
+    found = each_row(list_of_dict_to_tensordict(rows))
+    assert [row.keys() for row in found] == [row.keys() for row in rows]
+    for one, row in zip(found, rows, strict=True):
+        for name, value in row.items():
+            assert torch.equal(one[name], value) if isinstance(value, torch.Tensor) else one[name] == value, name
