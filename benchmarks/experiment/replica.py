@@ -113,7 +113,7 @@ class Replica:
         measured["cipo/rho"] = self._rho.rho
         self._rho = update_rho(self._rho, measured.get("cipo/retention"), config=self.cipo)
         if self.cipo.moves_budget:
-            self._budget, added = observe_budget(self._budget, table, measured, self.cipo)
+            self._budget, added = observe_budget(self._budget, table, measured)
             measured |= added
         return measured | {"timing_s/gen": sampled - started, "timing_s/step": time.monotonic() - started}
 

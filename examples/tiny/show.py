@@ -98,8 +98,46 @@ def _beside(text: str) -> str:
     return text.strip().replace("\n", "\n" + " " * len("correction: "))
 
 
+TRANSITIONS = {
+    "cipo/transitions/c2c": ("right -> right", "#548235"),
+    "cipo/transitions/c2w": ("right -> wrong", "#a9d18e"),
+    "cipo/transitions/w2c": ("wrong -> right", "#c55a11"),
+    "cipo/transitions/w2w": ("wrong -> wrong", "#f4b183"),
+}
+"""Metric of a step -> label and colour; of the corrections."""
+WORTH = {
+    "cipo/budget/none/w2c": ("corrections that are right", "#c55a11"),
+    "cipo/budget/none/retry": ("further attempts that are right", "#7f7f7f"),
+    "cipo/budget/none/share": ("share of sessions that correct", "#5b9bd5"),
+}
+"""The same of prompts without a right attempt, by which budget=auto decides."""
+TRAINED = {
+    "attempts": ("attempts", "#1f4e79"),
+    "further": ("further attempts", "#9dc3e6"),
+    "corrections": ("corrections", "#c55a11"),
+    "pairs": ("pairs: right attempts as answers to others", "#a9d18e"),
+    "moved": ("right corrections as first answers", "#ffc000"),
+}
+"""What a step trains: name -> label and colour."""
+
+
+def trained_rows(data: dict[str, float]) -> dict[str, float]:
+    """Of the metrics of a step, how many rows of each of TRAINED it trained."""
+    further = data.get("cipo/budget/attempts", 0)
+    return {
+        "attempts": data["cipo/rows/base"] - further,
+        "further": further,
+        "corrections": data["cipo/rows/correction"],
+        "pairs": data.get("cipo/rows/aux", 0),
+        "moved": data.get("cipo/transfer/rows", 0),
+    }
+
+
 def plot(lines: list[dict[str, Any]], path: Path) -> None:
-    """Over the steps: the validations, and where corrections were trained their transition rates, rho and retention."""
+    """Over the steps: the validations; and where corrections were trained, what they are worth and what is trained.
+
+    That is w->c against retry where budget=auto decides by them, the transition rates else.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -112,7 +150,7 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
     def smooth(values: list[float], steps: int = 5) -> list[float]:
         return [sum(part) / len(part) for part in (values[max(0, i - steps + 1) : i + 1] for i in range(len(values)))]
 
-    trained = bool(curve("cipo/transitions/c2c")[0] or curve("cipo/transitions/w2c")[0])
+    trained = any(line["data"].get("cipo/rows/correction", 0) > 0 for line in lines)
     figure, (panels,) = plt.subplots(
         1, 3 if trained else 1, figsize=(13 if trained else 5, 4.4), constrained_layout=True, squeeze=False
     )
@@ -121,20 +159,30 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
         points = [(v["step"], v[key]) for v in val if v[key] is not None]
         if points:
             panels[0].plot(*zip(*points, strict=True), style, color=color, label=label)
-    panels[0].set(title="Held-out problems", ylabel="share")
+    panels[0].set(title="Held-out problems", ylabel="share", ylim=(0, 1))
     if trained:
-        colors = {"c2c": "#548235", "c2w": "#a9d18e", "w2c": "#c55a11", "w2w": "#f4b183"}
-        labels = {"c2c": "right -> right", "c2w": "right -> wrong", "w2c": "wrong -> right", "w2w": "wrong -> wrong"}
-        for kind, color in colors.items():
-            at, rates = curve(f"cipo/transitions/{kind}")
-            panels[1].plot(at, rates, color=color, alpha=0.25, linewidth=1)
-            panels[1].plot(at, smooth(rates), color=color, label=labels[kind])
-        panels[1].set(title="Corrections in training (mean of 5 steps)")
-        panels[2].plot(*curve("cipo/rho"), color="#7030a0", label="rho (share of correct anchors)")
-        panels[2].plot(*curve("cipo/retention"), color="#548235", alpha=0.6, label="retention")
-        panels[2].set(title="Replay ratio")
+        if curve("cipo/budget/none/share")[0]:
+            for name, (label, color) in WORTH.items():
+                panels[1].plot(*curve(name), color=color, label=label)
+            panels[1].set(title="Prompts without a right attempt", ylim=(0, 1))
+        else:
+            for name, (label, color) in TRANSITIONS.items():
+                at, rates = curve(name)
+                panels[1].plot(at, rates, color=color, alpha=0.25, linewidth=1)
+                panels[1].plot(at, smooth(rates), color=color, label=label)
+            panels[1].set(title="Corrections in training (mean of 5 steps)", ylim=(0, 1))
+        at, _ = curve("cipo/rows/base")
+        rows = [trained_rows(line["data"]) for line in lines if "cipo/rows/base" in line["data"]]
+        used = [name for name in TRAINED if any(row[name] for row in rows)]
+        panels[2].stackplot(
+            at,
+            [[row[name] for row in rows] for name in used],
+            labels=[TRAINED[name][0] for name in used],
+            colors=[TRAINED[name][1] for name in used],
+        )
+        panels[2].set(title="Rows that a step trains")
     for axes in panels:
-        axes.set(xlabel="step", ylim=(0, 1))
+        axes.set(xlabel="step")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=8, frameon=False, ncol=2, columnspacing=1, loc="upper center", bbox_to_anchor=(0.5, -0.16))

@@ -13,27 +13,6 @@ _STREAMS = {"base": BASE, "correction": CORRECTION}
 _GAP = {"base": "hacking_gap", "correction": "hacking_gap_corrections"}
 
 
-def _of_budget() -> dict[str, str]:
-    """What is logged by pass rate of an anchor's prompt, see `core.steering.budget`."""
-    kinds = {
-        "none": "of prompts without a right attempt",
-        "low": "of prompts with a pass rate below delta_low, without the anchor",
-        "medium": "of prompts of medium difficulty, without the anchor",
-        "high": "of prompts with a pass rate above delta_high, without the anchor",
-    }
-    told = {
-        "slots": "Slots of wrong anchors {}.",
-        "share": "Share of the slots {} that was to be corrections.",
-        "w2c": "Share of right corrections of wrong anchors {}; the last steps count most.",
-        "retry": "What as many further attempts would have had, {}; the last steps count most.",
-    }
-    metrics = {f"cipo/budget/{kind}/{name}": told[name].format(of) for kind, of in kinds.items() for name in told}
-    return metrics | {
-        "cipo/budget/right/slots": "Slots of right anchors.",
-        "cipo/budget/right/share": "Share of the slots of right anchors that was to be corrections.",
-    }
-
-
 METRICS: dict[str, str] = {
     "cipo/rho": "Target share of right attempts among this step's anchors.",
     "cipo/lambda": "Weight of the correction stream in the next step; guard=adapt lowers it during an alarm.",
@@ -67,7 +46,14 @@ METRICS: dict[str, str] = {
     "cipo/budget/corrections": "Corrections that came in.",
     "cipo/budget/attempts": "Further attempts that came in; they are rows of attempts, too.",
     "cipo/budget/accuracy": "Share of further attempts that are right.",
-    **_of_budget(),
+    "cipo/budget/none/slots": "Slots of wrong anchors of prompts without a right attempt.",
+    "cipo/budget/none/share": "Share of these that was to be corrections.",
+    "cipo/budget/none/w2c": "Share of right corrections of such anchors; the last steps count most.",
+    "cipo/budget/none/retry": "Share of right ones that further attempts at such prompts would have had; the last "
+    "steps count most.",
+    "cipo/budget/some/slots": "Slots of wrong anchors of prompts with a right attempt.",
+    "cipo/budget/right/slots": "Slots of right anchors.",
+    "cipo/budget/right/share": "Share of these that was to be corrections.",
     "cipo/second_verifier/errors": "Sessions without a verdict of the second verifier: it raised, was undecided or "
     "took longer than second_verifier_timeout. The gap leaves them out; nothing else changes.",
     "cipo/guard/copying": "1 while w->c is down and c->c is up: the policy may be learning to copy.",

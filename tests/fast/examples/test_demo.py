@@ -158,27 +158,69 @@ def test_without_second_turns_their_figures_are_left_open():
     assert show.table(summary).splitlines()[5].split() == [*"the same by another attempt (retry)".split(), "-", "-"]
 
 
-@pytest.mark.parametrize("trained", [True, False])
-def test_the_picture_has_panels_for_what_was_measured(monkeypatch, tmp_path, trained):
+def panels_of(monkeypatch, lines, path):
+    """Of each panel of the picture: label -> points of its curves, or sizes of its areas at the last step."""
     from matplotlib import pyplot
 
     drawn = []
     monkeypatch.setattr(pyplot, "close", drawn.append)
+    show.plot(lines, path)
+    assert path.stat().st_size > 0
+    panels = []
+    for axes in drawn[0].axes:
+        found = {curve.get_label(): list(zip(*curve.get_data(), strict=True)) for curve in axes.get_lines()}
+        for area in axes.collections:
+            (outline,) = area.get_paths()
+            last = {y for x, y in outline.vertices if x == lines[-1]["step"]}
+            found[area.get_label()] = max(last) - min(last)
+        panels.append(found)
+    return panels
+
+
+def test_the_picture_without_corrections_is_of_the_held_out_problems(monkeypatch, tmp_path):
     lines = [line(0, accuracy_turn2=0.25, w2c=0.125, retry=0.375, c2c=0.75), line(1)]
-    if trained:
-        lines[1]["data"] |= {"cipo/transitions/w2c": 0.5, "cipo/transitions/w2w": 0.5, "cipo/rho": 0.3}
-    show.plot(lines, tmp_path / "curves.png")
-    panels = [
-        {curve.get_label(): list(zip(*curve.get_data(), strict=True)) for curve in axes.get_lines()}
-        for axes in drawn[0].axes
-    ]
-    assert len(panels) == (3 if trained else 1) and (tmp_path / "curves.png").stat().st_size > 0
-    assert panels[0] == {
+    lines[1]["data"] |= {"cipo/rows/base": 8.0, "cipo/rows/correction": 0.0}
+    (panel,) = panels_of(monkeypatch, lines, tmp_path / "curves.png")
+    assert panel == {
         "right at the first attempt (pass@1)": [(0, 0.5), (1, 0.5)],
         "right after the second turn": [(0, 0.25)],
         "wrong attempts corrected (w->c)": [(0, 0.125)],
         "the same by another attempt (retry)": [(0, 0.375)],
         "right attempts kept right (c->c)": [(0, 0.75)],
+    }
+
+
+ROWS = {"cipo/rows/base": 8.0, "cipo/rows/correction": 4.0}
+
+
+def test_the_picture_with_a_fixed_budget_has_the_transitions(monkeypatch, tmp_path):
+    lines = [line(0), line(1), line(2)]
+    lines[1]["data"] |= ROWS | {"cipo/transitions/w2c": 0.5, "cipo/transitions/w2w": 0.5}
+    lines[2]["data"] |= ROWS | {"cipo/transitions/w2c": 1.0, "cipo/transitions/w2w": 0.0}
+    _, corrections, rows = panels_of(monkeypatch, lines, tmp_path / "curves.png")
+    assert corrections["wrong -> right"] == [(1, 0.5), (2, 0.75)] and corrections["right -> right"] == []
+    assert rows == {"attempts": 8, "corrections": 4}
+
+
+def test_the_picture_with_budget_auto_has_what_decides(monkeypatch, tmp_path):
+    lines = [line(0), line(1), line(2)]
+    of_step = {"budget/none/share": 0.25, "budget/attempts": 2.0, "rows/aux": 3.0, "transfer/rows": 1.0}
+    for made, retry in zip(lines[1:], (0.125, 0.25), strict=True):
+        made["data"] |= ROWS | {f"cipo/{name}": value for name, value in of_step.items()}
+        made["data"] |= {"cipo/budget/none/retry": retry}
+    lines[2]["data"]["cipo/budget/none/w2c"] = 0.5
+    _, worth, rows = panels_of(monkeypatch, lines, tmp_path / "curves.png")
+    assert worth == {
+        "corrections that are right": [(2, 0.5)],
+        "further attempts that are right": [(1, 0.125), (2, 0.25)],
+        "share of sessions that correct": [(1, 0.25), (2, 0.25)],
+    }
+    assert rows == {
+        "attempts": 6,
+        "further attempts": 2,
+        "corrections": 4,
+        "pairs: right attempts as answers to others": 3,
+        "right corrections as first answers": 1,
     }
 
 

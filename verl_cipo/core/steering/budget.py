@@ -12,57 +12,49 @@ import heapq
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from verl_cipo.core.anchors import Attempt, Group, Outcome, medium, rounded
-from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import lot
 from verl_cipo.core.rows import BASE, CORRECTION, RowTable
 
 NONE = "none"
-CLASSES = (NONE, "low", "medium", "high")
-"""Pass rate of a wrong anchor's prompt without the anchor: 0, below delta_low, up to delta_high, above."""
+"""Kind of the slots of wrong anchors in prompts without a right attempt."""
+SOME = "some"
+"""Kind of those in prompts with one."""
 RIGHT = "right"
 """Kind of the slots of right anchors, and of those of whose prompt nothing is known."""
-KINDS = (*CLASSES, RIGHT)
+KINDS = (NONE, SOME, RIGHT)
 
 DECAY = 0.95
-"""Weight of what was measured one step before: a step has few wrong anchors of a class."""
+"""Weight of what was measured one step before: a step has few anchors that count."""
 PROBE = 1 / 16
 """Least share of corrections in prompts without a right attempt: so it is noticed when they become worth more."""
 WORTH = 2
 """How many times as often as a further attempt a correction has to be right, to be worth its sessions."""
 _PRIOR = 2.0
 """Anchors, or prompts, that each side is given for a start; with what both sides have measured together."""
+_OF_NONE = 0.25
+"""Part of the wrong anchors that is taken to be of prompts without a right attempt before any was drawn."""
 
 
-def class_of(right: int, attempts: int, config: CIPOConfig) -> str:
-    """Of CLASSES, that of a wrong attempt in a prompt with `right` right ones of `attempts`, itself included."""
-    if right == 0:
-        return NONE
-    rate = right / (attempts - 1)
-    if medium(rate, delta_low=config.delta_low, delta_high=config.delta_high):
-        return "medium"
-    return "low" if rate < config.delta_low else "high"
-
-
-def kind_of(anchor: Attempt, outcome: Outcome | None, config: CIPOConfig) -> str:
+def kind_of(anchor: Attempt, outcome: Outcome | None) -> str:
     """Of KINDS, that of an anchor's slot; outcome: of the anchor's prompt when it was drawn."""
     if anchor.correct or outcome is None:
         return RIGHT
-    return class_of(outcome.prompt_right, outcome.prompt_attempts, config)
+    return SOME if outcome.prompt_right else NONE
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What the mean of one side in one class and its noise follow from: sums over anchors, or over prompts.
+    """What the mean of one side and its noise follow from: sums over anchors, or over prompts.
 
     Sessions of one anchor, or of one prompt, are alike: what varies independently are anchors and prompts. Each counts
-    with a size (1 for an anchor; for a prompt the share of its attempts in the class) and its right part, size times
-    the share of right ones. size, right: their sums; size2, right2, cross: sums of size^2, right^2, size * right.
+    with a size (1 for an anchor; for a prompt the share of its attempts that count) and its right part, size times the
+    share of right ones. size, right: their sums; size2, right2, cross: sums of size^2, right^2, size * right.
     """
 
     size: float = 0.0
@@ -111,74 +103,60 @@ class Sums:
         return mean, squares / size**2
 
 
-_SumsByClass = Mapping[str, Sums]
-
-
 @dataclass(frozen=True)
 class Evidence:
-    """What one step tells of both sides, by class."""
+    """What one step tells of both sides, in prompts without a right attempt."""
 
-    w2c: _SumsByClass
-    retry: _SumsByClass
+    w2c: Sums
+    retry: Sums
 
 
-def evidence(table: RowTable, config: CIPOConfig) -> Evidence:
+def evidence(table: RowTable) -> Evidence:
     """What the rows of a step tell.
 
     w2c: corrections of wrong anchors, an anchor counts as one.
 
-    retry: each of a prompt's attempts is a further one after the others. Of n attempts with c right ones, c are a right
-    further attempt where c - 1 others of n - 1 are right, n - c a wrong one where c are. A further attempt is made
-    where one more is known, the wrong anchor: what follows n attempts is lower than what follows n - 1 by the factor
-    n / (n + 1) (of pass rates that are Beta(a, b) distributed with a + b = 1; for any a and b it is below 1 and above
-    1 - 1/n). Further attempts themselves count as they are. Attempts whose number depends on the others' verdicts must
-    not be left out in turn, so only those that every prompt has are.
+    retry: each of a prompt's attempts is a further one after the others. Where none is right, all of them were wrong
+    further attempts; where one is, it was a right one. A further attempt is made where one more is known, the wrong
+    anchor: what follows n attempts is lower than what follows n - 1 by the factor n / (n + 1) (of pass rates that are
+    Beta(a, b) distributed with a + b = 1; for any a and b it is below 1 and above 1 - 1/n). Further attempts themselves
+    count as they are. Attempts whose number depends on the others' verdicts must not be left out in turn, so only those
+    that every prompt has are.
     """
     rows = table.rows
-    corrections: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    corrections: dict[str, list[bool]] = defaultdict(list)
     for i in np.flatnonzero((rows.stream == CORRECTION) & rows.final & ~rows.anchor_correct):
-        if (outcome := table.outcome[i]) is not None:
-            name = class_of(outcome.prompt_right, outcome.prompt_attempts, config)
-            corrections[name, str(rows.group[i])].append(bool(rows.correct[i]))
-    w2c = defaultdict(list)
-    for (name, _), verdicts in corrections.items():
-        w2c[name].append((1.0, sum(verdicts) / len(verdicts)))
-
+        outcome = table.outcome[i]
+        if outcome is not None and outcome.prompt_right == 0:
+            corrections[str(rows.group[i])].append(bool(rows.correct[i]))
     prompts: dict[str, tuple[list[bool], list[bool]]] = defaultdict(lambda: ([], []))
     for i in np.flatnonzero((rows.stream == BASE) & rows.final):
         prompts[str(rows.group[i])][int(rows.further[i])].append(bool(rows.correct[i]))
-    retry = defaultdict(list)
-    for attempts, further in prompts.values():
-        if len(attempts) > 1:
-            for name, part in _retried(sum(attempts), len(attempts), sum(further), len(further), config).items():
-                retry[name].append(part)
-    return Evidence(*({name: Sums.of(parts) for name, parts in side.items()} for side in (w2c, retry)))
+    return Evidence(
+        w2c=Sums.of((1.0, sum(verdicts) / len(verdicts)) for verdicts in corrections.values()),
+        retry=Sums.of(_retried(*sides) for sides in prompts.values() if len(sides[0]) > 1),
+    )
 
 
-def _retried(
-    right: int, attempts: int, further_right: int, further: int, config: CIPOConfig
-) -> dict[str, tuple[float, float]]:
-    """(size, right) of a prompt in each class that it counts in, see `evidence`."""
-    parts: dict[str, tuple[float, float]] = {}
-
-    def add(name: str, size: float, good: float) -> None:
-        before = parts.get(name, (0.0, 0.0))
-        parts[name] = before[0] + size / attempts, before[1] + good / attempts
-
-    if right < attempts:
-        add(class_of(right, attempts, config), attempts - right + further, further_right)
-    if right > 0:
-        add(class_of(right - 1, attempts, config), right, right * attempts / (attempts + 1))
-    return parts
+def _retried(attempts: Sequence[bool], further: Sequence[bool]) -> tuple[float, float]:
+    """(size, right) of a prompt, see `evidence`."""
+    n, right = len(attempts), sum(attempts)
+    if right == 0:
+        return 1 + len(further) / n, sum(further) / n
+    return (1 / n, 1 / (n + 1)) if right == 1 else (0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class BudgetState:
-    """What was measured up to now, by class; part of every checkpoint. slots: of wrong anchors, decayed as the rest."""
+    """What was measured up to now; part of every checkpoint.
 
-    w2c: _SumsByClass = field(default_factory=dict)
-    retry: _SumsByClass = field(default_factory=dict)
-    slots: Mapping[str, float] = field(default_factory=dict)
+    slots: how many of wrong anchors there were, and of_none: those in prompts without a right attempt; all decayed.
+    """
+
+    w2c: Sums = Sums()
+    retry: Sums = Sums()
+    slots: float = 0.0
+    of_none: float = 0.0
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
@@ -187,20 +165,16 @@ class BudgetState:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "BudgetState":
         """Back from `to_mapping`. Raises: TypeError on an unknown key."""
-        sides = {side: {name: Sums(**sums) for name, sums in values[side].items()} for side in ("w2c", "retry")}
-        return cls(**{**values, **sides})
+        return cls(**{**values, **{side: Sums(**values[side]) for side in ("w2c", "retry")}})
 
 
-def update_budget(state: BudgetState, new: Evidence, slots: Mapping[str, float]) -> BudgetState:
-    """The state after a step; slots: how many of wrong anchors it had, by class."""
-
-    def joined(old: _SumsByClass, added: _SumsByClass) -> dict[str, Sums]:
-        return {name: old.get(name, Sums()).then(added.get(name, Sums())) for name in CLASSES}
-
+def update_budget(state: BudgetState, new: Evidence, *, slots: float, of_none: float) -> BudgetState:
+    """The state after a step; slots, of_none: of the step."""
     return BudgetState(
-        w2c=joined(state.w2c, new.w2c),
-        retry=joined(state.retry, new.retry),
-        slots={name: DECAY * state.slots.get(name, 0.0) + slots.get(name, 0.0) for name in CLASSES},
+        w2c=state.w2c.then(new.w2c),
+        retry=state.retry.then(new.retry),
+        slots=DECAY * state.slots + slots,
+        of_none=DECAY * state.of_none + of_none,
     )
 
 
@@ -213,10 +187,9 @@ def shares(state: BudgetState) -> dict[str, float]:
     prompts it is 0, however much corrections are worth: there further attempts teach the first turn more, and pairs the
     second one. Of right anchors, whose corrections cannot gain, it is the mean over the slots of wrong ones.
     """
-    of_none = _share(state.w2c.get(NONE, Sums()), state.retry.get(NONE, Sums()))
-    total = sum(state.slots.values())
-    part = state.slots.get(NONE, 0.0) / total if total else 1 / len(CLASSES)
-    return dict.fromkeys(CLASSES, 0.0) | {NONE: of_none, RIGHT: part * of_none}
+    share = _share(state.w2c, state.retry)
+    part = state.of_none / state.slots if state.slots else _OF_NONE
+    return {NONE: share, SOME: 0.0, RIGHT: share * part}
 
 
 def _share(w2c: Sums, retry: Sums) -> float:
@@ -324,27 +297,27 @@ def budget_metrics(
     metrics = {
         "attempts": float(further.sum()),
         "corrections": float(((rows.stream == CORRECTION) & rows.final).sum()),
-        **{f"{kind}/share": used[kind] for kind in KINDS},
+        **{f"{kind}/share": used[kind] for kind in (NONE, RIGHT)},
     }
     if slots := measured.get("cipo/budget/slots"):
         metrics["correction_share"] = measured["cipo/budget/corrected"] / slots
     if further.any():
         metrics["accuracy"] = float(rows.correct[further].mean())
-    for side in ("w2c", "retry"):
-        means = {name: sums.mean for name, sums in getattr(state, side).items()}
-        metrics |= {f"{name}/{side}": mean for name, mean in means.items() if mean is not None}
+    for side, sums in (("w2c", state.w2c), ("retry", state.retry)):
+        if sums.mean is not None:
+            metrics[f"{NONE}/{side}"] = sums.mean
     return {f"cipo/budget/{name}": value for name, value in metrics.items()}
 
 
 def observe_budget(
-    state: BudgetState, table: RowTable, measured: Mapping[str, float], config: CIPOConfig
+    state: BudgetState, table: RowTable, measured: Mapping[str, float]
 ) -> tuple[BudgetState, dict[str, float]]:
     """The state after a step, and the step's `budget_metrics`.
 
     Args:
         table: all rows that were rolled out.
-        measured: the rollout side's counts, with ``cipo/budget/*/slots`` of each class.
+        measured: the rollout side's counts, with ``cipo/budget/*/slots`` of each of KINDS.
     """
-    slots = {name: measured.get(f"cipo/budget/{name}/slots", 0.0) for name in CLASSES}
-    after = update_budget(state, evidence(table, config), slots)
+    none, some = (measured.get(f"cipo/budget/{kind}/slots", 0.0) for kind in (NONE, SOME))
+    after = update_budget(state, evidence(table), slots=none + some, of_none=none)
     return after, budget_metrics(after, shares(state), table, measured)

@@ -43,7 +43,7 @@ class Slots:
         """
         if shares is None:
             return [True] * len(slots)
-        kinds = [kind_of(anchor, outcome, self._config) for anchor, outcome in slots]
+        kinds = [kind_of(anchor, outcome) for anchor, outcome in slots]
         named = [(kind, anchor) for kind, (anchor, _) in zip(kinds, slots, strict=True)]
         corrected, self.carries = divide(named, shares, self.carries, seed=self._config.seed, step=step)
         self._reports.count_slots(kinds, corrected)

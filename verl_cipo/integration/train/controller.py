@@ -62,7 +62,7 @@ class Controller:
         rho = update_rho(self._state.rho, measured.get("cipo/retention"), config=self._config)
         self._state = replace(self._state, rho=rho)
         if self._config.moves_budget:
-            budget, metrics = observe_budget(self._state.budget, table, measured, self._config)
+            budget, metrics = observe_budget(self._state.budget, table, measured)
             self._state = replace(self._state, budget=budget)
             added |= metrics
         if self._config.guard != "off":

@@ -11,30 +11,29 @@ from hypothesis import strategies as st
 
 from tests.fast.core.test_anchors import group
 from verl_cipo.core.anchors import Attempt, Group, Outcome, select_anchors
-from verl_cipo.core.config import CIPOConfig
-from verl_cipo.core.metrics import METRICS, check_names
+from verl_cipo.core.metrics import check_names
 from verl_cipo.core.rows import Mark, RowKey, RowTable, correction_group
 from verl_cipo.core.steering.budget import (
-    CLASSES,
     DECAY,
     KINDS,
+    NONE,
     PROBE,
     RIGHT,
+    SOME,
     BudgetState,
     Evidence,
     Spread,
     Sums,
     budget_metrics,
-    class_of,
     divide,
     drawn_first,
     evidence,
     kind_of,
+    observe_budget,
     shares,
     update_budget,
 )
 
-CONFIG = CIPOConfig(preset="stream")
 HALF = dict.fromkeys(KINDS, 0.5)
 
 
@@ -57,66 +56,40 @@ def table(prompts, corrections=()):
     return RowTable.of_marks(keys, marks, index=[0] * len(keys), scores=zeros, tokens=zeros)
 
 
-@pytest.mark.parametrize(
-    ("right", "attempts", "name"),
-    [
-        (0, 8, "none"),
-        (0, 1, "none"),
-        (1, 8, "low"),
-        (2, 8, "low"),
-        # 3 / 7 and 5 / 7 of the others; 3 / 8 of 9 attempts is delta_low itself, 6 / 8 delta_high.
-        (3, 8, "medium"),
-        (5, 8, "medium"),
-        (3, 9, "medium"),
-        (6, 9, "medium"),
-        (6, 8, "high"),
-        (7, 8, "high"),
-    ],
-)
-def test_the_class_is_the_pass_rate_without_the_anchor(right, attempts, name):
-    assert class_of(right, attempts, CONFIG) == name
-
-
-def test_right_anchors_and_those_of_unknown_prompts_are_a_kind_of_their_own():
+def test_a_slot_is_of_the_kind_of_its_anchor_and_of_its_prompt():
     wrong, right = Attempt("u", 0, 0, False, 0.0), Attempt("u", 0, 1, True, 1.0)
-    assert kind_of(wrong, Outcome(0, 8, 0.0, 0.0), CONFIG) == "none"
-    assert kind_of(right, Outcome(3, 8, 0.375, 0.5), CONFIG) == kind_of(wrong, None, CONFIG) == RIGHT
+    assert kind_of(wrong, Outcome(0, 8, 0.0, 0.0)) == NONE
+    assert kind_of(wrong, Outcome(1, 8, 0.125, 0.33)) == kind_of(wrong, Outcome(7, 8, 0.875, 0.33)) == SOME
+    assert kind_of(right, Outcome(3, 8, 0.375, 0.5)) == kind_of(wrong, None) == RIGHT
 
 
 def test_retry_by_hand():
     """Of 4 attempts: none right, one right, two right, all right."""
-    found = evidence(table(["wwww", "cwww", "ccww", "cccc"]), CONFIG).retry
-    # none: 4 of 4 wrong of the first; the right one of the second, times 4 / 5.
-    assert (found["none"].size, found["none"].right) == pytest.approx((1 + 1 / 4, 4 / 5 / 4))
-    # 1 of 3 others right (low): the wrong ones of the second, the right ones of the third.
-    assert (found["low"].size, found["low"].right) == pytest.approx((3 / 4 + 2 / 4, 4 / 5 * 2 / 4))
-    # 2 of 3 (medium): the wrong ones of the third. 3 of 3 (high): the right ones of the fourth.
-    assert (found["medium"].size, found["medium"].right) == pytest.approx((2 / 4, 0))
-    assert (found["high"].size, found["high"].right) == pytest.approx((1, 4 / 5))
+    found = evidence(table(["wwww", "cwww", "ccww", "cccc"])).retry
+    # 4 of 4 wrong of the first; the right one of the second, times 4 / 5.
+    assert (found.size, found.right) == pytest.approx((1 + 1 / 4, 4 / 5 / 4))
+    assert found.size2 == pytest.approx(1 + 1 / 16), "two prompts"
 
 
 def test_further_attempts_are_evidence_of_their_own_and_are_not_left_out_in_turn():
-    """cwww has 1 right of 3 others where the anchor is wrong, whatever came in later."""
-    alone, further = (evidence(table([group]), CONFIG).retry for group in ("cwww", "cwww+cccw"))
-    assert further["none"] == alone["none"]
-    assert (alone["low"].size, alone["low"].right) == (3 / 4, 0)
-    assert (further["low"].size, further["low"].right) == (7 / 4, 3 / 4)
-    assert evidence(table(["cccc+w"]), CONFIG).retry == evidence(table(["cccc"]), CONFIG).retry, "no anchor is wrong"
+    """cwww has one right attempt, whatever came in later; wwww has none."""
+    assert evidence(table(["cwww+cccw"])).retry == evidence(table(["cwww"])).retry
+    found = evidence(table(["wwww+cw"])).retry
+    assert (found.size, found.right) == (1 + 2 / 4, 1 / 4)
+    assert evidence(table(["cccc+w"])).retry == Sums(), "no anchor is wrong"
 
 
-def test_w2c_counts_anchors_and_wrong_ones_alone():
+def test_w2c_counts_anchors_and_wrong_ones_of_prompts_without_a_right_attempt_alone():
     corrections = [(0, 0, False, "cw"), (0, 1, False, "ww"), (1, 0, True, "ww"), (1, 1, False, "cc")]
-    found = evidence(table(["wwww", "cwww"], corrections), CONFIG).w2c
-    assert set(found) == {"none", "low"}
-    assert (found["none"].size, found["none"].right, found["none"].right2) == (2, 0.5, 0.25)
-    assert (found["low"].size, found["low"].right) == (1, 1)
+    found = evidence(table(["wwww", "cwww"], corrections)).w2c
+    assert (found.size, found.right, found.right2) == (2, 0.5, 0.25)
 
 
 def test_corrections_of_prompts_that_are_not_known_are_no_evidence():
     """Of a pool of an older checkpoint, say."""
     made = table(["wwww"], [(0, 0, False, "cc")])
     old = RowTable(**{**vars(made), "outcome": [None] * len(made.keys)})
-    assert evidence(old, CONFIG).w2c == {}
+    assert evidence(old).w2c == Sums()
 
 
 @pytest.mark.parametrize("spread", [(0.5, 0.5), (0.3, 0.9), (1.0, 1.0)])
@@ -128,19 +101,9 @@ def test_a_correction_that_does_not_look_at_the_attempt_is_worth_a_further_attem
     generator = np.random.default_rng(0)
     rates = generator.beta(*spread, size=200_000)
     right = generator.binomial(8, rates)
-    retry, w2c = Counter(), Counter()
-    for c in range(8):
-        name = class_of(c, 8, CONFIG)
-        w2c[name, "size"] += int((right == c).sum())
-        w2c[name, "right"] += float(rates[right == c].sum())
-    groups = Counter(right.tolist())
-    for c, count in groups.items():
-        for name, sums in evidence(table(["c" * c + "w" * (8 - c)]), CONFIG).retry.items():
-            retry[name, "size"] += count * sums.size
-            retry[name, "right"] += count * sums.right
-    for name in CLASSES:
-        measured, expected = (side[name, "right"] / side[name, "size"] for side in (retry, w2c))
-        assert measured == pytest.approx(expected, rel=0.03), name
+    found = {c: evidence(table(["c" * c + "w" * (8 - c)])).retry for c in range(9)}
+    retry = sum(found[c].right for c in right) / sum(found[c].size for c in right)
+    assert retry == pytest.approx(float(rates[right == 0].mean()), rel=0.03)
 
 
 def test_mean_and_noise_by_hand():
@@ -161,19 +124,13 @@ def test_sizes_weigh():
     assert variance == pytest.approx(sum(d * d for d in deviations) / 3.5**2)
 
 
-def state_of(w2c=None, retry=None, slots=None):
-    return BudgetState(w2c=w2c or {}, retry=retry or {}, slots=slots or {})
-
-
 def test_without_measurements_corrections_are_a_probe_where_no_attempt_is_right():
-    assert shares(BudgetState()) == dict.fromkeys(KINDS, 0.0) | {"none": 1 / 16, RIGHT: 1 / 64}
+    assert shares(BudgetState()) == {NONE: 1 / 16, SOME: 0.0, RIGHT: 1 / 64}
 
 
 def test_a_side_without_measurements_is_neither_favored_nor_put_back():
-    share = shares(state_of(retry={"none": Sums.of([(1, 0.0)] * 50)}))["none"]
-    assert share <= 0.3
-    share = shares(state_of({"none": Sums.of([(1, 1.0)] * 50)}))["none"]
-    assert share <= 0.3
+    assert shares(BudgetState(retry=Sums.of([(1, 0.0)] * 50)))[NONE] <= 0.3
+    assert shares(BudgetState(w2c=Sums.of([(1, 1.0)] * 50)))[NONE] <= 0.3
 
 
 def test_the_share_is_how_much_likelier_corrections_are_worth_twice_a_further_attempt_than_not():
@@ -184,38 +141,35 @@ def test_the_share_is_how_much_likelier_corrections_are_worth_twice_a_further_at
     squares = 6 * (1 - means[0]) ** 2 + 2 * means[0] ** 2 + added[0], 8 * (0.125 - means[1]) ** 2 + added[1]
     z = (means[0] - 2 * means[1]) / math.sqrt((squares[0] + 4 * squares[1]) / 100)
     assert z > 0
-    assert shares(state_of({"none": w2c}, {"none": retry}))["none"] == pytest.approx(math.erf(z / 2**0.5))
+    assert shares(BudgetState(w2c, retry))[NONE] == pytest.approx(math.erf(z / 2**0.5))
+
+
+GOOD, BAD = Sums.of([(1, 1.0)] * 200), Sums.of([(1, 0.0)] * 200)
 
 
 def test_much_worse_corrections_stay_as_a_probe_and_much_better_ones_take_all():
-    good, bad = Sums.of([(1, 1.0)] * 200), Sums.of([(1, 0.0)] * 200)
-    assert shares(state_of({"none": bad}, {"none": good}))["none"] == PROBE
-    assert shares(state_of({"none": good}, {"none": bad}))["none"] == pytest.approx(1.0)
+    assert shares(BudgetState(BAD, GOOD))[NONE] == PROBE
+    assert shares(BudgetState(GOOD, BAD))[NONE] == pytest.approx(1.0)
 
 
 def test_corrections_that_are_right_more_often_but_not_twice_as_often_stay_as_a_probe():
     w2c, retry = Sums.of([(1, 0.18)] * 500), Sums.of([(1, 0.1)] * 500)
-    assert shares(state_of({"none": w2c}, {"none": retry}))["none"] == PROBE
+    assert shares(BudgetState(w2c, retry))[NONE] == PROBE
 
 
 def test_prompts_with_a_right_attempt_get_further_attempts_however_good_corrections_are():
-    good, bad = Sums.of([(1, 1.0)] * 200), Sums.of([(1, 0.0)] * 200)
-    found = shares(state_of(dict.fromkeys(CLASSES, good), dict.fromkeys(CLASSES, bad)))
-    assert {name: found[name] for name in CLASSES[1:]} == dict.fromkeys(CLASSES[1:], 0.0)
-    assert found["none"] == pytest.approx(1.0) and found[RIGHT] == pytest.approx(1 / 4)
+    assert shares(BudgetState(GOOD, BAD))[SOME] == 0
 
 
 def test_right_anchors_follow_the_mean_over_the_slots_of_wrong_ones():
-    good, bad = Sums.of([(1, 1.0)] * 200), Sums.of([(1, 0.0)] * 200)
-    made = state_of({"none": good}, {"none": bad}, {"low": 1.0, "none": 3.0})
-    assert shares(made)[RIGHT] == pytest.approx(3 / 4)
+    assert shares(BudgetState(GOOD, BAD, slots=4.0, of_none=3.0))[RIGHT] == pytest.approx(3 / 4)
 
 
 BAND = {"delta_low": 0.3, "delta_high": 0.7}
 
 
 def with_share(none):
-    return dict.fromkeys(KINDS, 0.0) | {"none": none}
+    return dict.fromkeys(KINDS, 0.0) | {NONE: none}
 
 
 def test_anchors_come_first_from_prompts_without_a_right_attempt_where_corrections_are_worth_more():
@@ -244,18 +198,20 @@ def test_difficulty_alone_decides_without_this_budget():
 
 
 def test_what_was_measured_before_fades():
-    new = Evidence({"low": Sums.of([(1, 0.5), (1, 1.0)])}, {"low": Sums.of([(0.5, 0.25)])})
-    state = update_budget(update_budget(BudgetState(), new, {"low": 5}), Evidence({}, {}), {"low": 1})
-    sums = state.w2c["low"]
+    new = Evidence(Sums.of([(1, 0.5), (1, 1.0)]), Sums.of([(0.5, 0.25)]))
+    state = update_budget(BudgetState(), new, slots=7.0, of_none=5.0)
+    state = update_budget(state, Evidence(Sums(), Sums()), slots=2.0, of_none=1.0)
+    sums = state.w2c
     assert (sums.size, sums.right) == pytest.approx((2 * DECAY, 1.5 * DECAY))
     assert (sums.size2, sums.right2, sums.cross) == pytest.approx((2 * DECAY**2, 1.25 * DECAY**2, 1.5 * DECAY**2))
-    assert state.retry["low"].right == pytest.approx(0.25 * DECAY) and state.slots["low"] == 5 * DECAY + 1
+    assert state.retry.right == pytest.approx(0.25 * DECAY)
+    assert (state.slots, state.of_none) == (7 * DECAY + 2, 5 * DECAY + 1)
     assert sums.mean == pytest.approx(0.75), "a mean does not fade"
 
 
 def test_the_state_goes_through_a_checkpoint():
-    new = evidence(table(["wwww", "cwww+c"], [(0, 0, False, "cw")]), CONFIG)
-    state = update_budget(BudgetState(), new, {"none": 1.0})
+    new = evidence(table(["wwww", "cwww+c"], [(0, 0, False, "cw")]))
+    state = update_budget(BudgetState(), new, slots=2.0, of_none=1.0)
     assert BudgetState.from_mapping(json.loads(json.dumps(state.to_mapping()))) == state
     assert BudgetState.from_mapping(BudgetState().to_mapping()) == BudgetState()
 
@@ -268,9 +224,9 @@ def test_rounding_is_carried():
     """A quarter of one slot a call: one of four calls corrects."""
     carries, corrected = {}, []
     for step in range(8):
-        own, carries = divide(slots_of(["low"]), HALF | {"low": 0.25}, carries, seed=1, step=step)
+        own, carries = divide(slots_of([SOME]), HALF | {SOME: 0.25}, carries, seed=1, step=step)
         corrected += own
-    assert corrected == [False, True, False, False, False, True, False, False] and carries == {"low": 0.0}
+    assert corrected == [False, True, False, False, False, True, False, False] and carries == {SOME: 0.0}
 
 
 kinds_of_calls = st.lists(st.lists(st.sampled_from(KINDS), max_size=12), max_size=8)
@@ -298,37 +254,34 @@ def test_the_order_of_the_slots_does_not_matter(kinds, chosen, random):
 
 
 def test_which_slots_are_corrected_is_drawn():
-    slots = slots_of(["low"] * 6)
+    slots = slots_of([SOME] * 6)
     drawn = {tuple(divide(slots, HALF, {}, seed=seed, step=step)[0]) for seed in range(4) for step in range(4)}
     assert len(drawn) > 8 and {sum(one) for one in drawn} == {3}
 
 
 def test_metrics_of_a_step():
-    made = table(["wwww+cw", "cwww"], [(1, 1, False, "cw"), (1, 0, True, "cc")])
-    state = update_budget(BudgetState(), evidence(made, CONFIG), {"none": 1, "low": 1})
-    counts = {"cipo/budget/slots": 3.0, "cipo/budget/corrected": 2.0}
-    metrics = budget_metrics(state, HALF, made, counts)
+    made = table(["wwww+cw", "cwww"], [(0, 1, False, "cw"), (1, 0, True, "cc")])
+    counts = {"cipo/budget/slots": 3.0, "cipo/budget/corrected": 2.0, "cipo/budget/none/slots": 2.0}
+    state, metrics = observe_budget(BudgetState(), made, counts | {"cipo/budget/some/slots": 1.0})
     check_names(metrics)
     assert metrics == {
         "cipo/budget/correction_share": 2 / 3,
         "cipo/budget/attempts": 2,
         "cipo/budget/accuracy": 0.5,
         "cipo/budget/corrections": 4,
-        **{f"cipo/budget/{kind}/share": 0.5 for kind in KINDS},
-        "cipo/budget/low/w2c": 0.5,
+        "cipo/budget/none/share": 1 / 16,
+        "cipo/budget/right/share": 1 / 64,
+        "cipo/budget/none/w2c": 0.5,
         # 4 wrong attempts, one right and one wrong further one of 6 quarters; the right one of the other, times 4 / 5.
         "cipo/budget/none/retry": pytest.approx((1 / 4 + 1 / 5) / (6 / 4 + 1 / 4)),
-        "cipo/budget/low/retry": 0.0,
     }
-    assert "cipo/budget/correction_share" not in budget_metrics(state, HALF, made, {"cipo/budget/slots": 0.0})
+    assert (state.slots, state.of_none) == (3, 2)
+    nothing = budget_metrics(BudgetState(), HALF, made, {"cipo/budget/slots": 0.0})
+    assert not {"cipo/budget/correction_share", "cipo/budget/none/w2c", "cipo/budget/none/retry"} & nothing.keys()
 
 
-def test_every_class_is_declared():
-    check_names(f"cipo/budget/{name}/{what}" for name in CLASSES for what in ("slots", "share", "w2c", "retry"))
-    assert {name for name in METRICS if name.startswith("cipo/budget/right/")} == {
-        "cipo/budget/right/slots",
-        "cipo/budget/right/share",
-    }
+def test_every_kind_is_declared():
+    check_names(f"cipo/budget/{kind}/slots" for kind in KINDS)
 
 
 def test_further_attempts_go_round_the_prompts_where_something_is_wrong():

@@ -66,9 +66,9 @@ def test_slots_add_up_to_the_anchors_and_further_attempts_are_spread(schedule, v
 
 
 @pytest.mark.parametrize("schedule", ["streaming", "barrier"])
-def test_the_share_is_that_of_the_anchors_class(schedule):
+def test_the_share_is_that_of_the_anchors_kind(schedule):
     """All anchors are wrong: four of a prompt without a right attempt, then two of a prompt of medium difficulty."""
-    shares = HALF | {"none": 1.0, "medium": PROBE}
+    shares = HALF | {"none": 1.0, "some": PROBE}
     verdicts = [[False] * 4, [True, False, False, True]]
 
     async def run():
@@ -85,7 +85,7 @@ def test_the_share_is_that_of_the_anchors_class(schedule):
 
     orders, counts = asyncio.run(run())
     assert (orders["a"][0], orders["b"][0]) == (counts["budget/none/slots"], 0)
-    assert orders["a"][1] + orders["b"][1] == counts["budget/medium/slots"] == 2, "at either prompt"
+    assert orders["a"][1] + orders["b"][1] == counts["budget/some/slots"] == 2, "at either prompt"
     assert counts["budget/none/slots"] == 4 and counts["budget/right/slots"] == 0
 
 

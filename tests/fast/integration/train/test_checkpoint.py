@@ -19,7 +19,7 @@ INITIAL = TrainerState.initial(CONFIG)
 MOVED = TrainerState(
     rho=update_rho(RhoState.initial(CONFIG), 0.4, config=CONFIG),
     guard=update_guard(GuardState.initial(), Signals(w2c=0.2, c2c=0.7, copy_rate=0.5, entropy=1.0, accuracy=0.4)),
-    budget=BudgetState(w2c={"low": Sums.of([(1, 0.25)])}, retry={"none": Sums.of([(0.5, 0.5)])}, slots={"low": 2.0}),
+    budget=BudgetState(w2c=Sums.of([(1, 0.25)]), retry=Sums.of([(0.5, 0.5)]), slots=2.0, of_none=1.0),
 )
 POOL = {
     "step": 3,

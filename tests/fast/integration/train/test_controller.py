@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from verl_cipo.core.anchors import Outcome
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.rows import Mark, RowTable
-from verl_cipo.core.steering.budget import PROBE
+from verl_cipo.core.steering.budget import PROBE, BudgetState
 from verl_cipo.core.steering.guard import ALARMS
 from verl_cipo.integration.train.checkpoint import TrainerState
 from verl_cipo.integration.train.controller import Controller, report_second_turns
@@ -64,23 +64,23 @@ def test_a_step_moves_the_budget(tmp_path):
     keys = [*(f"u_{i}_0" for i in range(4)), "u_c0_0_0", "u_c0_1_0"]
     table = RowTable.of_marks(keys, marks, index=[0] * 6, scores=np.zeros(6), tokens=np.zeros(6))
     made = controller(budget="auto")
-    assert made.shares["none"] == PROBE and made.shares["low"] == 0
+    assert made.shares["none"] == PROBE and made.shares["some"] == 0
     added = made.observe({**MEASURED, "cipo/budget/none/slots": 1.0}, table, step=7)
     assert added["cipo/budget/none/share"] == PROBE, "that of the step, not of the next one"
     assert (added["cipo/budget/none/w2c"], added["cipo/budget/none/retry"]) == (1.0, 0.0)
     state = OmegaConf.to_container(saved(made, tmp_path).budget)
-    assert state["w2c"]["none"]["right"] == 1.0 and state["slots"]["none"] == 1.0
+    assert state["w2c"]["right"] == 1.0 and state["slots"] == state["of_none"] == 1.0
     for step in range(8, 20):
         made.observe({**MEASURED, "cipo/budget/none/slots": 1.0}, table, step=step)
     assert made.shares["none"] > 0.5 and made.shares["right"] == made.shares["none"]
-    assert made.shares["low"] == 0
+    assert made.shares["some"] == 0
 
 
 def test_a_fixed_budget_is_not_looked_at(tmp_path):
     made = controller()
     assert not any(name.startswith("cipo/budget") for name in made.observe(MEASURED, NOTHING, step=7))
     assert made.shares is None
-    assert saved(made, tmp_path).budget == {"w2c": {}, "retry": {}, "slots": {}}
+    assert saved(made, tmp_path).budget == BudgetState().to_mapping()
 
 
 def test_off_looks_at_nothing(tmp_path):

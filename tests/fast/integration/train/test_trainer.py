@@ -115,7 +115,7 @@ def test_the_budget_goes_to_the_rollout_manager_after_a_step():
     trainer = Trainer(budget="auto")
     metrics = one_step(trainer)
     shares = trainer.agent_loop_manager.shares
-    assert shares == trainer._controller.shares and set(shares) == {"none", "low", "medium", "high", "right"}
+    assert shares == trainer._controller.shares and set(shares) == {"none", "some", "right"}
     assert metrics["cipo/budget/none/share"] == PROBE and metrics["cipo/budget/corrections"] == 2
     fixed = Trainer()
     assert not any(name.startswith("cipo/budget") for name in one_step(fixed))

@@ -89,7 +89,7 @@ class Manager:
         return {"anchors/total": 2.0}
 
     def pool_state(self):
-        return {"budget": {"low": 0.25}}
+        return {"budget": {"none": 0.25}}
 
     def restore_pool(self, state):
         self.pool = state
@@ -235,7 +235,7 @@ def test_the_budget_goes_through_the_checkpoint(monkeypatch, tmp_path):
         monkeypatch.setattr(RayPPOTrainer, name, lambda self: 7)
     trainer = made(with_further(corrections()), budget="auto")
     one_step(trainer, attempts(), monkeypatch)
-    sides = {"w2c": {"none": Sums.of([(1.0, 1.0)] * 20)}, "retry": {"none": Sums.of([(1.0, 0.0)] * 20)}}
+    sides = {"w2c": Sums.of([(1.0, 1.0)] * 20), "retry": Sums.of([(1.0, 0.0)] * 20)}
     measured = replace(trainer._controller._state.budget, **sides)
     trainer._controller._state = replace(trainer._controller._state, budget=measured)
     trainer.config.trainer = {
@@ -249,7 +249,7 @@ def test_the_budget_goes_through_the_checkpoint(monkeypatch, tmp_path):
     assert resumed._controller.shares != trainer._controller.shares
     resumed._load_checkpoint()
     assert resumed.async_rollout_manager.shares == trainer._controller.shares
-    assert resumed.async_rollout_manager.pool == {"budget": {"low": 0.25}}
+    assert resumed.async_rollout_manager.pool == {"budget": {"none": 0.25}}
 
 
 def test_lost_attempts_leave_the_batch_and_enter_nothing(monkeypatch):
