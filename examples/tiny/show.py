@@ -115,7 +115,7 @@ TRAINED = {
     "attempts": ("attempts", "#1f4e79"),
     "further": ("further attempts", "#9dc3e6"),
     "corrections": ("corrections", "#c55a11"),
-    "pairs": ("pairs: right attempts as answers to others", "#a9d18e"),
+    "pairs": ("right attempts as corrections (pairs)", "#a9d18e"),
     "moved": ("right corrections as first answers", "#ffc000"),
 }
 """What a step trains: name -> label and colour."""

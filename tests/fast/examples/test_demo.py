@@ -219,7 +219,7 @@ def test_the_picture_with_budget_auto_has_what_decides(monkeypatch, tmp_path):
         "attempts": 6,
         "further attempts": 2,
         "corrections": 4,
-        "pairs: right attempts as answers to others": 3,
+        "right attempts as corrections (pairs)": 3,
         "right corrections as first answers": 1,
     }
 
