@@ -8,6 +8,7 @@ from tests.fast.integration.rollout.test_coordinator import drain
 from tests.fast.integration.rollout.test_worker import roll, world  # noqa: F401, a fixture
 from verl_cipo.core.anchors import Attempt, Group, no_signal
 from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.steering.budget import KINDS
 from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
 
 
@@ -152,7 +153,7 @@ def test_nobody_waits_longer_than_report_timeout_for_prompts_in_place_of_evicted
 def test_further_attempts_are_made_at_prompts_that_stay():
     async def run():
         actor = coordinator(prompts=2, schedule="barrier", budget="auto")
-        shares = dict.fromkeys(("none", "low", "medium", "high", "right"), 0.0)
+        shares = dict.fromkeys(KINDS, 0.0)
         await actor.open(0, uids=list("abc"), rho=0.0, step=1, shares=shares)
         orders = {}
         for uid, outcomes in (("a", "wwww"), ("b", "rwww"), ("c", "rrrw")):

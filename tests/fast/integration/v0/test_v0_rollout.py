@@ -19,6 +19,7 @@ from verl_cipo.core.anchors import Outcome
 from verl_cipo.core.config import AuxConfig, CIPOConfig
 from verl_cipo.core.draws import origin
 from verl_cipo.core.prompts import CorrectionPrompt, Excerpt, Request
+from verl_cipo.core.steering.budget import KINDS
 from verl_cipo.integration.rollout.groups import NoRowsError
 from verl_cipo.integration.rollout.reports import COUNTED, Reports
 from verl_cipo.integration.rollout.second_verifier import SecondVerifier
@@ -167,7 +168,7 @@ def test_slots_become_further_attempts_as_with_the_v1_trainers(monkeypatch):
     from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
     from verl_cipo.integration.v0.rows import row_table
 
-    shares = {"none": 0.5, "low": 0.3, "medium": 0.5, "high": 1.0, "right": 0.6}
+    shares = {"none": 0.5, "some": 0.3, "right": 0.6}
     sender = Worker()
     made, prompts, rolled = manager(
         monkeypatch, OUTCOMES, [sender], replay_fraction=2.0, n_corrections=2, budget="auto"
@@ -220,7 +221,7 @@ def test_without_shares_the_budget_stays(monkeypatch):
 
 def test_a_second_dispatch_may_hold_further_attempts_alone(monkeypatch):
     made, prompts, _ = manager(monkeypatch, ["----"], [Worker()], rho=0.0, budget="auto")
-    made.shares = dict.fromkeys(("none", "low", "medium", "high", "right"), 0.125)
+    made.shares = dict.fromkeys(KINDS, 0.125)
     made.generate_sequences(prompts)
     second = made.pop_second_dispatch()
     assert second.non_tensor_batch["session_id"].tolist() == [4, 5, 6, 7]
