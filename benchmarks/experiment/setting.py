@@ -64,13 +64,13 @@ TASKS = {
         task=ProductsWithContexts(
             parts=2,
             misread=(7, 9),
-            held=0.95,
+            held=0.998,
             fix=0.35,
-            contexts={"Read each digit twice.": 0.3, "Begin with the first product.": 0.95},
+            contexts={"Read each digit twice.": 0.8, "Begin with the first product.": 0.998},
             # With 600 it hardly tells them apart.
             warmup=Warmup(steps=800, rows=64),
         ),
-        steps=500,
+        steps=300,
     ),
     # Each product slips by itself, and what is shown tells which did: checking is easier than solving.
     "checkable": Setting(

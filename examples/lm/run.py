@@ -40,7 +40,7 @@ OPTIONS = [
     # The largest weight, the embedding, has 113 MB.
     "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes=256",
     # The logits of a micro-batch are 49,152 numbers a token, padding included.
-    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=512",
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=1024",
     "actor_rollout_ref.model.use_remove_padding=true",
     "actor_rollout_ref.rollout.max_num_seqs=64",
     # This tokenizer knows the sentence.
