@@ -164,7 +164,8 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
         if curve("cipo/budget/none/share")[0]:
             for name, (label, color) in WORTH.items():
                 panels[1].plot(*curve(name), color=color, label=label)
-            panels[1].set(title="Prompts without a right attempt", ylim=(0, 1))
+            panels[1].set(title="Prompts without a right attempt")
+            panels[1].set_ylim(bottom=0)
         else:
             for name, (label, color) in TRANSITIONS.items():
                 at, rates = curve(name)
