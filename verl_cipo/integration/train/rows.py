@@ -43,14 +43,14 @@ def fetch_table(batch: KVBatchMeta, *, threshold: Callable[[str | None], float])
     """
     where = {"partition_id": batch.partition_id}
     data = tq.kv_batch_get(keys=batch.keys, select_fields=["index", "extra_fields"], **where)
-    noted = [extra.get(MARK, {}) for extra in data["extra_fields"]]
+    extras = data["extra_fields"]
+    noted = [extra.get(MARK, {}) for extra in extras]
     scores = np.array([mark.get("score", 0.0) for mark in noted], dtype=np.float32)
     if unknown := [i for i, mark in enumerate(noted) if "score" not in mark]:
         # A reward a token is fetched for these rows alone.
         keys = [batch.keys[i] for i in unknown]
         fetched = tq.kv_batch_get(keys=keys, select_fields=["rm_scores", "data_source"], **where)
         scores[unknown] = row_sums(fetched["rm_scores"])
-        extras = data["extra_fields"]
         for i, source in zip(unknown, fetched["data_source"], strict=True):
             if not noted[i]:
                 info = extras[i].get("reward_extra_info")
