@@ -164,7 +164,13 @@ class BudgetState:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "BudgetState":
-        """Back from `to_mapping`. Raises: TypeError on an unknown key."""
+        """Back from `to_mapping`, or from what it was when both sides were kept by pass rate.
+
+        Raises: TypeError on an unknown key.
+        """
+        if isinstance(slots := values["slots"], Mapping):
+            of_none = {side: values[side].get(NONE, {}) for side in ("w2c", "retry")}
+            values = {**of_none, "slots": sum(slots.values()), "of_none": slots.get(NONE, 0.0)}
         return cls(**{**values, **{side: Sums(**values[side]) for side in ("w2c", "retry")}})
 
 

@@ -216,6 +216,14 @@ def test_the_state_goes_through_a_checkpoint():
     assert BudgetState.from_mapping(BudgetState().to_mapping()) == BudgetState()
 
 
+def test_a_checkpoint_by_pass_rate_is_read_for_what_decides():
+    w2c, retry = Sums.of([(1, 0.5)]), Sums.of([(1.25, 0.2)])
+    sides = {"w2c": {"none": vars(w2c), "low": vars(retry)}, "retry": {"none": vars(retry)}}
+    found = BudgetState.from_mapping({**sides, "slots": {"none": 3.0, "low": 1.5, "high": 0.5}})
+    assert found == BudgetState(w2c, retry, slots=5.0, of_none=3.0)
+    assert BudgetState.from_mapping({"w2c": {}, "retry": {}, "slots": {}}) == BudgetState()
+
+
 def slots_of(kinds):
     return [(kind, Attempt("u", place, 0, kind == RIGHT, 0.0)) for place, kind in enumerate(kinds)]
 
