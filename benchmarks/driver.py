@@ -294,7 +294,7 @@ async def coordinator_mb(prompts: int, rollouts: int) -> float:
                 sent += serialize(report).total_bytes
                 await coordinator.add(*report)
             else:
-                sent += serialize(await coordinator.replayed(step, uid)).total_bytes
+                sent += serialize(await coordinator.hosted(step, uid)).total_bytes
             await coordinator.close(step, uid, {})
     return sent / 1e6
 

@@ -159,13 +159,15 @@ class Replica:
         """Corrections of the anchors, and what the budget makes in their place."""
         n = self.cipo.n_corrections or self._setting.n
         groups = {group.uid: group for group in table_of(attempts).attempts()[0]}
+        used = shares(self._budget) if self.cipo.moves_budget else None
+        begun = self._slots.sure(anchor_budget(len(groups), self.cipo.replay_fraction), used)
+        spread = Spread(groups.values(), seed=self.cipo.seed, step=number, begun=begun, uids=[*groups])
         anchors = self._anchors(list(groups.values()), number)
         slots = [(anchor, groups[anchor.uid].outcome) for anchor in anchors]
-        used = shares(self._budget) if self.cipo.moves_budget else None
         corrected = self._slots.divide(slots, used, step=number)
         sessions = Counter(dict.fromkeys(groups, self._n))
         further = []
-        for uid in Spread(groups.values(), seed=self.cipo.seed, step=number).take(corrected.count(False)):
+        for uid in (*spread.begun.elements(), *spread.take(corrected.count(False))):
             further += [(uid, sessions[uid] + i, problems[uid]) for i in range(n)]
             sessions[uid] += n
         rows = self._attempts(further)

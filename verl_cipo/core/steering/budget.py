@@ -5,12 +5,12 @@ the corrections of its anchor, or as many further attempts at a prompt of the st
 what both have brought decides: w2c, the share of right corrections of wrong attempts, against retry, the share of right
 ones among further attempts. Both are measured in every step for nothing. Slots of prompts with a right attempt are
 further attempts. These are spread evenly, as GRPO with as many rollouts has them, but for prompts whose attempts are
-all right.
+all right. Most of them are known before any verdict, and start with the attempts.
 """
 
 import heapq
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -254,14 +254,37 @@ def divide(
     return corrected, carries
 
 
+def sure(slots: int, shares: Mapping[str, float] | None, carries: Mapping[str, float]) -> int:
+    """How many of a step's slots will be further attempts whatever the verdicts: all that cannot become corrections.
+
+    Args:
+        shares: of `shares`; None with budget=fixed: none are.
+        carries: what rounding has left over before the step.
+    """
+    if shares is None:
+        return 0
+    # Of each kind at most share * slots + carry, and rounding up adds half a slot.
+    rounding = sum(carries.get(kind, 0.0) + 0.5 for kind in KINDS if shares[kind] or carries.get(kind))
+    return max(slots - math.floor(max(shares.values()) * slots + rounding), 0)
+
+
 class Spread:
     """Whose turn it is for further attempts, among the prompts of a step whose attempts have ended.
 
     One that has got the fewest so far; prompts with a wrong attempt before those without, since only there a further
     one can tell something; among equals the lot of (seed, step, index) decides.
+
+    Args:
+        groups: prompts whose attempts have ended, see `add`.
+        begun: slots that start with the attempts, see `sure`, dealt to `uids`, all prompts of the step, in their order.
     """
 
-    def __init__(self, groups: Iterable[Group] = (), *, seed: int, step: int) -> None:
+    def __init__(
+        self, groups: Iterable[Group] = (), *, seed: int, step: int, begun: int = 0, uids: Sequence[str] = ()
+    ) -> None:
+        self.begun = Counter(uids[i % len(uids)] for i in range(begun))
+        """uid -> slots that start with the attempts."""
+        self._not_due = begun
         self._draw = (seed, step)
         self._turns: list[tuple[bool, int, bytes, str, str]] = []
         for group in groups:
@@ -271,13 +294,24 @@ class Spread:
         """A prompt whose attempts have ended; one without any gets no further ones."""
         if group.attempts:
             first = group.attempts[0]
-            turn = (group.pass_rate == 1, 0, lot(*self._draw, "further", first.index), first.prompt, group.uid)
+            turn = (
+                group.pass_rate == 1,
+                self.begun[group.uid],
+                lot(*self._draw, "further", first.index),
+                first.prompt,
+                group.uid,
+            )
             heapq.heappush(self._turns, turn)
 
     def take(self, count: int) -> list[str]:
-        """The prompts, by uid, of the next `count` slots. Raises: IndexError where none was added."""
+        """The prompts, by uid, of the next `count` slots of further attempts but those that have begun.
+
+        Raises: IndexError where none was added.
+        """
+        due = max(count - self._not_due, 0)
+        self._not_due -= count - due
         chosen = []
-        for _ in range(count):
+        for _ in range(due):
             all_right, given, drawn, prompt, uid = self._turns[0]
             heapq.heapreplace(self._turns, (all_right, given + 1, drawn, prompt, uid))
             chosen.append(uid)

@@ -2,9 +2,9 @@
 
 Workers report a group when its attempts are verified. With `schedule` streaming and barrier they then ask for anchors
 until the selection of their batch is complete; with replay they ask at the start, and are given those of the step
-before. With `budget: auto` they are also told how many further attempts to make in place of corrections. The decisions
-themselves are the pure ``core.anchors.AnchorSelector``, ``core.replay.ReplayPool`` and ``core.steering.budget``; here
-is only who hears of them and when.
+before. With `budget: auto` they are also told how many further attempts to make in place of corrections; those that
+are made whatever the verdicts at the start. The decisions themselves are the pure ``core.anchors.AnchorSelector``,
+``core.replay.ReplayPool`` and ``core.steering.budget``; here is only who hears of them and when.
 
 Where verl filters groups, all dispatches of a step are one batch: a prompt that will be evicted ends at once, and
 anchors are drawn among the first `train_batch_size` prompts that stay, which are admitted.
@@ -60,7 +60,7 @@ class _Batch:
     shares: Mapping[str, float] | None
     """Of core.steering.budget; None with budget=fixed."""
     spread: Spread
-    """Whose turn it is for further attempts; empty with budget=fixed."""
+    """Whose turn it is for further attempts, and which have begun; empty with budget=fixed."""
     decided: dict[str, asyncio.Queue] = field(default_factory=dict)
     """uid -> orders; None ends them."""
     groups: dict[str, Group] = field(default_factory=dict)
@@ -144,7 +144,7 @@ class AnchorCoordinator:
             return
         among = self._train_batch_size if self._filters else len(uids)
         quota = self._quota(len(uids) - replaces if self.config.replays else among, rho)
-        selector, hosted = None, {}
+        selector, hosted, begun = None, {}, 0
         if self.config.replays:
             hosted = self._replay(uids, quota, step, shares)
         else:
@@ -159,6 +159,8 @@ class AnchorCoordinator:
                 first=drawn_first(shares, **self._band),
                 **self._band,
             )
+            # Where verl evicts prompts, it is not known yet which ones stay.
+            begun = 0 if self._filters else self._slots.sure(sum(quota.values()), shares)
         batch = self._batches[batch_id] = _Batch(
             opened=time.monotonic(),
             heard_at=self._clock.time(),
@@ -169,7 +171,7 @@ class AnchorCoordinator:
             hosted=hosted,
             step=step,
             shares=shares,
-            spread=Spread(seed=self.config.seed, step=step),
+            spread=Spread(seed=self.config.seed, step=step, begun=begun, uids=uids),
         )
         if self._filters and selector is not None:
             batch.admitted, self._of_step = set(), batch
@@ -204,11 +206,12 @@ class AnchorCoordinator:
             self._reports.count_anchor(anchor.attempt, in_band=had is not None and medium(had.pass_rate, **self._band))
         return hosted
 
-    async def replayed(self, batch_id: int, uid: str) -> Order:
-        """What prompt ``uid`` hosts: corrections of candidates, further attempts at itself; schedule=replay."""
-        hosted = self._batches[batch_id].hosted.get(uid, [])
+    async def hosted(self, batch_id: int, uid: str) -> Order:
+        """What prompt ``uid`` starts with its attempts: further ones, and with schedule=replay corrections."""
+        batch = self._batches[batch_id]
+        hosted = batch.hosted.get(uid, [])
         anchors = [candidate for candidate, corrected in hosted if corrected]
-        return Order(anchors, len(hosted) - len(anchors))
+        return Order(anchors, len(hosted) - len(anchors) + batch.spread.begun[uid])
 
     async def add(self, batch_id: int, group: Group, payloads: Mapping[int, Any]) -> None:
         """Report a finished group; wakes every group that thereby got anchors.

@@ -88,8 +88,8 @@ class PromptGroup:
     """(anchor number, correction session) -> outcome."""
     rows: int = 0
     """Sessions whose rows verl was given to train, corrections among them."""
-    replayed: asyncio.Task | None = None
-    """Starts the corrections of the step before's anchors."""
+    hosted: asyncio.Task | None = None
+    """Starts what needs no verdict on the attempts: further ones, and corrections of the step before's anchors."""
     tasks: list[asyncio.Task] = field(default_factory=list)
     """Correction sessions."""
     further: list[asyncio.Task] = field(default_factory=list)

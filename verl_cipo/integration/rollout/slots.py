@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from verl_cipo.core.anchors import Attempt, Outcome
 from verl_cipo.core.config import CIPOConfig
-from verl_cipo.core.steering.budget import divide, kind_of
+from verl_cipo.core.steering.budget import divide, kind_of, sure
 from verl_cipo.integration.rollout.reports import Reports
 
 
@@ -31,6 +31,10 @@ class Slots:
         self._reports = reports
         self.carries: dict[str, float] = {}
         """By kind of slot; part of every checkpoint."""
+
+    def sure(self, slots: int, shares: Mapping[str, float] | None) -> int:
+        """How many of the next ``slots`` are further attempts whatever the verdicts; see ``core.steering.budget``."""
+        return sure(slots, shares, self.carries)
 
     def divide(
         self, slots: Sequence[tuple[Attempt, Outcome | None]], shares: Mapping[str, float] | None, *, step: int

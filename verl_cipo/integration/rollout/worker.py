@@ -2,13 +2,14 @@
 
 Seam: the workers of the manager (manager.py) are verl's with :class:`CorrectsAttempts`, which overrides
 
-* ``_run_prompt``: knows how many attempts a group has; with schedule=replay it starts, beside them, corrections of
-  the step before. However it ends, the group is reported and the prompt gets a status,
+* ``_run_prompt``: knows how many attempts a group has; beside them it starts what needs no verdict on them, with
+  schedule=replay corrections of the step before, with budget=auto further attempts. However it ends, the group is
+  reported and the prompt gets a status,
 * ``_run_agent_loop``: an attempt may have a strategy context in its prompt. One that fails costs its own row: verl
   would call the prompt a failure, and its asynchronous replay buffers then evict all of it. The attempt that ends
   last waits for the group's corrections, and with the other schedules rolls them out, before it returns, so verl writes
-  the prompt's status, which lets the trainer sample it, after the corrections. With budget=auto some are further
-  attempts instead: sessions n, n + 1, ... of the prompt, on which no anchor is drawn,
+  the prompt's status, which lets the trainer sample it, after the corrections. Further attempts are sessions n, n + 1,
+  ... of the prompt, on which no anchor is drawn,
 * ``_compute_score``: sees every session's output with its reward before it is stored, asks a verifier that failed
   again, and the second verifier beside it,
 * ``_agent_loop_postprocess``: counts what is stored, and keeps second turns of the validation out of verl's own
@@ -91,8 +92,8 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
         )
         self._groups[group.uid] = group
         context = (sampling_params, trajectory, prompt)
-        if self._cipo.replays and not validate and group.ticket["batch"] is not None:
-            group.replayed = asyncio.create_task(self._correct_replayed(group, *context))
+        if group.ticket["batch"] is not None and (self._cipo.replays or self._cipo.moves_budget):
+            group.hosted = asyncio.create_task(self._start_hosted(group, *context))
         try:
             try:
                 if self._cipo.nudges and not validate:
@@ -274,11 +275,13 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
         try:
             if not group.evicted or (group.all_wrong and self._cipo.keep_all_wrong > 0):
                 await self._read(group, prompt)
-            if group.replayed:
+            if self._cipo.replays:
                 kept = {} if group.evicted else await self._kept(group, trajectory, prompt)
                 await coordinator.add.remote(batch, group.report(wrong_alone=self._cipo.wrong_alone), kept)
             else:
                 await coordinator.add.remote(batch, group.report(wrong_alone=self._cipo.wrong_alone), {})
+                if group.hosted:  # whose further attempts are counted first
+                    await group.hosted
                 while (order := await coordinator.next.remote(batch, group.uid)) is not None:
                     self._start_further(group, order.further, sampling_params, trajectory, prompt)
                     beside = await self._beside(group, order.anchors, trajectory)
@@ -304,12 +307,12 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
         asked = next(iter(correctable.values())).prompt_ids
         return await self._off_the_loop(payloads.keep, texts, data, asked, beside)
 
-    async def _correct_replayed(
+    async def _start_hosted(
         self, group: PromptGroup, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
     ) -> None:
-        """Start what ``group`` hosts while its attempts are rolled out: corrections of the step before's anchors."""
+        """Start what ``group`` hosts while its attempts are rolled out."""
         try:
-            order = await group.ticket["coordinator"].replayed.remote(group.ticket["batch"], group.uid)
+            order = await group.ticket["coordinator"].hosted.remote(group.ticket["batch"], group.uid)
             self._start_further(group, order.further, sampling_params, trajectory, prompt)
             for number, candidate in enumerate(order.anchors):
                 text, data, asked, others = await payloads.fetch(candidate.payload)
@@ -317,7 +320,7 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
                 anchor = Anchor(attempt.session, text, attempt.correct, data, asked, candidate.outcome, others)
                 await self._start(group, number, anchor, self._n, sampling_params, trajectory, prompt)
         except Exception:
-            logger.exception("corrections of the previous step's anchors, hosted by prompt %s, were lost", group.uid)
+            logger.exception("what prompt %s hosts beside its attempts was lost", group.uid)
 
     async def _correct_validation(
         self, group: PromptGroup, sampling_params: dict, trajectory: dict, prompt: Mapping[str, Any]
@@ -385,8 +388,8 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
 
     @staticmethod
     async def _settle(group: PromptGroup) -> None:
-        if group.replayed:
-            await group.replayed
+        if group.hosted:
+            await group.hosted
         await asyncio.gather(*group.tasks, *group.further)
         # Sessions that raised or took too long, and those whose agent loop returned nothing.
         group.counts["corrections/failed_sessions"] += len(group.tasks) - len(group.corrections)

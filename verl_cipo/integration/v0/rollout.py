@@ -1,5 +1,7 @@
 """Correction rollouts of the V0 trainer: a second dispatch to verl's agent-loop workers, once all attempts are in.
 
+Further attempts that budget=auto makes whatever the verdicts are dispatched beside the attempts.
+
 Seam: ``rollout.agent.agent_loop_manager_class`` names :class:`CIPOAgentLoopManagerV0`. verl's V0 trainer asks it for a
 step's attempts in one call and takes exactly as many rows back, so the corrections, and with budget=auto the further
 attempts in their place, stay here until the trainer (trainer.py) appends them to the batch.
@@ -58,16 +60,24 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         """
         started = time.monotonic()
         prompts.non_tensor_batch[SESSION] = places(prompts.non_tensor_batch["uid"])
-        output = super().generate_sequences(prompts)
-        ended = time.monotonic()
         if prompts.meta_info.get("validate", False):
+            output = super().generate_sequences(prompts)
             self._correct_validation(prompts, output)
             return output
+        spread = self._spread(prompts)
+        n = self._cipo.n_corrections or self.config.actor_rollout_ref.rollout.n
+        begun = further_attempts(prompts, spread.begun.elements(), n, begun={})
+        rolling = self._start(prompts, begun, priority=len(prompts))
+        output = super().generate_sequences(prompts)
+        ended = time.monotonic()
         self._reports.step["seconds/rollout"] += ended - started
         if self._cipo.rolls_out:
-            anchors, further = self._select(output, step=prompts.meta_info["global_steps"])
-            n = self._cipo.n_corrections or self.config.actor_rollout_ref.rollout.n
-            self._second = self._correct_if_it_can(prompts, output, anchors, n, self._reports.step, further=further)
+            anchors, uids = self._select(output, spread, step=prompts.meta_info["global_steps"])
+            further = further_attempts(prompts, uids, n, begun=spread.begun)
+            counts = self._reports.step
+            self._second = self._correct_if_it_can(
+                prompts, output, anchors, n, counts, further=further, begun=begun, rolling=rolling
+            )
             self._reports.step["seconds/correction"] += time.monotonic() - ended
         self._reports.step.update(self._faults())
         return output
@@ -96,9 +106,15 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
     def _faults(self) -> Counter:
         return sum(ray.get([worker.pop_counts.remote() for worker in self.agent_loop_workers]), Counter())
 
-    def _select(self, output: DataProto, *, step: int) -> tuple[dict[int, Outcome | None], list[int]]:
+    def _spread(self, prompts: DataProto) -> Spread:
+        """Whose turn it will be for further attempts, and which begin with the attempts."""
+        uids = list(dict.fromkeys(prompts.non_tensor_batch["uid"]))
+        begun = self._slots.sure(anchor_budget(len(uids), self._cipo.replay_fraction), self.shares)
+        return Spread(seed=self._cipo.seed, step=prompts.meta_info["global_steps"], begun=begun, uids=uids)
+
+    def _select(self, output: DataProto, spread: Spread, *, step: int) -> tuple[dict[int, Outcome | None], list[str]]:
         """The rows of ``output`` that are corrected, in their order, with the outcome of each one's prompt; and for
-        each slot of further attempts a row of its prompt."""
+        each slot of further attempts that has not begun the uid of its prompt."""
         started = time.monotonic()
         groups, row_of = self._offered(output)
         band = {"delta_low": self._cipo.delta_low, "delta_high": self._cipo.delta_high}
@@ -119,10 +135,9 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         corrected = self._slots.divide(slots, self.shares, step=step)
         self._reports.step["seconds/selection"] += time.monotonic() - started
         anchored = {row_of[anchor]: outcome for (anchor, outcome), own in zip(slots, corrected, strict=True) if own}
-        further = corrected.count(False)
-        spread = Spread(groups if further else (), seed=self._cipo.seed, step=step)
-        first = {group.uid: row_of[group.attempts[0]] for group in groups if group.attempts}
-        return anchored, [first[uid] for uid in spread.take(further)]
+        for group in groups:
+            spread.add(group)
+        return anchored, spread.take(corrected.count(False))
 
     def _offered(self, output: DataProto) -> tuple[list[Group], dict[Attempt, int]]:
         """The attempts by prompt, those marked that cannot be corrected, which are counted; and the row of each."""
@@ -159,26 +174,32 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         n: int,
         counts: Counter,
         *,
-        further: Sequence[int] = (),
+        further: Sequence[Asked] = (),
+        begun: Sequence[Asked] = (),
+        rolling: Sequence[ray.ObjectRef] = (),
     ) -> DataProto | None:
-        """Roll out ``n`` corrections of each of the rows ``anchors``, and for each of the rows ``further`` as many
-        further attempts at its prompt; what fails or fits no prompt is counted.
+        """Roll out ``n`` corrections of each of the rows ``anchors`` and the ``further`` attempts; what fails or fits
+        no prompt is counted.
 
-        An error, in a chat template say, costs the second dispatch and no row before it.
+        An error, in a chat template say, costs these rows and no attempt.
+
+        Args:
+            begun: further attempts that have been dispatched; ``rolling``: where.
+
+        Returns: all of these rows.
         """
         try:
-            asked = further_attempts(prompts, further, n)
-            asked += self._corrections(prompts, output, anchors, n, counts)
-            rolled = self._dispatch(prompts, asked) if asked else []
-            corrections = sum(not mark.further for part in rolled for mark in marks(part))
-            counts["corrections/failed_sessions"] += len(asked) - len(further) * n - corrections
+            corrections = self._corrections(prompts, output, anchors, n, counts)
+            rolled = self._rolled([*rolling, *self._start(prompts, [*further, *corrections])])
+            made = sum(not mark.further for part in rolled for mark in marks(part))
+            counts["corrections/failed_sessions"] += len(corrections) - made
             return DataProto.concat(rolled) if rolled else None
         except Exception:
             logger.exception(
                 "the corrections of %d attempts were lost, the attempts are kept as they are", len(anchors)
             )
             counts["corrections/failed_sessions"] += len(anchors) * n
-            counts["attempts/failed_sessions"] += len(further) * n
+            counts["attempts/failed_sessions"] += len(further) + len(begun)
             return None
 
     def _corrections(
@@ -201,18 +222,22 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             asked += [Asked(row, uid, session, built.messages, anchor) for session in range(n)]
         return asked
 
-    def _dispatch(self, prompts: DataProto, asked: Sequence[Asked]) -> list[DataProto]:
-        """What the workers roll out of ``asked``, each a share."""
-        whole = request(prompts, asked)
+    def _start(self, prompts: DataProto, asked: Sequence[Asked], *, priority: int = 0) -> list[ray.ObjectRef]:
+        """Let the workers roll ``asked`` out, each a share; priority: of the first."""
+        if not asked:
+            return []
+        whole = request(prompts, asked, priority=priority)
         workers = self.agent_loop_workers
         parts = [part for part in np.array_split(np.arange(len(asked)), len(workers)) if len(part)]
-        outputs = ray.get(
-            [
-                worker.generate_sequences.remote(whole.select_idxs(part))
-                for worker, part in zip(workers, parts, strict=False)
-            ]
-        )
-        rolled = [part for part in outputs if part.batch is not None]
+        return [
+            worker.generate_sequences.remote(whole.select_idxs(part))
+            for worker, part in zip(workers, parts, strict=False)
+        ]
+
+    @staticmethod
+    def _rolled(rolling: Sequence[ray.ObjectRef]) -> list[DataProto]:
+        """What workers have rolled out; without those of which nothing is left."""
+        rolled = [part for part in ray.get(list(rolling)) if part.batch is not None]
         for part in rolled:
             del part.meta_info["metrics"]
         return rolled

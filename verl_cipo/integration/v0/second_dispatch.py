@@ -1,7 +1,7 @@
-"""The second dispatch of the V0 trainer: what its sessions are asked."""
+"""What the V0 trainer's manager dispatches beside the attempts that verl asks for: what its sessions are asked."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,26 +29,34 @@ class Asked(NamedTuple):
     anchor: Any
 
 
-def further_attempts(prompts: DataProto, rows: Sequence[int], n: int) -> list[Asked]:
-    """``n`` further attempts at the prompt of each of ``rows``, their sessions counted on from those of ``prompts``."""
+def further_attempts(prompts: DataProto, uids: Iterable[str], n: int, *, begun: Mapping[str, int]) -> list[Asked]:
+    """``n`` further attempts at the prompt of each of ``uids``.
+
+    Their sessions are counted on from those of ``prompts``, and from the slots that each uid has ``begun``.
+    """
     columns = prompts.non_tensor_batch
-    session = Counter(columns["uid"].tolist())
+    first: dict[str, int] = {}
+    session: Counter = Counter()
+    for row, uid in enumerate(columns["uid"]):
+        first.setdefault(uid, row)
+        session[uid] += 1
+    session.update({uid: slots * n for uid, slots in begun.items()})
     asked = []
-    for row in rows:
-        uid = columns["uid"][row]
+    for uid in uids:
+        row = first[uid]
         asked += [Asked(row, uid, session[uid] + i, columns["raw_prompt"][row], FURTHER) for i in range(n)]
         session[uid] += n
     return asked
 
 
-def request(prompts: DataProto, asked: Sequence[Asked]) -> DataProto:
-    """What the workers are given for ``asked``, which is not empty."""
+def request(prompts: DataProto, asked: Sequence[Asked], *, priority: int = 0) -> DataProto:
+    """What the workers are given for ``asked``, which is not empty; priority: of the first, lower ones come first."""
     made = prompts.select_idxs(np.array([one.row for one in asked]))
     made.non_tensor_batch |= {
         "uid": objects([one.uid for one in asked]),
         SESSION: np.array([one.session for one in asked]),
         "raw_prompt": objects([one.chat for one in asked]),
         ANCHOR: objects([one.anchor for one in asked]),
-        "priority": np.arange(len(asked), dtype=np.int64),
+        "priority": priority + np.arange(len(asked), dtype=np.int64),
     }
     return made

@@ -31,6 +31,7 @@ from verl_cipo.core.steering.budget import (
     kind_of,
     observe_budget,
     shares,
+    sure,
     update_budget,
 )
 
@@ -253,6 +254,31 @@ def test_counts_follow_the_shares_up_to_half_a_slot(calls, chosen, seed):
             assert abs(corrected[kind] - chosen[kind] * total[kind]) <= 0.5 + 1e-6
 
 
+@given(kinds_of_calls, some_shares, st.lists(st.booleans(), max_size=8), st.integers(0, 5))
+def test_what_is_sure_to_be_further_attempts_is_never_a_correction(calls, chosen, ends, seed):
+    """A step may divide its slots in several calls."""
+    steps, carries = [[]], {}
+    for kinds, end in zip(calls, [*ends, *[False] * len(calls)], strict=False):
+        steps[-1].append(kinds)
+        steps += [[]] if end else []
+    for number, step in enumerate(steps):
+        slots = sum(map(len, step))
+        begun, corrected = sure(slots, chosen, carries), 0
+        for kinds in step:
+            own, carries = divide(slots_of(kinds), chosen, carries, seed=seed, step=number)
+            corrected += sum(own)
+        assert 0 <= begun <= slots - corrected
+
+
+def test_what_is_sure_by_hand():
+    """A sixteenth of 64 slots are 4 corrections at most, and half a slot of each kind is rounded up."""
+    probe = {NONE: 1 / 16, SOME: 0.0, RIGHT: 1 / 64}
+    assert sure(64, probe, {}) == 59
+    assert sure(64, probe, {NONE: 0.5, RIGHT: 0.5}) == 58 and sure(64, probe, {NONE: -0.5, RIGHT: -0.25}) == 60
+    assert sure(16, probe, {}) == 14 and sure(1, probe, {}) == 0
+    assert sure(64, dict.fromkeys(KINDS, 1.0), {}) == 0 == sure(64, None, {})
+
+
 @given(st.lists(st.sampled_from(KINDS), max_size=12), some_shares, st.randoms())
 def test_the_order_of_the_slots_does_not_matter(kinds, chosen, random):
     slots = slots_of(kinds)
@@ -309,6 +335,18 @@ def test_further_attempts_go_round_the_prompts_where_something_is_wrong():
             spread.add(group(i, "wwww"))
         orders.add(tuple(spread.take(2)))
     assert len(orders) == 2
+
+
+def test_what_has_begun_is_dealt_in_the_order_of_the_prompts_and_counts_as_a_turn():
+    uids = ["u3", "u1", "u0", "u2"]
+    spread = Spread(seed=1, step=3, begun=6, uids=uids)
+    assert spread.begun == {"u3": 2, "u1": 2, "u0": 1, "u2": 1}
+    for i, verdicts in enumerate(["wwww", "wwww", "cccc", "cwww"]):
+        spread.add(group(i, verdicts))
+    assert spread.take(4) == [] == spread.take(2), "these six have begun"
+    assert spread.take(1) == ["u0"] and sorted(spread.take(3)) == ["u0", "u1", "u3"], "not one that is all right"
+    spread = Spread([group(0, "wwww")], seed=1, step=3, begun=2, uids=uids[2:])
+    assert spread.take(5) == ["u0"] * 3
 
 
 def test_without_a_wrong_attempt_anywhere_all_take_turns():

@@ -108,7 +108,7 @@ def test_seed_reaches_the_draw_of_the_next_step():
         await actor.open(0, uids=["a"], rho=0.0, step=1)
         await actor.add(0, group("a", 0, [False] * 16), texts("a", 16))
         await actor.open(1, uids=["x"], rho=0.0, step=2)
-        return tuple(candidate.attempt.session for candidate in (await actor.replayed(1, "x")).anchors)
+        return tuple(candidate.attempt.session for candidate in (await actor.hosted(1, "x")).anchors)
 
     assert asyncio.run(run(1)) == asyncio.run(run(1))
     assert len({asyncio.run(run(seed)) for seed in range(5)}) > 1
@@ -121,7 +121,7 @@ def test_the_next_step_has_as_many_anchors_as_replay_fraction_says():
         await actor.add(0, group("a", 0, [False] * 8), texts("a", 8))
         await actor.add(0, group("b", 1, [False] * 8), texts("b", 8))
         await actor.open(1, uids=["x", "y"], rho=0.0, step=2)
-        return len((await actor.replayed(1, "x")).anchors) + len((await actor.replayed(1, "y")).anchors)
+        return len((await actor.hosted(1, "x")).anchors) + len((await actor.hosted(1, "y")).anchors)
 
     assert [asyncio.run(run(fraction)) for fraction in (0.5, 1.0, 3.0)] == [1, 2, 6]
 
@@ -168,11 +168,11 @@ def test_replay_gives_the_groups_of_the_step_before_evenly_over_the_prompts():
     async def run():
         actor = coordinator(schedule="replay")
         await actor.open(0, uids=["a", "b"], rho=0.5, step=1)
-        assert (await actor.replayed(0, "a")).anchors == (await actor.replayed(0, "b")).anchors == []
+        assert (await actor.hosted(0, "a")).anchors == (await actor.hosted(0, "b")).anchors == []
         await actor.add(0, group("a", 0, MIXED), texts("a", 4))
         await actor.add(0, group("b", 1, MIXED), texts("b", 4))
         await actor.open(1, uids=["x", "y"], rho=0.5, step=2)
-        x, y = (await actor.replayed(1, "x")).anchors, (await actor.replayed(1, "y")).anchors
+        x, y = (await actor.hosted(1, "x")).anchors, (await actor.hosted(1, "y")).anchors
         return x, y, await actor.pop_statistics()
 
     x, y, stats = asyncio.run(run())
@@ -193,11 +193,11 @@ def test_replay_gives_the_attempts_that_were_reported_last(reported):
         await actor.open(0, uids=["a"], rho=0.0, step=1)
         await actor.add(0, group("a", 0, MIXED), texts("a", 4))
         await actor.open(1, uids=["b"], rho=0.0, step=2)
-        first = (await actor.replayed(1, "b")).anchors
+        first = (await actor.hosted(1, "b")).anchors
         if reported:
             await actor.add(1, group("b", 1, MIXED), texts("b", 4))
         await actor.open(2, uids=["c"], rho=0.0, step=3)
-        return first, (await actor.replayed(2, "c")).anchors
+        return first, (await actor.hosted(2, "c")).anchors
 
     first, then = asyncio.run(run())
     assert [candidate.attempt.uid for candidate in then] == ["b" if reported else "a"]
@@ -212,7 +212,7 @@ def test_batches_of_one_step_share_the_pool():
         await actor.add(0, group("b", 1, MIXED), texts("b", 4))
         await actor.open(1, uids=["x"], rho=0.0, step=2)
         await actor.open(2, uids=["y"], rho=0.0, step=2)
-        return (await actor.replayed(1, "x")).anchors, (await actor.replayed(2, "y")).anchors
+        return (await actor.hosted(1, "x")).anchors, (await actor.hosted(2, "y")).anchors
 
     x, y = asyncio.run(run())
     assert len(x) == len(y) == 1 and x != y
@@ -229,7 +229,7 @@ def test_a_restored_pool_goes_on_as_the_first_one():
             actor = coordinator(schedule="replay")
             await actor.restore_pool(state)
         await actor.open(1, uids=["x", "y"], rho=0.5, step=2)
-        return (await actor.replayed(1, "x")).anchors, (await actor.replayed(1, "y")).anchors
+        return (await actor.hosted(1, "x")).anchors, (await actor.hosted(1, "y")).anchors
 
     assert asyncio.run(run(True)) == asyncio.run(run(False)) != ([], [])
 
@@ -243,14 +243,14 @@ def test_anchors_of_prompts_in_flight_survive_a_checkpoint():
         await actor.add(0, group("a", 0, MIXED), texts("a", 4))
         await actor.add(0, group("b", 1, MIXED), texts("b", 4))
         await actor.open(1, uids=["x", "y"], rho=0.5, step=2)
-        await actor.replayed(1, "x")
-        before = (await actor.replayed(1, "y")).anchors
+        await actor.hosted(1, "x")
+        before = (await actor.hosted(1, "y")).anchors
         await actor.close(1, "x", {})
         state = await actor.pool_state()
         actor = coordinator(schedule="replay")
         await actor.restore_pool(state)
         await actor.open(2, uids=["y", "z"], rho=0.5, step=3)
-        return before, [*(await actor.replayed(2, "y")).anchors, *(await actor.replayed(2, "z")).anchors]
+        return before, [*(await actor.hosted(2, "y")).anchors, *(await actor.hosted(2, "z")).anchors]
 
     before, after = asyncio.run(run())
     assert len(before) == 1 and after == before, "what x hosted has been corrected"
@@ -266,7 +266,7 @@ async def anchors_of(actor: AnchorCoordinator, batch: int, *, size: int, step: i
     drawn = []
     for i, uid in enumerate(uids):
         if actor.config.schedule == "replay":
-            drawn += [candidate.attempt.correct for candidate in (await actor.replayed(batch, uid)).anchors]
+            drawn += [candidate.attempt.correct for candidate in (await actor.hosted(batch, uid)).anchors]
         await actor.add(batch, group(uid, i, MIXED), texts(uid, 4))
     for uid in uids:
         if actor.config.schedule != "replay":
@@ -334,7 +334,7 @@ def test_a_pool_of_a_checkpoint_from_before_it_had_a_carry():
         await actor.add(0, group("b", 1, MIXED), {i: (f"b{i}", {"index": 1}) for i in range(4)})
         state = await actor.pool_state()
         await actor.open(1, uids=["x", "y"], rho=0.5, step=2)
-        expected = (await actor.replayed(1, "x")).anchors, (await actor.replayed(1, "y")).anchors
+        expected = (await actor.hosted(1, "x")).anchors, (await actor.hosted(1, "y")).anchors
         del state["carry"]
         for candidate in state["filling"]:
             for name in ("origin", "correctable"):
@@ -342,7 +342,7 @@ def test_a_pool_of_a_checkpoint_from_before_it_had_a_carry():
         actor = coordinator(schedule="replay")
         await actor.restore_pool(pickle.loads(pickle.dumps(state)))
         await actor.open(1, uids=["x", "y"], rho=0.5, step=2)
-        return expected, ((await actor.replayed(1, "x")).anchors, (await actor.replayed(1, "y")).anchors)
+        return expected, ((await actor.hosted(1, "x")).anchors, (await actor.hosted(1, "y")).anchors)
 
     expected, found = asyncio.run(run())
     assert [[c.payload for c in part] for part in found] == [[c.payload for c in part] for part in expected]

@@ -175,9 +175,9 @@ def test_replay_draws_no_anchor_from_an_evicted_prompt_and_none_for_its_replacem
         mixed = group("b", "rwrw")
         await actor.add(0, mixed, {i: ("text", {}) for i in range(4)})
         await actor.open(1, uids=["c"], rho=0.5, step=1, replaces=1)
-        assert (await actor.replayed(1, "c")).anchors == []
+        assert (await actor.hosted(1, "c")).anchors == []
         await actor.open(2, uids=["d", "e"], rho=0.5, step=2)
-        hosted = [(await actor.replayed(2, uid)).anchors for uid in "de"]
+        hosted = [(await actor.hosted(2, uid)).anchors for uid in "de"]
         return [candidate.attempt.uid for anchors in hosted for candidate in anchors]
 
     assert asyncio.run(run()) == ["b", "b"]

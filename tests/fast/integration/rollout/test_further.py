@@ -47,6 +47,26 @@ def test_several_slots_of_a_prompt_count_their_sessions_on(world):
     assert sorted(further(world)) == [f"p0_{i}" for i in range(N, N + 4)]
 
 
+@pytest.mark.parametrize("schedule", ["streaming", "barrier"])
+def test_what_is_sure_starts_with_the_attempts_and_the_rest_counts_on(world, monkeypatch, schedule):
+    """Four slots, of which an eighth of each kind is corrected: two are sure, and two wait for the verdicts."""
+    base = rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class
+    whole = base._run_agent_loop
+
+    async def run_agent_loop(self, *args, **kwargs):
+        if kwargs["session_id"] < N:
+            await asyncio.sleep(0.2)
+        await whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(base, "_run_agent_loop", run_agent_loop)
+    shares = dict.fromkeys(KINDS, 0.125)
+    stats = roll(world, schedule=schedule, budget="auto", shares=shares, replay_fraction=4.0, n_corrections=2)
+    first, later = [f"p0_{i}" for i in range(N, N + 4)], [f"p0_{i}" for i in range(N + 4, N + 8)]
+    assert sorted(rows(world)[:4]) == first and sorted(rows(world)[-4:]) == sorted(later)
+    assert sorted(further(world)) == sorted(first + later) and stats["budget/corrected"] == 0
+    assert world[-1] == ("status", "p0", "finished")
+
+
 def test_with_replay_they_start_at_once_at_the_prompt_that_hosts_the_slot(world, monkeypatch):
     base = rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class
     whole = base._run_agent_loop

@@ -44,7 +44,7 @@ def start_worker():
             await coordinator.add.remote(batch, group, held)
 
         async def host(self, coordinator, batch, uid):
-            return [await payloads.fetch(c.payload) for c in (await coordinator.replayed.remote(batch, uid)).anchors]
+            return [await payloads.fetch(c.payload) for c in (await coordinator.hosted.remote(batch, uid)).anchors]
 
         async def wait(self, coordinator, batch, uid):
             return await coordinator.next.remote(batch, uid)

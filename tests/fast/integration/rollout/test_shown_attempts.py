@@ -235,7 +235,7 @@ def test_an_older_pool_has_no_right_anchor_where_the_prompt_says_wrong(world):
     async def run():
         await actor.restore_pool({"step": 1, "ready": pool, "filling": pool})
         await actor.open(0, uids=list("pqrs"), rho=0.0, step=2)
-        return [candidate.attempt for uid in "pqrs" for candidate in (await actor.replayed(0, uid)).anchors]
+        return [candidate.attempt for uid in "pqrs" for candidate in (await actor.hosted(0, uid)).anchors]
 
     found = asyncio.run(run())
     assert [(attempt.session, attempt.correct) for attempt in found] == [(2, False)]

@@ -429,15 +429,15 @@ def test_of_a_question_with_an_image_the_rest_is_carried():
 
 def test_corrections_of_an_older_pool_are_rolled_out_and_know_nothing_of_their_prompt(world, monkeypatch):
     """cipo_pool.pt of a version whose candidates have no outcome."""
-    whole = AnchorCoordinator.replayed
+    whole = AnchorCoordinator.hosted
 
-    async def replayed(self, batch_id, uid):
+    async def hosted(self, batch_id, uid):
         found = await whole(self, batch_id, uid)
         for candidate in found.anchors:
             del candidate.__dict__["outcome"]
         return pickle.loads(pickle.dumps(found))
 
-    monkeypatch.setattr(AnchorCoordinator, "replayed", replayed)
+    monkeypatch.setattr(AnchorCoordinator, "hosted", hosted)
     roll(world, schedule="replay", pool=[old_group("a", "w")], transfer={"kind": "inject"})
     marks = [entry[3]["cipo"] for entry in world if entry[0] == "row" and "_c" in entry[1]]
     assert len(marks) == N and all(mark["question"] and "prompt_attempts" not in mark for mark in marks)
@@ -463,7 +463,7 @@ def test_the_attempts_are_left_to_the_next_step_with_their_prompt(world):
             {"validate": False, "step": 1, "sample_index": 7, "rollout_n": 0},
         )
         await actor.open(1, uids=["q"], rho=0.0, step=2)
-        return (await actor.replayed(1, "q")).anchors
+        return (await actor.hosted(1, "q")).anchors
 
     (candidate,) = asyncio.run(run())
     text, data, others = candidate.payload
@@ -818,7 +818,7 @@ def test_texts_that_are_lost_cost_the_corrections_alone(world, monkeypatch, capl
     monkeypatch.setattr(payloads, "fetch", lost)
     roll(world, schedule="replay", pool=[old_group("a", "w")])
     assert len(rows(world)) == N and ("status", "p0", "finished") in world
-    assert "hosted by prompt p0, were lost" in caplog.text
+    assert "what prompt p0 hosts beside its attempts was lost" in caplog.text
 
 
 def test_a_copy_is_told_by_what_was_shown(world):

@@ -179,18 +179,17 @@ def test_slots_become_further_attempts_as_with_the_v1_trainers(monkeypatch):
     async def v1():
         actor = AnchorCoordinator(made._cipo.to_mapping(), train_batch_size=4)
         await actor.open(0, uids=[group.uid for group in groups], rho=0.5, step=3, shares=shares)
+        told = {group.uid: ([], (await actor.hosted(0, group.uid)).further) for group in groups}
         for group in groups:
             await actor.add(0, group, {})
-        told = {}
         for group in groups:
-            told[group.uid] = ([], 0)
             while (order := await actor.next(0, group.uid)) is not None:
                 told[group.uid] = (told[group.uid][0] + order.anchors, told[group.uid][1] + order.further)
         return told, await actor.pop_statistics(), await actor.pool_state()
 
     told, counted, state = asyncio.run(v1())
     made.generate_sequences(prompts)
-    fields = sender.requests[0].non_tensor_batch
+    fields = DataProto.concat(sender.requests).non_tensor_batch
     further = fields[ANCHOR] == FURTHER
     corrected = Counter(fields["uid"][~further].tolist())
     assert corrected == {f"{uid}_c{session}": 2 for uid, (sessions, _) in told.items() for session in sessions}
@@ -226,6 +225,46 @@ def test_a_second_dispatch_may_hold_further_attempts_alone(monkeypatch):
     second = made.pop_second_dispatch()
     assert second.non_tensor_batch["session_id"].tolist() == [4, 5, 6, 7]
     assert made.pop_statistics()["corrections/failed_sessions"] == 0
+
+
+def test_what_is_sure_starts_with_the_attempts(monkeypatch):
+    """Eight slots, an eighth of which corrections: at most 1 + 3 * .5 of them, so six further attempts are sure."""
+    workers = [Worker(), Worker()]
+    made, prompts, rolled = manager(monkeypatch, OUTCOMES, workers, budget="auto", n_corrections=2, replay_fraction=2.0)
+    made.shares = dict.fromkeys(KINDS, 0.125)
+    sent = []
+
+    def attempts(self, prompts):
+        sent.extend(request for worker in workers for request in worker.requests)
+        return rolled
+
+    monkeypatch.setattr(AgentLoopManager, "generate_sequences", attempts)
+    assert made.generate_sequences(prompts) is rolled
+    first = DataProto.concat(sent).non_tensor_batch
+    assert set(first[ANCHOR]) == {FURTHER}
+    # Six slots in the order of the prompts, and after the attempts in the engine's queue.
+    places = [(uid, session) for uid in ("u0", "u1") for session in (4, 5, 6, 7)]
+    places += [(uid, session) for uid in ("u2", "u3") for session in (4, 5)]
+    assert sorted(zip(first["uid"], first["session_id"], strict=True)) == places
+    assert first["priority"].tolist() == list(range(16, 28))
+    second = made.pop_second_dispatch().non_tensor_batch
+    assert len(second["uid"]) == 16, "eight slots of two"
+    keys = [*zip(second["uid"], second["session_id"], strict=True)]
+    assert len({*keys}) == 16 and {*places} < {*keys}
+    assert made.pop_statistics()["corrections/failed_sessions"] == 0
+
+
+def test_an_error_costs_what_has_begun_too_and_it_is_counted(monkeypatch, caplog):
+    made, prompts, rolled = manager(monkeypatch, OUTCOMES, [worker := Worker()], budget="auto", n_corrections=2)
+    made.shares = dict.fromkeys(KINDS, 0.0)
+
+    def fail(*_, **__):
+        raise KeyError("a field that only some rows have")
+
+    monkeypatch.setattr(legacy_rollouts.DataProto, "concat", fail)
+    assert made.generate_sequences(prompts) is rolled and len(worker.requests) == 1
+    assert made.pop_second_dispatch() is None and made.pop_statistics()["attempts/failed_sessions"] == 8
+    assert "a field that only some rows" in caplog.text
 
 
 def test_what_fails_or_fits_no_prompt_is_counted_and_costs_nothing_else(monkeypatch):
