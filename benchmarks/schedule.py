@@ -4,8 +4,9 @@
     python benchmarks/schedule.py --json outputs/schedule.json         # about 20 minutes
     python benchmarks/schedule.py --only simulated --law pareto --spread 0.5 --seeds 3
 
-GRPO, GRPO with twice the rollouts, and CIPO with as many corrections as attempts under the schedules barrier, streaming
-and replay; from the dispatch of the prompts to the end of the last one. All but the first generate the same number of
+GRPO, GRPO with twice the rollouts, CIPO with as many corrections as attempts under the schedules barrier, streaming
+and replay, and with budget=auto, the default, where nearly all of these are further attempts; from the dispatch of the
+prompts to the end of the last one. All but the first generate the same number of
 responses with the same lengths.
 
 simulated: verl's and CIPO's rollout workers on an engine whose decoding is simulated, 128 prompts x 8, at 256, 512 and

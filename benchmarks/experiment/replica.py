@@ -34,7 +34,7 @@ from verl_cipo.core.metrics import batch_metrics, nudge_metrics
 from verl_cipo.core.nudge import drawn_contexts, listed, nudged
 from verl_cipo.core.prompts import Others, Said, correction_prompt
 from verl_cipo.core.rows import PLAIN, Mark, RowKey, RowTable, correction_group
-from verl_cipo.core.steering.budget import BudgetState, Spread, drawn_first, observe_budget, shares
+from verl_cipo.core.steering.budget import BudgetState, drawn_first, observe_budget, shares
 from verl_cipo.core.steering.rho import RhoState, update_rho
 from verl_cipo.integration.rollout.reports import Reports
 from verl_cipo.integration.rollout.slots import Slots
@@ -160,14 +160,15 @@ class Replica:
         n = self.cipo.n_corrections or self._setting.n
         groups = {group.uid: group for group in table_of(attempts).attempts()[0]}
         used = shares(self._budget) if self.cipo.moves_budget else None
-        begun = self._slots.sure(anchor_budget(len(groups), self.cipo.replay_fraction), used)
-        spread = Spread(groups.values(), seed=self.cipo.seed, step=number, begun=begun, uids=[*groups])
+        budget = anchor_budget(len(groups), self.cipo.replay_fraction)
+        slots = self._slots.begin(budget, used, step=number, uids=[*groups])
+        for group in groups.values():
+            slots.add(group)
         anchors = self._anchors(list(groups.values()), number)
-        slots = [(anchor, groups[anchor.uid].outcome) for anchor in anchors]
-        corrected = self._slots.divide(slots, used, step=number)
+        corrected, later = slots.divide([(anchor, groups[anchor.uid].outcome) for anchor in anchors])
         sessions = Counter(dict.fromkeys(groups, self._n))
         further = []
-        for uid in (*spread.begun.elements(), *spread.take(corrected.count(False))):
+        for uid in (*slots.begun.elements(), *later):
             further += [(uid, sessions[uid] + i, problems[uid]) for i in range(n)]
             sessions[uid] += n
         rows = self._attempts(further)

@@ -25,8 +25,9 @@ class DrawnLengthAgentLoop(SingleTurnAgentLoop):
         seed: of the draws.
     """
 
-    started: ClassVar[dict[tuple[int, bool], dict[str, int]]] = {}
-    """(global_steps, second half) -> uid -> how many groups had started before it, in this process."""
+    started: ClassVar[dict[tuple[int, bool], dict[tuple[str, int], int]]] = {}
+    """(global_steps, second half) -> uid and how many n sessions before -> how many groups had started before it, in
+    this process."""
 
     def __init__(
         self, *args: Any, law: str, median: float, spread: float, attempts: int, phases: int, seed: int, **kwargs: Any
@@ -39,7 +40,7 @@ class DrawnLengthAgentLoop(SingleTurnAgentLoop):
         """The length of a session."""
         second = GroupName.parse(uid).anchor is not None or session >= self._attempts
         groups = self.started.setdefault((step, second), {})
-        place = groups.setdefault(uid, len(groups))
+        place = groups.setdefault((uid, session // self._attempts), len(groups))
         u = uniform(self._seed, step // self._phases, second, place, session % self._attempts)
         return min(max(round(quantile(u=u, **self._law)), 1), self.response_length)
 

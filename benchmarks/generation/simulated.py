@@ -7,7 +7,7 @@ calls take `call_s` each. One worker has all prompts, where verl has several tha
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +119,7 @@ def configure(folder: Path, setting: Simulated, seed: int) -> DictConfig:
         [
             *setting.options(folder, phases=PHASES, seed=seed),
             "+algorithm.cipo.schedule=barrier",
+            "+algorithm.cipo.budget=fixed",
             f"+algorithm.cipo.prompt.max_attempt_tokens={json.dumps(setting.max_attempt_tokens)}",
         ],
     )
@@ -178,15 +179,21 @@ class Simulation:
         if schedule is None:
             worker = AgentLoopWorkerTQ.__ray_metadata__.modified_class(config, None, None, reward)
             return await self._phase(loop, worker, None, list(ARMS).index(arm))
-        config.algorithm.cipo.schedule = schedule
+        config.algorithm.cipo.schedule, config.algorithm.cipo.budget = schedule, ARMS[arm].budget
         worker = CIPOAgentLoopWorker(config, None, None, reward)
         coordinator = AnchorCoordinator(cipo_config(config).to_mapping(), self._setting.prompts)
         if schedule == "replay":
             await self._phase(loop, worker, coordinator, PHASES - 1, step=0)
-        return await self._phase(loop, worker, coordinator, list(ARMS).index(arm))
+        return await self._phase(loop, worker, coordinator, list(ARMS).index(arm), shares=ARMS[arm].shares)
 
     async def _phase(
-        self, loop: FastForwardLoop, worker: Any, coordinator: AnchorCoordinator | None, number: int, step: int = 1
+        self,
+        loop: FastForwardLoop,
+        worker: Any,
+        coordinator: AnchorCoordinator | None,
+        number: int,
+        step: int = 1,
+        shares: Mapping[str, float] | None = None,
     ) -> Phase:
         setting = self._setting
         with loop.uncounted():
@@ -199,7 +206,7 @@ class Simulation:
             # What the manager does.
             remote = Remote(coordinator, setting.call_s)
             uids = [str(uid) for uid in batch["uid"]]
-            await remote.open.remote(number, uids=uids, rho=RHO, step=step)
+            await remote.open.remote(number, uids=uids, rho=RHO, step=step, shares=shares)
             tu.assign_non_tensor_data(batch, TICKET, {"coordinator": remote, "batch": number})
         await worker.generate_sequences(batch)
         while worker.background_tasks:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, open_dict
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 from verl.utils import tensordict_utils as tu
 
-from benchmarks.generation.arms import ARMS, RHO
+from benchmarks.generation.arms import ARMS, RHO, Arm
 from verl_cipo.integration.rollout.manager import CIPOAgentLoopManager
 
 NAME = "generation_phases"
@@ -42,8 +42,7 @@ class GenerationPhases(PPOTrainerSync):
         """Generate; ``agent_loop_manager`` is verl's own, for the arms without corrections."""
         options = self.config.generation
         managers = {
-            name: agent_loop_manager if arm.schedule is None else self._manager(arm.schedule)
-            for name, arm in ARMS.items()
+            name: agent_loop_manager if arm.schedule is None else self._manager(arm) for name, arm in ARMS.items()
         }
         batches = itertools.cycle(self.train_dataloader)
         with open(Path(options.output), "w") as file:
@@ -58,18 +57,18 @@ class GenerationPhases(PPOTrainerSync):
                     file.write(json.dumps({"round": number, "arm": name, **figures}) + "\n")
                     file.flush()
 
-    def _manager(self, schedule: str) -> CIPOAgentLoopManager:
+    def _manager(self, arm: Arm) -> CIPOAgentLoopManager:
         config = self.config.copy()
         with open_dict(config):
             prompt = {"max_attempt_tokens": config.generation.max_attempt_tokens}
-            config.algorithm.cipo = {"schedule": schedule, "prompt": prompt}
+            config.algorithm.cipo = {"schedule": arm.schedule, "budget": arm.budget, "prompt": prompt}
         manager = CIPOAgentLoopManager.create(
             config=config,
             llm_client=self.get_llm_client(),
             teacher_client=self.get_teacher_client(),
             reward_loop_worker_handles=self.get_reward_handles(),
         )
-        manager.rho = RHO
+        manager.rho, manager.shares = RHO, arm.shares
         return manager
 
     def _phase(self, fields: dict[str, Any], rollouts: int, step: int) -> dict[str, float]:

@@ -218,7 +218,7 @@ def small() -> dict[str, dict]:
 def test_all_arms_but_grpo_generate_the_same(small):
     assert small["grpo"]["requests"] == 6 * 4
     others = [small[arm] for arm in ARMS if arm != "grpo"]
-    assert [phase["requests"] for phase in others] == [2 * 6 * 4] * 4
+    assert [phase["requests"] for phase in others] == [2 * 6 * 4] * 5
     assert len({phase["tokens"] for phase in others}) == 1
     assert small["grpo"]["tokens"] < others[0]["tokens"]
 
@@ -243,7 +243,7 @@ def test_the_figures_are_written_as_seconds(monkeypatch, tmp_path, capsys):
     other = {"processor_s": 1.0, "idle": 0.25, "tail": 0.1, "requests": 1, "tokens": 1}
     simulation = {arm: [{"wall_s": value, **other} for value in values] for arm, values in walls.items()}
     timed = phases(streaming=[1.0, 2.0, 30.0], replay=[5.0] * 3, barrier=[10.0] * 3, grpo=[3.0] * 3)
-    timed["grpo_equal_rollouts"] = [10.0] * 3
+    timed |= dict.fromkeys(("grpo_equal_rollouts", "auto"), [10.0] * 3)
     monkeypatch.setattr(schedule, "simulate", lambda _, caps, seeds: {str(cap): simulation for cap in caps})
     monkeypatch.setattr(
         schedule,
@@ -261,6 +261,7 @@ def test_the_figures_are_written_as_seconds(monkeypatch, tmp_path, capsys):
         "barrier": 10.0,
         "streaming": 10.0,
         "replay": 9.0,
+        "auto": 10.0,
     }
     assert written["vllm_cpu"]["streaming"] == 2.0, "the median"
     assert written["vllm_cpu"]["replay"] == 5.0

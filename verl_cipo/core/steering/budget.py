@@ -4,8 +4,8 @@ docs/method.md 18. A step has K slots, one an anchor, of n_corrections sessions 
 the corrections of its anchor, or as many further attempts at a prompt of the step. In prompts without a right attempt
 what both have brought decides: w2c, the share of right corrections of wrong attempts, against retry, the share of right
 ones among further attempts. Both are measured in every step for nothing. Slots of prompts with a right attempt are
-further attempts. These are spread evenly, as GRPO with as many rollouts has them, but for prompts whose attempts are
-all right. Most of them are known before any verdict, and start with the attempts.
+further attempts. These are spread evenly, as GRPO with as many rollouts has them, and start with the attempts: how many
+slots of a step become corrections is planned before any verdict.
 """
 
 import heapq
@@ -228,16 +228,19 @@ def divide(
     *,
     seed: int,
     step: int,
+    most: int,
 ) -> tuple[list[bool], dict[str, float]]:
-    """Whether each slot becomes corrections, and what rounding has left over now.
+    """Whether each slot becomes corrections, and what is left over now.
 
     Of each kind, share * slots + what was left over become corrections, rounded: over any number of calls they follow
-    the share up to half a slot. Which ones is drawn by a hash of (seed, step, index, session).
+    the share up to half a slot and what `most` has kept back. Which ones is drawn by a hash of (seed, step, index,
+    session).
 
     Args:
         slots: kind and anchor of each.
         shares: of `shares`.
         carries: what earlier calls left over, by kind; a kind that is missing has 0.
+        most: corrections in all.
     """
     carries = dict(carries)
     corrected = [False] * len(slots)
@@ -247,25 +250,24 @@ def divide(
             continue
         own.sort(key=lambda place: _place(slots[place][1], seed, step))
         wanted = shares[kind] * len(own) + carries.get(kind, 0.0)
-        count = min(max(rounded(wanted), 0), len(own))
+        count = min(max(rounded(wanted), 0), len(own), most - sum(corrected))
         carries[kind] = wanted - count
         for place in own[:count]:
             corrected[place] = True
     return corrected, carries
 
 
-def sure(slots: int, shares: Mapping[str, float] | None, carries: Mapping[str, float]) -> int:
-    """How many of a step's slots will be further attempts whatever the verdicts: all that cannot become corrections.
+def planned(slots: int, shares: Mapping[str, float], carries: Mapping[str, float]) -> int:
+    """How many of a step's slots are to become corrections, before its verdicts are known.
+
+    As many as are expected, with the kinds of anchors that the steps before had, and what these have left over. Where a
+    step has more anchors that are worth it, the next one makes up for it.
 
     Args:
-        shares: of `shares`; None with budget=fixed: none are.
-        carries: what rounding has left over before the step.
+        shares: of `shares`; that of RIGHT is the mean over the slots.
+        carries: of `divide`, before the step.
     """
-    if shares is None:
-        return 0
-    # Of each kind at most share * slots + carry, and rounding up adds half a slot.
-    rounding = sum(carries.get(kind, 0.0) + 0.5 for kind in KINDS if shares[kind] or carries.get(kind))
-    return max(slots - math.floor(max(shares.values()) * slots + rounding), 0)
+    return min(max(rounded(shares[RIGHT] * slots + sum(carries.values())), 0), slots)
 
 
 class Spread:
@@ -276,7 +278,7 @@ class Spread:
 
     Args:
         groups: prompts whose attempts have ended, see `add`.
-        begun: slots that start with the attempts, see `sure`, dealt to `uids`, all prompts of the step, in their order.
+        begun: slots that start with the attempts; they are dealt to `uids`, all prompts of the step, in their order.
     """
 
     def __init__(

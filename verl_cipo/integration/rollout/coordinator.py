@@ -31,10 +31,10 @@ from verl_cipo.core.anchors import (
 )
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.replay import Candidate, ReplayPool
-from verl_cipo.core.steering.budget import Spread, drawn_first
+from verl_cipo.core.steering.budget import drawn_first
 from verl_cipo.integration.rollout.awake import AwakeClock
 from verl_cipo.integration.rollout.reports import Reports
-from verl_cipo.integration.rollout.slots import Order, Slots
+from verl_cipo.integration.rollout.slots import Order, Slots, StepSlots
 
 logger = logging.getLogger("verl_cipo")
 
@@ -57,10 +57,8 @@ class _Batch:
     """uid -> anchors of the step before whose slots are rolled out beside this prompt's attempts, and for each whether
     it is corrected."""
     step: int
-    shares: Mapping[str, float] | None
-    """Of core.steering.budget; None with budget=fixed."""
-    spread: Spread
-    """Whose turn it is for further attempts, and which have begun; empty with budget=fixed."""
+    slots: StepSlots
+    """None of them with schedule=replay, which divides its own at the start."""
     decided: dict[str, asyncio.Queue] = field(default_factory=dict)
     """uid -> orders; None ends them."""
     groups: dict[str, Group] = field(default_factory=dict)
@@ -144,7 +142,7 @@ class AnchorCoordinator:
             return
         among = self._train_batch_size if self._filters else len(uids)
         quota = self._quota(len(uids) - replaces if self.config.replays else among, rho)
-        selector, hosted, begun = None, {}, 0
+        selector, hosted, slots = None, {}, self._slots.begin(0, shares, step=step)
         if self.config.replays:
             hosted = self._replay(uids, quota, step, shares)
         else:
@@ -160,7 +158,7 @@ class AnchorCoordinator:
                 **self._band,
             )
             # Where verl evicts prompts, it is not known yet which ones stay.
-            begun = 0 if self._filters else self._slots.sure(sum(quota.values()), shares)
+            slots = self._slots.begin(sum(quota.values()), shares, step=step, uids=() if self._filters else uids)
         batch = self._batches[batch_id] = _Batch(
             opened=time.monotonic(),
             heard_at=self._clock.time(),
@@ -170,8 +168,7 @@ class AnchorCoordinator:
             selector=selector,
             hosted=hosted,
             step=step,
-            shares=shares,
-            spread=Spread(seed=self.config.seed, step=step, begun=begun, uids=uids),
+            slots=slots,
         )
         if self._filters and selector is not None:
             batch.admitted, self._of_step = set(), batch
@@ -211,7 +208,7 @@ class AnchorCoordinator:
         batch = self._batches[batch_id]
         hosted = batch.hosted.get(uid, [])
         anchors = [candidate for candidate, corrected in hosted if corrected]
-        return Order(anchors, len(hosted) - len(anchors) + batch.spread.begun[uid])
+        return Order(anchors, len(hosted) - len(anchors) + batch.slots.begun[uid])
 
     async def add(self, batch_id: int, group: Group, payloads: Mapping[int, Any]) -> None:
         """Report a finished group; wakes every group that thereby got anchors.
@@ -251,8 +248,7 @@ class AnchorCoordinator:
             batch.claimed += owed
             self._reports.step["filter/kept_all_wrong"] += owed
         batch.groups[group.uid] = group
-        if batch.shares is not None:
-            batch.spread.add(group)
+        batch.slots.add(group)
         started = time.monotonic()
         anchors = selector.add(group, owed=owed)
         self._reports.step["seconds/selection"] += time.monotonic() - started
@@ -266,14 +262,13 @@ class AnchorCoordinator:
 
     def _order(self, batch: _Batch, anchors: list[Attempt]) -> None:
         """Tell the prompts of the anchors to correct them, or others to make further attempts."""
-        slots = [(anchor, batch.groups[anchor.uid].outcome) for anchor in anchors]
-        corrected = self._slots.divide(slots, batch.shares, step=batch.step)
+        corrected, uids = batch.slots.divide([(anchor, batch.groups[anchor.uid].outcome) for anchor in anchors])
         sessions: dict[str, list[int]] = {}
         for anchor, own in zip(anchors, corrected, strict=True):
             if own:
                 sessions.setdefault(anchor.uid, []).append(anchor.session)
             self._reports.count_anchor(anchor, in_band=medium(batch.groups[anchor.uid].pass_rate, **self._band))
-        further = Counter(batch.spread.take(corrected.count(False)))
+        further = Counter(uids)
         for uid in {**sessions, **further}:
             batch.decided[uid].put_nowait(Order(sessions.get(uid, []), further[uid]))
 

@@ -24,10 +24,10 @@ from verl.experimental.agent_loop import AgentLoopManager
 from verl_cipo.core.anchors import Attempt, Group, Outcome, anchor_budget, medium, select_anchors
 from verl_cipo.core.prompts import Request
 from verl_cipo.core.rows import Mark, correction_group
-from verl_cipo.core.steering.budget import Spread, drawn_first
+from verl_cipo.core.steering.budget import drawn_first
 from verl_cipo.core.transitions import attempt_record, correction_record
 from verl_cipo.integration.rollout.reports import Reports
-from verl_cipo.integration.rollout.slots import Slots
+from verl_cipo.integration.rollout.slots import Slots, StepSlots
 from verl_cipo.integration.settings import cipo_config
 from verl_cipo.integration.v0.material import materials
 from verl_cipo.integration.v0.rows import SESSION, marks, places, prompt_ids, row_table
@@ -64,16 +64,16 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             output = super().generate_sequences(prompts)
             self._correct_validation(prompts, output)
             return output
-        spread = self._spread(prompts)
+        slots = self._begin(prompts)
         n = self._cipo.n_corrections or self.config.actor_rollout_ref.rollout.n
-        begun = further_attempts(prompts, spread.begun.elements(), n, begun={})
+        begun = further_attempts(prompts, slots.begun.elements(), n, begun={})
         rolling = self._start(prompts, begun, priority=len(prompts))
         output = super().generate_sequences(prompts)
         ended = time.monotonic()
         self._reports.step["seconds/rollout"] += ended - started
         if self._cipo.rolls_out:
-            anchors, uids = self._select(output, spread, step=prompts.meta_info["global_steps"])
-            further = further_attempts(prompts, uids, n, begun=spread.begun)
+            anchors, uids = self._select(output, slots, step=prompts.meta_info["global_steps"])
+            further = further_attempts(prompts, uids, n, begun=slots.begun)
             counts = self._reports.step
             self._second = self._correct_if_it_can(
                 prompts, output, anchors, n, counts, further=further, begun=begun, rolling=rolling
@@ -106,13 +106,12 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
     def _faults(self) -> Counter:
         return sum(ray.get([worker.pop_counts.remote() for worker in self.agent_loop_workers]), Counter())
 
-    def _spread(self, prompts: DataProto) -> Spread:
-        """Whose turn it will be for further attempts, and which begin with the attempts."""
+    def _begin(self, prompts: DataProto) -> StepSlots:
         uids = list(dict.fromkeys(prompts.non_tensor_batch["uid"]))
-        begun = self._slots.sure(anchor_budget(len(uids), self._cipo.replay_fraction), self.shares)
-        return Spread(seed=self._cipo.seed, step=prompts.meta_info["global_steps"], begun=begun, uids=uids)
+        count = anchor_budget(len(uids), self._cipo.replay_fraction)
+        return self._slots.begin(count, self.shares, step=prompts.meta_info["global_steps"], uids=uids)
 
-    def _select(self, output: DataProto, spread: Spread, *, step: int) -> tuple[dict[int, Outcome | None], list[str]]:
+    def _select(self, output: DataProto, slots: StepSlots, *, step: int) -> tuple[dict[int, Outcome | None], list[str]]:
         """The rows of ``output`` that are corrected, in their order, with the outcome of each one's prompt; and for
         each slot of further attempts that has not begun the uid of its prompt."""
         started = time.monotonic()
@@ -131,13 +130,13 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         outcomes = {group.uid: group.outcome for group in groups}
         for anchor in anchors:
             self._reports.count_anchor(anchor, in_band=in_band[anchor.uid])
-        slots = [(anchor, outcomes[anchor.uid]) for anchor in sorted(anchors, key=row_of.__getitem__)]
-        corrected = self._slots.divide(slots, self.shares, step=step)
-        self._reports.step["seconds/selection"] += time.monotonic() - started
-        anchored = {row_of[anchor]: outcome for (anchor, outcome), own in zip(slots, corrected, strict=True) if own}
         for group in groups:
-            spread.add(group)
-        return anchored, spread.take(corrected.count(False))
+            slots.add(group)
+        drawn = [(anchor, outcomes[anchor.uid]) for anchor in sorted(anchors, key=row_of.__getitem__)]
+        corrected, further = slots.divide(drawn)
+        self._reports.step["seconds/selection"] += time.monotonic() - started
+        anchored = {row_of[anchor]: outcome for (anchor, outcome), own in zip(drawn, corrected, strict=True) if own}
+        return anchored, further
 
     def _offered(self, output: DataProto) -> tuple[list[Group], dict[Attempt, int]]:
         """The attempts by prompt, those marked that cannot be corrected, which are counted; and the row of each."""

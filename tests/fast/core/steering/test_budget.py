@@ -30,8 +30,8 @@ from verl_cipo.core.steering.budget import (
     evidence,
     kind_of,
     observe_budget,
+    planned,
     shares,
-    sure,
     update_budget,
 )
 
@@ -233,7 +233,7 @@ def test_rounding_is_carried():
     """A quarter of one slot a call: one of four calls corrects."""
     carries, corrected = {}, []
     for step in range(8):
-        own, carries = divide(slots_of([SOME]), HALF | {SOME: 0.25}, carries, seed=1, step=step)
+        own, carries = divide(slots_of([SOME]), HALF | {SOME: 0.25}, carries, seed=1, step=step, most=1)
         corrected += own
     assert corrected == [False, True, False, False, False, True, False, False] and carries == {SOME: 0.0}
 
@@ -246,7 +246,7 @@ some_shares = st.fixed_dictionaries({kind: st.floats(0, 1) for kind in KINDS})
 def test_counts_follow_the_shares_up_to_half_a_slot(calls, chosen, seed):
     carries, corrected, total = {}, Counter(), Counter()
     for step, kinds in enumerate(calls):
-        own, carries = divide(slots_of(kinds), chosen, carries, seed=seed, step=step)
+        own, carries = divide(slots_of(kinds), chosen, carries, seed=seed, step=step, most=len(kinds))
         assert len(own) == len(kinds)
         corrected.update(kind for kind, kept in zip(kinds, own, strict=True) if kept)
         total.update(kinds)
@@ -254,42 +254,47 @@ def test_counts_follow_the_shares_up_to_half_a_slot(calls, chosen, seed):
             assert abs(corrected[kind] - chosen[kind] * total[kind]) <= 0.5 + 1e-6
 
 
-@given(kinds_of_calls, some_shares, st.lists(st.booleans(), max_size=8), st.integers(0, 5))
-def test_what_is_sure_to_be_further_attempts_is_never_a_correction(calls, chosen, ends, seed):
-    """A step may divide its slots in several calls."""
-    steps, carries = [[]], {}
-    for kinds, end in zip(calls, [*ends, *[False] * len(calls)], strict=False):
-        steps[-1].append(kinds)
-        steps += [[]] if end else []
-    for number, step in enumerate(steps):
-        slots = sum(map(len, step))
-        begun, corrected = sure(slots, chosen, carries), 0
-        for kinds in step:
-            own, carries = divide(slots_of(kinds), chosen, carries, seed=seed, step=number)
-            corrected += sum(own)
-        assert 0 <= begun <= slots - corrected
+@given(kinds_of_calls, some_shares, st.integers(0, 12))
+def test_no_more_become_corrections_than_were_planned(calls, chosen, most):
+    """A step may divide its slots in several calls; what is kept back is left over."""
+    carries, left, wanted = {}, most, 0.0
+    for kinds in calls:
+        own, carries = divide(slots_of(kinds), chosen, carries, seed=1, step=3, most=left)
+        left -= sum(own)
+        wanted += sum(chosen[kind] for kind in kinds)
+        assert left >= 0
+        assert sum(carries.values()) == pytest.approx(wanted - (most - left), abs=1e-6)
 
 
-def test_what_is_sure_by_hand():
-    """A sixteenth of 64 slots are 4 corrections at most, and half a slot of each kind is rounded up."""
+def test_what_is_planned_by_hand():
+    """The mean share of 64 slots is one correction a step; half a slot that was left over makes it two."""
     probe = {NONE: 1 / 16, SOME: 0.0, RIGHT: 1 / 64}
-    assert sure(64, probe, {}) == 59
-    assert sure(64, probe, {NONE: 0.5, RIGHT: 0.5}) == 58 and sure(64, probe, {NONE: -0.5, RIGHT: -0.25}) == 60
-    assert sure(16, probe, {}) == 14 and sure(1, probe, {}) == 0
-    assert sure(64, dict.fromkeys(KINDS, 1.0), {}) == 0 == sure(64, None, {})
+    assert planned(64, probe, {}) == 1 and planned(64, probe, {NONE: 0.25, RIGHT: 0.25}) == 2
+    assert planned(16, probe, {}) == planned(64, probe, {NONE: -0.5, RIGHT: -0.25}) == 0 == planned(0, probe, {})
+    assert planned(64, dict.fromkeys(KINDS, 1.0), {NONE: 3.0}) == 64
+
+
+def test_the_next_step_makes_up_for_anchors_that_were_not_expected():
+    """Half of the slots of prompts without a right attempt; a quarter of the anchors was of such before, now all are."""
+    chosen, carries, found = {NONE: 0.5, SOME: 0.0, RIGHT: 0.125}, {}, []
+    for step in range(4):
+        most = planned(16, chosen, carries)
+        own, carries = divide(slots_of([NONE] * 16), chosen, carries, seed=1, step=step, most=most)
+        found.append((most, sum(own), carries[NONE]))
+    assert found == [(2, 2, 6.0), (8, 8, 6.0), (8, 8, 6.0), (8, 8, 6.0)]
 
 
 @given(st.lists(st.sampled_from(KINDS), max_size=12), some_shares, st.randoms())
 def test_the_order_of_the_slots_does_not_matter(kinds, chosen, random):
     slots = slots_of(kinds)
     shuffled = random.sample(slots, len(slots))
-    (first, carried), (second, other) = (divide(some, chosen, {}, seed=1, step=3) for some in (slots, shuffled))
+    (first, carried), (second, other) = (divide(own, chosen, {}, seed=1, step=3, most=6) for own in (slots, shuffled))
     assert dict(zip(slots, first, strict=True)) == dict(zip(shuffled, second, strict=True)) and carried == other
 
 
 def test_which_slots_are_corrected_is_drawn():
     slots = slots_of([SOME] * 6)
-    drawn = {tuple(divide(slots, HALF, {}, seed=seed, step=step)[0]) for seed in range(4) for step in range(4)}
+    drawn = {tuple(divide(slots, HALF, {}, seed=seed, step=step, most=6)[0]) for seed in range(4) for step in range(4)}
     assert len(drawn) > 8 and {sum(one) for one in drawn} == {3}
 
 

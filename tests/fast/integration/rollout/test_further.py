@@ -48,8 +48,8 @@ def test_several_slots_of_a_prompt_count_their_sessions_on(world):
 
 
 @pytest.mark.parametrize("schedule", ["streaming", "barrier"])
-def test_what_is_sure_starts_with_the_attempts_and_the_rest_counts_on(world, monkeypatch, schedule):
-    """Four slots, of which an eighth of each kind is corrected: two are sure, and two wait for the verdicts."""
+def test_most_start_with_the_attempts_and_the_rest_counts_on(world, monkeypatch, schedule):
+    """Four slots, of which two were to be corrections: these wait for the verdicts, and nothing is worth one."""
     base = rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class
     whole = base._run_agent_loop
 
@@ -59,8 +59,10 @@ def test_what_is_sure_starts_with_the_attempts_and_the_rest_counts_on(world, mon
         await whole(self, *args, **kwargs)
 
     monkeypatch.setattr(base, "_run_agent_loop", run_agent_loop)
-    shares = dict.fromkeys(KINDS, 0.125)
-    stats = roll(world, schedule=schedule, budget="auto", shares=shares, replay_fraction=4.0, n_corrections=2)
+    shares, wrong = dict.fromkeys(KINDS, 0.0) | {"right": 0.5}, {f"p0_{i}": "wrong" for i in range(N)}
+    stats = roll(
+        world, schedule=schedule, budget="auto", shares=shares, replay_fraction=4.0, n_corrections=2, texts=wrong
+    )
     first, later = [f"p0_{i}" for i in range(N, N + 4)], [f"p0_{i}" for i in range(N + 4, N + 8)]
     assert sorted(rows(world)[:4]) == first and sorted(rows(world)[-4:]) == sorted(later)
     assert sorted(further(world)) == sorted(first + later) and stats["budget/corrected"] == 0

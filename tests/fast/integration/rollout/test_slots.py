@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.fast.integration.rollout.test_coordinator import coordinator, group, texts
 from verl_cipo.core.anchors import anchor_budget, select_anchors
-from verl_cipo.core.steering.budget import KINDS, PROBE, drawn_first, sure
+from verl_cipo.core.steering.budget import KINDS, PROBE, drawn_first, planned
 from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
 
 HALF = dict.fromkeys(KINDS, 0.5)
@@ -48,7 +48,7 @@ def test_slots_add_up_to_the_anchors_and_further_attempts_are_spread(schedule, v
     assert all(further == 0 for _, further in asyncio.run(run(None))[0].values())
     slots = anchor_budget(len(verdicts), fraction)
     corrected = sum(len(sessions) for sessions, _ in told.values())
-    begun = sure(slots, shares, {})
+    begun = slots - planned(slots, shares, {})
     made = sum(further for _, further in told.values())
     # Groups may have fewer attempts than there are slots; what has begun is made all the same.
     assert made == max(counts["anchors/total"] - corrected, begun)
@@ -78,7 +78,7 @@ def test_slots_add_up_to_the_anchors_and_further_attempts_are_spread(schedule, v
 @pytest.mark.parametrize("schedule", ["streaming", "barrier"])
 def test_the_share_is_that_of_the_anchors_kind(schedule):
     """All anchors are wrong: four of a prompt without a right attempt, then two of a prompt of medium difficulty."""
-    shares = HALF | {"none": 1.0, "some": PROBE}
+    shares = HALF | {"none": 1.0, "some": PROBE, "right": 1.0}
     verdicts = [[False] * 4, [True, False, False, True]]
 
     async def run():

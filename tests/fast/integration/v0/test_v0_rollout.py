@@ -227,11 +227,11 @@ def test_a_second_dispatch_may_hold_further_attempts_alone(monkeypatch):
     assert made.pop_statistics()["corrections/failed_sessions"] == 0
 
 
-def test_what_is_sure_starts_with_the_attempts(monkeypatch):
-    """Eight slots, an eighth of which corrections: at most 1 + 3 * .5 of them, so six further attempts are sure."""
+def test_further_attempts_start_with_the_attempts(monkeypatch):
+    """Eight slots, two of which are to be corrections."""
     workers = [Worker(), Worker()]
     made, prompts, rolled = manager(monkeypatch, OUTCOMES, workers, budget="auto", n_corrections=2, replay_fraction=2.0)
-    made.shares = dict.fromkeys(KINDS, 0.125)
+    made.shares = dict.fromkeys(KINDS, 0.125) | {"right": 0.25}
     sent = []
 
     def attempts(self, prompts):
