@@ -275,7 +275,7 @@ def test_what_is_planned_by_hand():
 
 
 def test_the_next_step_makes_up_for_anchors_that_were_not_expected():
-    """Half of the slots of prompts without a right attempt; a quarter of the anchors was of such before, now all are."""
+    """Half of the slots of prompts without a right attempt; a quarter of the anchors was of such before, now all is."""
     chosen, carries, found = {NONE: 0.5, SOME: 0.0, RIGHT: 0.125}, {}, []
     for step in range(4):
         most = planned(16, chosen, carries)
