@@ -56,6 +56,34 @@ def test_sessions_of_a_step_are_as_drawn(budget_run):
     assert 0 < moved < SLOTS * (STEPS - 1), "no slot has moved, or all have: nothing was tested"
 
 
+@pytest.fixture(scope="session", params=["V1", "V0"])
+def early_run(request, run_alone, tmp_path_factory) -> Run:
+    """Further attempts start with the attempts, and corrections when their anchor is drawn; 64 slots a step."""
+    return run_alone(
+        tmp_path_factory.mktemp("early"),
+        "algorithm.adv_estimator=cipo",
+        "data.train_batch_size=16",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=16",
+        "+algorithm.cipo.budget=auto",
+        "+algorithm.cipo.replay_fraction=4",
+        f"trainer.use_v1={request.param == 'V1'}",
+    )
+
+
+def test_sessions_of_a_step_are_as_planned_where_they_start_with_the_attempts(early_run):
+    for step, measured in enumerate(early_run.steps, start=1):
+        corrected = measured["cipo/budget/corrected"]
+        assert measured["cipo/budget/slots"] == measured["cipo/anchors/total"] == 64
+        assert corrected <= 1 or step > 1, "the mean share at the start is one in 64"
+        assert measured["cipo/budget/attempts"] == N * (64 - corrected)
+        base, corrections, _ = streams(early_run.rollouts(step))
+        assert sum(map(len, base.values())) == measured["cipo/rows/base"] == N * (16 + 64 - corrected)
+        assert {len(rows) % N for rows in base.values()} == {0} and len(base) == 16
+        assert sum(map(len, corrections.values())) == N * corrected
+        uids = [row["uid"] for rows in base.values() for row in rows]
+        assert len(set(uids)) == len(uids), "a session twice"
+
+
 def test_the_share_starts_as_a_probe_and_both_sides_are_measured(budget_run):
     """What the share becomes depends on what the model finds; prompts with a right attempt have none."""
     first, *_, last = budget_run.steps

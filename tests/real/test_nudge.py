@@ -29,23 +29,42 @@ def data(task_folder, tmp_path_factory):
     return file
 
 
+UNDER_HINTS = (
+    "algorithm.adv_estimator=cipo",
+    "+algorithm.cipo.nudge.contexts=hints",
+    "+algorithm.cipo.nudge.template='{question} [hint {context}]'",
+    f"+algorithm.cipo.nudge.between={BETWEEN}",
+    # Seeds: so that of so few prompts some are right.
+    "actor_rollout_ref.rollout.full_determinism=true",
+    "trainer.val_before_train=false",
+)
+
+
 @pytest.fixture(scope="session")
 def nudged_run(run, data, tmp_path_factory):
-    """Two steps; seeds, so that of so few prompts some are right."""
+    """Two steps."""
     return run(
         tmp_path_factory.mktemp("nudge"),
-        "algorithm.adv_estimator=cipo",
+        *UNDER_HINTS,
         f"data.train_files={data}",
-        "+algorithm.cipo.nudge.contexts=hints",
-        "+algorithm.cipo.nudge.template='{question} [hint {context}]'",
-        f"+algorithm.cipo.nudge.between={BETWEEN}",
         "+algorithm.cipo.transfer.kind=inject",
         "+algorithm.cipo.transfer.below=0.75",
         "+algorithm.cipo.lambda_risk=0",
         "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean",
         "algorithm.norm_adv_by_std_in_grpo=false",
-        "actor_rollout_ref.rollout.full_determinism=true",
-        "trainer.val_before_train=false",
+    )
+
+
+@pytest.fixture(scope="session")
+def asynchronous_run(run, data, tmp_path_factory):
+    """The default with contexts on verl's colocated asynchronous trainer: prompts of several steps are under way."""
+    return run(
+        tmp_path_factory.mktemp("nudge_async"),
+        *UNDER_HINTS,
+        f"data.train_files={data}",
+        "++algorithm.cipo.preset=balanced",
+        "trainer.v1.trainer_mode=colocate_async",
+        "trainer.total_training_steps=4",
     )
 
 
@@ -157,3 +176,29 @@ def test_a_validation_has_no_hints(nudged_run):
     assert file.read_text().strip() and not HINT.search(file.read_text())
     (second,) = (nudged_run.folder / "validation" / "corrections").glob("*.jsonl")
     assert not HINT.search(second.read_text())
+
+
+def test_an_asynchronous_trainer_asks_under_the_contexts_of_the_dispatch(asynchronous_run, data):
+    index = {row["prompt"][0]["content"]: i for i, row in enumerate(pq.read_table(data).to_pylist())}
+    distilled, corrected, further = 0, 0, 0
+    for step, metrics in enumerate(asynchronous_run.steps, start=1):
+        base, corrections, made = streams(asynchronous_run.rollouts(step))
+        assert len(base) == PROMPTS
+        under = 0
+        for rows in base.values():
+            rows.sort(key=session_of)
+            number = index[HINT.sub("", question(rows[0]))]
+            how = {"plain_share": 0.5, "seed": 1, "index": number}
+            possible = [drawn_contexts(2 if number % 7 else 0, N, step=s, **how) for s in range(1, step + 1)]
+            found = [context_of(row) for row in rows]
+            assert found[:N] in possible and set(found[N:]) <= {PLAIN}
+            under += sum(context != PLAIN for context in found)
+            further += len(found) - N
+        assert metrics["cipo/nudge/context_share"] == under / (PROMPTS * N)
+        for rows in corrections.values():
+            assert not any(HINT.search(row["input"]) for row in rows)
+            corrected += len(rows)
+        distilled += metrics["cipo/nudge/rows"]
+        assert metrics["cipo/nudge/rows"] == sum("_n" in group for group in made)
+        assert not any(HINT.search(row["input"]) for rows in made.values() for row in rows)
+    assert distilled > 0 and corrected + further > 0
