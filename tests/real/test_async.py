@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from tests.real.conftest import PROMPTS, N, streams
+
 pytestmark = pytest.mark.real
 
 COLOCATED = [
@@ -100,3 +102,42 @@ def test_asynchronous_training_goes_on_from_its_checkpoint(async_run, async_resu
     assert first["cipo/rho"] == saved["rho"]["rho"]
     assert first["cipo/rows/base"] == second["cipo/rows/base"] == 16
     assert first["cipo/rows/correction"] + second["cipo/rows/correction"] > 0
+
+
+@pytest.fixture(scope="session")
+def loaded_run(run, tmp_path_factory):
+    """Three times as many prompts as a step takes are under way, and what is older than three versions is evicted."""
+    return run(
+        tmp_path_factory.mktemp("loaded"),
+        "algorithm.adv_estimator=cipo",
+        "++algorithm.cipo.preset=balanced",
+        "+algorithm.cipo.budget=fixed",
+        "trainer.v1.trainer_mode=colocate_async",
+        "trainer.v1.colocate_async.num_warmup_batches=3",
+        "trainer.v1.sampler.max_off_policy_threshold=3",
+        "actor_rollout_ref.rollout.ignore_eos=true",
+        "actor_rollout_ref.rollout.max_num_seqs=10",
+        "data.max_response_length=320",
+        "actor_rollout_ref.rollout.max_model_len=480",
+        "trainer.total_training_steps=8",
+        "trainer.val_before_train=false",
+        "trainer.test_freq=-1",
+    )
+
+
+@pytest.mark.nightly
+def test_rollouts_that_weight_syncs_interrupt_are_trained_whole_or_evicted_whole(loaded_run):
+    seen, evicted, spans = set(), 0.0, 0
+    for step, metrics in enumerate(loaded_run.steps, start=1):
+        base, corrections, _ = streams(loaded_run.rollouts(step))
+        assert [len(rows) for rows in base.values()] == [N] * PROMPTS
+        assert all(len(rows) == N for rows in corrections.values()), "a part of an anchor's corrections"
+        assert {group.rpartition("_c")[0] for group in corrections} <= base.keys(), "trained without their host"
+        assert not seen & base.keys(), "a prompt twice"
+        seen |= base.keys()
+        assert metrics["cipo/attempts/failed_sessions"] == metrics["cipo/corrections/failed_sessions"] == 0
+        evicted += metrics.get("training/off_policy/evicted_samples", 0)
+        spans = max(spans, metrics["training/off_policy/trajectory_spans/max"])
+        assert metrics["training/off_policy/trajectory_staleness_worst/max"] <= 3
+    assert evicted > 0 and spans > 1, "nothing was evicted, or no rollout was interrupted: nothing was tested"
+    assert sum(metrics["cipo/rows/correction"] for metrics in loaded_run.steps) > 0
