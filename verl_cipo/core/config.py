@@ -88,8 +88,9 @@ class CIPOConfig:
     """Seconds after which the second verifier's verdict on a response is given up, further tries included; must be
     below correction_timeout, since a correction session waits for it."""
     correction_timeout: float = 3600.0
-    """Seconds after which a correction session is given up, so that one cannot hold up the step; the time that the
-    engines sleep while verl trains (colocate_async) does not count."""
+    """Seconds after which a correction session, or a further attempt of budget=auto, is given up, so that one cannot
+    hold up the step; waiting for the engine counts, the time that it sleeps while verl trains (colocate_async) does
+    not."""
     report_timeout: float = 3600.0
     """Seconds without news from any prompt of a dispatch after which anchors are drawn without the missing prompts, so
     that an attempt that hangs, in a tool for example, does not hold up the corrections of others."""

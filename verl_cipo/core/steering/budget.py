@@ -37,6 +37,8 @@ WORTH = 2
 """How many times as often as a further attempt a correction has to be right, to be worth its sessions."""
 _PRIOR = 2.0
 """Anchors, or prompts, that each side is given for a start; with what both sides have measured together."""
+_LEFT_OVER = 1.0
+"""Corrections of a kind that are left over for later, at most: a debt must not outlive the share that it is from."""
 _OF_NONE = 0.25
 """Part of the wrong anchors that is taken to be of prompts without a right attempt before any was drawn."""
 
@@ -233,8 +235,8 @@ def divide(
     """Whether each slot becomes corrections, and what is left over now.
 
     Of each kind, share * slots + what was left over become corrections, rounded: over any number of calls they follow
-    the share up to half a slot and what `most` has kept back. Which ones is drawn by a hash of (seed, step, index,
-    session).
+    the share up to half a slot, where `most` keeps nothing back; of that one slot is left over. Right anchors come
+    first: how many there are is known before. Which ones is drawn by a hash of (seed, step, index, session).
 
     Args:
         slots: kind and anchor of each.
@@ -244,14 +246,14 @@ def divide(
     """
     carries = dict(carries)
     corrected = [False] * len(slots)
-    for kind in KINDS:
+    for kind in reversed(KINDS):
         own = [place for place, (name, _) in enumerate(slots) if name == kind]
         if not own:
             continue
         own.sort(key=lambda place: _place(slots[place][1], seed, step))
         wanted = shares[kind] * len(own) + carries.get(kind, 0.0)
         count = min(max(rounded(wanted), 0), len(own), most - sum(corrected))
-        carries[kind] = wanted - count
+        carries[kind] = min(wanted - count, _LEFT_OVER)
         for place in own[:count]:
             corrected[place] = True
     return corrected, carries
@@ -260,8 +262,7 @@ def divide(
 def planned(slots: int, shares: Mapping[str, float], carries: Mapping[str, float]) -> int:
     """How many of a step's slots are to become corrections, before its verdicts are known.
 
-    As many as are expected, with the kinds of anchors that the steps before had, and what these have left over. Where a
-    step has more anchors that are worth it, the next one makes up for it.
+    As many as are expected, with the kinds of anchors that the steps before had, and what these have left over.
 
     Args:
         shares: of `shares`; that of RIGHT is the mean over the slots.

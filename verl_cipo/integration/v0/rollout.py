@@ -48,7 +48,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         self.shares: Mapping[str, float] | None = None
         """Of core.steering.budget, likewise; None with budget=fixed."""
         self._cipo = cipo_config(self.config)
-        self._second: DataProto | None = None
+        self._second: list[DataProto] = []
         self._reports = Reports()
         self._slots = Slots(self._cipo, self._reports)
 
@@ -75,16 +75,18 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             anchors, uids = self._select(output, slots, step=prompts.meta_info["global_steps"])
             further = further_attempts(prompts, uids, n, begun=slots.begun)
             counts = self._reports.step
-            self._second = self._correct_if_it_can(
-                prompts, output, anchors, n, counts, further=further, begun=begun, rolling=rolling
+            second = (
+                self._correct_if_it_can(prompts, output, anchors, n, counts, further=further),
+                self._begun_if_it_can(rolling, len(begun), counts),
             )
+            self._second = [part for part in second if part is not None]
             self._reports.step["seconds/correction"] += time.monotonic() - ended
         self._reports.step.update(self._faults())
         return output
 
-    def pop_second_dispatch(self) -> DataProto | None:
-        """Corrections and further attempts of the last step, with the columns of a rollout; None without any."""
-        second, self._second = self._second, None
+    def pop_second_dispatch(self) -> list[DataProto]:
+        """Corrections and further attempts of the last step, in parts with the columns of a rollout."""
+        second, self._second = self._second, []
         return second
 
     def pool_state(self) -> dict[str, Any] | None:
@@ -174,22 +176,15 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         counts: Counter,
         *,
         further: Sequence[Asked] = (),
-        begun: Sequence[Asked] = (),
-        rolling: Sequence[ray.ObjectRef] = (),
     ) -> DataProto | None:
         """Roll out ``n`` corrections of each of the rows ``anchors`` and the ``further`` attempts; what fails or fits
         no prompt is counted.
 
-        An error, in a chat template say, costs these rows and no attempt.
-
-        Args:
-            begun: further attempts that have been dispatched; ``rolling``: where.
-
-        Returns: all of these rows.
+        An error, in a chat template say, costs these rows and no others.
         """
         try:
             corrections = self._corrections(prompts, output, anchors, n, counts)
-            rolled = self._rolled([*rolling, *self._start(prompts, [*further, *corrections])])
+            rolled = self._rolled(self._start(prompts, [*further, *corrections]))
             made = sum(not mark.further for part in rolled for mark in marks(part))
             counts["corrections/failed_sessions"] += len(corrections) - made
             return DataProto.concat(rolled) if rolled else None
@@ -198,7 +193,17 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
                 "the corrections of %d attempts were lost, the attempts are kept as they are", len(anchors)
             )
             counts["corrections/failed_sessions"] += len(anchors) * n
-            counts["attempts/failed_sessions"] += len(further) + len(begun)
+            counts["attempts/failed_sessions"] += len(further)
+            return None
+
+    def _begun_if_it_can(self, rolling: Sequence[ray.ObjectRef], sessions: int, counts: Counter) -> DataProto | None:
+        """What has become of the ``sessions`` that began with the attempts; an error costs these rows."""
+        try:
+            rolled = self._rolled(rolling)
+            return DataProto.concat(rolled) if rolled else None
+        except Exception:
+            logger.exception("%d further attempts were lost, the other rows are kept as they are", sessions)
+            counts["attempts/failed_sessions"] += sessions
             return None
 
     def _corrections(

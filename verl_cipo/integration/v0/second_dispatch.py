@@ -50,7 +50,8 @@ def further_attempts(prompts: DataProto, uids: Iterable[str], n: int, *, begun: 
 
 
 def request(prompts: DataProto, asked: Sequence[Asked], *, priority: int = 0) -> DataProto:
-    """What the workers are given for ``asked``, which is not empty; priority: of the first, lower ones come first."""
+    """What the workers are given for ``asked``, which is not empty; priority: of the first,
+    where the engine schedules by it; lower ones come first."""
     made = prompts.select_idxs(np.array([one.row for one in asked]))
     made.non_tensor_batch |= {
         "uid": objects([one.uid for one in asked]),

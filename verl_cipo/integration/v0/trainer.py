@@ -115,10 +115,12 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
 
     def _balance_batch(self, batch: DataProto, metrics: dict, *args: Any, **kwargs: Any) -> None:
         self._laid_out.close()
-        second = self.async_rollout_manager.pop_second_dispatch()
+        whole = batch
+        for part in self.async_rollout_manager.pop_second_dispatch():
+            # A prompt that has lost all attempts may have further ones.
+            whole = joined(whole, part)
+        whole = without_lost(whole)
         prompts = len(batch) // self.config.actor_rollout_ref.rollout.n
-        attempts = without_lost(batch)
-        whole = attempts if second is None else joined(attempts, second)
         self._sampled = row_table(whole)
         self._metrics = metrics
         trained = np.arange(len(whole))

@@ -98,7 +98,7 @@ def manager(monkeypatch, outcomes, workers, *, rho=0.5, n=4, val_n=1, **knobs):
         rho,
         workers,
     )
-    made._second, made._reports, made.shares = None, Reports(), None
+    made._second, made._reports, made.shares = [], Reports(), None
     made._slots = Slots(made._cipo, made._reports)
     monkeypatch.setattr(legacy_rollouts.ray, "get", lambda values: values)
     monkeypatch.setattr(AgentLoopManager, "generate_sequences", lambda self, prompts: rolled)
@@ -139,8 +139,8 @@ def test_every_anchor_gets_n_corrections_of_its_own_prompt(monkeypatch):
             "outcome": HAD[index],
         }
     assert fields["priority"].tolist() == list(range(8))
-    kept = made.pop_second_dispatch()
-    assert sorted(kept.non_tensor_batch["uid"]) == sorted(fields["uid"]) and made.pop_second_dispatch() is None
+    (kept,) = made.pop_second_dispatch()
+    assert sorted(kept.non_tensor_batch["uid"]) == sorted(fields["uid"]) and made.pop_second_dispatch() == []
     stats = made.pop_statistics()
     # rho .5 of 4 anchors, right ones from three prompts that have them.
     assert (stats["anchors/total"], stats["anchors/correct"], stats["anchors/failed"]) == (4, 2, 2)
@@ -222,7 +222,7 @@ def test_a_second_dispatch_may_hold_further_attempts_alone(monkeypatch):
     made, prompts, _ = manager(monkeypatch, ["----"], [Worker()], rho=0.0, budget="auto")
     made.shares = dict.fromkeys(KINDS, 0.125)
     made.generate_sequences(prompts)
-    second = made.pop_second_dispatch()
+    (second,) = made.pop_second_dispatch()
     assert second.non_tensor_batch["session_id"].tolist() == [4, 5, 6, 7]
     assert made.pop_statistics()["corrections/failed_sessions"] == 0
 
@@ -247,24 +247,41 @@ def test_further_attempts_start_with_the_attempts(monkeypatch):
     places += [(uid, session) for uid in ("u2", "u3") for session in (4, 5)]
     assert sorted(zip(first["uid"], first["session_id"], strict=True)) == places
     assert first["priority"].tolist() == list(range(16, 28))
-    second = made.pop_second_dispatch().non_tensor_batch
+    second = DataProto.concat(made.pop_second_dispatch()).non_tensor_batch
     assert len(second["uid"]) == 16, "eight slots of two"
     keys = [*zip(second["uid"], second["session_id"], strict=True)]
     assert len({*keys}) == 16 and {*places} < {*keys}
     assert made.pop_statistics()["corrections/failed_sessions"] == 0
 
 
-def test_an_error_costs_what_has_begun_too_and_it_is_counted(monkeypatch, caplog):
-    made, prompts, rolled = manager(monkeypatch, OUTCOMES, [worker := Worker()], budget="auto", n_corrections=2)
-    made.shares = dict.fromkeys(KINDS, 0.0)
+@pytest.mark.parametrize("broken", ["build_prompts", "what has begun"])
+def test_an_error_costs_either_the_corrections_or_what_has_begun(monkeypatch, caplog, broken):
+    """Eight slots of two sessions: six begin, two are to be corrections."""
+    worker = Worker()
+    made, prompts, rolled = manager(
+        monkeypatch, OUTCOMES, [worker], budget="auto", n_corrections=2, replay_fraction=2.0
+    )
+    made.shares = {"none": 1.0, "some": 1.0, "right": 0.25}
+    if broken == "build_prompts":
 
-    def fail(*_, **__):
-        raise KeyError("a field that only some rows have")
+        def fail(*_, **__):
+            raise KeyError("a field that only some rows have")
 
-    monkeypatch.setattr(legacy_rollouts.DataProto, "concat", fail)
-    assert made.generate_sequences(prompts) is rolled and len(worker.requests) == 1
-    assert made.pop_second_dispatch() is None and made.pop_statistics()["attempts/failed_sessions"] == 8
-    assert "a field that only some rows" in caplog.text
+        worker.build_prompts = SimpleNamespace(remote=fail)
+    else:
+        rolled_out = made._rolled
+        parts = iter([rolled_out, lambda _: 1 / 0])  # corrections come first
+        monkeypatch.setattr(made, "_rolled", lambda rolling: next(parts)(rolling), raising=False)
+    assert made.generate_sequences(prompts) is rolled
+    (kept,) = made.pop_second_dispatch()
+    further = (kept.non_tensor_batch["session_id"] >= 4).tolist()
+    counts = made.pop_statistics()
+    if broken == "build_prompts":
+        assert further == [True] * 12 and "the corrections of 2 attempts were lost" in caplog.text
+        assert (counts["corrections/failed_sessions"], counts["attempts/failed_sessions"]) == (4, 0)
+    else:
+        assert further == [False] * 4 and "12 further attempts were lost" in caplog.text
+        assert (counts["corrections/failed_sessions"], counts["attempts/failed_sessions"]) == (0, 12)
 
 
 def test_what_fails_or_fits_no_prompt_is_counted_and_costs_nothing_else(monkeypatch):
@@ -279,7 +296,7 @@ def test_what_fails_or_fits_no_prompt_is_counted_and_costs_nothing_else(monkeypa
     stats = made.pop_statistics()
     assert stats["anchors/total"] == 16 and stats["anchors/skipped/too_long"] == 4
     assert stats["corrections/failed_sessions"] == 4 and stats["verifier/errors"] == 2
-    assert lost not in made.pop_second_dispatch().non_tensor_batch["uid"]
+    assert lost not in made.pop_second_dispatch()[0].non_tensor_batch["uid"]
 
 
 @pytest.mark.parametrize("broken", ["build_prompts", "generate_sequences"])
@@ -292,7 +309,7 @@ def test_an_error_beside_the_sessions_costs_the_corrections_and_no_attempt(monke
 
     setattr(worker, broken, SimpleNamespace(remote=fail))
     assert made.generate_sequences(prompts) is rolled
-    assert made.pop_second_dispatch() is None
+    assert made.pop_second_dispatch() == []
     assert made.pop_statistics()["corrections/failed_sessions"] == 8
     assert "the corrections of 4 attempts were lost" in caplog.text and "a field that only some rows" in caplog.text
 
@@ -300,13 +317,13 @@ def test_an_error_beside_the_sessions_costs_the_corrections_and_no_attempt(monke
 def test_no_anchor_or_no_correction_is_no_corrections(monkeypatch):
     made, prompts, _ = manager(monkeypatch, OUTCOMES, [Worker()], replay_fraction=0)
     made.generate_sequences(prompts)
-    assert made.pop_second_dispatch() is None
+    assert made.pop_second_dispatch() == []
     made, prompts, _ = manager(monkeypatch, ["-+"], [Worker(lost=("u0_c0", "u0_c1"))], replay_fraction=2.0)
     made.generate_sequences(prompts)
-    assert made.pop_second_dispatch() is None and made.pop_statistics()["corrections/failed_sessions"] == 8
+    assert made.pop_second_dispatch() == [] and made.pop_statistics()["corrections/failed_sessions"] == 8
     made, prompts, _ = manager(monkeypatch, ["-+"], [Worker(too_long=("Q0",))], replay_fraction=2.0)
     made.generate_sequences(prompts)
-    assert made.pop_second_dispatch() is None
+    assert made.pop_second_dispatch() == []
 
 
 def test_a_validation_corrects_every_attempt_once_and_keeps_no_rows(monkeypatch):
@@ -315,7 +332,7 @@ def test_a_validation_corrects_every_attempt_once_and_keeps_no_rows(monkeypatch)
     made, prompts, _ = manager(monkeypatch, ["-+", "-", "+"], [worker], val_corrections=2)
     prompts.meta_info["validate"] = True
     made.generate_sequences(prompts)
-    assert made.pop_second_dispatch() is None and made.pop_statistics() == {name: 0.0 for name in COUNTED}
+    assert made.pop_second_dispatch() == [] and made.pop_statistics() == {name: 0.0 for name in COUNTED}
     records, counts = made.pop_validation()
     assert [(record["uid"], record["anchor_correct"], len(record["corrections"])) for record in records] == [
         ("u0", False, 2),
@@ -517,7 +534,7 @@ def test_a_lost_attempt_becomes_no_anchor_and_has_no_second_turn(monkeypatch):
     for mark in rolled.non_tensor_batch["cipo"][4:]:
         mark["lost"] = True
     assert len(made.generate_sequences(prompts)) == 16
-    asked = made.pop_second_dispatch().non_tensor_batch["uid"]
+    asked = made.pop_second_dispatch()[0].non_tensor_batch["uid"]
     assert {uid.split("_")[0] for uid in asked} == {"u0"} and len(asked) == 16
     prompts.meta_info["validate"] = True
     made, prompts, rolled = manager(monkeypatch, OUTCOMES, [Worker()], val_n=4)

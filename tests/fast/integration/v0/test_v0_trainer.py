@@ -83,7 +83,7 @@ class Manager:
         self.corrections = corrections
 
     def pop_second_dispatch(self):
-        return self.corrections
+        return [] if self.corrections is None else [self.corrections]
 
     def pop_statistics(self):
         return {"anchors/total": 2.0}
@@ -194,6 +194,21 @@ def test_responses_that_are_as_long_as_one_may_be_are_counted(monkeypatch):
     metrics = one_step(made(corrections()), batch, monkeypatch)
     assert 0 < full.sum() < len(full)
     assert metrics["cipo/truncated/base"] == pytest.approx(full.float().mean().item())
+
+
+def test_a_prompt_that_has_lost_all_attempts_keeps_its_further_ones(monkeypatch):
+    batch = attempts()
+    for mark in batch.non_tensor_batch["cipo"][12:]:
+        mark["lost"] = True
+    further = scored(["+-"], seed=2, extra=False)
+    further.non_tensor_batch |= {
+        "uid": objects(["u3", "u3"]),
+        "session_id": np.array([4, 5]),
+        "index": np.array([3, 3]),
+        "cipo": objects([{"correct": right, "further": True} for right in (True, False)]),
+    }
+    one_step(made(further), batch, monkeypatch)
+    assert sorted(row_table(batch).keys) == sorted([*row_table(attempts()).keys[:12], "u3_4_0", "u3_5_0"])
 
 
 def with_further(batch):
