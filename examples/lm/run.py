@@ -25,7 +25,7 @@ from examples.tiny import run as tiny
 from examples.tiny import show
 from examples.tiny.task import Task, overrides
 
-STEPS = 12
+STEPS = 11
 QUICK_BELOW = 5
 """Runs of fewer steps than this are smoke runs: less data, and a warm-up of two steps."""
 LEARNING_RATE = 2e-5
