@@ -278,20 +278,15 @@ class Spread:
     one can tell something; among equals the lot of (seed, step, index) decides.
 
     Args:
-        groups: prompts whose attempts have ended, see `add`.
         begun: slots that start with the attempts; they are dealt to `uids`, all prompts of the step, in their order.
     """
 
-    def __init__(
-        self, groups: Iterable[Group] = (), *, seed: int, step: int, begun: int = 0, uids: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, *, seed: int, step: int, begun: int = 0, uids: Sequence[str] = ()) -> None:
         self.begun = Counter(uids[i % len(uids)] for i in range(begun))
         """uid -> slots that start with the attempts."""
         self._not_due = begun
         self._draw = (seed, step)
         self._turns: list[tuple[bool, int, bytes, str, str]] = []
-        for group in groups:
-            self.add(group)
 
     def add(self, group: Group) -> None:
         """A prompt whose attempts have ended; one without any gets no further ones."""

@@ -356,7 +356,8 @@ def test_what_has_begun_is_dealt_in_the_order_of_the_prompts_and_counts_as_a_tur
         spread.add(group(i, verdicts))
     assert spread.take(4) == [] == spread.take(2), "these six have begun"
     assert spread.take(1) == ["u0"] and sorted(spread.take(3)) == ["u0", "u1", "u3"], "not one that is all right"
-    spread = Spread([group(0, "wwww")], seed=1, step=3, begun=2, uids=uids[2:])
+    spread = Spread(seed=1, step=3, begun=2, uids=uids[2:])
+    spread.add(group(0, "wwww"))
     assert spread.take(5) == ["u0"] * 3
 
 

@@ -20,6 +20,19 @@ def further(log) -> list[str]:
     return [name for kind, name, *_, mark in log if kind == "row" and mark["cipo"].get("further")]
 
 
+def attempts_take_long(monkeypatch) -> None:
+    """Longer than all that starts with them."""
+    base = rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class
+    whole = base._run_agent_loop
+
+    async def run_agent_loop(self, *args, **kwargs):
+        if kwargs["session_id"] < N:
+            await asyncio.sleep(0.2)
+        await whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(base, "_run_agent_loop", run_agent_loop)
+
+
 @pytest.mark.parametrize("schedule", ["streaming", "barrier"])
 def test_a_slot_becomes_sessions_of_its_anchors_prompt(world, schedule):
     stats = roll(world, prompts=1, schedule=schedule, budget="auto", shares=MOVED, n_corrections=3)
@@ -50,15 +63,7 @@ def test_several_slots_of_a_prompt_count_their_sessions_on(world):
 @pytest.mark.parametrize("schedule", ["streaming", "barrier"])
 def test_most_start_with_the_attempts_and_the_rest_counts_on(world, monkeypatch, schedule):
     """Four slots, of which two were to be corrections: these wait for the verdicts, and nothing is worth one."""
-    base = rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class
-    whole = base._run_agent_loop
-
-    async def run_agent_loop(self, *args, **kwargs):
-        if kwargs["session_id"] < N:
-            await asyncio.sleep(0.2)
-        await whole(self, *args, **kwargs)
-
-    monkeypatch.setattr(base, "_run_agent_loop", run_agent_loop)
+    attempts_take_long(monkeypatch)
     shares, wrong = dict.fromkeys(KINDS, 0.0) | {"right": 0.5}, {f"p0_{i}": "wrong" for i in range(N)}
     stats = roll(
         world, schedule=schedule, budget="auto", shares=shares, replay_fraction=4.0, n_corrections=2, texts=wrong
@@ -70,15 +75,7 @@ def test_most_start_with_the_attempts_and_the_rest_counts_on(world, monkeypatch,
 
 
 def test_with_replay_they_start_at_once_at_the_prompt_that_hosts_the_slot(world, monkeypatch):
-    base = rollouts.AgentLoopWorkerTQ.__ray_metadata__.modified_class
-    whole = base._run_agent_loop
-
-    async def run_agent_loop(self, *args, **kwargs):
-        if kwargs["session_id"] < N:
-            await asyncio.sleep(0.2)
-        await whole(self, *args, **kwargs)
-
-    monkeypatch.setattr(base, "_run_agent_loop", run_agent_loop)
+    attempts_take_long(monkeypatch)
     pool = [old_group("a", "ww")]
     stats = roll(world, schedule="replay", budget="auto", shares=MOVED, pool=pool, columns={"__do_sample__": True})
     assert rows(world)[:N] == [f"p0_{i}" for i in range(N, 2 * N)] and len(rows(world)) == 2 * N
