@@ -80,6 +80,13 @@ ABLATIONS = (
         "nudge.contexts=contexts",
         preset="balanced",
     ),
+    _cipo(
+        "balanced_nudge_both",
+        "the same, with corrections under contexts, too",
+        "nudge.contexts=contexts",
+        "nudge.corrections=true",
+        preset="balanced",
+    ),
     _cipo("failed_only", "anchors are failed attempts", "rho_adaptive=false", "rho_init=0", "rho_min=0"),
     _cipo(
         "failed_only_lambda_025",

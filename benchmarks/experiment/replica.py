@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from verl_cipo.core.prompts import Others, Said, correction_prompt
 from verl_cipo.core.rows import PLAIN, Mark, RowKey, RowTable, correction_group
 from verl_cipo.core.steering.budget import BudgetState, drawn_first, observe_budget, shares
 from verl_cipo.core.steering.rho import RhoState, update_rho
+from verl_cipo.integration.contexts import Asked, asked_under_contexts
 from verl_cipo.integration.rollout.reports import Reports
 from verl_cipo.integration.rollout.slots import Slots
 
@@ -173,20 +175,25 @@ class Replica:
             sessions[uid] += n
         rows = self._attempts(further)
         of_key = {row.key: row for row in attempts}
-        asked: list[tuple[Attempt, int, Row, Any]] = []
+        asked: list[tuple[Attempt, int, Row, Asked]] = []
         for anchor in (anchor for anchor, own in zip(anchors, corrected, strict=True) if own):
             row = of_key[RowKey(anchor.uid, anchor.session)]
-            request, reason = self._prompt.request(
-                row.messages, row.sample.text, self._others(anchor, groups[anchor.uid], of_key, number)
-            )
-            if request is None:
+            others = self._others(anchor, groups[anchor.uid], of_key, number)
+            ask = partial(self._prompt.request, attempt=row.sample.text, others=others)
+            plain, reason = ask(row.messages)
+            if plain is None:
                 self._reports.step[f"anchors/skipped/{reason}"] += 1
                 continue
-            asked += [(anchor, i, row, request) for i in range(n)]
+            own = [Asked(plain)] * n
+            if self.cipo.nudge.corrections:
+                prompt = {**problems[anchor.uid], "raw_prompt": row.messages, "index": row.index}
+                how = {"n": n, "step": number, "anchor": anchor.session}
+                own = asked_under_contexts(prompt, plain, ask, self.cipo, self._reports.step, **how)
+            asked += [(anchor, i, row, one) for i, one in enumerate(own)]
         samples = self.policy.sample(
-            [(request.messages, answer_of(problems[anchor.uid])) for anchor, _, _, request in asked]
+            [(one.request.messages, answer_of(problems[anchor.uid])) for anchor, _, _, one in asked]
         )
-        for (anchor, i, row, request), sample in zip(asked, samples, strict=True):
+        for (anchor, i, row, (request, context)), sample in zip(asked, samples, strict=True):
             outcome = groups[anchor.uid].outcome
             mark = Mark(
                 correct=sample.right,
@@ -195,6 +202,7 @@ class Replica:
                 anchor=anchor.session,
                 anchor_correct=anchor.correct,
                 copied=self._prompt.repeats(request.shown, sample.text),
+                context=context,
                 **(outcome._asdict() if outcome else {}),
             )
             key = RowKey(correction_group(anchor.uid, anchor.session), i)

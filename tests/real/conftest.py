@@ -31,7 +31,24 @@ from tests.conftest import ROOT
 from tests.real import demo
 from verl_cipo.integration.cpu import launch
 
-ALONE = ("test_kill_resume", "test_real_run", "test_modes", "test_evaluate_suite", "test_learning", "test_budget")
+ALONE = (
+    "test_kill_resume",
+    "test_real_run",
+    "test_modes",
+    "test_nudge",
+    "test_evaluate_suite",
+    "test_learning",
+    "test_budget",
+)
+SEPARATE = (
+    "trainer.v1.trainer_mode=separate_async",
+    "actor_rollout_ref.rollout.nnodes=1",
+    "actor_rollout_ref.rollout.n_gpus_per_node=1",
+    "actor_rollout_ref.rollout.checkpoint_engine.backend=file",
+    "+actor_rollout_ref.rollout.checkpoint_engine.custom_backend_module=file_weights",
+    "ray_kwargs.ray_init.num_gpus=2",
+)
+"""verl's asynchronous trainer with vLLM servers of its own; weights are handed over in a file."""
 PROMPTS, N, STEPS = 4, 4, 2
 LEARNING_RATE = 1e-4
 

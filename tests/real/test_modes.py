@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.real.conftest import PROMPTS, N, cpu_options, streams
+from tests.real.conftest import PROMPTS, SEPARATE, N, cpu_options, streams
 from tests.real.demo import STEPS
 
 pytestmark = pytest.mark.real
@@ -10,19 +10,14 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture(scope="session")
 def separate_run(run_alone, tmp_path_factory):
-    """verl's asynchronous trainer with vLLM servers of its own: two updates a step, weights handed over in a file."""
+    """Two updates a step."""
     return run_alone(
         tmp_path_factory.mktemp("separate"),
         "algorithm.adv_estimator=cipo",
         "+algorithm.cipo.schedule=replay",
-        "trainer.v1.trainer_mode=separate_async",
+        *SEPARATE,
         "trainer.v1.separate_async.parameter_sync_step=2",
         "actor_rollout_ref.actor.ppo_mini_batch_size=2",
-        "actor_rollout_ref.rollout.nnodes=1",
-        "actor_rollout_ref.rollout.n_gpus_per_node=1",
-        "actor_rollout_ref.rollout.checkpoint_engine.backend=file",
-        "+actor_rollout_ref.rollout.checkpoint_engine.custom_backend_module=file_weights",
-        "ray_kwargs.ray_init.num_gpus=2",
         "trainer.total_training_steps=3",
         "trainer.test_freq=-1",
         "trainer.val_before_train=false",

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.real.conftest import PROMPTS, STEPS, N, question, streams
+from tests.real.conftest import PROMPTS, SEPARATE, STEPS, N, Run, question, streams
 from verl_cipo.core.metrics import METRICS
 from verl_cipo.core.nudge import drawn_contexts
 from verl_cipo.core.rows import PLAIN
@@ -68,9 +68,43 @@ def asynchronous_run(run, data, tmp_path_factory):
     )
 
 
+@pytest.fixture(scope="session")
+def filtered_run(run, data, tmp_path_factory):
+    """Corrections under contexts, too, and verl's group filter, which evicts prompts and dispatches others."""
+    return run(
+        tmp_path_factory.mktemp("nudge_filter"),
+        *UNDER_HINTS,
+        f"data.train_files={data}",
+        "+algorithm.cipo.nudge.corrections=true",
+        "algorithm.filter_groups.enable=true",
+        # verl's own: one of the demo's does not filter.
+        "trainer.v1.sampler.custom_sampler.path=null",
+        "trainer.test_freq=-1",
+    )
+
+
+@pytest.fixture(scope="session")
+def separate_run(run_alone, data, tmp_path_factory):
+    """The same where rollouts have engines of their own; corrections are of attempts of the step before."""
+    return run_alone(
+        tmp_path_factory.mktemp("nudge_separate"),
+        *UNDER_HINTS,
+        *SEPARATE,
+        "trainer.v1.separate_async.parameter_sync_step=1",
+        f"data.train_files={data}",
+        "+algorithm.cipo.nudge.corrections=true",
+        "trainer.test_freq=-1",
+        "trainer.total_training_steps=3",
+    )
+
+
 def context_of(row: dict) -> int:
     found = HINT.search(row["input"])
     return HINTS.index(found[1]) if found else PLAIN
+
+
+def index_of(data) -> dict[str, int]:
+    return {row["prompt"][0]["content"]: i for i, row in enumerate(pq.read_table(data).to_pylist())}
 
 
 def session_of(row: dict) -> int:
@@ -91,7 +125,7 @@ def by_hand(group: list[dict]) -> list[float]:
 
 
 def test_attempts_are_asked_under_the_contexts_that_were_drawn(nudged_run, data):
-    index = {row["prompt"][0]["content"]: i for i, row in enumerate(pq.read_table(data).to_pylist())}
+    index = index_of(data)
     seen = set()
     for step in range(1, STEPS + 1):
         base, _, _ = streams(nudged_run.rollouts(step))
@@ -179,7 +213,7 @@ def test_a_validation_has_no_hints(nudged_run):
 
 
 def test_an_asynchronous_trainer_asks_under_the_contexts_of_the_dispatch(asynchronous_run, data):
-    index = {row["prompt"][0]["content"]: i for i, row in enumerate(pq.read_table(data).to_pylist())}
+    index = index_of(data)
     distilled, corrected, further = 0, 0, 0
     for step, metrics in enumerate(asynchronous_run.steps, start=1):
         base, corrections, made = streams(asynchronous_run.rollouts(step))
@@ -202,3 +236,77 @@ def test_an_asynchronous_trainer_asks_under_the_contexts_of_the_dispatch(asynchr
         assert metrics["cipo/nudge/rows"] == sum("_n" in group for group in made)
         assert not any(HINT.search(row["input"]) for rows in made.values() for row in rows)
     assert distilled > 0 and corrected + further > 0
+
+
+# ---- corrections under contexts
+
+
+def asked_of(run: Run, steps: range, data) -> list[tuple[int, str, int, list[dict], list[int]]]:
+    """Of each group of corrections: step, uid, number of its problem, rows by session, context of each."""
+    numbers, found = index_of(data), []
+    for step in steps:
+        _, corrections, _ = streams(run.rollouts(step))
+        for group, rows in corrections.items():
+            rows.sort(key=session_of)
+            (number,) = {n for row in rows for text, n in numbers.items() if text in HINT.sub("", row["input"])}
+            found.append((step, group, number, rows, [context_of(row) for row in rows]))
+    return found
+
+
+def drawn_for(number: int, step: int, anchor: int) -> list[int]:
+    contexts = 2 if number % 7 else 0
+    return drawn_contexts(contexts, N, plain_share=0.5, seed=1, step=step, index=number, anchor=anchor)
+
+
+def test_corrections_are_asked_under_the_contexts_that_were_drawn(filtered_run, data):
+    found = asked_of(filtered_run, range(1, STEPS + 1), data)
+    assert len(found) == PROMPTS * STEPS
+    for step, group, number, _, contexts in found:
+        assert contexts == drawn_for(number, step, int(group.rpartition("_c")[2]))
+    assert {context for *_, contexts in found for context in contexts} == {0, 1, PLAIN}
+
+
+def test_what_is_evicted_takes_nothing_of_the_others(filtered_run):
+    assert sum(metrics.get("training/filter_groups/evicted_samples", 0) for metrics in filtered_run.steps) > 0
+    for step, metrics in enumerate(filtered_run.steps, start=1):
+        base, corrections, made = streams(filtered_run.rollouts(step))
+        assert len(base) == len(corrections) == PROMPTS and metrics["cipo/filter/corrections"] == 0
+        assert all(len({row["score"] for row in rows}) == 2 for rows in base.values())
+        assert {group.rpartition("_c")[0] for group in corrections} <= set(base)
+        assert metrics["cipo/nudge/rows"] == len(made) > 0
+
+
+def test_w2c_is_told_for_both(filtered_run):
+    told = set()
+    for step, metrics in enumerate(filtered_run.steps, start=1):
+        base, corrections, _ = streams(filtered_run.rollouts(step))
+        scores = {(uid, session_of(row)): row["score"] for uid, rows in base.items() for row in rows}
+        failed = [
+            row
+            for group, rows in corrections.items()
+            if scores[group.rpartition("_c")[0], int(group.rpartition("_c")[2])] == 0
+            for row in rows
+        ]
+        for name, under in (("context", True), ("plain", False)):
+            own = [row["score"] for row in failed if (context_of(row) != PLAIN) == under]
+            if own:
+                told.add(name)
+                assert metrics[f"cipo/nudge/w2c_{name}"] == pytest.approx(mean(own))
+    assert told == {"context", "plain"}
+
+
+def test_engines_of_their_own_have_them_too(separate_run, data):
+    """With schedule=replay: a correction is rolled out with prompts of a later step than its attempt."""
+    steps = range(1, len(separate_run.steps) + 1)
+    found = asked_of(separate_run, steps, data)
+    assert "[verl_cipo] trainer CIPOTrainerSeparateAsync" in separate_run.log and found
+    for step, _, number, _, contexts in found:
+        possible = [drawn_for(number, s, anchor) for s in range(1, step + 1) for anchor in range(N)]
+        assert contexts in possible
+    assert len({context for *_, contexts in found for context in contexts}) == 3
+    for step, metrics in enumerate(separate_run.steps, start=1):
+        base, corrections, _ = streams(separate_run.rollouts(step))
+        rows = [row for own in base.values() for row in own]
+        assert metrics["cipo/nudge/context_share"] == sum(context_of(row) != PLAIN for row in rows) / len(rows)
+        assert metrics["cipo/rows/correction"] == sum(map(len, corrections.values()))
+        assert metrics["actor/grad_norm"] > 0

@@ -108,6 +108,8 @@ def correction_relative(
     *,
     lambda_risk: float,
     norm_by_std: bool,
+    context: np.ndarray | None = None,
+    between: float = 1.0,
     epsilon: float = 1e-6,
 ) -> Tensor:
     """Group-relative advantage of corrections, with the penalty for turning a right attempt wrong (docs/method.md 7).
@@ -121,10 +123,14 @@ def correction_relative(
 
     scores: raw verifier scores, shape (N,); broken: bool, shape (N,), a wrong correction of a right anchor;
     group: N hashable names. A group of one has nothing to be compared with and gets 0.
+    context, between: as in :func:`nudged_relative`, whose advantage of the scores then takes the place of the first z;
+    None where no correction has a context.
     Computed in float64, so that equal scores give exactly 0. Returns a new tensor of shape (N,), like `scores`.
     """
     names = _codes(group)
-    advantage = group_relative(scores.double(), names, norm_by_std=norm_by_std, epsilon=epsilon)
+    context = np.full(len(names), PLAIN) if context is None else context
+    how = {"norm_by_std": norm_by_std, "epsilon": epsilon}
+    advantage = nudged_relative(scores.double(), names, context, between=between, **how)
     if lambda_risk and broken.any():
         flags = torch.from_numpy(broken.astype(np.float64)).to(advantage)
         advantage = advantage - lambda_risk * group_relative(flags, names, norm_by_std=norm_by_std)
@@ -217,7 +223,7 @@ def two_stream_advantage(
     token_level_rewards: (N, T), raw verifier outcomes (and any KL penalty); response_mask: (N, T), 1 where trained;
     loss_tokens: int, (N,), each row's tokens among those that verl's token-mean divides by, where that is not the sum
     of response_mask: its V1 engines divide by the tokens before rollout correction has rejected any.
-    between: of `nudged_relative`, read where attempts have contexts.
+    between: of `nudged_relative`, read where rollouts have contexts.
     The sum of a final row's rewards is its session's score; attempts get GRPO's advantage, in groups with a context
     that of `nudged_relative`, corrections that of `correction_relative`. Only final rows enter the statistics of their
     group; a session's advantage goes to all its rows. Padding gets 0 and enters nothing.
@@ -259,7 +265,15 @@ def two_stream_advantage(
         advantage[one] = own * base_scale
     if len(one := np.flatnonzero(last.stream == CORRECTION)):
         broken = last.anchor_correct[one] & ~last.correct[one]
-        own = correction_relative(scores[one], broken, last.group[one], lambda_risk=lambda_risk, **how)
+        own = correction_relative(
+            scores[one],
+            broken,
+            last.group[one],
+            lambda_risk=lambda_risk,
+            context=last.context[one],
+            between=between,
+            **how,
+        )
         advantage[one] = own * corr_scale
     advantage = advantage * torch.from_numpy(tokens[final] > 0).to(advantage)
     per_row = advantage.new_zeros(len(rows))

@@ -152,16 +152,26 @@ class CIPOConfig:
                 f"{path}.transfer.kind = {self.transfer.kind!r} with {path}.source = 'paired': no corrections are "
                 f"sampled; use {path}.transfer.kind = 'none', or {path}.source = 'resample' or 'both'"
             )
-        if self.moves_budget and not self.rolls_out:
-            key, value, allowed = (
-                ("source", self.source, "'resample' or 'both'")
-                if self.source == "paired"
-                else ("replay_fraction", self.replay_fraction, "above 0")
+        if self.nudge.corrections and not (self.nudges and self.rolls_out):
+            key, value, allowed = ("nudge.contexts", None, "a column of the training data")
+            if self.nudges:
+                key, value, allowed = self._without_corrections()
+            raise CIPOConfigError(
+                f"{path}.nudge.corrections = True with {path}.{key} = {value!r}: no corrections are made under a "
+                f"context; use {path}.{key} {allowed}, or {path}.nudge.corrections = False"
             )
+        if self.moves_budget and not self.rolls_out:
+            key, value, allowed = self._without_corrections()
             raise CIPOConfigError(
                 f"{path}.budget = 'auto' with {path}.{key} = {value!r}: no corrections are sampled, so no sessions can "
                 f"move; use {path}.{key} {allowed}, or {path}.budget = 'fixed'"
             )
+
+    def _without_corrections(self) -> tuple[str, Any, str]:
+        """Why no corrections are sampled: the knob, its value, and what it would have to be."""
+        if self.source == "paired":
+            return "source", self.source, "'resample' or 'both'"
+        return "replay_fraction", self.replay_fraction, "above 0"
 
     def _follow(self) -> None:
         """Give the knobs that are null a value, as their docs have it."""

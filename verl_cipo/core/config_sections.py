@@ -123,6 +123,9 @@ class NudgeConfig:
     between: float = 1.1
     """Weight, in the advantage of an attempt, of how much better its context does than all attempts of the prompt,
     against how much better it does than others under its context."""
+    corrections: bool = False
+    """Whether the corrections of an anchor are spread over the contexts of its prompt as well. The question that a
+    correction prompt holds then has the context, as that of an attempt does."""
     coef: float = 0.1
     """Weight of the distillation, which makes all attempts of a prompt likelier or less likely at the plain prompt, by
     their advantage; added to verl's policy loss; 0 = off."""

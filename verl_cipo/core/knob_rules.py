@@ -153,6 +153,7 @@ RULES: dict[str, Rule] = {
     # nudge; coef as above, template has a rule of its own
     "contexts": TEXT,
     "plain_share": SHARE,
+    "corrections": FLAG,
     "between": WEIGHT,
 }
 """Knob -> rule; that of a knob whose type is a Literal follows from it, and a field may bring its own as metadata."""

@@ -96,6 +96,8 @@ METRICS: dict[str, str] = {
     "cipo/nudge/accuracy_context": "Share of attempts under a context that are right.",
     "cipo/nudge/accuracy_plain": "Share of attempts at the plain prompt that are right, without the further ones of "
     "budget=auto.",
+    "cipo/nudge/w2c_context": "`cipo/transitions/w2c` of the corrections under a context, with nudge.corrections=true.",
+    "cipo/nudge/w2c_plain": "The same of the corrections without one, where others have one.",
     "cipo/nudge/loss": "What the distillation of attempts into the plain prompt adds to the loss, before its "
     "coefficient.",
     "cipo/nudge/rows": "Rows that the distillation adds: attempts under contexts, as answers to the plain prompt.",
@@ -103,6 +105,8 @@ METRICS: dict[str, str] = {
     "cipo/nudge/skipped/no_text_question": "Prompts with plain attempts alone: their question is not plain text (an "
     "image, say).",
     "cipo/nudge/skipped/too_long": "Contexts left out: the prompt with them would not fit into rollout.prompt_length.",
+    "cipo/nudge/skipped/correction_too_long": "Contexts left out of an anchor's corrections: the correction prompt "
+    "with them would not fit; with nudge.corrections=true.",
     "cipo/nudge/skipped/several_outputs": "Attempts left out of the distillation: their agent loop gave several "
     "outputs.",
     "cipo/nudge/skipped/no_prompt": "Attempts left out of the distillation: their plain prompt is not known.",
@@ -209,7 +213,8 @@ def batch_metrics(table: RowTable, *, longest: int | None = None) -> dict[str, f
 
 
 def nudge_metrics(table: RowTable) -> dict[str, float]:
-    """Of attempts under strategy contexts and beside them, without further ones; a mean over nothing is left out."""
+    """Of attempts under strategy contexts and beside them, without further ones, and of corrections where some have
+    one; a mean over nothing is left out."""
     rows = table.rows
     drawn = (rows.stream == BASE) & rows.final & ~rows.further
     under_context = rows.context != PLAIN
@@ -219,6 +224,12 @@ def nudge_metrics(table: RowTable) -> dict[str, float]:
     for name, own in (("context", drawn & under_context), ("plain", drawn & ~under_context)):
         if own.any():
             metrics[f"accuracy_{name}"] = float(rows.correct[own].mean())
+    corrections = (rows.stream == CORRECTION) & rows.final
+    failed = corrections & ~rows.anchor_correct
+    if (corrections & under_context).any():
+        for name, own in (("context", failed & under_context), ("plain", failed & ~under_context)):
+            if own.any():
+                metrics[f"w2c_{name}"] = float(rows.correct[own].mean())
     return {f"{PREFIX}nudge/{name}": value for name, value in metrics.items()}
 
 

@@ -1,4 +1,4 @@
-"""Strategy contexts: which attempt of a prompt is made under which, and what it is asked (NudgeRL, arXiv 2605.15726).
+"""Strategy contexts: which session of a prompt is asked under which, and what (NudgeRL, arXiv 2605.15726).
 
 Their advantage is in advantage.py, their distillation into the plain prompt in aux_loss/distill.py; docs/nudge.md.
 """
@@ -16,6 +16,8 @@ SKIPPED = "nudge/skipped/"
 SKIP_REASONS = ("bad_list", "no_text_question", "too_long")
 COUNTED = tuple(f"{SKIPPED}{reason}" for reason in SKIP_REASONS)
 """Counts of the rollout side that are logged every step."""
+CORRECTION_TOO_LONG = f"{SKIPPED}correction_too_long"
+"""Likewise where corrections are made under contexts."""
 
 
 def listed(row: Mapping[str, Any], column: str) -> list[str]:
@@ -46,16 +48,26 @@ def nudged(messages: Sequence[Mapping[str, Any]], context: str, config: NudgeCon
 
 
 def drawn_contexts(
-    n_contexts: int, sessions: int, *, plain_share: float, seed: int, step: int, index: Any
+    n_contexts: int,
+    sessions: int,
+    *,
+    plain_share: float,
+    seed: int,
+    step: int,
+    index: Any,
+    anchor: int | None = None,
 ) -> list[int]:
     """The number of the context of each of the attempts 0 ... `sessions` - 1, PLAIN for the plain prompt.
 
     They are spread evenly over the contexts, in an order that is drawn; then each goes to the plain prompt with the
     probability `plain_share`, by itself. Every draw is a lot of (seed, step, index), so retries and resumed runs agree.
+
+    Args:
+        anchor: the attempt, by its session, where the sessions are its corrections; a part of the lot.
     """
     if n_contexts == 0:
         return [PLAIN] * sessions
-    drawn_for = (seed, step, index, "nudge")
+    drawn_for = (seed, step, index, "nudge") if anchor is None else (seed, step, index, "nudge", anchor)
     order = sorted(range(n_contexts), key=lambda number: lot(*drawn_for, "context", number))
 
     def plain(session: int) -> bool:

@@ -112,7 +112,7 @@ class Mark:
     prompt, None where it is not known;
     question: of a correction whose anchor's prompt is not in its batch, the chat of that prompt; of an attempt under a
     context, the chat of its prompt without it;
-    context: the number of an attempt's context in its prompt's list, None at the plain prompt;
+    context: the number of a rollout's context in its prompt's list, None at the plain prompt;
     second: the second verifier's verdict, None where it was not asked or gave none.
     """
 
@@ -158,7 +158,7 @@ class Rows:
     session: str, equal for the outputs of one agent-loop session; final: bool, the last output of its session;
     correct: bool, the verdict on the row; anchor_correct: bool, that on the anchor (False for a base row);
     further: bool, an attempt that the budget made in place of corrections; None in the constructor: no row is one;
-    context: int64, the number of an attempt's context, PLAIN of other rows; None in the constructor: no row has one.
+    context: int64, the number of a rollout's context, PLAIN of other rows; None in the constructor: no row has one.
     """
 
     stream: np.ndarray
@@ -340,7 +340,8 @@ class RowTable:
 
     def plain_questions(self) -> dict[str, list[dict]]:
         """Key -> the chat of the plain prompt, of attempts under a context: that in the batch has the context in it."""
-        return {self.keys[i]: self.question[i] or [] for i in np.flatnonzero(self.rows.context != PLAIN)}
+        under_context = (self.rows.stream == BASE) & (self.rows.context != PLAIN)
+        return {self.keys[i]: self.question[i] or [] for i in np.flatnonzero(under_context)}
 
     def correction_keys(self) -> list[str]:
         """Keys of the correction rows."""

@@ -1,13 +1,14 @@
-"""Strategy contexts as a run finds them: in the data set before any worker starts, and at a prompt."""
+"""Strategy contexts as a run finds them: in the data set before any worker starts, at a prompt and at an anchor."""
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
-from verl_cipo.core.nudge import COUNTED, SKIPPED, drawn_contexts, listed, nudged
+from verl_cipo.core.nudge import CORRECTION_TOO_LONG, COUNTED, SKIPPED, drawn_contexts, listed, nudged
+from verl_cipo.core.prompts import Request
 from verl_cipo.core.rows import PLAIN
 from verl_cipo.integration.checks import looked_at
 
@@ -57,35 +58,93 @@ def contexts_of(
         prompt_length: ``rollout.prompt_length``; verl would cut the start off a longer prompt.
     """
     counts.update(dict.fromkeys(COUNTED, 0))
+    chats, refusal = _chats(prompt, cipo)
+    if refusal is not None:
+        counts[f"{SKIPPED}{refusal}"] += 1
+        return Contexts()
+    fitting = {number: chat for number, chat in enumerate(chats) if count_tokens(chat) <= prompt_length}
+    counts[f"{SKIPPED}too_long"] += len(chats) - len(fitting)
+    drawn = _drawn(fitting, sessions, prompt, cipo, step=step)
+    return Contexts(
+        plain=[dict(message) for message in prompt["raw_prompt"]],
+        number={session: number for session, number in enumerate(drawn) if number is not None},
+        chat=fitting,
+    )
+
+
+class Asked(NamedTuple):
+    """What a correction session is asked.
+
+    context: its number in the list of the attempt's prompt, None where the question has none.
+    """
+
+    request: Request
+    context: int | None = None
+
+
+Ask = Callable[[list[dict]], tuple[Request | None, str | None]]
+"""The request for a correction in which the question of a chat stands, or the reason why there is none."""
+
+
+def asked_under_contexts(
+    prompt: Mapping[str, Any],
+    plain: Request,
+    ask: Ask,
+    cipo: CIPOConfig,
+    counts: Counter,
+    *,
+    n: int,
+    step: int,
+    anchor: int,
+) -> list[Asked]:
+    """What each of the ``n`` corrections of an attempt is asked; contexts that leave no room are added to ``counts``.
+
+    Args:
+        prompt: of the attempt, as in :func:`contexts_of`, which has told what is wrong with its contexts.
+        plain: the request without a context.
+        step: that in which the corrections are rolled out.
+        anchor: the attempt, by its session.
+    """
+    chats, _ = _chats(prompt, cipo)
+    requests = {number: request for number, chat in enumerate(chats) if (request := ask(chat)[0]) is not None}
+    counts[CORRECTION_TOO_LONG] += len(chats) - len(requests)
+    drawn = _drawn(requests, n, prompt, cipo, step=step, anchor=anchor)
+    return [Asked(plain) if number is None else Asked(requests[number], number) for number in drawn]
+
+
+def _chats(prompt: Mapping[str, Any], cipo: CIPOConfig) -> tuple[list[list[dict]], str | None]:
+    """The chat of a prompt with each of its contexts, or of SKIP_REASONS the one why there are none."""
     try:
         texts = listed(prompt, str(cipo.nudge.contexts))
     except ValueError as error:
-        logger.error("prompt %s has plain attempts alone: %s", prompt["index"], error)
-        counts[f"{SKIPPED}bad_list"] += 1
-        return Contexts()
-    chats: dict[int, list[dict]] = {}
-    for number, text in enumerate(texts):
-        if (chat := nudged(prompt["raw_prompt"], text, cipo.nudge)) is None:
-            counts[f"{SKIPPED}no_text_question"] += 1
-            return Contexts()
-        if count_tokens(chat) > prompt_length:
-            counts[f"{SKIPPED}too_long"] += 1
-        else:
-            chats[number] = chat
+        logger.error("prompt %s goes without contexts: %s", prompt["index"], error)
+        return [], "bad_list"
+    chats = [nudged(prompt["raw_prompt"], text, cipo.nudge) for text in texts]
+    found = [chat for chat in chats if chat is not None]
+    return (found, None) if len(found) == len(chats) else ([], "no_text_question")
+
+
+def _drawn(
+    numbers: Iterable[int],
+    sessions: int,
+    prompt: Mapping[str, Any],
+    cipo: CIPOConfig,
+    *,
+    step: int,
+    anchor: int | None = None,
+) -> list[int | None]:
+    """Of each session which of the contexts ``numbers`` it has, None at the plain prompt."""
+    usable = list(numbers)
     drawn = drawn_contexts(
-        len(chats),
+        len(usable),
         sessions,
         plain_share=cipo.nudge.plain_share,
         seed=cipo.seed,
         step=step,
         index=prompt["index"],
+        anchor=anchor,
     )
-    fitting = list(chats)
-    return Contexts(
-        plain=[dict(message) for message in prompt["raw_prompt"]],
-        number={session: fitting[place] for session, place in enumerate(drawn) if place != PLAIN},
-        chat=chats,
-    )
+    return [None if place == PLAIN else usable[place] for place in drawn]
 
 
 def check_contexts(

@@ -226,9 +226,12 @@ def test_a_step_asks_under_contexts_and_distils(nudged_task, monkeypatch):
     assert again.step(1)["cipo/nudge/context_share"] == found["cipo/nudge/context_share"]
 
 
-def test_corrections_beside_contexts_ask_the_plain_question(nudged_task, monkeypatch):
+@pytest.mark.parametrize("arm", ["balanced_nudge", "balanced_nudge_both"])
+def test_corrections_beside_contexts_ask_the_plain_question_unless_told(nudged_task, monkeypatch, arm):
     asked = []
-    trainer = replica.Replica(nudged_task, ARMS["balanced_nudge"], 1, SETTING)
+    # Without its budget all anchors are corrected.
+    with_anchors = replace(ARMS[arm], options=(*ARMS[arm].options, "+algorithm.cipo.budget=fixed"))
+    trainer = replica.Replica(nudged_task, with_anchors, 1, SETTING)
     trainer.policy.verifier = lambda text, answer: False
     sample = trainer.policy.sample
 
@@ -237,11 +240,17 @@ def test_corrections_beside_contexts_ask_the_plain_question(nudged_task, monkeyp
         return sample(chats)
 
     monkeypatch.setattr(trainer.policy, "sample", seen)
-    trainer.step(1)
+    found = trainer.step(1)
     attempts, further, corrections = asked
     assert any("strategy: " in text for text in attempts)
-    assert len(further) + len(corrections) == 16
-    assert not any("strategy: " in text for text in (*further, *corrections))
+    assert len(further) == 0 and len(corrections) == 16
+    # What this model writes may hold a context itself.
+    under = sum("strategy: " in text.partition("<attempt>")[0] for text in corrections)
+    if arm == "balanced_nudge":
+        assert under == 0 and "cipo/nudge/w2c_context" not in found
+    else:
+        assert 0 < under < len(corrections)
+        assert found["cipo/nudge/w2c_context"] == 0.0 == found["cipo/nudge/w2c_plain"]
 
 
 def test_a_task_without_contexts_is_refused(task):

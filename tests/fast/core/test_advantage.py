@@ -14,6 +14,7 @@ from verl_cipo.core.advantage import (
     CORRECTION,
     LOSS_AGG_MODES,
     PADDING,
+    PLAIN,
     SEQ_MEAN_MODES,
     Rows,
     correction_relative,
@@ -119,6 +120,18 @@ def test_correction_relative_by_hand():
     # Without the std: 2, 0, -2, 0 and .5 * (.5, .5, -.5, -.5).
     plain = corrected([4.0, 2.0, 0.0, 2.0], broken, risk=0.5, norm_by_std=False)
     assert plain.tolist() == pytest.approx([2.25, 0.25, -2.25, -0.25])
+
+
+def test_corrections_under_contexts_by_hand():
+    scores, broken, context = [1.0, 0.0, 1.0, 0.0], [False, True, False, True], np.array([0, 0, 1, PLAIN])
+    how = {"lambda_risk": 0.5, "norm_by_std": False}
+    found = correction_relative(
+        torch.tensor(scores), np.array(broken), ["k"] * 4, context=context, between=1.1, **how
+    ).tolist()
+    # As attempts (test_nudge.py): .4875, -.5125, .5375, -.5125; the penalty is .5 * (0, 1, 0, 1) less its mean.
+    assert found == pytest.approx([0.4875 + 0.25, -0.5125 - 0.25, 0.5375 + 0.25, -0.5125 - 0.25])
+    alone = correction_relative(torch.tensor([1.0]), np.array([False]), ["k"], context=np.array([1]), **how)
+    assert alone.tolist() == [0.0]
 
 
 # Largest absolute advantage of a group of 8 with the std of the raw scores under the shaped ones: 10.3, 23, 126, 8.8e5.
@@ -313,6 +326,14 @@ def test_streams_risk_and_scales_by_hand():
     # Base: 1 and 0, mean .5. Corrections of the right attempt: 1 and 0 - 2 = -2, mean -.5: 1.5 and -1.5;
     # of the wrong one: 1 and 0, mean .5, no penalty. token-sum: Tb = 6, Tc = 8, corrections * .5 * 6 / 8 = .375.
     per_row = torch.tensor([0.5, -0.5, 1.5 * 0.375, -1.5 * 0.375, 0.5 * 0.375, -0.5 * 0.375])
+    assert torch.allclose(result, per_row[:, None] * MASK)
+
+
+def test_corrections_of_a_batch_have_the_advantage_of_their_contexts():
+    table = Rows(**{**vars(rows(TABLE)), "context": np.array([PLAIN, PLAIN, PLAIN, PLAIN, 0, 1])})
+    result = two_stream(TOKEN_REWARDS, MASK, table, **(HOW | {"lambda_risk": 0.0, "between": 1.4}))
+    # Each context of the last group has one correction: 1.4 * .5. Corrections * 6 / 8.
+    per_row = torch.tensor([0.5, -0.5, 0.5 * 0.75, -0.5 * 0.75, 0.7 * 0.75, -0.7 * 0.75])
     assert torch.allclose(result, per_row[:, None] * MASK)
 
 

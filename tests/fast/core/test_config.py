@@ -56,6 +56,7 @@ DEFAULTS = {
         "template": "{question}\n\nUse this strategy: {context}",
         "plain_share": 0.5,
         "between": 1.1,
+        "corrections": False,
         "coef": 0.1,
     },
 }
@@ -225,6 +226,7 @@ BAD = [
     ("nudge.template", None, "a text that holds {question} and {context} once each"),
     ("nudge.plain_share", 1.1, "a finite number in [0, 1]"),
     ("nudge.between", -0.1, "a finite number >= 0"),
+    ("nudge.corrections", 1, "true or false"),
     ("nudge.coef", "on", "a finite number >= 0"),
 ]
 
@@ -286,6 +288,22 @@ def test_a_budget_moves_sessions_of_sampled_corrections_only(knobs, named, allow
     assert "algorithm.cipo.budget = 'auto'" in message and named in message and allowed in message
     CIPOConfig.from_mapping({"budget": "fixed", **knobs})
     CIPOConfig.from_mapping({"budget": "auto", "source": "both", "aux": {"coef": 0.1}})
+
+
+@pytest.mark.parametrize(
+    ("knobs", "named", "allowed"),
+    [
+        ({"nudge": {}}, "algorithm.cipo.nudge.contexts = None", "a column of the training data"),
+        ({"replay_fraction": 0}, "algorithm.cipo.replay_fraction = 0.0", "above 0"),
+        ({"source": "paired", "aux": {"coef": 0.1}}, "algorithm.cipo.source = 'paired'", "'resample' or 'both'"),
+    ],
+)
+def test_corrections_under_contexts_need_both(knobs, named, allowed):
+    knobs = {"nudge": {"contexts": "hints"}} | knobs
+    message = message_of(knobs | {"nudge": knobs["nudge"] | {"corrections": True}})
+    assert "algorithm.cipo.nudge.corrections = True" in message and named in message and allowed in message
+    CIPOConfig.from_mapping(knobs)
+    CIPOConfig.from_mapping({"nudge": {"contexts": "hints", "corrections": True}})
 
 
 def test_order_of_rho_and_of_the_medium_band():

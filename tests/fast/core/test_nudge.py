@@ -101,7 +101,15 @@ def test_the_draw_is_that_of_seed_step_and_index_in_every_version():
         assert drawn_contexts(2, 8, **{**draw, **other}) != DRAWN
 
 
+def test_corrections_of_an_anchor_are_drawn_by_themselves():
+    draw = {"plain_share": 0.5, "seed": 1, "step": 1, "index": 0}
+    assert drawn_contexts(2, 8, anchor=0, **draw) == DRAWN_FOR_ANCHOR_0
+    draws = [drawn_contexts(2, 8, anchor=anchor, **draw) for anchor in range(8)]
+    assert len({tuple(one) for one in (*draws, DRAWN)}) == 9
+
+
 DRAWN = [PLAIN, 1, 0, 1, PLAIN, PLAIN, PLAIN, 1]
+DRAWN_FOR_ANCHOR_0 = [PLAIN, PLAIN, PLAIN, 1, PLAIN, 1, 0, PLAIN]
 
 # ---- the advantage
 
@@ -182,7 +190,7 @@ def test_another_shape_is_an_error():
         nudged_relative(SCORES, GROUP, CONTEXT[:3], between=1.1, norm_by_std=True)
 
 
-def test_in_a_batch_corrections_stay_as_they_are():
+def test_in_a_batch_corrections_without_contexts_stay_as_they_are():
     """Four attempts, of which one is a further one at the plain prompt, a correction group, padding."""
     stream = np.array([0, 0, 0, 0, 1, 1, 2], np.int8)
     rows = Rows(
@@ -214,7 +222,7 @@ def test_a_table_knows_contexts_and_plain_questions():
         "a_1_0": Mark(correct=False),
         "b_0_0": Mark(correct=True, context=0, question=CHAT),
         "a_c0_0_0": Mark(correct=True, anchor_correct=True),
-        "b_c0_0_0": Mark(correct=True, anchor_correct=True),
+        "b_c0_0_0": Mark(correct=True, anchor_correct=True, context=1),
     }
     table = RowTable.of_marks(
         list(marks),
@@ -223,9 +231,9 @@ def test_a_table_knows_contexts_and_plain_questions():
         scores=np.zeros(5),
         tokens=np.ones(5, dtype=np.int64),
     )
-    assert table.rows.context.tolist() == [1, PLAIN, 0, PLAIN, PLAIN]
-    assert table.plain_questions() == {"a_0_0": CHAT, "b_0_0": CHAT}
+    assert table.rows.context.tolist() == [1, PLAIN, 0, PLAIN, 1]
+    assert table.plain_questions() == {"a_0_0": CHAT, "b_0_0": CHAT}, "a correction is trained as it was asked"
     assert [table.plain_prompt(i) for i in (0, 3)] == [("a_1_0", [])] * 2, "that of an attempt without a context"
     assert [table.plain_prompt(i) for i in (2, 4)] == [(None, CHAT)] * 2, "no attempt of b was asked it"
     assert table.in_order(["a_0_0", "x"], padding=np.array([False, True])).context.tolist() == [1, PLAIN]
-    assert RowTable.joined([table, table]).rows.context.tolist() == [1, PLAIN, 0, PLAIN, PLAIN] * 2
+    assert RowTable.joined([table, table]).rows.context.tolist() == [1, PLAIN, 0, PLAIN, 1] * 2

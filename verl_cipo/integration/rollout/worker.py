@@ -32,10 +32,10 @@ from verl.trainer.ppo.v1 import AgentLoopWorkerTQ
 
 from verl_cipo.core.contents import without_media
 from verl_cipo.core.draws import origin
-from verl_cipo.core.prompts import CorrectionPrompt, Others
+from verl_cipo.core.prompts import CorrectionPrompt, Others, Request
 from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, correction_group
 from verl_cipo.core.verdict import verdict
-from verl_cipo.integration.contexts import contexts_of
+from verl_cipo.integration.contexts import Asked, asked_under_contexts, contexts_of
 from verl_cipo.integration.group_filter import filter_metric
 from verl_cipo.integration.rendering import agent_loop_prompt
 from verl_cipo.integration.rollout import payloads
@@ -201,7 +201,8 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
                 group.counts["corrections/not_asked"] += 1
                 logger.error("a correction asked the plain prompt again: its agent loop ignores raw_prompt")
             outcome.text = await self._off_the_loop(self._prompt.decode, final.response_ids)
-            outcome.copied = await self._off_the_loop(self._prompt.repeats, anchor.shown, outcome.text)
+            asked = anchor.asked[kwargs["session_id"]]
+            outcome.copied = await self._off_the_loop(self._prompt.repeats, asked.request.shown, outcome.text)
             group.corrections[number, kwargs["session_id"]] = outcome
             mark = Mark(
                 correct=outcome.correct,
@@ -211,6 +212,7 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
                 copied=outcome.copied,
                 **(anchor.outcome._asdict() if anchor.outcome else {}),
                 question=self._question(anchor),
+                context=asked.context,
                 second=second,
             )
         for output in outputs:
@@ -347,14 +349,9 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
         host: Mapping[str, Any],
     ) -> None:
         """Start ``n`` correction sessions of one anchor, or count why there are none."""
-        messages = list(anchor.prompt["raw_prompt"])
-        request, skipped = await self._off_the_loop(
-            self._prompt_of(group).request, messages, anchor.text, anchor.others
-        )
-        if request is None:
-            group.counts[f"anchors/skipped/{skipped}"] += 1
+        anchor.asked = await self._off_the_loop(self._asked, group, anchor, n, trajectory["step"])
+        if not anchor.asked:
             return
-        anchor.shown = request.shown
         group.anchors[number] = anchor
         kwargs = {key: value for key, value in anchor.prompt.items() if key not in (*OF_ONE_ROLLOUT, "raw_prompt")}
         kwargs |= {key: host[key] for key in OF_THE_HOST if key in host}
@@ -366,13 +363,28 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
                     trajectory,
                     uid=correction_group(group.uid, number),
                     session_id=i,
-                    raw_prompt=request.messages,
+                    raw_prompt=asked.request.messages,
                     trace=False,
                     **kwargs,
                 )
             )
-            for i in range(n)
+            for i, asked in enumerate(anchor.asked)
         ]
+
+    def _asked(self, group: PromptGroup, anchor: Anchor, n: int, step: int) -> list[Asked]:
+        """What ``n`` corrections of an anchor are asked; none where no prompt can be had, which is counted."""
+
+        def ask(messages: list[dict]) -> tuple[Request | None, str | None]:
+            return self._prompt_of(group).request(messages, anchor.text, anchor.others)
+
+        plain, skipped = ask(list(anchor.prompt["raw_prompt"]))
+        if plain is None:
+            group.counts[f"anchors/skipped/{skipped}"] += 1
+            return []
+        if group.validate or not self._cipo.nudge.corrections:
+            return [Asked(plain)] * n
+        how = {"n": n, "step": step, "anchor": anchor.session}
+        return asked_under_contexts(anchor.prompt, plain, ask, self._cipo, group.counts, **how)
 
     async def _run_correction(
         self, group: PromptGroup, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any

@@ -76,8 +76,11 @@ def test_further_attempts_are_plain(world):
 
 
 def test_a_validation_is_never_nudged(world):
-    roll(world, validate=True, n_of={0: 4}, nudge=NUDGE | {"plain_share": 0.0}, columns=COLUMNS, val_corrections=0)
-    assert set(asked(world).values()) == {"Q0?"}
+    nudge = NUDGE | {"plain_share": 0.0, "corrections": True}
+    roll(world, validate=True, n_of={0: 4}, nudge=nudge, columns=COLUMNS)
+    assert {text for name, text in asked(world).items() if "_c" not in name} == {"Q0?"}
+    second = [entry[3]["raw_prompt"][-1]["content"] for entry in world if entry[0] == "session" and "_c" in entry[1]]
+    assert len(second) == 4 and not any(hint in text for text in second for hint in HINTS)
 
 
 def test_it_is_off_without_a_column(world):
@@ -98,7 +101,7 @@ def test_what_is_no_list_costs_the_contexts_alone(world, caplog):
     stats = roll(world, nudge=NUDGE, columns={"hints": "add first"})
     assert len(rows(world)) == 2 * N and world[-1] == ("status", "p0", "finished")
     assert stats["nudge/skipped/bad_list"] == 1
-    assert "prompt 0 has plain attempts alone" in caplog.text and "expected a list of texts" in caplog.text
+    assert "prompt 0 goes without contexts" in caplog.text and "expected a list of texts" in caplog.text
 
 
 def test_a_question_with_an_image_has_plain_attempts(world):
@@ -135,6 +138,71 @@ def test_a_fault_in_drawing_does_not_hold_up_others(world, monkeypatch):
     monkeypatch.setattr(worker, "contexts_of", broken)
     roll(world, prompts=2, nudge=NUDGE, columns=COLUMNS)
     assert [entry for entry in world if entry[0] == "status"][-1][2] == "failure"
+
+
+# ---- corrections under contexts
+
+CORRECTED = NUDGE | {"corrections": True}
+
+
+@pytest.mark.parametrize("schedule", ["streaming", "barrier"])
+def test_corrections_have_the_contexts_that_were_drawn(world, schedule):
+    """Those of each anchor by themselves, whatever its attempt had."""
+    roll(world, prompts=2, replay_fraction=4.0, schedule=schedule, nudge=CORRECTED, columns=COLUMNS)
+    seen, noted = asked(world), marks(world)
+    corrections = {name: text for name, text in seen.items() if "_c" in name}
+    assert len(corrections) == 2 * N * N
+    draws = {(i, anchor): drawn(i, anchor=anchor) for i in range(2) for anchor in range(N)}
+    assert len(set(map(tuple, draws.values()))) > 2, "else this says little"
+    for (i, anchor), numbers in draws.items():
+        for session, number in enumerate(numbers):
+            name = f"p{i}_c{anchor}_{session}"
+            found = [hint for hint in HINTS if f"{hint}: Q{i}?" in corrections[name]]
+            assert found == ([] if number == PLAIN else [HINTS[number]])
+            assert noted[name].get("context", PLAIN) == number and f"Q{i}?" in corrections[name]
+    for i in range(2):
+        assert [noted[f"p{i}_{session}"].get("context", PLAIN) for session in range(N)] == drawn(i), "as without them"
+
+
+def test_corrections_of_the_step_before_have_the_contexts_of_their_own_prompt(world):
+    pool = [old_group("a", "ww")]
+    roll(world, schedule="replay", nudge=CORRECTED | {"plain_share": 0.0}, columns=COLUMNS, pool=pool)
+    corrections = {name: text for name, text in asked(world).items() if "_c" in name}
+    assert corrections
+    (anchor,) = {text.partition("try ")[2][0] for text in corrections.values()}
+    numbers = drawn("old", plain_share=0.0, anchor=int(anchor))
+    for name, text in corrections.items():
+        number = numbers[int(name.rsplit("_")[-1])]
+        assert f"{HINTS[number]}: a?" in text and marks(world)[name]["context"] == number
+
+
+def test_a_context_that_leaves_no_room_is_left_out_of_the_corrections(world):
+    """The attempt has room under it, and the correction prompt has none."""
+    hints = ["short", "x" * 400]
+    nudge = CORRECTED | {"plain_share": 0.0}
+    stats = roll(world, prompt_length=500, nudge=nudge, columns={"hints": hints})
+    corrections = {name: text for name, text in asked(world).items() if "_c" in name}
+    assert len(corrections) == N and all("short: Q0?" in text for text in corrections.values())
+    assert stats["nudge/skipped/correction_too_long"] == 1 and stats["nudge/skipped/too_long"] == 0
+    assert any("x" * 400 in text for name, text in asked(world).items() if "_c" not in name)
+
+
+def test_what_a_correction_copies_is_what_it_was_shown_itself(world):
+    """Under a context there is room for less of the attempt."""
+    hint, said = "h" * 100, "".join(f"{i:03}" for i in range(100))
+    texts = {f"p0_{i}": said for i in range(N)}
+    how = {"prompt_length": 500, "replay_fraction": 4.0, "nudge": CORRECTED, "columns": {"hints": [hint]}}
+    roll(world, texts=texts, **how)
+    shown = {}
+    for name, text in asked(world).items():
+        if "_c" in name:
+            shown[hint in text] = text.partition("[...] ")[2].partition("\n")[0]
+    assert len(shown[True]) < len(shown[False])
+    world.clear()
+    roll(world, texts=texts | {f"p0_c{a}_{i}": shown[True] for a in range(N) for i in range(N)}, **how)
+    noted = {name: mark for name, mark in marks(world).items() if "_c" in name}
+    assert {mark.get("copied", False) for mark in noted.values()} == {True, False}
+    assert all(mark.get("copied", False) == ("context" in mark) for mark in noted.values())
 
 
 # ---- the data set

@@ -162,7 +162,7 @@ def roll(
             await actor.open(-1, uids=[group.uid for group in pool], rho=0.5, step=0)
             for group in pool:
                 data = {"raw_prompt": [{"role": "user", "content": f"{group.uid}?"}], "index": "old"}
-                data |= {"agent_name": "single_turn_agent", "global_steps": 0}
+                data |= {"agent_name": "single_turn_agent", "global_steps": 0, **(columns or {})}
                 await actor.add(-1, group, {a.session: (f"try {a.session}", data) for a in group.attempts})
         if ticket["batch"] is not None:
             await actor.open(0, uids=[f"p{i}" for i in range(prompts)], rho=0.5, step=1, shares=shares)
