@@ -37,7 +37,7 @@ from verl_cipo.core.prompts import Others, Said, correction_prompt
 from verl_cipo.core.rows import PLAIN, Mark, RowKey, RowTable, correction_group
 from verl_cipo.core.steering.budget import BudgetState, drawn_first, observe_budget, shares
 from verl_cipo.core.steering.rho import RhoState, update_rho
-from verl_cipo.integration.contexts import Asked, asked_under_contexts
+from verl_cipo.integration.contexts import SessionRequest, asked_of_anchor
 from verl_cipo.integration.rollout.reports import Reports
 from verl_cipo.integration.rollout.slots import Slots
 
@@ -175,20 +175,16 @@ class Replica:
             sessions[uid] += n
         rows = self._attempts(further)
         of_key = {row.key: row for row in attempts}
-        asked: list[tuple[Attempt, int, Row, Asked]] = []
+        asked: list[tuple[Attempt, int, Row, SessionRequest]] = []
         for anchor in (anchor for anchor, own in zip(anchors, corrected, strict=True) if own):
             row = of_key[RowKey(anchor.uid, anchor.session)]
             others = self._others(anchor, groups[anchor.uid], of_key, number)
             ask = partial(self._prompt.request, attempt=row.sample.text, others=others)
-            plain, reason = ask(row.messages)
-            if plain is None:
+            prompt = {**problems[anchor.uid], "raw_prompt": row.messages, "index": row.index}
+            how = {"n": n, "step": number, "anchor": anchor.session}
+            own, reason = asked_of_anchor(prompt, ask, self.cipo, self._reports.step, **how)
+            if reason is not None:
                 self._reports.step[f"anchors/skipped/{reason}"] += 1
-                continue
-            own = [Asked(plain)] * n
-            if self.cipo.nudge.corrections:
-                prompt = {**problems[anchor.uid], "raw_prompt": row.messages, "index": row.index}
-                how = {"n": n, "step": number, "anchor": anchor.session}
-                own = asked_under_contexts(prompt, plain, ask, self.cipo, self._reports.step, **how)
             asked += [(anchor, i, row, one) for i, one in enumerate(own)]
         samples = self.policy.sample(
             [(one.request.messages, answer_of(problems[anchor.uid])) for anchor, _, _, one in asked]

@@ -130,6 +130,16 @@ def question(row: dict) -> str:
     return row["input"].split("user\n", 1)[1].rsplit("assistant", 1)[0].strip()
 
 
+def content(run: Run, step: int) -> list[tuple]:
+    """Attempts and corrections of a step, without what is random in a uid."""
+    base, corrections, _ = streams(run.rollouts(step))
+    return sorted(
+        (row["uid"].split("_", 1)[1], row["input"], row["output"], row["gts"], row["score"])
+        for rows in (*base.values(), *corrections.values())
+        for row in rows
+    )
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory) -> Iterator[str]:
     with launch.ray_cluster(tmp_path_factory.mktemp("cluster") / "ray.log") as address:

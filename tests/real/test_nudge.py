@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.real.conftest import PROMPTS, SEPARATE, STEPS, N, Run, question, streams
+from tests.real.conftest import PROMPTS, SEPARATE, STEPS, N, Run, content, question, streams
 from verl_cipo.core.metrics import METRICS
 from verl_cipo.core.nudge import drawn_contexts
 from verl_cipo.core.rows import PLAIN
@@ -96,6 +96,25 @@ def separate_run(run_alone, data, tmp_path_factory):
         "trainer.test_freq=-1",
         "trainer.total_training_steps=3",
     )
+
+
+BARRIER = (
+    *UNDER_HINTS,
+    "+algorithm.cipo.schedule=barrier",
+    "+algorithm.cipo.nudge.corrections=true",
+    "+algorithm.cipo.transfer.kind=inject",
+    "+algorithm.cipo.transfer.below=1",
+)
+
+
+@pytest.fixture(scope="session")
+def v0_run(run, data, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("nudge_v0"), *BARRIER, f"data.train_files={data}", "trainer.use_v1=False")
+
+
+@pytest.fixture(scope="session")
+def v1_run(run, data, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("nudge_v1"), *BARRIER, f"data.train_files={data}")
 
 
 def context_of(row: dict) -> int:
@@ -310,3 +329,17 @@ def test_engines_of_their_own_have_them_too(separate_run, data):
         assert metrics["cipo/nudge/context_share"] == sum(context_of(row) != PLAIN for row in rows) / len(rows)
         assert metrics["cipo/rows/correction"] == sum(map(len, corrections.values()))
         assert metrics["actor/grad_norm"] > 0
+
+
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_v0_and_v1_ask_and_train_the_same(v0_run, v1_run, step):
+    assert "[verl_cipo] trainer CIPOTrainerV0" in v0_run.log
+    ours, theirs = content(v0_run, step), content(v1_run, step)
+    assert ours == theirs and any(HINT.search(text) for uid, text, *_ in ours if uid.startswith("c"))
+    v0, v1 = v0_run.steps[step - 1], v1_run.steps[step - 1]
+    shared = {name for name in v1 if name.startswith("cipo/") and "seconds" not in name}
+    assert shared == {name for name in v0 if name.startswith("cipo/") and "seconds" not in name}
+    assert v1["cipo/nudge/rows"] > 0 and v1["cipo/nudge/loss"] != 0
+    for name in shared | {"critic/advantages/max", "critic/advantages/min"}:
+        assert v0[name] == pytest.approx(v1[name], rel=1e-5), name
+    assert v0["actor/grad_norm"] == pytest.approx(v1["actor/grad_norm"], rel=1e-3)

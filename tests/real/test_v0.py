@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.conftest import GREEDY, PROMPTS, STEPS, STOCK, N, question, streams
+from tests.real.conftest import GREEDY, PROMPTS, STEPS, STOCK, N, content, question, streams
 from verl_cipo.core.metrics import METRICS
 
 pytestmark = pytest.mark.real
@@ -88,16 +88,6 @@ def test_corrections_are_groups_of_n_with_their_attempt_in_the_prompt(v0_run, st
             assert f"<attempt>\n{anchor['output'].strip()}\n</attempt>" in row["input"]
             assert row["gts"] == anchor["gts"]
     assert {row["score"] for row in v0_run.rollouts(step)} <= {0.0, 1.0}, "risk shaping got into the dump"
-
-
-def content(run, step):
-    """Attempts and corrections of a step, without what is random in a uid."""
-    base, corrections, _ = streams(run.rollouts(step))
-    return sorted(
-        (row["uid"].split("_", 1)[1], row["input"], row["output"], row["gts"], row["score"])
-        for rows in (*base.values(), *corrections.values())
-        for row in rows
-    )
 
 
 @pytest.mark.nightly

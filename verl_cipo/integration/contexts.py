@@ -29,10 +29,10 @@ class Contexts:
     chat: Mapping[int, list[dict]] = field(default_factory=dict)
     """Number of a context -> the chat with it."""
 
-    def asked(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The data of a session, with its context in ``raw_prompt``."""
-        number = self.number.get(kwargs["session_id"])
-        return dict(kwargs) if number is None else {**kwargs, "raw_prompt": self.chat[number]}
+    def asked(self, session: int, plain: Any) -> Any:
+        """The chat of a session, ``plain`` where it has no context."""
+        number = self.number.get(session)
+        return plain if number is None else self.chat[number]
 
     def noted(self, session: int) -> dict[str, Any]:
         """What the ``Mark`` of an attempt says of it."""
@@ -72,7 +72,7 @@ def contexts_of(
     )
 
 
-class Asked(NamedTuple):
+class SessionRequest(NamedTuple):
     """What a correction session is asked.
 
     context: its number in the list of the attempt's prompt, None where the question has none.
@@ -86,9 +86,8 @@ Ask = Callable[[list[dict]], tuple[Request | None, str | None]]
 """The request for a correction in which the question of a chat stands, or the reason why there is none."""
 
 
-def asked_under_contexts(
+def asked_of_anchor(
     prompt: Mapping[str, Any],
-    plain: Request,
     ask: Ask,
     cipo: CIPOConfig,
     counts: Counter,
@@ -96,20 +95,30 @@ def asked_under_contexts(
     n: int,
     step: int,
     anchor: int,
-) -> list[Asked]:
-    """What each of the ``n`` corrections of an attempt is asked; contexts that leave no room are added to ``counts``.
+    validate: bool = False,
+) -> tuple[list[SessionRequest], str | None]:
+    """What each of the ``n`` corrections of an attempt is asked; none, and the reason, where no prompt can be had.
+
+    With ``nudge.corrections`` some are asked under a context; those that leave no room are added to ``counts``.
 
     Args:
         prompt: of the attempt, as in :func:`contexts_of`, which has told what is wrong with its contexts.
-        plain: the request without a context.
         step: that in which the corrections are rolled out.
         anchor: the attempt, by its session.
+        validate: no contexts.
     """
+    plain, refusal = ask(list(prompt["raw_prompt"]))
+    if plain is None:
+        return [], refusal
+    if validate or not cipo.nudge.corrections:
+        return [SessionRequest(plain)] * n, None
     chats, _ = _chats(prompt, cipo)
     requests = {number: request for number, chat in enumerate(chats) if (request := ask(chat)[0]) is not None}
     counts[CORRECTION_TOO_LONG] += len(chats) - len(requests)
     drawn = _drawn(requests, n, prompt, cipo, step=step, anchor=anchor)
-    return [Asked(plain) if number is None else Asked(requests[number], number) for number in drawn]
+    return [
+        SessionRequest(plain) if number is None else SessionRequest(requests[number], number) for number in drawn
+    ], None
 
 
 def _chats(prompt: Mapping[str, Any], cipo: CIPOConfig) -> tuple[list[list[dict]], str | None]:

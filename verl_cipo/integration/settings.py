@@ -202,11 +202,6 @@ def _check_v0(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str],
         refuse("skip.rollout.enable", "with trainer.use_v1=false a replayed rollout lacks what CIPO notes on its rows")
     if cipo.replays:
         refuse(f"{ROOT}.schedule", "trainer.use_v1=false knows no anchors of the step before, use barrier")
-    if cipo.nudges:
-        refuse(
-            f"{ROOT}.nudge.contexts",
-            "with trainer.use_v1=false all attempts of a prompt are asked the same; set trainer.use_v1=true, or null",
-        )
 
 
 def _check_reward_model(config: DictConfig, refuse: Callable[[str, str], None]) -> None:

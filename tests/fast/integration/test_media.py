@@ -218,7 +218,7 @@ def test_options_of_the_processor_decide_what_a_picture_takes(config_of):
         worker = rollouts.CIPOAgentLoopWorker(config, None)
         rendering = Rendering.of(config, CIPOConfig(preset="stream"), worker.tokenizer, worker.processor)
         prompt = rendering.encode(pictures.chat("red", side=2 * pictures.SIDE))
-        frame = worker._prompt._count_tokens(pictures.chat("red", side=2 * pictures.SIDE))
+        frame = worker._prompt.count_tokens(pictures.chat("red", side=2 * pictures.SIDE))
         assert len(prompt) == frame, "driver and worker count alike"
         counted.append(pictures_in(worker, prompt))
     assert counted == [4 * pictures.PICTURE_TOKENS, pictures.PICTURE_TOKENS]
@@ -402,18 +402,20 @@ def test_v0_workers_roll_corrections_out_with_their_pictures(store, config_of, m
     worker = CIPOAgentLoopWorkerV0(config_of(prompt_length=80), None)
     worker.llm_client = server = Server(worker.tokenizer)
     said = Response(0, worker.tokenizer.encode("white"), None)
-    material = Material(pictures.chat("red"), 0, said)
+    material = Material({"raw_prompt": pictures.chat("red"), "index": 0}, said)
 
     async def run():
-        ((request, reason),) = await worker.build_prompts([material], step=1, validate=False)
-        assert reason is None and request.messages[0]["content"][0]["type"] == "image"
+        ((sessions, _),) = await worker.build_prompts([material], n=1, step=1, validate=False)
+        request = sessions[0].request
+        noted = {"shown": request.shown, "context": None}
+        assert request.messages[0]["content"][0]["type"] == "image"
         asked = {
             "raw_prompt": objects([pictures.chat("red"), request.messages]),
             "uid": np.array(["p0", "p0_c0"], dtype=object),
             "index": np.array([0, 0]),
             "priority": np.array([0, 1]),
             SESSION: np.array([0, 0]),
-            ANCHOR: objects([None, {"correct": False, "prompt_ids": [1], "shown": request.shown, "outcome": None}]),
+            ANCHOR: objects([None, {"correct": False, "prompt_ids": [1], "outcome": None, **noted}]),
             "reward_model": objects([{"ground_truth": "red"}] * 2),
         }
         return await worker.generate_sequences(DataProto(non_tensor_batch=asked, meta_info={"global_steps": 1}))

@@ -14,7 +14,7 @@ from verl.experimental.agent_loop import AgentLoopOutput
 from verl_cipo.core.anchors import Attempt, Group, Outcome, no_signal
 from verl_cipo.core.prompts import ALONE, CorrectionPrompt, Others, Said
 from verl_cipo.core.transitions import attempt_record, correction_record
-from verl_cipo.integration.contexts import Asked, Contexts
+from verl_cipo.integration.contexts import Contexts, SessionRequest
 from verl_cipo.integration.group_filter import REWARD
 
 logger = logging.getLogger("verl_cipo")
@@ -60,7 +60,7 @@ class Anchor:
     """Of its prompt, when it was drawn; None in a pool that an older version has saved."""
     others: Others = ALONE
     """Attempts that are shown beside it."""
-    asked: Sequence[Asked] = ()
+    asked: Sequence[SessionRequest] = ()
     """What each of its corrections is asked."""
 
 

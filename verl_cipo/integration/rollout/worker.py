@@ -35,7 +35,7 @@ from verl_cipo.core.draws import origin
 from verl_cipo.core.prompts import CorrectionPrompt, Others, Request
 from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, correction_group
 from verl_cipo.core.verdict import verdict
-from verl_cipo.integration.contexts import Asked, asked_under_contexts, contexts_of
+from verl_cipo.integration.contexts import SessionRequest, asked_of_anchor, contexts_of
 from verl_cipo.integration.group_filter import filter_metric
 from verl_cipo.integration.rendering import agent_loop_prompt
 from verl_cipo.integration.rollout import payloads
@@ -126,7 +126,8 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
         group = self._groups[kwargs["uid"]]
         try:
             # What follows asks the plain prompt: the context is this session's alone.
-            await self._run_session(sampling_params, trajectory, **group.contexts.asked(kwargs))
+            asked = kwargs | {"raw_prompt": group.contexts.asked(kwargs["session_id"], kwargs["raw_prompt"])}
+            await self._run_session(sampling_params, trajectory, **asked)
         except Exception:
             group.counts["attempts/failed_sessions"] += 1
             name = RowKey(group.uid, kwargs["session_id"]).rollout
@@ -371,20 +372,17 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
             for i, asked in enumerate(anchor.asked)
         ]
 
-    def _asked(self, group: PromptGroup, anchor: Anchor, n: int, step: int) -> list[Asked]:
+    def _asked(self, group: PromptGroup, anchor: Anchor, n: int, step: int) -> list[SessionRequest]:
         """What ``n`` corrections of an anchor are asked; none where no prompt can be had, which is counted."""
 
         def ask(messages: list[dict]) -> tuple[Request | None, str | None]:
             return self._prompt_of(group).request(messages, anchor.text, anchor.others)
 
-        plain, skipped = ask(list(anchor.prompt["raw_prompt"]))
-        if plain is None:
-            group.counts[f"anchors/skipped/{skipped}"] += 1
-            return []
-        if group.validate or not self._cipo.nudge.corrections:
-            return [Asked(plain)] * n
-        how = {"n": n, "step": step, "anchor": anchor.session}
-        return asked_under_contexts(anchor.prompt, plain, ask, self._cipo, group.counts, **how)
+        how = {"n": n, "step": step, "anchor": anchor.session, "validate": group.validate}
+        asked, refusal = asked_of_anchor(anchor.prompt, ask, self._cipo, group.counts, **how)
+        if refusal is not None:
+            group.counts[f"anchors/skipped/{refusal}"] += 1
+        return asked
 
     async def _run_correction(
         self, group: PromptGroup, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any

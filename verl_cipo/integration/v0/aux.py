@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from verl import DataProto
 
+from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS
 from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS, aux_weights, partner_scores
 from verl_cipo.core.aux_loss.plan import AuxPlan, NewRow, Shown, plan_aux
 from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS, transfer_weights
@@ -108,7 +109,7 @@ def append_rows(
     keys = row_keys(batch)
     row_of = {key: row for row, key in enumerate(keys)}
     taken = np.array([row_of[row.source] for row in rows], dtype=np.int64)
-    if found := {SIGN, TRANSFER_WEIGHTS} & tensors.keys():
+    if found := {SIGN, TRANSFER_WEIGHTS, NUDGE_WEIGHTS} & tensors.keys():
         raise ValueError(f"the batch has {sorted(found)}: rows were appended before, expected once")
     source = torch.from_numpy(taken)
     old_width = tensors["prompts"].shape[1]
@@ -158,6 +159,9 @@ def append_rows(
     if config.transfers:
         row_weights = torch.tensor(plan.transfer_weights(keys))
         out[TRANSFER_WEIGHTS] = transfer_weights(token_mask, row_weights, optimizer_steps=optimizer_steps)
+    if config.distils:
+        row_weights = torch.tensor(plan.nudge_weights(keys))
+        out[NUDGE_WEIGHTS] = transfer_weights(token_mask, row_weights, optimizer_steps=optimizer_steps)
     return DataProto(
         batch=TensorDict(out, batch_size=[len(token_mask)]),
         non_tensor_batch=_append_non_tensors(batch.non_tensor_batch, rows, taken),

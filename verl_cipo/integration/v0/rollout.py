@@ -12,7 +12,7 @@ A correction's uid is ``{uid}_c{session}``, uid and session of its anchor, as wi
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,15 +22,14 @@ from verl import DataProto
 from verl.experimental.agent_loop import AgentLoopManager
 
 from verl_cipo.core.anchors import Attempt, Group, Outcome, anchor_budget, medium, select_anchors
-from verl_cipo.core.prompts import Request
 from verl_cipo.core.rows import Mark, correction_group
 from verl_cipo.core.steering.budget import drawn_first
 from verl_cipo.core.transitions import attempt_record, correction_record
 from verl_cipo.integration.rollout.reports import Reports
 from verl_cipo.integration.rollout.slots import Slots, StepSlots
 from verl_cipo.integration.settings import cipo_config
-from verl_cipo.integration.v0.material import materials
-from verl_cipo.integration.v0.rows import SESSION, marks, places, prompt_ids, row_table
+from verl_cipo.integration.v0.material import materials, prompt_data
+from verl_cipo.integration.v0.rows import NOTED, SESSION, marks, objects, places, prompt_ids, row_table
 from verl_cipo.integration.v0.second_dispatch import Asked, further_attempts, request
 from verl_cipo.integration.v0.worker import CIPOAgentLoopWorkerV0
 
@@ -64,11 +63,11 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
             output = super().generate_sequences(prompts)
             self._correct_validation(prompts, output)
             return output
-        slots = self._begin(prompts)
+        slots, asked = self._begin(prompts), self._under_contexts(prompts)
         n = self._cipo.n_corrections or self.config.actor_rollout_ref.rollout.n
         begun = further_attempts(prompts, slots.begun.elements(), n, begun={})
         rolling = self._start(prompts, begun, priority=len(prompts))
-        output = super().generate_sequences(prompts)
+        output = super().generate_sequences(asked)
         ended = time.monotonic()
         self._reports.step["seconds/rollout"] += ended - started
         if self._cipo.rolls_out:
@@ -106,7 +105,39 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         return self._reports.pop_validation()
 
     def _faults(self) -> Counter:
-        return sum(ray.get([worker.pop_counts.remote() for worker in self.agent_loop_workers]), Counter())
+        faults: Counter = Counter()
+        for counts in ray.get([worker.pop_counts.remote() for worker in self.agent_loop_workers]):
+            faults.update(counts)  # a sum would leave out what is 0
+        return faults
+
+    def _under_contexts(self, prompts: DataProto) -> DataProto:
+        """``prompts`` as they are asked: with the contexts that were drawn. Everything else asks the plain ones."""
+        if not self._cipo.nudges:
+            return prompts
+        uids, sessions = prompts.non_tensor_batch["uid"], prompts.non_tensor_batch[SESSION]
+        first = np.flatnonzero(sessions == 0)
+        offered = [prompt_data(prompts, row, self._cipo.nudge.contexts) for row in first]
+        how = {"n": int(sessions.max()) + 1, "step": prompts.meta_info["global_steps"]}
+        of_uid = dict(zip(uids[first], self._shared_out("draw_contexts", offered, **how), strict=True))
+        asked = prompts.select_idxs(np.arange(len(prompts)))
+        plain = prompts.non_tensor_batch["raw_prompt"]
+        rows = list(zip([of_uid[uid] for uid in uids], sessions.tolist(), plain, strict=True))
+        asked.non_tensor_batch |= {
+            "raw_prompt": objects([contexts.asked(session, chat) for contexts, session, chat in rows]),
+            NOTED: objects([contexts.noted(session) for contexts, session, _ in rows]),
+        }
+        return asked
+
+    def _shared_out(self, method: str, items: Sequence[Any], **how: Any) -> list[Any]:
+        """What ``method`` of the workers makes of ``items``, each of a share, in their order."""
+        shares = np.array_split(np.arange(len(items)), len(self.agent_loop_workers))
+        made = ray.get(
+            [
+                getattr(worker, method).remote([items[i] for i in share], **how)
+                for worker, share in zip(self.agent_loop_workers, shares, strict=True)
+            ]
+        )
+        return [one for share in made for one in share]
 
     def _begin(self, prompts: DataProto) -> StepSlots:
         uids = list(dict.fromkeys(prompts.non_tensor_batch["uid"]))
@@ -211,20 +242,21 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
     ) -> list[Asked]:
         """``n`` sessions for each of the rows ``anchors`` that has a correction prompt; the others are counted."""
         fields, noted = prompts.non_tensor_batch, marks(output)
-        asked = []
-        for row, (built, skipped) in zip(anchors, self._build_prompts(prompts, output, anchors), strict=True):
-            if built is None:
-                counts[f"anchors/skipped/{skipped}"] += 1
-                continue
-            anchor = {
-                "correct": noted[row].correct,
-                "shown": built.shown,
-                "prompt_ids": prompt_ids(output, row),
-                "outcome": anchors[row],
-            }
+        step, validate = prompts.meta_info["global_steps"], prompts.meta_info.get("validate", False)
+        alone = validate or self._cipo.prompt.attempts == 1
+        column = self._cipo.nudge.contexts if self._cipo.nudge.corrections else None
+        offered = materials(prompts, output, anchors, alone=alone, column=column)
+        built = self._shared_out("build_prompts", offered, n=n, step=step, validate=validate)
+        sessions = []
+        for row, (asked, refusal) in zip(anchors, built, strict=True):
+            if refusal is not None:
+                counts[f"anchors/skipped/{refusal}"] += 1
+            anchor = {"correct": noted[row].correct, "prompt_ids": prompt_ids(output, row), "outcome": anchors[row]}
             uid = correction_group(fields["uid"][row], fields[SESSION][row])
-            asked += [Asked(row, uid, session, built.messages, anchor) for session in range(n)]
-        return asked
+            for session, one in enumerate(asked):
+                own = anchor | {"shown": one.request.shown, "context": one.context}
+                sessions.append(Asked(row, uid, session, one.request.messages, own))
+        return sessions
 
     def _start(self, prompts: DataProto, asked: Sequence[Asked], *, priority: int = 0) -> list[ray.ObjectRef]:
         """Let the workers roll ``asked`` out, each a share; priority: of the first."""
@@ -245,21 +277,6 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         for part in rolled:
             del part.meta_info["metrics"]
         return rolled
-
-    def _build_prompts(
-        self, prompts: DataProto, output: DataProto, anchors: Iterable[int]
-    ) -> list[tuple[Request | None, str | None]]:
-        """``build_prompts`` of the workers, each with a share."""
-        step, validate = prompts.meta_info["global_steps"], prompts.meta_info.get("validate", False)
-        offered = materials(prompts, output, anchors, alone=validate or self._cipo.prompt.attempts == 1)
-        shares = np.array_split(np.arange(len(offered)), len(self.agent_loop_workers))
-        built = ray.get(
-            [
-                worker.build_prompts.remote([offered[i] for i in share], step=step, validate=validate)
-                for worker, share in zip(self.agent_loop_workers, shares, strict=True)
-            ]
-        )
-        return [one for share in built for one in share]
 
     def _correct_validation(self, prompts: DataProto, output: DataProto) -> None:
         n = self._cipo.val_corrections

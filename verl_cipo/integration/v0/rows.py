@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict
 from verl import DataProto
 
+from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS
 from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS
 from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS
 from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, RowTable
@@ -17,6 +18,8 @@ from verl_cipo.integration.train.aux import ZERO
 
 SESSION = "session_id"
 """Column of a rollout: the row's number among those of its uid."""
+NOTED = "__cipo_noted__"
+"""Column of what is asked: what the mark of an attempt under a context says of it, see ``Contexts.noted``."""
 OF_THE_DATA_SET = ("data_source", "reward_model", "extra_info")
 """Columns that verl's V0 trainer leaves in the batch while it rolls out; a correction has those of its anchor."""
 
@@ -117,7 +120,7 @@ class Padding:
             return batch
         shortest = int(batch.batch["attention_mask"].sum(dim=-1).argmin())
         padded = batch.select_idxs(np.where(self.real, np.cumsum(self.real) - 1, shortest))
-        for key in (*ZERO, WEIGHTS, SIGN, PARTNER, TRANSFER_WEIGHTS):
+        for key in (*ZERO, WEIGHTS, SIGN, PARTNER, TRANSFER_WEIGHTS, NUDGE_WEIGHTS):
             if key in padded.batch:
                 # Assigned as a whole: a data plane that fetches columns forgets what is written into one.
                 column = padded.batch[key].clone()

@@ -11,7 +11,8 @@ from verl_cipo.integration.v0.rows import SESSION, objects
 
 ANCHOR = "__cipo_anchor__"
 """Column of a dispatched correction: ``correct`` and ``prompt_ids`` of the attempt that it corrects, what is ``shown``
-of it, and the ``outcome`` of its prompt. Of a further attempt: FURTHER."""
+of it, the ``outcome`` of its prompt, and the number of the ``context`` that it is made under. Of a further attempt:
+FURTHER."""
 FURTHER = "further"
 
 

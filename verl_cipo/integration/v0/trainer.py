@@ -30,10 +30,11 @@ from verl.utils.metric import reduce_metrics
 from verl_cipo.core.advantage import term_scale
 from verl_cipo.core.aux_loss.plan import plan_metrics
 from verl_cipo.core.config import CIPOConfigError
-from verl_cipo.core.metrics import batch_metrics
+from verl_cipo.core.metrics import batch_metrics, nudge_metrics
 from verl_cipo.core.rows import APPENDED, BASE, RowTable
 from verl_cipo.integration import ChangedSeamError
 from verl_cipo.integration.checks import check_prompt_length, check_questions
+from verl_cipo.integration.contexts import check_contexts
 from verl_cipo.integration.nodes import check_nodes
 from verl_cipo.integration.rendering import Rendering
 from verl_cipo.integration.settings import MANAGER_CLASS_V0, settle
@@ -94,6 +95,12 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
         check_prompt_length(config, self.cipo, self.tokenizer, self.processor)
         check_questions(self.train_dataset, self.cipo)
         self._rendering = Rendering.of(config, self.cipo, self.tokenizer, self.processor)
+        check_contexts(
+            self.train_dataset,
+            self.cipo,
+            prompt_length=config.actor_rollout_ref.rollout.prompt_length,
+            count_tokens=lambda messages: len(self._rendering.encode(messages)),
+        )
 
     def init_workers(self) -> None:
         super().init_workers()
@@ -210,6 +217,8 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
         manager = self.async_rollout_manager
         longest = self.config.actor_rollout_ref.rollout.response_length
         own = batch_metrics(self._sampled, longest=longest) | own
+        if self.cipo.nudges:
+            own |= nudge_metrics(self._sampled)
         own |= {f"cipo/{name}": value for name, value in manager.pop_statistics().items()}
         self._metrics.update(own)
         self._metrics.update(self._controller.observe(self._metrics, self._sampled, step=self.global_steps))

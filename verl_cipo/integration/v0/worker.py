@@ -20,9 +20,10 @@ from verl import DataProto
 from verl.experimental.agent_loop import AgentLoopOutput, AgentLoopWorker
 
 from verl_cipo.core.draws import origin
-from verl_cipo.core.prompts import CorrectionPrompt, Request
+from verl_cipo.core.prompts import CorrectionPrompt
 from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey
 from verl_cipo.core.verdict import verdict
+from verl_cipo.integration.contexts import Contexts, SessionRequest, contexts_of
 from verl_cipo.integration.rendering import agent_loop_prompt
 from verl_cipo.integration.rollout.cancelling import EndsRequests
 from verl_cipo.integration.rollout.groups import NoRowsError, asked_again, lost_alone, read_attempts
@@ -32,7 +33,7 @@ from verl_cipo.integration.rollout.verify import verify
 from verl_cipo.integration.settings import cipo_config
 from verl_cipo.integration.v0.lost import LostAttempt
 from verl_cipo.integration.v0.material import Material
-from verl_cipo.integration.v0.rows import SESSION, unpadded, unpadded_prompt
+from verl_cipo.integration.v0.rows import NOTED, SESSION, unpadded, unpadded_prompt
 from verl_cipo.integration.v0.second_dispatch import ANCHOR, FURTHER
 
 logger = logging.getLogger("verl_cipo")
@@ -51,12 +52,18 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
         self._second = SecondVerifier.of(self._cipo, self.tokenizer)
         self._counts: Counter = Counter()
 
+    async def draw_contexts(self, prompts: Sequence[Mapping[str, Any]], *, n: int, step: int) -> list[Contexts]:
+        """Which of the ``n`` attempts at each prompt are made under a context."""
+        how = {"sessions": n, "step": step}
+        how |= {"prompt_length": self._prompt.prompt_length, "count_tokens": self._prompt.count_tokens}
+        return [contexts_of(prompt, self._cipo, self._counts, **how) for prompt in prompts]
+
     async def build_prompts(
-        self, anchors: Sequence[Material], *, step: int, validate: bool
-    ) -> list[tuple[Request | None, str | None]]:
-        """The correction prompt of each attempt, or the reason why there is none."""
-        prompt = self._prompt_of(validate)
-        return [anchor.request(prompt, seed=self._cipo.seed, step=step) for anchor in anchors]
+        self, anchors: Sequence[Material], *, n: int, step: int, validate: bool
+    ) -> list[tuple[list[SessionRequest], str | None]]:
+        """What each of the ``n`` corrections of each attempt is asked, or the reason why there are none."""
+        how = {"n": n, "step": step, "validate": validate}
+        return [anchor.asked(self._prompt_of(validate), self._cipo, self._counts, **how) for anchor in anchors]
 
     def _prompt_of(self, validate: bool) -> CorrectionPrompt:
         return self._prompt.in_validation if validate else self._prompt
@@ -67,7 +74,7 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
         return counts
 
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
-        session, anchor = kwargs.pop(SESSION), kwargs.pop(ANCHOR, None)
+        session, anchor, noted = kwargs.pop(SESSION), kwargs.pop(ANCHOR, None), kwargs.pop(NOTED, {})
         uid = kwargs["uid"]
         sampling_params = seeded(
             sampling_params,
@@ -86,8 +93,9 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
             further = anchor == FURTHER
             try:
                 output = await (asyncio.wait_for(run, timeout_s) if further else run)
-                mark = await asyncio.to_thread(self._mark_of_attempt, output, kwargs, validate=validate)
-                mark = replace(mark, further=further)
+                prompt = {**kwargs, "raw_prompt": noted.get("question", kwargs["raw_prompt"])}
+                mark = await asyncio.to_thread(self._mark_of_attempt, output, prompt, validate=validate)
+                mark = replace(mark, further=further, **noted)
             except Exception:
                 self._counts["attempts/failed_sessions"] += 1
                 logger.exception("%sattempt %s failed; its row is missing", "further " if further else "", name)
@@ -136,6 +144,7 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
             anchor=GroupName.parse(prompt["uid"]).anchor,
             anchor_correct=anchor["correct"],
             copied=self._prompt.repeats(anchor["shown"], text),
+            context=anchor["context"],
             text=text if validate else None,
             score=float(output.reward_score) if validate else None,
             **(anchor["outcome"]._asdict() if anchor["outcome"] else {}),

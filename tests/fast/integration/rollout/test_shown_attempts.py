@@ -2,6 +2,7 @@
 
 import asyncio
 import pickle
+from collections import Counter
 
 import pytest
 
@@ -281,10 +282,10 @@ def test_both_data_planes_ask_the_same(step, preds):
     offered = materials(batch, batch, range(6), alone=False)
     assert [sorted(response.session for response in each.wrong) for each in offered] == [[1, 2, 5]] * 6
     for session, each in enumerate(offered):
-        assert each.index == 0
-        ours = each.request(prompt, seed=1, step=step)
-        assert ours == request_of(prompt, outcomes, batch, preds or [None] * 6, session, step)
-        assert len(ours[0].shown) == 3
+        assert each.prompt["index"] == 0
+        (ours,), reason = each.asked(prompt, CIPOConfig(), Counter(), n=1, step=step, validate=False)
+        expected = request_of(prompt, outcomes, batch, preds or [None] * 6, session, step)
+        assert (ours.request, reason) == expected and len(ours.request.shown) == 3
     assert [each.wrong for each in materials(batch, batch, range(6), alone=True)] == [()] * 6
 
 

@@ -16,10 +16,13 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, _InternalA
 
 from tests.fast.integration.scored_batch import R, decode, encode, scored
 from verl_cipo.core.anchors import Outcome
-from verl_cipo.core.config import AuxConfig, CIPOConfig
+from verl_cipo.core.config import AuxConfig, CIPOConfig, NudgeConfig
 from verl_cipo.core.draws import origin
+from verl_cipo.core.nudge import drawn_contexts
 from verl_cipo.core.prompts import CorrectionPrompt, Excerpt, Request
+from verl_cipo.core.rows import PLAIN
 from verl_cipo.core.steering.budget import KINDS
+from verl_cipo.integration.contexts import Contexts, SessionRequest
 from verl_cipo.integration.rollout.groups import NoRowsError
 from verl_cipo.integration.rollout.reports import COUNTED, Reports
 from verl_cipo.integration.rollout.second_verifier import SecondVerifier
@@ -27,7 +30,7 @@ from verl_cipo.integration.rollout.slots import Slots
 from verl_cipo.integration.v0 import rollout as legacy_rollouts
 from verl_cipo.integration.v0.material import Material, Response
 from verl_cipo.integration.v0.rollout import CIPOAgentLoopManagerV0
-from verl_cipo.integration.v0.rows import objects, response_ids, without_lost
+from verl_cipo.integration.v0.rows import NOTED, objects, response_ids, without_lost
 from verl_cipo.integration.v0.second_dispatch import ANCHOR, FURTHER
 from verl_cipo.integration.v0.worker import CIPOAgentLoopWorkerV0
 
@@ -42,24 +45,29 @@ class Worker:
         self.asked: list[tuple[bool, Material]] = []
         self.lost, self.too_long = lost, too_long
         self.counts = Counter()
-        for name in ("build_prompts", "generate_sequences", "pop_counts"):
+        for name in ("draw_contexts", "build_prompts", "generate_sequences", "pop_counts"):
             setattr(self, name, SimpleNamespace(remote=getattr(self, f"_{name}")))
 
-    def _build_prompts(self, anchors, *, step, validate):
+    def _build_prompts(self, anchors, *, n, step, validate):
         assert step == 3
         self.asked += [(validate, anchor) for anchor in anchors]
-        texts = [decode(anchor.anchor.ids) for anchor in anchors]
-        return [
-            (None, "too_long")
-            if asked.chat[0]["content"] in self.too_long
-            else (
-                Request(
-                    [{"role": "user", "content": f"{asked.chat[0]['content']} fix {text}"}], (Excerpt(text, False),)
-                ),
-                None,
-            )
-            for asked, text in zip(anchors, texts, strict=True)
-        ]
+        built = []
+        for asked in anchors:
+            question, text = asked.prompt["raw_prompt"][0]["content"], decode(asked.anchor.ids)
+            chat = [{"role": "user", "content": f"{question} fix {text}"}]
+            request = SessionRequest(Request(chat, (Excerpt(text, False),)))
+            built.append(([], "too_long") if question in self.too_long else ([request] * n, None))
+        return built
+
+    def _draw_contexts(self, prompts, *, n, step):
+        """Prompts with an even index have one for their sessions 1 and 2."""
+        assert step == 3 and n == 4 and all(prompt["hints"] == ["hint"] for prompt in prompts)
+        drawn = []
+        for prompt in prompts:
+            plain = prompt["raw_prompt"]
+            nudged = [{"role": "user", "content": f"{plain[0]['content']} hint"}]
+            drawn.append(Contexts(plain, {1: 0, 2: 0}, {0: nudged}) if prompt["index"] % 2 == 0 else Contexts())
+        return drawn
 
     def _generate_sequences(self, request):
         self.requests.append(request)
@@ -137,6 +145,7 @@ def test_every_anchor_gets_n_corrections_of_its_own_prompt(monkeypatch):
             "shown": (Excerpt(text, cut=False),),
             "prompt_ids": encode(f"Q{index}>"),
             "outcome": HAD[index],
+            "context": None,
         }
     assert fields["priority"].tolist() == list(range(8))
     (kept,) = made.pop_second_dispatch()
@@ -410,7 +419,8 @@ def session(made, uid, number=0, anchor=None, validate=False, **columns):
 
 
 CHAT = [{"role": "user", "content": "Q"}]
-ANCHORED = {"shown": (Excerpt("ab", cut=False),), "correct": True, "prompt_ids": [7], "outcome": HAD[0]}
+SHOWN = {"shown": (Excerpt("ab", cut=False),), "context": None}
+ANCHORED = {"correct": True, "prompt_ids": [7], "outcome": HAD[0], **SHOWN}
 
 
 def test_a_row_is_marked_and_the_agent_loop_is_shown_nothing_of_it(monkeypatch):
@@ -638,10 +648,89 @@ def test_a_validation_without_a_second_turn_reports_what_was_judged_twice(monkey
 
 def test_prompts_are_built_from_what_the_model_wrote(monkeypatch):
     made = worker(monkeypatch, None)
-    asked = Material(CHAT, 8, Response(0, encode("<think>hm</think>ab"), None))
-    ((built, refused),) = asyncio.run(made.build_prompts([asked], step=3, validate=False))
-    assert refused is None and built.shown == (Excerpt("ab", cut=False),)
+    asked = Material({"raw_prompt": CHAT, "index": 8}, Response(0, encode("<think>hm</think>ab"), None))
+    ((requests, refused),) = asyncio.run(made.build_prompts([asked], n=2, step=3, validate=False))
+    assert refused is None and requests[0] == requests[1] and requests[0].context is None
+    built = requests[0].request
+    assert built.shown == (Excerpt("ab", cut=False),)
     assert "Q" in built.messages[0]["content"] and "<attempt>\nab\n</attempt>" in built.messages[0]["content"]
+
+
+HINTED = NudgeConfig(contexts="hints", template="{context}: {question}")
+
+
+def test_attempts_are_asked_under_their_contexts_and_the_rest_plainly(monkeypatch):
+    sent, asked = Worker(), []
+    made, prompts, rolled = manager(monkeypatch, OUTCOMES, [sent], n_corrections=2, nudge=HINTED)
+    prompts.non_tensor_batch["hints"] = objects([["hint"]] * 16)
+
+    def generate(self, batch):
+        asked.append(batch)
+        return rolled
+
+    monkeypatch.setattr(AgentLoopManager, "generate_sequences", generate)
+    made.generate_sequences(prompts)
+    (batch,) = asked
+    texts = [chat[0]["content"] for chat in batch.non_tensor_batch["raw_prompt"]]
+    assert texts == [f"Q{i}" + " hint" * (i % 2 == 0 and s in (1, 2)) for i in range(4) for s in range(4)]
+    plain = [{"role": "user", "content": "Q2"}]
+    assert batch.non_tensor_batch[NOTED][8:12].tolist() == [{}, *[{"context": 0, "question": plain}] * 2, {}]
+    corrections = [chat[0]["content"] for chat in sent.requests[0].non_tensor_batch["raw_prompt"]]
+    assert len(corrections) == 8 and not any("hint" in text for text in corrections)
+    assert all("hints" not in anchor.prompt for _, anchor in sent.asked), "these are asked plainly"
+    assert NOTED not in prompts.non_tensor_batch and NOTED not in sent.requests[0].non_tensor_batch
+
+
+def test_the_worker_draws_contexts_as_the_v1_trainers_do(monkeypatch):
+    made = worker(monkeypatch, None, nudge=HINTED)
+    prompts = [{"raw_prompt": CHAT, "index": i, "hints": ["add", "look"]} for i in range(3)]
+    prompts.append({"raw_prompt": CHAT, "index": 3, "hints": "look"})
+    drawn = asyncio.run(made.draw_contexts(prompts, n=8, step=2))
+    for i, contexts in enumerate(drawn[:3]):
+        numbers = drawn_contexts(2, 8, plain_share=0.5, seed=1, step=2, index=i)
+        assert [contexts.number.get(session, PLAIN) for session in range(8)] == numbers
+        assert [contexts.asked(s, CHAT)[0]["content"] for s in range(8)] == [
+            "Q" if number == PLAIN else f"{['add', 'look'][number]}: Q" for number in numbers
+        ]
+    assert drawn[3] == Contexts() and asyncio.run(made.pop_counts())["nudge/skipped/bad_list"] == 1
+
+
+def test_the_mark_of_an_attempt_under_a_context_is_that_of_its_prompt(monkeypatch):
+    async def run(sampling_params, **kwargs):
+        asked.append(kwargs)
+        return padded("ab", 1.0)
+
+    asked: list[dict] = []
+    made = worker(monkeypatch, run, nudge=HINTED)
+    under = [{"role": "user", "content": "add: Q"}]
+    noted = {"context": 1, "question": CHAT}
+    mark = session(made, "u", 2, **{NOTED: noted, "raw_prompt": under}).extra_fields["cipo"]
+    assert mark == {"correct": True, "origin": origin(None, CHAT), **noted}
+    assert asked[0]["raw_prompt"] == under and NOTED not in asked[0]
+
+
+def test_corrections_under_contexts_know_theirs(monkeypatch):
+    from dataclasses import replace
+
+    made = worker(monkeypatch, None, nudge=replace(HINTED, corrections=True))
+    prompt = {"raw_prompt": CHAT, "index": 8, "hints": ["add", "look"]}
+    material = Material(prompt, Response(5, encode("ab"), None))
+    ((requests, refused),) = asyncio.run(made.build_prompts([material], n=8, step=3, validate=False))
+    numbers = drawn_contexts(2, 8, plain_share=0.5, seed=1, step=3, index=8, anchor=5)
+    assert refused is None and len(set(numbers)) == 3
+    assert [PLAIN if one.context is None else one.context for one in requests] == numbers
+    for one in requests:
+        text = one.request.messages[0]["content"]
+        assert [hint in text for hint in ("add: Q", "look: Q")] == [one.context == 0, one.context == 1]
+    ((second, _),) = asyncio.run(made.build_prompts([material], n=8, step=3, validate=True))
+    assert {one.context for one in second} == {None}
+
+    async def run(sampling_params, **kwargs):
+        return padded("ab", 1.0)
+
+    made = worker(monkeypatch, run)
+    mark = session(made, "u_c5", 1, {**ANCHORED, "context": 1}).extra_fields["cipo"]
+    assert mark["context"] == 1 and "question" not in mark
 
 
 def test_attempts_that_cannot_be_corrected_are_left_out_before_the_draw(monkeypatch):

@@ -1,4 +1,4 @@
-"""Transfer on both data planes: the rows and weights of a DataProto are those of a TransferQueue batch."""
+"""Transfer and distillation on both data planes: rows and weights of a DataProto are those of a TransferQueue batch."""
 
 import numpy as np
 import pytest
@@ -11,6 +11,8 @@ from tests.contracts.support.store import FUNCTIONS, Store
 from tests.fast.integration.scored_batch import PAD, R, chats_of, scored, text_of
 from tests.fast.integration.train.test_aux import sample
 from verl_cipo.core.anchors import Attempt, Group
+from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS
+from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.integration.train.aux import add_aux_rows
 from verl_cipo.integration.train.rows import fetch_table
@@ -38,13 +40,13 @@ def corrected(outcomes, corrections):
     return batch
 
 
-def on_v0(batch, config, *, steps=1, norm_by_std=True):
-    """The grown batch, and key -> (prompt, response, weights) of the rows that are transferred."""
+def on_v0(batch, config, *, steps=1, norm_by_std=True, field=TRANSFER_WEIGHTS):
+    """The grown batch, and key -> (prompt, response, weights) of the rows that have weights in ``field``."""
     how = {"config": config, "rendering": chats_of(config), "step": 3, "norm_by_std": norm_by_std}
     plan = plan_of_batch(batch, row_table(batch), **how)
     grown = append_rows(batch, plan, config=config, pad_token_id=PAD, optimizer_steps=steps)
     keys = [*row_keys(batch), *(str(row.key) for row in plan.rows)]
-    weights = grown.batch["cipo_transfer_weights"]
+    weights = grown.batch[field]
     return grown, {
         key: (text_of(grown, i, "prompts"), text_of(grown, i, "responses"), weights[i][weights[i] != 0].tolist())
         for i, key in enumerate(keys)
@@ -52,7 +54,7 @@ def on_v0(batch, config, *, steps=1, norm_by_std=True):
     }
 
 
-def on_v1(batch, config, *, steps=1, norm_by_std=True):
+def on_v1(batch, config, *, steps=1, norm_by_std=True, field=TRANSFER_WEIGHTS):
     """The same, of a batch of TransferQueue with these rows."""
     store = Store()
     with pytest.MonkeyPatch.context() as patch:
@@ -71,7 +73,7 @@ def on_v1(batch, config, *, steps=1, norm_by_std=True):
     return {
         key: ("".join(map(chr, row["prompts"])), "".join(map(chr, row["responses"])), found[found != 0].tolist())
         for key, row in rows.items()
-        if (found := row["cipo_transfer_weights"]).any()
+        if (found := row[field]).any()
     }
 
 
@@ -132,3 +134,28 @@ def test_a_correction_that_rollout_correction_rejected_is_left_out():
     batch.batch["response_mask"][4] = 0
     _, moved = on_v0(batch, CIPOConfig.from_mapping({"preset": "stream", "transfer": {"kind": "regress"}}))
     assert list(moved) == ["u0_c0q_1_0"] and sum(moved["u0_c0q_1_0"][2]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("norm_by_std", [True, False])
+def test_both_trainers_distil_the_same(norm_by_std):
+    """Attempts 0 and 1 of the first prompt have contexts; the second has none."""
+    batch = corrected(["+-+-", "-+"], ["+-"])
+    for row in (0, 1):
+        batch.non_tensor_batch["raw_prompt"][row] = [{"role": "user", "content": "Q0 hint"}]
+        chat = [{"role": "user", "content": "Q0"}]
+        batch.non_tensor_batch["cipo"][row] |= {"context": row, "question": chat}
+    config = CIPOConfig.from_mapping({"preset": "stream", "nudge": {"contexts": "hints", "between": 1.5}})
+    how = {"steps": 2, "norm_by_std": norm_by_std, "field": NUDGE_WEIGHTS}
+    grown, found = on_v0(batch, config, **how)
+    other = on_v1(batch, config, **how)
+    assert set(found) == set(other) == {"u0_2_0", "u0_3_0", "u1_0_0", "u1_1_0", "u0_n0_0_0", "u0_n1_0_0"}
+    for key, (prompt, response, weights) in found.items():
+        assert (prompt, response) == other[key][:2] and prompt == f"Q{key[1]}>"
+        assert weights == pytest.approx(other[key][2], rel=1e-5)
+    if not norm_by_std:
+        # Right, wrong, right, wrong under 0, 1 and plainly: .75, -.75, .5, -.5; six attempts, two steps.
+        assert [sum(found[key][2]) for key in ("u0_n0_0_0", "u0_2_0")] == pytest.approx([0.75 / 3, 0.5 / 3])
+    padded = Padding(np.array([True] * len(grown) + [False])).add(grown)
+    assert not padded.batch[NUDGE_WEIGHTS][-1].any()
+    with pytest.raises(ValueError, match=r"\['cipo_nudge_weights'\]: rows were appended before"):
+        on_v0(grown.select_idxs(np.arange(len(batch))), config, field=NUDGE_WEIGHTS)
