@@ -6,7 +6,7 @@ run: their prompt holds question and attempt.
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
 from verl_cipo.core.contents import last_question
+from verl_cipo.core.nudge import listed, nudged
 from verl_cipo.integration.rendering import Rendering
 
 logger = logging.getLogger("verl_cipo")
@@ -246,6 +247,61 @@ def _check_row(number: int, row: Mapping[str, Any]) -> None:
         raise CIPOConfigError(
             f"data.train_files: raw_prompt of row {number} is not a list of messages but {str(messages)[:60]!r}: CIPO "
             "puts the attempt into the chat, so it needs role and content, not plain text or token ids"
+        )
+
+
+def check_contexts(
+    dataset: Sequence[Mapping[str, Any]],
+    cipo: CIPOConfig,
+    *,
+    prompt_length: int,
+    count_tokens: Callable[[list[dict]], int],
+) -> None:
+    """Look at the contexts of some rows of the training set.
+
+    A warning tells how many rows have a context with which the prompt is too long: it is left out when they come up.
+
+    Args:
+        prompt_length: ``rollout.prompt_length``.
+        count_tokens: of a chat, chat template and generation prompt included.
+
+    Raises:
+        CIPOConfigError: no row has contexts, a row holds something else, or none fits into ``rollout.prompt_length``.
+    """
+    if not cipo.nudges:
+        return
+    column, rows = str(cipo.nudge.contexts), looked_at(dataset)
+    lengths: list[int] = []
+    found = 0
+    for number, row in rows.items():
+        try:
+            texts = listed(row, column)
+        except ValueError as error:
+            raise CIPOConfigError(f"data.train_files, row {number}: {error}") from error
+        found += bool(texts)
+        chats = [nudged(row["raw_prompt"], text, cipo.nudge) for text in texts]
+        if own := [count_tokens(chat) for chat in chats if chat is not None]:
+            lengths.append(max(own))
+    if rows and not found:
+        raise CIPOConfigError(
+            f"{ROOT}.nudge.contexts={column}: none of the {len(rows)} rows of data.train_files looked at has contexts "
+            "in a column of this name, also in extra_info; python -m verl_cipo.contexts writes one, null turns them off"
+        )
+    too_long = [length for length in lengths if length > prompt_length]
+    if too_long and len(too_long) == len(lengths):
+        raise CIPOConfigError(
+            f"actor_rollout_ref.rollout.prompt_length={prompt_length} is too small for {ROOT}.nudge.contexts={column}: "
+            f"with their contexts prompts take up to {max(lengths)} tokens, raise it to that or more"
+        )
+    if too_long:
+        logger.warning(
+            "data.train_files: with their contexts %d of the %d prompts looked at take more than "
+            "actor_rollout_ref.rollout.prompt_length=%d tokens, up to %d: contexts that do not fit are left out and "
+            "counted as cipo/nudge/skipped/too_long",
+            len(too_long),
+            len(lengths),
+            prompt_length,
+            max(lengths),
         )
 
 

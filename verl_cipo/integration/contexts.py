@@ -1,21 +1,17 @@
-"""Strategy contexts as a run finds them: in the data set before any worker starts, at a prompt and at an anchor."""
+"""Strategy contexts as a run finds them, at a prompt and at an anchor. Without verl: the replica asks as a run does."""
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
+from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.nudge import CORRECTION_TOO_LONG, COUNTED, SKIPPED, drawn_contexts, listed, nudged
 from verl_cipo.core.prompts import Request
 from verl_cipo.core.rows import PLAIN
-from verl_cipo.integration.checks import looked_at
 
 logger = logging.getLogger("verl_cipo")
-
-CountTokens = Callable[[list[dict]], int]
-"""Tokens of a chat, chat template and generation prompt included."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ def contexts_of(
     sessions: int,
     step: int,
     prompt_length: int,
-    count_tokens: CountTokens,
+    count_tokens: Callable[[list[dict]], int],
 ) -> Contexts:
     """Draw the contexts of the attempts at a prompt; why some cannot be had is added to ``counts``.
 
@@ -56,6 +52,7 @@ def contexts_of(
         prompt: a row of the data set, with ``raw_prompt`` and ``index``.
         sessions: how many attempts it has in any case.
         prompt_length: ``rollout.prompt_length``; verl would cut the start off a longer prompt.
+        count_tokens: of a chat, chat template and generation prompt included.
     """
     counts.update(dict.fromkeys(COUNTED, 0))
     chats, refusal = _chats(prompt, cipo)
@@ -154,50 +151,3 @@ def _drawn(
         anchor=anchor,
     )
     return [None if place == PLAIN else usable[place] for place in drawn]
-
-
-def check_contexts(
-    dataset: Sequence[Mapping[str, Any]], cipo: CIPOConfig, *, prompt_length: int, count_tokens: CountTokens
-) -> None:
-    """Look at the contexts of some rows of the training set.
-
-    A warning tells how many rows have a context with which the prompt is too long: it is left out when they come up.
-
-    Raises:
-        CIPOConfigError: no row has contexts, a row holds something else, or none fits into ``rollout.prompt_length``.
-    """
-    if not cipo.nudges:
-        return
-    column, rows = str(cipo.nudge.contexts), looked_at(dataset)
-    lengths: list[int] = []
-    found = 0
-    for number, row in rows.items():
-        try:
-            texts = listed(row, column)
-        except ValueError as error:
-            raise CIPOConfigError(f"data.train_files, row {number}: {error}") from error
-        found += bool(texts)
-        chats = [nudged(row["raw_prompt"], text, cipo.nudge) for text in texts]
-        if own := [count_tokens(chat) for chat in chats if chat is not None]:
-            lengths.append(max(own))
-    if rows and not found:
-        raise CIPOConfigError(
-            f"{ROOT}.nudge.contexts={column}: none of the {len(rows)} rows of data.train_files looked at has contexts "
-            "in a column of this name, also in extra_info; python -m verl_cipo.contexts writes one, null turns them off"
-        )
-    too_long = [length for length in lengths if length > prompt_length]
-    if too_long and len(too_long) == len(lengths):
-        raise CIPOConfigError(
-            f"actor_rollout_ref.rollout.prompt_length={prompt_length} is too small for {ROOT}.nudge.contexts={column}: "
-            f"with their contexts prompts take up to {max(lengths)} tokens, raise it to that or more"
-        )
-    if too_long:
-        logger.warning(
-            "data.train_files: with their contexts %d of the %d prompts looked at take more than "
-            "actor_rollout_ref.rollout.prompt_length=%d tokens, up to %d: contexts that do not fit are left out and "
-            "counted as cipo/nudge/skipped/too_long",
-            len(too_long),
-            len(lengths),
-            prompt_length,
-            max(lengths),
-        )

@@ -10,7 +10,7 @@ from verl_cipo.core.draws import session_seed
 from verl_cipo.core.nudge import drawn_contexts
 from verl_cipo.core.rows import PLAIN
 from verl_cipo.core.steering.budget import KINDS, PROBE
-from verl_cipo.integration.contexts import check_contexts
+from verl_cipo.integration.checks import check_contexts
 
 __all__ = ["world"]
 
