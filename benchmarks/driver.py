@@ -57,6 +57,7 @@ from benchmarks.common import batch_of, lengths_of, milliseconds, parser, token_
 from benchmarks.json_file import write_json
 from examples.tiny.prepare import make_tokenizer
 from verl_cipo.core.anchors import Attempt, Group
+from verl_cipo.core.aux_loss.plan import Tools
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import lot
 from verl_cipo.core.metrics import batch_metrics
@@ -233,7 +234,7 @@ def rendering_of(tokens: int) -> Rendering:
     """Over the demo's tokenizer, with room for an attempt of ``tokens`` tokens."""
     tokenizer = make_tokenizer(TEMPLATES["math"])
 
-    def encode(messages: list[dict]) -> list[int]:
+    def encode(messages: list[dict], tools: Tools = ()) -> list[int]:
         return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 
     prompt = correction_prompt(

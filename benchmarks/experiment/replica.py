@@ -10,8 +10,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,12 +32,12 @@ from verl_cipo.core.aux_loss.losses import aux_loss, aux_weights, partner_scores
 from verl_cipo.core.aux_loss.plan import AuxPlan, Shown, plan_aux, plan_metrics
 from verl_cipo.core.aux_loss.transfer import regress_loss, transfer_loss, transfer_weights
 from verl_cipo.core.metrics import batch_metrics, nudge_metrics
-from verl_cipo.core.nudge import drawn_contexts, listed, nudged
+from verl_cipo.core.nudge import listed
 from verl_cipo.core.prompts import Others, Said, correction_prompt
-from verl_cipo.core.rows import PLAIN, Mark, RowKey, RowTable, correction_group
+from verl_cipo.core.rows import Mark, RowKey, RowTable, correction_group
 from verl_cipo.core.steering.budget import BudgetState, drawn_first, observe_budget, shares
 from verl_cipo.core.steering.rho import RhoState, update_rho
-from verl_cipo.integration.contexts import SessionRequest, asked_of_anchor
+from verl_cipo.integration.contexts import Contexts, SessionRequest, asked_of_anchor, contexts_of
 from verl_cipo.integration.rollout.reports import Reports
 from verl_cipo.integration.rollout.slots import Slots
 
@@ -101,7 +101,12 @@ class Replica:
         """Roll out, train, and move rho; returns the metrics of the step, named as through verl."""
         started = time.monotonic()
         problems = {f"{number}p{i}": problem for i, problem in enumerate(next(self._batches))}
-        contexts = {uid: self._contexts(problem, number) for uid, problem in problems.items()}
+        contexts = {}
+        if self.cipo.nudges:
+            how = {"sessions": self._n, "step": number}
+            how |= {"prompt_length": self._prompt.prompt_length, "count_tokens": self._prompt.count_tokens}
+            for uid, problem in problems.items():
+                contexts[uid] = contexts_of(asked_by(problem), self.cipo, self._reports.step, **how)
         rows = self._attempts(
             [(uid, i, problem) for uid, problem in problems.items() for i in range(self._n)], contexts
         )
@@ -119,24 +124,12 @@ class Replica:
             measured |= added
         return measured | {"timing_s/gen": sampled - started, "timing_s/step": time.monotonic() - started}
 
-    def _contexts(self, problem: dict[str, Any], number: int) -> list[tuple[int, list[dict]] | None]:
-        """Of each session the number of its context and what it is asked; None at the plain prompt."""
-        if (column := self.cipo.nudge.contexts) is None:
-            return [None] * self._n
-        texts, how = listed(problem, column), self.cipo.nudge
-        chats = [nudged(problem["prompt"], text, how) or problem["prompt"] for text in texts]
-        draw = {"seed": self.cipo.seed, "step": number, "index": problem["extra_info"]["index"]}
-        drawn = drawn_contexts(len(chats), self._n, plain_share=how.plain_share, **draw)
-        return [None if context == PLAIN else (context, chats[context]) for context in drawn]
-
     def _attempts(
-        self,
-        asked: Sequence[tuple[str, int, dict[str, Any]]],
-        contexts: Mapping[str, Sequence[tuple[int, list[dict]] | None]] | None = None,
+        self, asked: Sequence[tuple[str, int, dict[str, Any]]], contexts: Mapping[str, Contexts] = MappingProxyType({})
     ) -> list[Row]:
         """Attempts of (uid, session, problem); sessions from n on are further ones, which have no context."""
-        under = [None if contexts is None else contexts[uid][session] for uid, session, _ in asked]
-        chats = [problem["prompt"] if own is None else own[1] for (*_, problem), own in zip(asked, under, strict=True)]
+        under = [contexts.get(uid, Contexts()) for uid, *_ in asked]
+        chats = [own.asked(session, problem["prompt"]) for own, (_, session, problem) in zip(under, asked, strict=True)]
         samples = self.policy.sample(
             [(chat, answer_of(problem)) for (*_, problem), chat in zip(asked, chats, strict=True)]
         )
@@ -148,7 +141,7 @@ class Replica:
                     score=float(sample.right),
                     further=session >= self._n,
                     second=sample.second,
-                    **({} if own is None else {"context": own[0], "question": problem["prompt"]}),
+                    **own.noted(session),
                 ),
                 problem["extra_info"]["index"],
                 problem["prompt"],
@@ -179,10 +172,9 @@ class Replica:
         for anchor in (anchor for anchor, own in zip(anchors, corrected, strict=True) if own):
             row = of_key[RowKey(anchor.uid, anchor.session)]
             others = self._others(anchor, groups[anchor.uid], of_key, number)
-            ask = partial(self._prompt.request, attempt=row.sample.text, others=others)
-            prompt = {**problems[anchor.uid], "raw_prompt": row.messages, "index": row.index}
             how = {"n": n, "step": number, "anchor": anchor.session}
-            own, reason = asked_of_anchor(prompt, ask, self.cipo, self._reports.step, **how)
+            what = (asked_by(problems[anchor.uid]), row.sample.text, others, self._prompt, self.cipo)
+            own, reason = asked_of_anchor(*what, self._reports.step, **how)
             if reason is not None:
                 self._reports.step[f"anchors/skipped/{reason}"] += 1
             asked += [(anchor, i, row, one) for i, one in enumerate(own)]
@@ -332,7 +324,7 @@ class Replica:
             shown,
             config=self.cipo,
             prompt=self._prompt,
-            encode=self.policy.ids,
+            encode=lambda messages, tools=(): self.policy.ids(messages),
             step=number,
             in_stream=in_stream,
         )
@@ -353,6 +345,11 @@ class Replica:
                     old[places] = log_prob
             partner = partner_scores(old, weights, sign, torch.tensor(numbers))
         return weights, sign, partner
+
+
+def asked_by(problem: Mapping[str, Any]) -> dict[str, Any]:
+    """A problem as verl's data set gives it to a rollout worker."""
+    return {**problem, "raw_prompt": problem["prompt"], "index": problem["extra_info"]["index"]}
 
 
 def table_of(rows: Sequence[Row]) -> RowTable:

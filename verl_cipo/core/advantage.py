@@ -64,14 +64,14 @@ def nudged_relative(
     epsilon: float = 1e-6,
     nudged_epsilon: float = 1e-5,
 ) -> Tensor:
-    """Advantage of attempts of which some have a strategy context (NudgeRL, arXiv 2605.15726; docs/method.md 23).
+    """Advantage of rollouts of which some have a strategy context (NudgeRL, arXiv 2605.15726; docs/method.md 23).
 
         A = (s - mean_c) + between * (mean_c - mean),  at the plain prompt  A = s - mean
         result: A - mean A, with norm_by_std over (std A + nudged_epsilon)
 
-    mean: over all attempts of the prompt; mean_c: over those under the same context. The std is the sample's, as in
-    GRPO, so that between=1 gives GRPO's advantage up to the epsilons.
-    A group without a context, or of one attempt, is :func:`group_relative`'s, bit for bit.
+    mean: over the group, all attempts of a prompt say; mean_c: over those in it under the same context. The std is the
+    sample's, as in GRPO, so that between=1 gives GRPO's advantage up to the epsilons.
+    A group without a context, or of one rollout, is :func:`group_relative`'s, bit for bit.
 
     scores: float32 or float64, shape (N,); group: N hashable names; context: int, shape (N,), PLAIN or a context's
     number. Computed in float64, so that equal scores give exactly 0. Returns a new tensor of shape (N,), like `scores`.

@@ -153,25 +153,25 @@ class CIPOConfig:
                 f"sampled; use {path}.transfer.kind = 'none', or {path}.source = 'resample' or 'both'"
             )
         if self.nudge.corrections and not (self.nudges and self.rolls_out):
-            key, value, allowed = ("nudge.contexts", None, "a column of the training data")
+            key, value, allowed = ("nudge.contexts", None, "a column of the data")
             if self.nudges:
                 key, value, allowed = self._without_corrections()
             raise CIPOConfigError(
-                f"{path}.nudge.corrections = True with {path}.{key} = {value!r}: no corrections are made under a "
-                f"context; use {path}.{key} {allowed}, or {path}.nudge.corrections = False"
+                f"{path}.nudge.corrections = True with {path}.{key} = {value!r}: this takes contexts and sampled "
+                f"corrections; set {path}.{key} to {allowed}, or {path}.nudge.corrections to false"
             )
         if self.moves_budget and not self.rolls_out:
             key, value, allowed = self._without_corrections()
             raise CIPOConfigError(
                 f"{path}.budget = 'auto' with {path}.{key} = {value!r}: no corrections are sampled, so no sessions can "
-                f"move; use {path}.{key} {allowed}, or {path}.budget = 'fixed'"
+                f"move; set {path}.{key} to {allowed}, or {path}.budget to 'fixed'"
             )
 
     def _without_corrections(self) -> tuple[str, Any, str]:
         """Why no corrections are sampled: the knob, its value, and what it would have to be."""
         if self.source == "paired":
             return "source", self.source, "'resample' or 'both'"
-        return "replay_fraction", self.replay_fraction, "above 0"
+        return "replay_fraction", self.replay_fraction, "a value above 0"
 
     def _follow(self) -> None:
         """Give the knobs that are null a value, as their docs have it."""

@@ -110,7 +110,8 @@ class TransferConfig:
 
 @dataclass(frozen=True)
 class NudgeConfig:
-    """Strategy contexts for attempts (`algorithm.cipo.nudge`), whose answers are distilled into the plain prompt."""
+    """Strategy contexts (`algorithm.cipo.nudge`) for attempts, whose answers are distilled into the plain prompt, and
+    for corrections."""
 
     contexts: str | None = None
     """Column of the training data, at the top level or in extra_info, that holds a list of texts for each row: hints,
@@ -119,10 +120,10 @@ class NudgeConfig:
     template: str = field(default="{question}\n\nUse this strategy: {context}", metadata={"rule": NUDGE_TEMPLATE})
     """How the last message of the user shows a context."""
     plain_share: float = 0.5
-    """Probability of an attempt to be made at the plain prompt, and not under its context."""
+    """Probability of an attempt, or a correction, to be made at the plain prompt, and not under its context."""
     between: float = 1.1
     """Weight, in the advantage of an attempt, of how much better its context does than all attempts of the prompt,
-    against how much better it does than others under its context."""
+    against how much better it does than others under its context; likewise among the corrections of an anchor."""
     corrections: bool = False
     """Whether the corrections of an anchor are spread over the contexts of its prompt as well. The question that a
     correction prompt holds then has the context, as that of an attempt does."""

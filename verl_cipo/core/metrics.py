@@ -90,6 +90,7 @@ METRICS: dict[str, str] = {
     "cipo/transfer/skipped/no_prompt": "Corrections left out: no attempt at their prompt is in the batch.",
     "cipo/transfer/skipped/no_text_question": "Corrections left out: a message is neither text nor parts, or "
     "what the model sees of an image fits no other row.",
+    "cipo/transfer/skipped/unknown_tools": "Corrections left out: which tools their prompt offers cannot be told.",
     "cipo/transfer/skipped/no_advantage": "Corrections left out: their advantage is 0, so they would train nothing.",
     "cipo/nudge/context_share": "Share of the attempts that had a strategy context, without the further ones of "
     "budget=auto; cipo/nudge/* exist with nudge.contexts.",
@@ -97,7 +98,7 @@ METRICS: dict[str, str] = {
     "cipo/nudge/accuracy_plain": "Share of attempts at the plain prompt that are right, without the further ones of "
     "budget=auto.",
     "cipo/nudge/w2c_context": "`cipo/transitions/w2c` of the corrections under a context, with nudge.corrections=true.",
-    "cipo/nudge/w2c_plain": "The same of the corrections without one, where others have one.",
+    "cipo/nudge/w2c_plain": "The same of the corrections without one, of the attempts that have corrections under one.",
     "cipo/nudge/loss": "What the distillation of attempts into the plain prompt adds to the loss, before its "
     "coefficient.",
     "cipo/nudge/rows": "Rows that the distillation adds: attempts under contexts, as answers to the plain prompt.",
@@ -110,12 +111,15 @@ METRICS: dict[str, str] = {
     "cipo/nudge/skipped/several_outputs": "Attempts left out of the distillation: their agent loop gave several "
     "outputs.",
     "cipo/nudge/skipped/no_prompt": "Attempts left out of the distillation: their plain prompt is not known.",
+    "cipo/nudge/skipped/unknown_tools": "Attempts left out of the distillation: which tools their prompt offers cannot "
+    "be told.",
     "cipo/aux/loss": "Auxiliary loss before its coefficient: per correction (nll) or pair (contrastive).",
     "cipo/aux/rows": "Corrections, or pairs, that the auxiliary loss trains.",
     "cipo/aux/pairs": "Attempts that were paired with a right rollout.",
     "cipo/aux/adjacent": "Those among them whose right rollout belongs to another prompt.",
     "cipo/aux/skipped/no_donor": "Wrong attempts without a pair: no rollout of the step is right.",
     "cipo/aux/skipped/other_question": "Pairs of two prompts, left out with aux.kind=contrastive.",
+    "cipo/aux/skipped/unknown_tools": "Pairs dropped: which tools the right rollout was offered cannot be told.",
     "cipo/aux/skipped/too_long": "Pairs dropped: the prompt would not fit into rollout.prompt_length.",
     "cipo/aux/skipped/no_text_question": "Pairs and rows of corrections dropped: a prompt has no question, or "
     "what the model sees of an image fits no other row.",
@@ -213,8 +217,8 @@ def batch_metrics(table: RowTable, *, longest: int | None = None) -> dict[str, f
 
 
 def nudge_metrics(table: RowTable) -> dict[str, float]:
-    """Of attempts under strategy contexts and beside them, without further ones, and of corrections where some have
-    one; a mean over nothing is left out."""
+    """Of attempts under strategy contexts and beside them, without further ones, and of corrections likewise; a mean
+    over nothing is left out."""
     rows = table.rows
     drawn = (rows.stream == BASE) & rows.final & ~rows.further
     under_context = rows.context != PLAIN
@@ -224,12 +228,11 @@ def nudge_metrics(table: RowTable) -> dict[str, float]:
     for name, own in (("context", drawn & under_context), ("plain", drawn & ~under_context)):
         if own.any():
             metrics[f"accuracy_{name}"] = float(rows.correct[own].mean())
-    corrections = (rows.stream == CORRECTION) & rows.final
-    failed = corrections & ~rows.anchor_correct
-    if (corrections & under_context).any():
-        for name, own in (("context", failed & under_context), ("plain", failed & ~under_context)):
-            if own.any():
-                metrics[f"w2c_{name}"] = float(rows.correct[own].mean())
+    failed = (rows.stream == CORRECTION) & rows.final & ~rows.anchor_correct
+    of_both = np.isin(rows.group, np.unique(rows.group[failed & under_context]))
+    for name, own in (("context", failed & under_context), ("plain", failed & of_both & ~under_context)):
+        if own.any():
+            metrics[f"w2c_{name}"] = float(rows.correct[own].mean())
     return {f"{PREFIX}nudge/{name}": value for name, value in metrics.items()}
 
 

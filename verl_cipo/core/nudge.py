@@ -57,7 +57,7 @@ def drawn_contexts(
     index: Any,
     anchor: int | None = None,
 ) -> list[int]:
-    """The number of the context of each of the attempts 0 ... `sessions` - 1, PLAIN for the plain prompt.
+    """The number of the context of each of the attempts, or corrections, 0 ... `sessions` - 1; PLAIN where it has none.
 
     They are spread evenly over the contexts, in an order that is drawn; then each goes to the plain prompt with the
     probability `plain_share`, by itself. Every draw is a lot of (seed, step, index), so retries and resumed runs agree.

@@ -6,7 +6,7 @@ run: their prompt holds question and attempt.
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
 from verl_cipo.core.contents import last_question
 from verl_cipo.core.nudge import listed, nudged
+from verl_cipo.core.prompts import CorrectionPrompt
 from verl_cipo.integration.rendering import Rendering
 
 logger = logging.getLogger("verl_cipo")
@@ -250,38 +251,34 @@ def _check_row(number: int, row: Mapping[str, Any]) -> None:
         )
 
 
-def check_contexts(
-    dataset: Sequence[Mapping[str, Any]],
-    cipo: CIPOConfig,
-    *,
-    prompt_length: int,
-    count_tokens: Callable[[list[dict]], int],
-) -> None:
+def check_contexts(dataset: Sequence[Mapping[str, Any]], cipo: CIPOConfig, prompt: CorrectionPrompt) -> None:
     """Look at the contexts of some rows of the training set.
 
     A warning tells how many rows have a context with which the prompt is too long: it is left out when they come up.
 
     Args:
-        prompt_length: ``rollout.prompt_length``.
-        count_tokens: of a chat, chat template and generation prompt included.
+        prompt: of corrections; it knows ``rollout.prompt_length`` and counts tokens.
 
     Raises:
-        CIPOConfigError: no row has contexts, a row holds something else, or none fits into ``rollout.prompt_length``.
+        CIPOConfigError: no row has contexts, a row holds something else, or with none is there room in
+            ``rollout.prompt_length``, for the question or, with ``nudge.corrections``, for an attempt beside it.
     """
     if not cipo.nudges:
         return
     column, rows = str(cipo.nudge.contexts), looked_at(dataset)
     lengths: list[int] = []
-    found = 0
+    found, has_room = 0, False
+    prompt_length = prompt.prompt_length
     for number, row in rows.items():
         try:
             texts = listed(row, column)
         except ValueError as error:
             raise CIPOConfigError(f"data.train_files, row {number}: {error}") from error
         found += bool(texts)
-        chats = [nudged(row["raw_prompt"], text, cipo.nudge) for text in texts]
-        if own := [count_tokens(chat) for chat in chats if chat is not None]:
-            lengths.append(max(own))
+        chats = [chat for text in texts if (chat := nudged(row["raw_prompt"], text, cipo.nudge)) is not None]
+        if chats:
+            lengths.append(max(map(prompt.count_tokens, chats)))
+        has_room = has_room or any(prompt.refusals(chat, ["attempt"])[0] != "too_long" for chat in chats)
     if rows and not found:
         raise CIPOConfigError(
             f"{ROOT}.nudge.contexts={column}: none of the {len(rows)} rows of data.train_files looked at has contexts "
@@ -292,6 +289,12 @@ def check_contexts(
         raise CIPOConfigError(
             f"actor_rollout_ref.rollout.prompt_length={prompt_length} is too small for {ROOT}.nudge.contexts={column}: "
             f"with their contexts prompts take up to {max(lengths)} tokens, raise it to that or more"
+        )
+    if cipo.nudge.corrections and lengths and not has_room:
+        raise CIPOConfigError(
+            f"actor_rollout_ref.rollout.prompt_length={prompt_length} is too small for {ROOT}.nudge.corrections=true: "
+            f"no correction prompt has room for an attempt beside a question with a context, of up to {max(lengths)} "
+            f"tokens; raise it, or set {ROOT}.nudge.corrections=false"
         )
     if too_long:
         logger.warning(

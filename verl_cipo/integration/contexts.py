@@ -1,4 +1,4 @@
-"""Strategy contexts as a run finds them, at a prompt and at an anchor. Without verl: the replica asks as a run does."""
+"""Strategy contexts as a run finds them, at a prompt and at an anchor. Needs no verl: the replica asks by it, too."""
 
 import logging
 from collections import Counter
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.nudge import CORRECTION_TOO_LONG, COUNTED, SKIPPED, drawn_contexts, listed, nudged
-from verl_cipo.core.prompts import Request
+from verl_cipo.core.prompts import CorrectionPrompt, Others, Request
 from verl_cipo.core.rows import PLAIN
 
 logger = logging.getLogger("verl_cipo")
@@ -54,10 +54,16 @@ def contexts_of(
         prompt_length: ``rollout.prompt_length``; verl would cut the start off a longer prompt.
         count_tokens: of a chat, chat template and generation prompt included.
     """
-    counts.update(dict.fromkeys(COUNTED, 0))
-    chats, refusal = _chats(prompt, cipo)
-    if refusal is not None:
-        counts[f"{SKIPPED}{refusal}"] += 1
+    counted = (*COUNTED, CORRECTION_TOO_LONG) if cipo.nudge.corrections else COUNTED
+    counts.update(dict.fromkeys(counted, 0))
+    try:
+        chats = _chats(prompt, cipo)
+    except ValueError as error:
+        logger.error("prompt %s goes without contexts: %s", prompt["index"], error)
+        counts[f"{SKIPPED}bad_list"] += 1
+        return Contexts()
+    if chats is None:
+        counts[f"{SKIPPED}no_text_question"] += 1
         return Contexts()
     fitting = {number: chat for number, chat in enumerate(chats) if count_tokens(chat) <= prompt_length}
     counts[f"{SKIPPED}too_long"] += len(chats) - len(fitting)
@@ -79,13 +85,11 @@ class SessionRequest(NamedTuple):
     context: int | None = None
 
 
-Ask = Callable[[list[dict]], tuple[Request | None, str | None]]
-"""The request for a correction in which the question of a chat stands, or the reason why there is none."""
-
-
 def asked_of_anchor(
     prompt: Mapping[str, Any],
-    ask: Ask,
+    attempt: str,
+    others: Others,
+    built_by: CorrectionPrompt,
     cipo: CIPOConfig,
     counts: Counter,
     *,
@@ -96,38 +100,40 @@ def asked_of_anchor(
 ) -> tuple[list[SessionRequest], str | None]:
     """What each of the ``n`` corrections of an attempt is asked; none, and the reason, where no prompt can be had.
 
-    With ``nudge.corrections`` some are asked under a context; those that leave no room are added to ``counts``.
+    With ``nudge.corrections`` some are asked under a context. A prompt is built for each of its contexts: which fit
+    decides the draw. Those that leave no room are added to ``counts``.
 
     Args:
         prompt: of the attempt, as in :func:`contexts_of`, which has told what is wrong with its contexts.
+        attempt, others: its text, and what is shown beside it.
         step: that in which the corrections are rolled out.
         anchor: the attempt, by its session.
         validate: no contexts.
     """
-    plain, refusal = ask(list(prompt["raw_prompt"]))
+    plain, refusal = built_by.request(list(prompt["raw_prompt"]), attempt, others)
     if plain is None:
         return [], refusal
     if validate or not cipo.nudge.corrections:
         return [SessionRequest(plain)] * n, None
-    chats, _ = _chats(prompt, cipo)
-    requests = {number: request for number, chat in enumerate(chats) if (request := ask(chat)[0]) is not None}
-    counts[CORRECTION_TOO_LONG] += len(chats) - len(requests)
-    drawn = _drawn(requests, n, prompt, cipo, step=step, anchor=anchor)
-    return [
-        SessionRequest(plain) if number is None else SessionRequest(requests[number], number) for number in drawn
-    ], None
-
-
-def _chats(prompt: Mapping[str, Any], cipo: CIPOConfig) -> tuple[list[list[dict]], str | None]:
-    """The chat of a prompt with each of its contexts, or of SKIP_REASONS the one why there are none."""
     try:
-        texts = listed(prompt, str(cipo.nudge.contexts))
-    except ValueError as error:
-        logger.error("prompt %s goes without contexts: %s", prompt["index"], error)
-        return [], "bad_list"
-    chats = [nudged(prompt["raw_prompt"], text, cipo.nudge) for text in texts]
+        chats = _chats(prompt, cipo) or []
+    except ValueError:
+        chats = []
+    built = {number: built_by.request(chat, attempt, others)[0] for number, chat in enumerate(chats)}
+    requests = {number: request for number, request in built.items() if request is not None}
+    counts[CORRECTION_TOO_LONG] += len(built) - len(requests)
+    drawn = _drawn(requests, n, prompt, cipo, step=step, anchor=anchor)
+    return [SessionRequest(plain if number is None else requests[number], number) for number in drawn], None
+
+
+def _chats(prompt: Mapping[str, Any], cipo: CIPOConfig) -> list[list[dict]] | None:
+    """The chat of a prompt with each of its contexts; None where it is not plain text.
+
+    Raises: ValueError when what it lists is no list of texts.
+    """
+    chats = [nudged(prompt["raw_prompt"], text, cipo.nudge) for text in listed(prompt, str(cipo.nudge.contexts))]
     found = [chat for chat in chats if chat is not None]
-    return (found, None) if len(found) == len(chats) else ([], "no_text_question")
+    return found if len(found) == len(chats) else None
 
 
 def _drawn(

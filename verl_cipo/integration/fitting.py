@@ -52,31 +52,6 @@ def obstacles(config: DictConfig, cipo: CIPOConfig) -> Iterator[Obstacle]:
         yield Obstacle(f"{ROOT}.lambda_corr", allowed, _ADDED)
     if cipo.appends_rows:
         yield from _against_rows(config)
-    for key in ("tool_config_path", "function_tool_path"):
-        tools = f"actor_rollout_ref.rollout.multi_turn.{key}"
-        if not OmegaConf.select(config, tools):
-            continue
-        if cipo.pairs and cipo.aux.coef > 0:
-            allowed = f"the prompt of a pair is rendered without tools; use {ROOT}.source=resample"
-            yield Obstacle(tools, allowed, ("source",))
-        if cipo.transfers and cipo.replays:
-            allowed = (
-                f"with {ROOT}.schedule=replay the plain prompt of a correction is rendered without tools; use another "
-                f"schedule or {ROOT}.transfer.kind=none"
-            )
-            yield Obstacle(tools, allowed, ("transfer.kind",))
-        if cipo.distils:
-            allowed = (
-                f"the plain prompt of an attempt under a context may have to be rendered without tools; use "
-                f"{ROOT}.nudge.coef=0"
-            )
-            yield Obstacle(tools, allowed, ())
-        if cipo.transfers and cipo.nudges:
-            allowed = (
-                f"with {ROOT}.nudge.contexts the plain prompt of a correction may have to be rendered without tools; "
-                f"use {ROOT}.transfer.kind=none"
-            )
-            yield Obstacle(tools, allowed, ("transfer.kind",))
 
 
 def _against_rows(config: DictConfig) -> Iterator[Obstacle]:

@@ -253,6 +253,23 @@ def test_corrections_beside_contexts_ask_the_plain_question_unless_told(nudged_t
         assert found["cipo/nudge/w2c_context"] == 0.0 == found["cipo/nudge/w2c_plain"]
 
 
+def test_further_attempts_of_the_replica_are_plain(nudged_task, monkeypatch):
+    asked = []
+    trainer = replica.Replica(nudged_task, ARMS["balanced_nudge"], 1, SETTING)
+    trainer.policy.verifier = lambda text, answer: False
+    attempts = trainer._attempts
+
+    def seen(sessions, *contexts):
+        made = attempts(sessions, *contexts)
+        asked.extend((row.mark.further, row.mark.context) for row in made)
+        return made
+
+    monkeypatch.setattr(trainer, "_attempts", seen)
+    trainer.step(1)
+    assert {context for further, context in asked if further} == {None}
+    assert {context for further, context in asked if not further} == {None, 0, 1}
+
+
 def test_a_task_without_contexts_is_refused(task):
     with pytest.raises(ValueError, match="arm nudge: no problem of .* has contexts, as those of stuck_contexts have"):
         replica.Replica(task, ARMS["nudge"], 1, SETTING)

@@ -293,7 +293,7 @@ def test_a_budget_moves_sessions_of_sampled_corrections_only(knobs, named, allow
 @pytest.mark.parametrize(
     ("knobs", "named", "allowed"),
     [
-        ({"nudge": {}}, "algorithm.cipo.nudge.contexts = None", "a column of the training data"),
+        ({"nudge": {}}, "algorithm.cipo.nudge.contexts = None", "a column of the data"),
         ({"replay_fraction": 0}, "algorithm.cipo.replay_fraction = 0.0", "above 0"),
         ({"source": "paired", "aux": {"coef": 0.1}}, "algorithm.cipo.source = 'paired'", "'resample' or 'both'"),
     ],

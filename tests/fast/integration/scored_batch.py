@@ -25,7 +25,7 @@ def decode(ids):
     return "".join(map(chr, ids))
 
 
-def encode_chat(messages):
+def encode_chat(messages, tools=()):
     return encode("".join(message["content"] for message in messages) + ">")
 
 

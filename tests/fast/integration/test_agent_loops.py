@@ -87,6 +87,57 @@ def test_prompts_made_in_the_driver_are_rendered_with_the_template_options(token
     assert tokenizer.decode(rendering.encode(QUESTION)) == "user:1+1?;" + "-" * 10
 
 
+def tools_of(folder, *names) -> str:
+    """A file of tools as verl reads it."""
+    listed = [
+        {
+            "class_name": "verl.tools.base_tool.BaseTool",
+            "config": {"type": "native"},
+            "tool_schema": tool(name).tool_schema.model_dump(exclude_unset=True, exclude_none=True),
+        }
+        for name in names
+    ]
+    file = folder / "tools.yaml"
+    file.write_text(OmegaConf.to_yaml(OmegaConf.create({"tools": listed})))
+    return str(file)
+
+
+def with_tools(tokenizer, file, **knobs):
+    rollout = {"prompt_length": 450, "multi_turn": {"tool_config_path": file, "function_tool_path": None}}
+    config = OmegaConf.create({"data": {}, "actor_rollout_ref": {"rollout": rollout}})
+    return Rendering.of(config, CIPOConfig.from_mapping(knobs), tokenizer)
+
+
+def test_the_driver_tells_which_tools_a_prompt_offers(tokenizer, tmp_path):
+    tokenizer = build_tokenizer([], [])
+    tokenizer.chat_template = TEMPLATE.replace("'#' * 10", "tool.function.name + ' '")
+    rendering = with_tools(tokenizer, tools_of(tmp_path, "lookup", "search"))
+    builder = create_continuous_token_builder(tokenizer, hf_model_type="qwen3", chat_template_kwargs={})
+    lookup, search = rendering.tools
+    for offered, info in (([lookup, search], None), ([search], {"tool_selection": ["search"]}), ([], {}), ([], None)):
+        asked = builder.build_initial_tokens(QUESTION, tools=offered or None)
+        found = rendering.offered(QUESTION, asked, info)
+        assert list(found) == offered and rendering.encode(QUESTION, found) == asked
+    # A loop that renders as it likes, or that selects in a way of its own.
+    assert rendering.offered(QUESTION, asked[1:], None) is None
+    assert rendering.offered(QUESTION, builder.build_initial_tokens(QUESTION, tools=[search]), None) is None
+    # Room is counted with all of them.
+    assert rendering.prompt.count_tokens(QUESTION) == len(rendering.encode(QUESTION, rendering.tools))
+
+
+def test_without_tools_nothing_is_rendered_to_tell(tokenizer, tmp_path):
+    for rendering in (
+        with_tools(tokenizer, None),
+        with_tools(tokenizer, tools_of(tmp_path, "lookup"), preset="stream"),
+    ):
+        assert rendering.offered(QUESTION, [], None) == () == tuple(rendering.tools)
+
+
+def test_tools_that_cannot_be_loaded_are_named(tokenizer):
+    with pytest.raises(CIPOConfigError, match=r"multi_turn: tool_config_path=nowhere.yaml cannot be loaded: .*nowhere"):
+        with_tools(tokenizer, "nowhere.yaml")
+
+
 # What the templates of four families do beside the turns: an empty thought; a date, and what depends on tools; a system
 # message of the model's own; a date, and channels in place of an answer.
 FAMILIES = {
@@ -336,7 +387,6 @@ def test_the_trainer_looks_at_its_data_set_before_it_starts_workers():
 AUX = ["+algorithm.cipo.aux.coef=0.1", "+algorithm.cipo.source=both"]
 TRANSFER = ["+algorithm.cipo.transfer.kind=inject", "+algorithm.cipo.schedule=replay"]
 NUDGE = "+algorithm.cipo.nudge.contexts=hints"
-TOOLS = "actor_rollout_ref.rollout.multi_turn.tool_config_path=tools.yaml"
 MEGATRON = ["model_engine=megatron", "actor_rollout_ref.rollout.name=vllm"]
 VIRTUAL = "actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size=2"
 ROUTING = "actor_rollout_ref.actor.megatron.router_replay.mode"
@@ -345,27 +395,6 @@ ROUTING = "actor_rollout_ref.actor.megatron.router_replay.mode"
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (
-            [*AUX, "actor_rollout_ref.rollout.multi_turn.tool_config_path=tools.yaml"],
-            ["multi_turn.tool_config_path=tools.yaml", "source=resample"],
-        ),
-        (
-            [*AUX, "actor_rollout_ref.rollout.multi_turn.function_tool_path=tools.py"],
-            ["multi_turn.function_tool_path=tools.py", "source=resample"],
-        ),
-        (
-            [*TRANSFER, "actor_rollout_ref.rollout.multi_turn.tool_config_path=tools.yaml"],
-            ["multi_turn.tool_config_path=tools.yaml", "schedule=replay", "transfer.kind=none"],
-        ),
-        (
-            [*TRANSFER, "actor_rollout_ref.rollout.multi_turn.function_tool_path=tools.py"],
-            ["multi_turn.function_tool_path=tools.py", "schedule=replay", "transfer.kind=none"],
-        ),
-        ([NUDGE, TOOLS], ["multi_turn.tool_config_path=tools.yaml", "nudge.coef=0"]),
-        (
-            [NUDGE, "+algorithm.cipo.nudge.coef=0", TRANSFER[0], TOOLS],
-            ["multi_turn.tool_config_path=tools.yaml", "nudge.contexts", "transfer.kind=none"],
-        ),
         ([NUDGE, "algorithm.rollout_correction.bypass_mode=true"], ["bypass_mode=True", "nudge.coef"]),
         ([NUDGE, "actor_rollout_ref.actor.policy_loss.loss_mode=geo_mean"], ["loss_mode=geo_mean", "nudge.coef"]),
         ([NUDGE, "distillation.enabled=true"], ["distillation.enabled=True", "nudge.coef"]),
@@ -386,12 +415,6 @@ ROUTING = "actor_rollout_ref.actor.megatron.router_replay.mode"
         ),
     ],
     ids=[
-        "tools",
-        "function tools",
-        "tools, replayed",
-        "function tools, replayed",
-        "tools, contexts",
-        "tools, contexts, transfer",
         "bypass mode, contexts",
         "geo mean, contexts",
         "distillation, contexts",

@@ -20,8 +20,6 @@ CANNOT = {
     "geo mean": (["actor_rollout_ref.actor.policy_loss.loss_mode=geo_mean"], NOTHING_ADDED),
     "distillation": (["distillation.enabled=true"], NOTHING_ADDED),
     "V0 without a stream": (V0, NOTHING_ADDED),
-    "tools": ([TOOLS], {"source": "resample"}),
-    "tools with replay": ([TOOLS, ASYNC], NOTHING_ADDED),
     "DAPO, asynchronous": ([*DAPO, ASYNC], {"budget": "fixed"}),
 }
 PRESET = {"source": "both", "transfer.kind": "inject", "budget": "auto"}
@@ -56,8 +54,6 @@ def test_what_the_run_cannot_have_is_left_out_with_a_line(case, capsys):
     [
         ([BYPASS], "+algorithm.cipo.source=both"),
         ([BYPASS], "+algorithm.cipo.transfer.kind=inject"),
-        ([TOOLS], "+algorithm.cipo.source=both"),
-        ([TOOLS, ASYNC], "+algorithm.cipo.transfer.kind=inject"),
         ([*DAPO, ASYNC], "+algorithm.cipo.budget=auto"),
         (V0, "+algorithm.cipo.transfer.kind=regress"),
     ],
@@ -67,7 +63,10 @@ def test_what_is_asked_for_by_name_is_refused(settings, asked):
         check_combination(composed(*settings, asked))
 
 
-@pytest.mark.parametrize("settings", [[], ["trainer.use_v1=false"], [ASYNC], DAPO, ["+algorithm.cipo.lambda_corr=0"]])
+@pytest.mark.parametrize(
+    "settings",
+    [[], ["trainer.use_v1=false"], [ASYNC], DAPO, ["+algorithm.cipo.lambda_corr=0"], [TOOLS], [TOOLS, ASYNC]],
+)
 def test_other_runs_have_all_of_it(settings, capsys):
     assert knobs(settle(composed(*settings))) == PRESET and capsys.readouterr().out == ""
     stream = settle(composed(*settings, "+algorithm.cipo.preset=stream"))

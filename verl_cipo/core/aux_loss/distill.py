@@ -11,6 +11,7 @@ that the parts of micro-batches and data-parallel ranks add up to the whole; `tr
 """
 
 from collections import Counter
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from verl_cipo.core.rows import BASE, PLAIN, RowKey, RowTable
 
 NUDGE_WEIGHTS = "cipo_nudge_weights"
 """What each row carries to the workers: (N, T), float32, signed; 0 where nothing is trained."""
-SKIP_REASONS = ("several_outputs", "no_prompt")
+SKIP_REASONS = ("several_outputs", "no_prompt", "unknown_tools")
 COUNTED = ("nudge/rows", *(f"{SKIPPED}{reason}" for reason in SKIP_REASONS))
 
 
@@ -39,13 +40,13 @@ class Distilled(NamedTuple):
 
 
 def distilled_attempts(
-    table: RowTable, counts: Counter, *, config: CIPOConfig, norm_by_std: bool
+    table: RowTable, counts: Counter, *, config: CIPOConfig, norm_by_std: bool, usable: Collection[str]
 ) -> tuple[dict[str, float], list[Distilled]]:
     """Weights of the attempts at plain prompts, by key, and the attempts under contexts; those left out are counted.
 
-    Attempts without an advantage would train nothing and are left out, but count among the N. So do those whose agent
-    loop gave several outputs: what all but the first were asked contains the others.
-    norm_by_std: whether the run's advantages are divided by the std.
+    Attempts without an advantage, or without a token to train, would train nothing and are left out, but count among
+    the N. So do those whose agent loop gave several outputs: what all but the first were asked contains the others.
+    norm_by_std: whether the run's advantages are divided by the std; usable: keys with a token to train.
     """
     rows = table.rows
     final = np.flatnonzero((rows.stream == BASE) & rows.final)
@@ -58,7 +59,7 @@ def distilled_attempts(
     )
     in_place, appended = {}, []
     for i, own in zip(final.tolist(), advantage.tolist(), strict=True):
-        if own == 0:
+        if own == 0 or table.keys[i] not in usable:
             continue
         if RowKey.parse(table.keys[i]).output > 0:
             counts[f"{SKIPPED}several_outputs"] += 1

@@ -19,7 +19,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from verl_cipo.core.aux_loss.transfer import Moved, moved_corrections
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.contents import media_of, with_media
 from verl_cipo.core.draws import lot
+from verl_cipo.core.nudge import SKIPPED as NUDGE_SKIPPED
 from verl_cipo.core.prompts import SKIP_REASONS, CorrectionPrompt
 from verl_cipo.core.rows import CHOSEN, REJECTED, UNTRAINED, GroupName, RowKey, RowTable
 
@@ -41,7 +42,7 @@ COUNTED = (
     "aux/rows",
     "aux/pairs",
     "aux/adjacent",
-    *(f"{_SKIPPED}{reason}" for reason in ("no_donor", "other_question", *SKIP_REASONS)),
+    *(f"{_SKIPPED}{reason}" for reason in ("no_donor", "other_question", "unknown_tools", *SKIP_REASONS)),
     "rows/aux",
 )
 """Counts of the auxiliary loss that are logged every step, also where nothing happened."""
@@ -62,17 +63,28 @@ class Pair:
     same_prompt: bool
 
 
+Tools = Sequence[dict]
+"""Schemas of tools, as a chat template takes them."""
+
+
+class Encode(Protocol):
+    """Tokens of a chat that offers these tools, with the generation prompt."""
+
+    def __call__(self, messages: list[dict], tools: Tools = (), /) -> list[int]: ...
+
+
 class Shown(NamedTuple):
     """What the plan looks at in a row of the batch.
 
     messages: the chat of its prompt; bound: whether what the model sees of its images, video and audio cannot be given
-    to another row.
+    to another row; tools: those that its prompt offers, None where that cannot be told.
     """
 
     prompt_ids: list[int]
     response_ids: list[int]
     messages: list[dict]
     bound: bool
+    tools: Tools | None = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +170,7 @@ def plan_aux(
     *,
     config: CIPOConfig,
     prompt: CorrectionPrompt,
-    encode: Callable[[list[dict]], list[int]],
+    encode: Encode,
     step: int,
     in_stream: bool = True,
     trained: np.ndarray | None = None,
@@ -167,8 +179,7 @@ def plan_aux(
     """Choose what is trained beside the policy loss.
 
     table: the rows of the batch; shown: reads rows by key, called at most once, with all
-    whose prompt or response is taken; encode: tokens of a chat with the generation
-    prompt; step: the training step, with `config.seed` it decides the draws;
+    whose prompt or response is taken; step: the training step, with `config.seed` it decides the draws;
     in_stream: whether corrections are trained by the policy loss, too, and so are in the batch;
     trained: (N,) bool, rows with a token to train, the others are left out; None where all count, since rollout
     correction has not rejected any yet;
@@ -185,7 +196,8 @@ def plan_aux(
     if config.transfers:
         moved = moved_corrections(table, plan.counts, config=config, step=step, norm_by_std=norm_by_std, usable=usable)
     if config.distils:
-        in_place, distilled = distilled_attempts(table, plan.counts, config=config, norm_by_std=norm_by_std)
+        how = {"config": config, "norm_by_std": norm_by_std, "usable": usable}
+        in_place, distilled = distilled_attempts(table, plan.counts, **how)
         plan.distilled.update(in_place)
     if config.rolls_out and config.aux.coef > 0:
         right = table.preferences() if contrastive else dict.fromkeys(table.right_corrections())
@@ -224,7 +236,8 @@ def plan_aux(
         plan.counts["aux/pairs"] += 1
         plan.counts["aux/adjacent"] += not pair.same_prompt
         group = str(GroupName(pair.anchor.uid, "p", pair.anchor.session))
-        shared = {"messages": messages, "prompt_ids": encode(messages), "media": media, "pair": number}
+        prompt_ids = encode(messages, rows[right].tools or ())
+        shared = {"messages": messages, "prompt_ids": prompt_ids, "media": media, "pair": number}
         plan.rows.append(NewRow(key=RowKey(group, 0), source=right, sign=CHOSEN, **shared))
         if contrastive:
             plan.rows.append(NewRow(key=RowKey(group, 1), source=attempt, sign=REJECTED, **shared))
@@ -248,9 +261,7 @@ def _append_corrections(
             plan.rows.append(_of_correction(key, "r", number, source=failed, asked=asked, sign=REJECTED, pair=number))
 
 
-def _append_moved(
-    plan: AuxPlan, moved: Sequence[Moved], rows: Mapping[str, Shown], *, encode: Callable[[list[dict]], list[int]]
-) -> None:
+def _append_moved(plan: AuxPlan, moved: Sequence[Moved], rows: Mapping[str, Shown], *, encode: Encode) -> None:
     """Corrections as responses to the plain question."""
     prompts = set()
     for one in moved:
@@ -261,13 +272,17 @@ def _append_moved(
         if messages is None or rows[one.key].bound or shown.bound:
             plan.counts[f"{TRANSFER_SKIPPED}no_text_question"] += 1
             continue
+        tools = rows[one.key].tools
+        if asked is None and tools is None:
+            plan.counts[f"{TRANSFER_SKIPPED}unknown_tools"] += 1
+            continue
         key = RowKey.parse(one.key)
         plan.rows.append(
             NewRow(
                 key=RowKey(str(GroupName.parse(key.group)._replace(use="q")), key.session),
                 source=one.key,
                 messages=messages,
-                prompt_ids=encode(messages) if asked is None else asked.prompt_ids,
+                prompt_ids=encode(messages, tools or ()) if asked is None else asked.prompt_ids,
                 media=(one.key if one.asked is None else one.asked,),
                 weight=one.weight,
             )
@@ -281,18 +296,21 @@ def _append_distilled(
     distilled: Sequence[Distilled],
     rows: Mapping[str, Shown],
     *,
-    encode: Callable[[list[dict]], list[int]],
+    encode: Encode,
 ) -> None:
     """Attempts under contexts as responses to the plain question."""
     for one in distilled:
-        asked = None if one.asked is None else rows[one.asked]
+        asked, tools = None if one.asked is None else rows[one.asked], rows[one.key].tools
+        if asked is None and tools is None:
+            plan.counts[f"{NUDGE_SKIPPED}unknown_tools"] += 1
+            continue
         key = RowKey.parse(one.key)
         plan.rows.append(
             NewRow(
                 key=RowKey(str(GroupName(key.group, "n", key.session)), 0),
                 source=one.key,
                 messages=one.question if asked is None else asked.messages,
-                prompt_ids=encode(one.question) if asked is None else asked.prompt_ids,
+                prompt_ids=encode(one.question, tools or ()) if asked is None else asked.prompt_ids,
                 distilled=one.weight,
             )
         )
@@ -322,6 +340,8 @@ def _pair_prompt(
     """
     if attempt.bound or right.bound:
         return None, _NO_TEXT.removeprefix(_SKIPPED)
+    if right.tools is None:
+        return None, "unknown_tools"
     text = prompt.decode(attempt.response_ids)
     if pair.same_prompt:
         return prompt.build(right.messages, text)

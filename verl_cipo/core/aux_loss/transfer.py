@@ -32,7 +32,7 @@ TRANSFER_WEIGHTS = "cipo_transfer_weights"
 SKIPPED = "transfer/skipped/"
 _NOTHING = 1e-6
 """Advantages up to this are what rounding leaves of none: scores are float32."""
-SKIP_REASONS = ("unknown_prompt", "no_prompt", "no_text_question", "no_advantage")
+SKIP_REASONS = ("unknown_prompt", "no_prompt", "no_text_question", "unknown_tools", "no_advantage")
 
 
 def transfer_weights(token_mask: Tensor, row_weight: Tensor, *, optimizer_steps: int) -> Tensor:

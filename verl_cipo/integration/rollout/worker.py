@@ -32,10 +32,10 @@ from verl.trainer.ppo.v1 import AgentLoopWorkerTQ
 
 from verl_cipo.core.contents import without_media
 from verl_cipo.core.draws import origin
-from verl_cipo.core.prompts import CorrectionPrompt, Others, Request
+from verl_cipo.core.prompts import CorrectionPrompt, Others
 from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, correction_group
 from verl_cipo.core.verdict import verdict
-from verl_cipo.integration.contexts import SessionRequest, asked_of_anchor, contexts_of
+from verl_cipo.integration.contexts import asked_of_anchor, contexts_of
 from verl_cipo.integration.group_filter import filter_metric
 from verl_cipo.integration.rendering import agent_loop_prompt
 from verl_cipo.integration.rollout import payloads
@@ -125,7 +125,7 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> None:
         group = self._groups[kwargs["uid"]]
         try:
-            # What follows asks the plain prompt: the context is this session's alone.
+            # The context is this session's alone.
             asked = kwargs | {"raw_prompt": group.contexts.asked(kwargs["session_id"], kwargs["raw_prompt"])}
             await self._run_session(sampling_params, trajectory, **asked)
         except Exception:
@@ -350,8 +350,12 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
         host: Mapping[str, Any],
     ) -> None:
         """Start ``n`` correction sessions of one anchor, or count why there are none."""
-        anchor.asked = await self._off_the_loop(self._asked, group, anchor, n, trajectory["step"])
-        if not anchor.asked:
+        how = {"n": n, "step": trajectory["step"], "anchor": anchor.session, "validate": group.validate}
+        ask = functools.partial(asked_of_anchor, **how)
+        what = (anchor.prompt, anchor.text, anchor.others, self._prompt_of(group), self._cipo, group.counts)
+        anchor.asked, refusal = await self._off_the_loop(ask, *what)
+        if refusal is not None:
+            group.counts[f"anchors/skipped/{refusal}"] += 1
             return
         group.anchors[number] = anchor
         kwargs = {key: value for key, value in anchor.prompt.items() if key not in (*OF_ONE_ROLLOUT, "raw_prompt")}
@@ -371,18 +375,6 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
             )
             for i, asked in enumerate(anchor.asked)
         ]
-
-    def _asked(self, group: PromptGroup, anchor: Anchor, n: int, step: int) -> list[SessionRequest]:
-        """What ``n`` corrections of an anchor are asked; none where no prompt can be had, which is counted."""
-
-        def ask(messages: list[dict]) -> tuple[Request | None, str | None]:
-            return self._prompt_of(group).request(messages, anchor.text, anchor.others)
-
-        how = {"n": n, "step": step, "anchor": anchor.session, "validate": group.validate}
-        asked, refusal = asked_of_anchor(anchor.prompt, ask, self._cipo, group.counts, **how)
-        if refusal is not None:
-            group.counts[f"anchors/skipped/{refusal}"] += 1
-        return asked
 
     async def _run_correction(
         self, group: PromptGroup, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any

@@ -156,6 +156,7 @@ def add_aux_rows(
                 response_ids=row["responses"].tolist(),
                 messages=list(row["raw_prompt"]),
                 bound=not BOUND.isdisjoint(row.get("multi_modal_inputs") or ()),
+                tools=rendering.offered(list(row["raw_prompt"]), row["prompts"].tolist(), row.get("extra_info")),
             )
             for key, row in read.items()
         }

@@ -99,12 +99,7 @@ class CIPOTrainerMixin:
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
         check_questions(self.train_dataset, self.cipo)
-        check_contexts(
-            self.train_dataset,
-            self.cipo,
-            prompt_length=self.config.actor_rollout_ref.rollout.prompt_length,
-            count_tokens=lambda messages: len(self._rendering.encode(messages)),
-        )
+        check_contexts(self.train_dataset, self.cipo, self._rendering.prompt)
 
     def on_init_end(self) -> None:
         super().on_init_end()

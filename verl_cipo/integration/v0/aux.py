@@ -13,7 +13,7 @@ from verl import DataProto
 
 from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS
 from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS, aux_weights, partner_scores
-from verl_cipo.core.aux_loss.plan import AuxPlan, NewRow, Shown, plan_aux
+from verl_cipo.core.aux_loss.plan import AuxPlan, NewRow, Shown, Tools, plan_aux
 from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS, transfer_weights
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.rows import RowTable
@@ -50,6 +50,10 @@ def plan_of_batch(
     columns = batch.non_tensor_batch
     inputs = columns.get("multi_modal_inputs", [None] * len(batch))
 
+    def offered(row: int) -> Tools | None:
+        extra_info = columns["extra_info"][row] if "extra_info" in columns else None
+        return rendering.offered(list(columns["raw_prompt"][row]), prompt_ids(batch, row), extra_info)
+
     def shown(keys: Sequence[str]) -> dict[str, Shown]:
         return {
             key: Shown(
@@ -57,6 +61,7 @@ def plan_of_batch(
                 response_ids=response_ids(batch, row_of[key]),
                 messages=list(columns["raw_prompt"][row_of[key]]),
                 bound=bool(inputs[row_of[key]]),
+                tools=offered(row_of[key]),
             )
             for key in keys
         }

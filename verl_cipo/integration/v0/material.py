@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 from verl import DataProto
@@ -40,9 +39,8 @@ class Material:
         """``contexts.asked_of_anchor``, with the attempts beside it that the lots of seed and ``step`` draw."""
         anchor, *wrong = [Said(own.session, prompt.decode(own.ids), own.pred) for own in (self.anchor, *self.wrong)]
         others = prompt.beside(anchor, wrong, seed=cipo.seed, step=step, index=self.prompt["index"])
-        ask = partial(prompt.request, attempt=anchor.text, others=others)
         how = {"n": n, "step": step, "anchor": anchor.session, "validate": validate}
-        return asked_of_anchor(self.prompt, ask, cipo, counts, **how)
+        return asked_of_anchor(self.prompt, anchor.text, others, prompt, cipo, counts, **how)
 
 
 def materials(

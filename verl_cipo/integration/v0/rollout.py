@@ -119,14 +119,13 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         offered = [prompt_data(prompts, row, self._cipo.nudge.contexts) for row in first]
         how = {"n": int(sessions.max()) + 1, "step": prompts.meta_info["global_steps"]}
         of_uid = dict(zip(uids[first], self._shared_out("draw_contexts", offered, **how), strict=True))
-        asked = prompts.select_idxs(np.arange(len(prompts)))
         plain = prompts.non_tensor_batch["raw_prompt"]
         rows = list(zip([of_uid[uid] for uid in uids], sessions.tolist(), plain, strict=True))
-        asked.non_tensor_batch |= {
+        asked = {
             "raw_prompt": objects([contexts.asked(session, chat) for contexts, session, chat in rows]),
             NOTED: objects([contexts.noted(session) for contexts, session, _ in rows]),
         }
-        return asked
+        return DataProto(prompts.batch, prompts.non_tensor_batch | asked, prompts.meta_info)
 
     def _shared_out(self, method: str, items: Sequence[Any], **how: Any) -> list[Any]:
         """What ``method`` of the workers makes of ``items``, each of a share, in their order."""

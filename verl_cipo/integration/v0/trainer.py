@@ -94,12 +94,7 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
         check_prompt_length(config, self.cipo, self.tokenizer, self.processor)
         check_questions(self.train_dataset, self.cipo)
         self._rendering = Rendering.of(config, self.cipo, self.tokenizer, self.processor)
-        check_contexts(
-            self.train_dataset,
-            self.cipo,
-            prompt_length=config.actor_rollout_ref.rollout.prompt_length,
-            count_tokens=lambda messages: len(self._rendering.encode(messages)),
-        )
+        check_contexts(self.train_dataset, self.cipo, self._rendering.prompt)
 
     def init_workers(self) -> None:
         super().init_workers()

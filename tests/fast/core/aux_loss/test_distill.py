@@ -29,8 +29,9 @@ ROWS = {
 CORRECTION = {"a_c1_0_0": ("now yes", True, None)}
 
 
-def planned(rows=ROWS, *, prompt="a? try: {attempt}", norm_by_std=False, **knobs):
-    """The plan, and key -> (source, what it is asked, weight in the distillation) of its rows."""
+def planned(rows=ROWS, *, norm_by_std=False, tools=(), **knobs):
+    """The plan, and key -> (source, what it is asked, weight in the distillation) of its rows; tools: what all prompts
+    offer."""
     knobs = {"preset": "stream", "nudge": {"contexts": "hints"}} | knobs
     config = CIPOConfig.from_mapping(knobs)
     marks = []
@@ -51,7 +52,7 @@ def planned(rows=ROWS, *, prompt="a? try: {attempt}", norm_by_std=False, **knobs
         for key in keys:
             answer, _, context = rows[key]
             asked = f"{key[0]}?" + f" hint {context}" * (context is not None) + " try again" * ("_c" in key)
-            found[key] = Shown(encode(f"<{asked}>"), encode(answer), chat(asked), bound=False)
+            found[key] = Shown(encode(f"<{asked}>"), encode(answer), chat(asked), bound=False, tools=tools)
         return found
 
     prompt = CorrectionPrompt(
@@ -66,7 +67,7 @@ def planned(rows=ROWS, *, prompt="a? try: {attempt}", norm_by_std=False, **knobs
         shown,
         config=config,
         prompt=prompt,
-        encode=lambda messages: encode("[" + messages[-1]["content"] + "]"),
+        encode=lambda messages, tools=(): encode("[" + messages[-1]["content"] + "]" + "".join(tools)),
         step=1,
         norm_by_std=norm_by_std,
     )
@@ -150,6 +151,18 @@ def test_metrics_of_attempts():
     }
 
 
+def test_w2c_of_corrections_under_contexts_against_plain_ones_of_the_same_attempts():
+    rows = {f"a_c1_{i}_0": ("x", i != 1, 0) for i in range(4)}
+    rows |= {f"a_c1_{i}_0": ("x", i == 4, None) for i in range(4, 6)}
+    # Of an attempt without contexts.
+    rows |= {f"b_c1_{i}_0": ("x", True, None) for i in range(4)}
+    *_, table = planned(ROWS | rows)
+    metrics = nudge_metrics(table)
+    check_names(metrics)
+    assert (metrics["cipo/nudge/w2c_context"], metrics["cipo/nudge/w2c_plain"]) == (0.75, 0.5)
+    assert metrics["cipo/nudge/context_share"] == 0.5, "of attempts"
+
+
 def test_without_an_attempt_under_a_context_its_accuracy_is_left_out():
     *_, table = planned({key: row for key, row in ROWS.items() if key[0] == "b"})
     assert nudge_metrics(table) == {"cipo/nudge/context_share": 0.0, "cipo/nudge/accuracy_plain": 0.5}
@@ -187,3 +200,11 @@ def test_a_pair_of_two_prompts_shows_plain_questions():
     plan, *_ = planned(rows, rho_adaptive=False, rho_init=0.0, **knobs)
     adjacent = [row.messages[-1]["content"] for row in plan.rows if str(row.key).startswith("b_p")]
     assert adjacent and all("a?" in text and "b?" in text and "hint" not in text for text in adjacent)
+
+
+def test_where_all_attempts_have_a_context_the_plain_prompt_offers_their_tools():
+    rows = {"a_0_0": ("yes", True, 0), "a_1_0": ("no", False, 1)}
+    _, appended, _ = planned(rows, tools=("<find>",))
+    assert {asked for _, asked, _ in appended.values()} == {"[a?]<find>"} and len(appended) == 2
+    plan, appended, _ = planned(rows, tools=None)
+    assert not appended and plan.counts["nudge/skipped/unknown_tools"] == 2

@@ -47,8 +47,13 @@ def question(key):
     return f"{key[0]}?" + " try again" * ("_c" in key)
 
 
-def planned(rows=ROWS, *, bound=(), rejected=None, in_stream=True, prompt_length=10_000, step=1, **knobs):
-    """`rejected`: rows without a token to train."""
+NO_TOOLS: dict[str, tuple[str, ...] | None] = {}
+
+
+def planned(
+    rows=ROWS, *, bound=(), rejected=None, in_stream=True, prompt_length=10_000, step=1, tools=NO_TOOLS, **knobs
+):
+    """`rejected`: rows without a token to train; `tools`: key -> what its prompt offers, where that is not nothing."""
     config = CIPOConfig.from_mapping({"preset": "stream", "aux": {"coef": 1.0, **knobs.pop("aux", {})}, **knobs})
     prompt = CorrectionPrompt(
         config.prompt,
@@ -69,7 +74,10 @@ def planned(rows=ROWS, *, bound=(), rejected=None, in_stream=True, prompt_length
     def shown(keys):
         read.extend(keys)
         return {
-            key: Shown(encode(question(key)), encode(rows[key][0]), chat(question(key)), key in bound) for key in keys
+            key: Shown(
+                encode(question(key)), encode(rows[key][0]), chat(question(key)), key in bound, tools.get(key, ())
+            )
+            for key in keys
         }
 
     plan = plan_aux(
@@ -77,7 +85,7 @@ def planned(rows=ROWS, *, bound=(), rejected=None, in_stream=True, prompt_length
         shown,
         config=config,
         prompt=prompt,
-        encode=lambda messages: encode(messages[0]["content"] + ">"),
+        encode=lambda messages, tools=(): encode(messages[0]["content"] + ">" + "".join(tools)),
         step=step,
         in_stream=in_stream,
         trained=None if rejected is None else np.array([key not in rejected for key in rows]),
@@ -377,3 +385,19 @@ def test_a_right_donor_from_the_nearest_prompt_whatever_the_order(outcomes, shuf
             return min(ahead, len(places) - ahead)
 
         assert distance(other) == min(map(distance, solved))
+
+
+# ---- tools
+
+
+def test_the_prompt_of_a_pair_offers_what_the_right_rollout_was_offered():
+    rows = {"a_0_0": ("yes", True, None), "a_1_0": ("no", False, None), "b_0_0": ("bad", False, None)}
+    knobs = {"source": "paired", "replay_fraction": 2.0, "rho_adaptive": False, "rho_init": 0.0}
+    plan = planned(rows, tools={"a_0_0": ("[find]", "[add]"), "a_1_0": ("[x]",)}, **knobs)
+    assert {str(row.key) for row in plan.rows} == {"a_p1_0_0", "b_p0_0_0"}
+    assert all(decode(row.prompt_ids).endswith(">[find][add]") for row in plan.rows)
+    plan = planned(rows, tools={"a_0_0": None}, **knobs)
+    assert not plan.rows and plan.counts["aux/skipped/unknown_tools"] == 2 and plan.counts["aux/pairs"] == 0
+    assert len(planned(rows, tools={"a_1_0": None, "b_0_0": None}, **knobs).rows) == 2, (
+        "those of the shown one are not asked"
+    )

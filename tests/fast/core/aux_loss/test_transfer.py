@@ -167,29 +167,42 @@ def table_of(rows=ROWS, *, had=HAD, questions=None, index=None):
 
 
 def moved(
-    rows=ROWS, *, kind="regress", below=0.25, bound=(), rejected=None, step=1, norm_by_std=True, table=None, **knobs
+    rows=ROWS,
+    *,
+    kind="regress",
+    below=0.25,
+    bound=(),
+    rejected=None,
+    step=1,
+    norm_by_std=True,
+    table=None,
+    tools=(),
+    **knobs,
 ):
-    """The plan; and key -> (source, prompt, weight) of its rows. rejected: rows without a token to train."""
+    """The plan; and key -> (source, prompt, weight) of its rows. rejected: rows without a token to train; tools: what
+    all prompts offer."""
     config = CIPOConfig.from_mapping({"preset": "stream", "transfer": {"kind": kind, "below": below}, **knobs})
     prompt = CorrectionPrompt(config.prompt, prompt_length=999, count_tokens=len, encode=encode, decode=decode)
 
     def shown(keys):
         assert len(keys) == len(set(keys))
         asked = {key: f"{key[0]}?" + " try again" * ("_c" in key) for key in keys}
-        return {key: Shown(encode(asked[key]), encode(rows[key][0]), chat(asked[key]), key in bound) for key in keys}
+        return {
+            key: Shown(encode(asked[key]), encode(rows[key][0]), chat(asked[key]), key in bound, tools) for key in keys
+        }
 
     plan = plan_aux(
         table or table_of(rows),
         shown,
         config=config,
         prompt=prompt,
-        encode=lambda messages: encode(messages[0]["content"]),
+        encode=lambda messages, tools=(): encode(messages[0]["content"] + "".join(tools)),
         step=step,
         trained=None if rejected is None else np.array([key not in rejected for key in rows]),
         norm_by_std=norm_by_std,
     )
     for row in plan.rows:
-        assert decode(row.prompt_ids) == row.messages[0]["content"]
+        assert decode(row.prompt_ids) == row.messages[0]["content"] + "".join(tools or ())
     return plan, {str(row.key): (row.source, decode(row.prompt_ids), row.weight) for row in plan.rows}
 
 
@@ -319,7 +332,7 @@ REPLAYED = {
 OLD = Outcome(1, 8, 0.125, 0.33)
 
 
-def replayed(kind, *, asked=("c?", "d?", "c?"), step=1, order=None):
+def replayed(kind, *, asked=("c?", "d?", "c?"), step=1, order=None, tools=()):
     """Prompt c is hosted by a and b, d by a; asked: of the anchors a_c0, a_c1, b_c0."""
     rows = {key: REPLAYED[key] for key in order or REPLAYED}
     of_group = dict(zip(("a_c0", "a_c1", "b_c0"), asked, strict=True))
@@ -327,7 +340,15 @@ def replayed(kind, *, asked=("c?", "d?", "c?"), step=1, order=None):
     number = {"c?": 10, "d?": 11}
     index = [number[questions[key][0]["content"]] if key in questions else 0 for key in rows]
     table = table_of(rows, had={"a": OLD, "b": OLD}, questions=questions, index=index)
-    return moved(rows, kind=kind, table=table, step=step, schedule="replay")
+    return moved(rows, kind=kind, table=table, step=step, tools=tools, schedule="replay")
+
+
+def test_a_replayed_question_offers_the_tools_that_the_correction_was_offered():
+    plan, rows = replayed("regress", tools=("[find]",))
+    assert rows and all(prompt.endswith("?[find]") for _, prompt, _ in rows.values())
+    plan, unknown = replayed("regress", tools=None)
+    assert not unknown and plan.counts["transfer/skipped/unknown_tools"] == len(rows)
+    assert plan.counts["transfer/prompts"] == 0
 
 
 def test_a_replayed_correction_answers_its_own_question():

@@ -8,6 +8,7 @@ from tests.fast.integration.rollout.test_worker import N, old_group, roll, rows,
 from verl_cipo.core.config import CIPOConfig, CIPOConfigError
 from verl_cipo.core.draws import session_seed
 from verl_cipo.core.nudge import drawn_contexts
+from verl_cipo.core.prompts import CorrectionPrompt
 from verl_cipo.core.rows import PLAIN
 from verl_cipo.core.steering.budget import KINDS, PROBE
 from verl_cipo.integration.checks import check_contexts
@@ -102,6 +103,12 @@ def test_what_is_no_list_costs_the_contexts_alone(world, caplog):
     assert len(rows(world)) == 2 * N and world[-1] == ("status", "p0", "finished")
     assert stats["nudge/skipped/bad_list"] == 1
     assert "prompt 0 goes without contexts" in caplog.text and "expected a list of texts" in caplog.text
+    caplog.clear()
+    world.clear()
+    stats = roll(world, nudge=CORRECTED, columns={"hints": "add first"}, replay_fraction=4.0)
+    assert len(rows(world)) == N + N * N and stats["nudge/skipped/bad_list"] == 1
+    assert caplog.text.count("goes without contexts") == 1, "once, not for each anchor"
+    assert stats["nudge/skipped/correction_too_long"] == 0
 
 
 def test_a_question_with_an_image_has_plain_attempts(world):
@@ -215,7 +222,14 @@ def data(*hints):
 
 def look(rows, *, prompt_length=100, nudge=NUDGE):
     cipo = CIPOConfig.from_mapping({"nudge": nudge})
-    check_contexts(rows, cipo, prompt_length=prompt_length, count_tokens=lambda messages: len(messages[-1]["content"]))
+    prompt = CorrectionPrompt(
+        cipo.prompt,
+        prompt_length=prompt_length,
+        count_tokens=lambda messages: len(messages[-1]["content"]),
+        encode=list,
+        decode="".join,
+    )
+    check_contexts(rows, cipo, prompt)
 
 
 def test_data_with_contexts_is_fine(caplog):
@@ -223,6 +237,15 @@ def test_data_with_contexts_is_fine(caplog):
     look([], nudge=NUDGE)
     look(data("no list"), nudge={})
     assert not caplog.records
+
+
+def test_contexts_that_leave_no_room_for_any_attempt_are_refused_for_corrections():
+    look(data(HINTS), prompt_length=200)
+    with pytest.raises(CIPOConfigError) as refused:
+        look(data(HINTS, HINTS), prompt_length=200, nudge=CORRECTED)
+    said = str(refused.value)
+    assert "rollout.prompt_length=200 is too small for algorithm.cipo.nudge.corrections=true" in said
+    look(data(HINTS), prompt_length=400, nudge=CORRECTED)
 
 
 def test_a_column_that_is_not_there_is_refused():

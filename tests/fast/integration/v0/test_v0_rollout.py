@@ -21,7 +21,7 @@ from verl_cipo.core.draws import origin
 from verl_cipo.core.nudge import drawn_contexts
 from verl_cipo.core.prompts import CorrectionPrompt, Excerpt, Request
 from verl_cipo.core.rows import PLAIN
-from verl_cipo.core.steering.budget import KINDS
+from verl_cipo.core.steering.budget import KINDS, PROBE
 from verl_cipo.integration.contexts import Contexts, SessionRequest
 from verl_cipo.integration.rollout.groups import NoRowsError
 from verl_cipo.integration.rollout.reports import COUNTED, Reports
@@ -60,13 +60,13 @@ class Worker:
         return built
 
     def _draw_contexts(self, prompts, *, n, step):
-        """Prompts with an even index have one for their sessions 1 and 2."""
+        """Prompts with an even index have one for their sessions 0 and 2."""
         assert step == 3 and n == 4 and all(prompt["hints"] == ["hint"] for prompt in prompts)
         drawn = []
         for prompt in prompts:
             plain = prompt["raw_prompt"]
             nudged = [{"role": "user", "content": f"{plain[0]['content']} hint"}]
-            drawn.append(Contexts(plain, {1: 0, 2: 0}, {0: nudged}) if prompt["index"] % 2 == 0 else Contexts())
+            drawn.append(Contexts(plain, {0: 0, 2: 0}, {0: nudged}) if prompt["index"] % 2 == 0 else Contexts())
         return drawn
 
     def _generate_sequences(self, request):
@@ -672,13 +672,26 @@ def test_attempts_are_asked_under_their_contexts_and_the_rest_plainly(monkeypatc
     made.generate_sequences(prompts)
     (batch,) = asked
     texts = [chat[0]["content"] for chat in batch.non_tensor_batch["raw_prompt"]]
-    assert texts == [f"Q{i}" + " hint" * (i % 2 == 0 and s in (1, 2)) for i in range(4) for s in range(4)]
+    assert texts == [f"Q{i}" + " hint" * (i % 2 == 0 and s in (0, 2)) for i in range(4) for s in range(4)]
     plain = [{"role": "user", "content": "Q2"}]
-    assert batch.non_tensor_batch[NOTED][8:12].tolist() == [{}, *[{"context": 0, "question": plain}] * 2, {}]
+    noted = {"context": 0, "question": plain}
+    assert batch.non_tensor_batch[NOTED][8:12].tolist() == [noted, {}, noted, {}]
     corrections = [chat[0]["content"] for chat in sent.requests[0].non_tensor_batch["raw_prompt"]]
     assert len(corrections) == 8 and not any("hint" in text for text in corrections)
     assert all("hints" not in anchor.prompt for _, anchor in sent.asked), "these are asked plainly"
     assert NOTED not in prompts.non_tensor_batch and NOTED not in sent.requests[0].non_tensor_batch
+
+
+def test_further_attempts_are_plain_whatever_the_first_attempt_was_asked(monkeypatch):
+    sent = Worker()
+    shares = dict.fromkeys(KINDS, PROBE)
+    made, prompts, _ = manager(monkeypatch, OUTCOMES, [sent], n_corrections=2, nudge=HINTED, budget="auto")
+    made.shares = shares
+    prompts.non_tensor_batch["hints"] = objects([["hint"]] * 16)
+    made.generate_sequences(prompts)
+    asked = DataProto.concat(sent.requests).non_tensor_batch
+    further = [chat[0]["content"] for chat in asked["raw_prompt"][asked[ANCHOR] == FURTHER]]
+    assert further and not any("hint" in text for text in further)
 
 
 def test_the_worker_draws_contexts_as_the_v1_trainers_do(monkeypatch):

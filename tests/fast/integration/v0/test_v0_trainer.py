@@ -433,8 +433,12 @@ class Chat:
             return "".join(map(chr, ids))
 
     @staticmethod
-    def encode(messages):
+    def encode(messages, tools):
         return encode(messages[0]["content"])
+
+    @staticmethod
+    def offered(messages, prompt_ids, extra_info):
+        return ()
 
 
 @pytest.mark.parametrize("kind", ["nll", "contrastive"])

@@ -159,3 +159,14 @@ def test_both_trainers_distil_the_same(norm_by_std):
     assert not padded.batch[NUDGE_WEIGHTS][-1].any()
     with pytest.raises(ValueError, match=r"\['cipo_nudge_weights'\]: rows were appended before"):
         on_v0(grown.select_idxs(np.arange(len(batch))), config, field=NUDGE_WEIGHTS)
+
+
+def test_an_attempt_that_rollout_correction_rejected_is_not_distilled():
+    batch = corrected(["+-"], ["++"])
+    batch.non_tensor_batch["cipo"][0] |= {"context": 0, "question": [{"role": "user", "content": "Q0"}]}
+    config = CIPOConfig.from_mapping({"preset": "stream", "nudge": {"contexts": "hints"}})
+    batch.batch["response_mask"][0] = 0
+    grown, found = on_v0(batch, config, norm_by_std=False, field=NUDGE_WEIGHTS)
+    assert list(found) == ["u0_1_0"] and len(grown) == len(batch)
+    # .55 under the context and -.5, less their mean; two attempts.
+    assert sum(found["u0_1_0"][2]) == pytest.approx(-0.525 / 2)
