@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from tests.real.conftest import PROMPTS, N, cpu_options
+from tests.real.conftest import PROMPTS, N, cpu_options, streams
 
 pytestmark = pytest.mark.real
 
@@ -41,29 +41,28 @@ TOOL = {
 }
 
 
-@pytest.fixture(scope="session")
-def loops_run(run, task_folder, tmp_path_factory):
-    """verl's own entry point and verl's own config; algorithm.adv_estimator=cipo is all that asks for CIPO."""
-    folder = tmp_path_factory.mktemp("loops")
+def prepared(folder: Path, task_folder: Path, agents: list[str]) -> tuple[str, ...]:
+    """Options of a run with the tool, whose data are in ``folder``: row i goes through ``agents[i % len(agents)]``."""
     (folder / "tools.yaml").write_text(yaml.safe_dump({"tools": [TOOL]}))
     (folder / "agents.yaml").write_text(yaml.safe_dump([{"name": "two_outputs", "_target_": "loops.TwoOutputs"}]))
     rows = pd.read_parquet(task_folder / "data" / "train.parquet").head(ROWS)
-    rows["agent_name"] = ["tool_agent" if i % 2 == 0 else "two_outputs" for i in range(ROWS)]
+    rows["agent_name"] = [agents[i % len(agents)] for i in range(ROWS)]
     rows["extra_info"] = [
-        {**info, "tools_kwargs": {"lookup": {"create_kwargs": {"word": f"word{info['index']}"}}}}
+        {
+            **info,
+            "tools_kwargs": {"lookup": {"create_kwargs": {"word": f"word{info['index']}"}}},
+            "hints": ["A", "B"],
+        }
         for info in rows["extra_info"]
     ]
     rows.to_parquet(folder / "rows.parquet")
     rollout = "actor_rollout_ref.rollout"
-    return run(
-        folder,
-        *cpu_options(),
+    return (
         "algorithm.adv_estimator=cipo",
         f"data.train_files={folder / 'rows.parquet'}",
         f"data.val_files={folder / 'rows.parquet'}",
         "data.val_max_samples=4",
         "data.max_response_length=128",
-        "data.return_raw_chat=false",
         "+data.apply_chat_template_kwargs.enable_thinking=false",
         f'actor_rollout_ref.model.custom_chat_template="{CHAT_TEMPLATE}"',
         f"{rollout}.prompt_length=320",
@@ -72,6 +71,19 @@ def loops_run(run, task_folder, tmp_path_factory):
         f"{rollout}.multi_turn.max_assistant_turns=2",
         f"{rollout}.multi_turn.tool_config_path={folder / 'tools.yaml'}",
         f"{rollout}.agent.agent_loop_config_path={folder / 'agents.yaml'}",
+    )
+
+
+@pytest.fixture(scope="session")
+def loops_run(run, task_folder, tmp_path_factory):
+    """verl's own entry point and verl's own config; algorithm.adv_estimator=cipo is all that asks for CIPO."""
+    folder = tmp_path_factory.mktemp("loops")
+    rollout = "actor_rollout_ref.rollout"
+    return run(
+        folder,
+        *cpu_options(),
+        *prepared(folder, task_folder, ["tool_agent", "two_outputs"]),
+        "data.return_raw_chat=false",
         f"+{rollout}.agent.agent_loop_manager_class=loops.OwnManager",
         # Everything that adds to the loss, in micro-batches of a fixed size.
         "actor_rollout_ref.actor.use_kl_loss=true",
@@ -86,6 +98,30 @@ def loops_run(run, task_folder, tmp_path_factory):
         "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=10",
         f"reward.custom_reward_function.path={HERE / 'flaky_reward.py'}",
         config_args=(),
+    )
+
+
+@pytest.fixture(scope="session")
+def rendered_run(run, task_folder, tmp_path_factory):
+    """What the driver renders: prompts of pairs, and the plain ones of corrections of the step before and of attempts,
+    which all have a context."""
+    folder = tmp_path_factory.mktemp("rendered")
+    return run(
+        folder,
+        *prepared(folder, task_folder, ["tool_agent"]),
+        "trainer.v1.trainer_mode=colocate_async",
+        "trainer.total_training_steps=4",
+        "trainer.val_before_train=false",
+        "trainer.test_freq=-1",
+        # Seeds: so that of so few prompts some are right.
+        "actor_rollout_ref.rollout.full_determinism=true",
+        "+algorithm.cipo.source=both",
+        "+algorithm.cipo.aux.coef=0.1",
+        "+algorithm.cipo.transfer.kind=regress",
+        "+algorithm.cipo.transfer.below=1",
+        "+algorithm.cipo.nudge.contexts=hints",
+        "+algorithm.cipo.nudge.template='{question} [hint {context}]'",
+        "+algorithm.cipo.nudge.plain_share=0",
     )
 
 
@@ -196,3 +232,28 @@ def test_a_verifier_that_is_away_now_and_then_costs_nothing(loops_run):
     for metrics in loops_run.steps:
         assert metrics["cipo/verifier/errors"] > 0
         assert metrics["cipo/verifier/given_up"] == metrics["cipo/corrections/failed_sessions"] == 0
+
+
+@pytest.mark.nightly
+def test_what_the_driver_renders_offers_the_tools(rendered_run):
+    """And everything else that a prompt of the rollout has."""
+    seen = Counter()
+    for step, metrics in enumerate(rendered_run.steps, start=1):
+        base, corrections, made = streams(rendered_run.rollouts(step))
+        assert all("[hint " in row["input"] for rows in base.values() for row in rows)
+        plain = {re.sub(r" \[hint [AB]\]", "", row["input"]) for rows in base.values() for row in rows}
+        corrected = {row["input"] for rows in corrections.values() for row in rows}
+        for group, rows in made.items():
+            kind = re.search(r"_([cnp])\d+[arq]?\Z", group)[1]
+            for row in rows:
+                assert row["input"].startswith("tool lookup\n") and row["input"].endswith("assistant\n(no thought) ")
+                assert "[hint " not in row["input"]
+                if kind == "n":
+                    assert row["input"] in plain
+                elif kind == "p":
+                    assert "<attempt>" in row["input"]
+                seen[kind] += 1
+        assert all(text.startswith("tool lookup\n") for text in corrected)
+        for name in ("aux", "transfer", "nudge"):
+            assert metrics[f"cipo/{name}/skipped/unknown_tools"] == 0
+    assert set(seen) == {"c", "n", "p"}, seen

@@ -398,6 +398,5 @@ def test_the_prompt_of_a_pair_offers_what_the_right_rollout_was_offered():
     assert all(decode(row.prompt_ids).endswith(">[find][add]") for row in plan.rows)
     plan = planned(rows, tools={"a_0_0": None}, **knobs)
     assert not plan.rows and plan.counts["aux/skipped/unknown_tools"] == 2 and plan.counts["aux/pairs"] == 0
-    assert len(planned(rows, tools={"a_1_0": None, "b_0_0": None}, **knobs).rows) == 2, (
-        "those of the shown one are not asked"
-    )
+    # What the one that is shown was offered does not matter.
+    assert len(planned(rows, tools={"a_1_0": None, "b_0_0": None}, **knobs).rows) == 2
