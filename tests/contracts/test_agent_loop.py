@@ -273,6 +273,26 @@ def test_an_agent_loop_loads_media_by_its_data_set_its_processor_and_its_options
     assert default.__name__ == "RLHFDataset" and hasattr(default, "process_multi_modal_info")
 
 
+@seam("load_all_tools, resolve_config_path, tool_selection", RENDERING)
+def test_tools_are_loaded_from_two_files_and_selected_by_a_row(tmp_path):
+    """The worker loads them so, and its tool agent offers all, or what the row's extra_info.tool_selection names."""
+    check_accepts("verl.tools.tool_registry:load_all_tools", "tool_config_path", "function_tool_path")
+    file = tmp_path / "tools.yaml"
+    schema = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}
+    schema["function"]["parameters"] = {"type": "object", "properties": {}, "required": []}
+    made = {"class_name": "verl.tools.base_tool.BaseTool", "config": {"type": "native"}, "tool_schema": schema}
+    file.write_text(OmegaConf.to_yaml(OmegaConf.create({"tools": [made]})))
+    found = load("verl.utils.import_utils:resolve_config_path")(str(file))
+    (tool,) = load("verl.tools.tool_registry:load_all_tools")(tool_config_path=found, function_tool_path=None)
+    assert tool.tool_schema.model_dump(exclude_unset=True, exclude_none=True) == schema
+    worker = inspect.getsource(load(f"{LOOPS}:AgentLoopWorker.__init__"))
+    assert "load_all_tools(" in worker and "resolve_config_path(tool_config_path)" in worker
+    loop = load("verl.experimental.agent_loop.tool_agent_loop:ToolAgentLoop")
+    assert 'extra_info.get("tool_selection")' in inspect.getsource(loop.run)
+    for part in (loop.__init__, loop.run):
+        assert "model_dump(exclude_unset=True, exclude_none=True)" in inspect.getsource(part)
+
+
 @seam("ContinuousTokenBuilder.build_initial_tokens", RENDERING)
 def test_a_builder_takes_media_beside_the_chat():
     module = "verl.utils.tokenizer.continuous_token"
