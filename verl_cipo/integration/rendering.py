@@ -217,8 +217,9 @@ class Rendering:
         """
         if not self.tools:
             return ()
-        selected = (extra_info or {}).get("tool_selection") or ()
-        of_row = [tool for tool in self.tools if tool["function"]["name"] in selected]
+        by_name = {tool["function"]["name"]: tool for tool in self.tools}
+        selected = (extra_info or {}).get("tool_selection")
+        of_row = [by_name[name] for name in (() if selected is None else selected) if name in by_name]
         for tools in (of_row, self.tools, ()) if of_row else (self.tools, ()):
             if self.encode(messages, tools) == list(prompt_ids):
                 return tools

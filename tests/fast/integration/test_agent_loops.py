@@ -114,7 +114,15 @@ def test_the_driver_tells_which_tools_a_prompt_offers(tokenizer, tmp_path):
     rendering = with_tools(tokenizer, tools_of(tmp_path, "lookup", "search"))
     builder = create_continuous_token_builder(tokenizer, hf_model_type="qwen3", chat_template_kwargs={})
     lookup, search = rendering.tools
-    for offered, info in (([lookup, search], None), ([search], {"tool_selection": ["search"]}), ([], {}), ([], None)):
+    for offered, info in (
+        ([lookup, search], None),
+        ([search], {"tool_selection": ["search", "gone"]}),
+        # In the order of the row.
+        ([search, lookup], {"tool_selection": ["search", "lookup"]}),
+        ([], {"tool_selection": None}),
+        ([], {}),
+        ([], None),
+    ):
         asked = builder.build_initial_tokens(QUESTION, tools=offered or None)
         found = rendering.offered(QUESTION, asked, info)
         assert list(found) == offered and rendering.encode(QUESTION, found) == asked
