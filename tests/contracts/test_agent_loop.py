@@ -273,7 +273,7 @@ def test_an_agent_loop_loads_media_by_its_data_set_its_processor_and_its_options
     assert default.__name__ == "RLHFDataset" and hasattr(default, "process_multi_modal_info")
 
 
-@seam("load_all_tools, resolve_config_path, tool_selection", RENDERING)
+@seam("load_all_tools, resolve_config_path, tool_selection", "verl_cipo/integration/tools.py")
 def test_tools_are_loaded_from_two_files_and_selected_by_a_row(tmp_path):
     """The worker loads them so, and its tool agent offers all, or what the row's extra_info.tool_selection names."""
     check_accepts("verl.tools.tool_registry:load_all_tools", "tool_config_path", "function_tool_path")

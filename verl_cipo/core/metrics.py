@@ -98,7 +98,7 @@ METRICS: dict[str, str] = {
     "cipo/nudge/accuracy_plain": "Share of attempts at the plain prompt that are right, without the further ones of "
     "budget=auto.",
     "cipo/nudge/w2c_context": "`cipo/transitions/w2c` of the corrections under a context, with nudge.corrections=true.",
-    "cipo/nudge/w2c_plain": "The same of the corrections without one, of the attempts that have corrections under one.",
+    "cipo/nudge/w2c_plain": "The same of plain corrections, of attempts that also have corrections under a context.",
     "cipo/nudge/loss": "What the distillation of attempts into the plain prompt adds to the loss, before its "
     "coefficient.",
     "cipo/nudge/rows": "Rows that the distillation adds: attempts under contexts, as answers to the plain prompt.",

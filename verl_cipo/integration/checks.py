@@ -260,7 +260,7 @@ def check_contexts(dataset: Sequence[Mapping[str, Any]], cipo: CIPOConfig, promp
         prompt: of corrections; it knows ``rollout.prompt_length`` and counts tokens.
 
     Raises:
-        CIPOConfigError: no row has contexts, a row holds something else, or with none is there room in
+        CIPOConfigError: no row has contexts, a row holds something else, or none leaves room in
             ``rollout.prompt_length``, for the question or, with ``nudge.corrections``, for an attempt beside it.
     """
     if not cipo.nudges:

@@ -1,4 +1,4 @@
-"""Strategy contexts as a run finds them, at a prompt and at an anchor. Needs no verl: the replica asks by it, too."""
+"""Strategy contexts as a run finds them, at a prompt and at an anchor. Without verl, so that the replica can use it."""
 
 import logging
 from collections import Counter

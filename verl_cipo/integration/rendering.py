@@ -4,7 +4,7 @@ import asyncio
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -15,17 +15,16 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from verl.experimental.agent_loop import AgentLoopWorker
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase
-from verl.tools.tool_registry import load_all_tools
 from verl.utils.dataset.rl_dataset import get_dataset_class
-from verl.utils.import_utils import resolve_config_path
 from verl.utils.tokenizer import continuous_token_wiring
 from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
 from verl_cipo.core.aux_loss.plan import Encode, Tools
-from verl_cipo.core.config import CIPOConfig, CIPOConfigError, PromptConfig
+from verl_cipo.core.config import CIPOConfig, PromptConfig
 from verl_cipo.core.contents import media_of
 from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt
+from verl_cipo.integration.tools import NO_TOOLS, RunTools, schemas
 
 logger = logging.getLogger("verl_cipo")
 
@@ -169,19 +168,20 @@ class Rendering:
     prompt: CorrectionPrompt
     encode: Encode
     positions: Positions = text_positions
-    tools: Tools = ()
-    """All that the run has; an agent loop may offer a selection of them, or none."""
+    tools: RunTools = NO_TOOLS
 
     @classmethod
-    def of(cls, config: DictConfig, cipo: CIPOConfig, tokenizer: Any, processor: Any | None = None) -> "Rendering":
-        """With the tokenizer, the processor of images and the like, and the chat template options of a run; with its
-        tools where rows are appended, whose prompts may have to offer them.
-
-        Raises:
-            CIPOConfigError: the tools cannot be loaded.
-        """
+    def of(
+        cls,
+        config: DictConfig,
+        cipo: CIPOConfig,
+        tokenizer: Any,
+        processor: Any | None = None,
+        *,
+        tools: RunTools = NO_TOOLS,
+    ) -> "Rendering":
+        """With the tokenizer, the processor of images and the like, and the chat template options of a run."""
         warn_of_thinking(tokenizer, cipo.prompt)
-        tools = loaded_tools(config.actor_rollout_ref.rollout) if cipo.appends_rows else []
         if processor is None:
             options = OmegaConf.to_container(config.data.get("apply_chat_template_kwargs") or OmegaConf.create({}))
 
@@ -204,50 +204,11 @@ class Rendering:
             cipo,
             tokenizer,
             prompt_length=config.actor_rollout_ref.rollout.prompt_length,
-            # All tools are never too few tokens.
-            count_tokens=lambda messages: len(encode(messages, tools)),
+            # Counting all tools never undercounts.
+            count_tokens=lambda messages: len(encode(messages, tools.all or ())),
             media_tokens=media_tokens(processor),
         )
         return cls(prompt=prompt, encode=encode, positions=positions_of(processor), tools=tools)
-
-    def offered(self, messages: list[dict], prompt_ids: Sequence[int], extra_info: Any) -> Tools | None:
-        """The tools with which ``messages`` are rendered to ``prompt_ids``: those that the row of the data set selects
-        in ``extra_info``, all of the run, or none. None where that cannot be told: an agent loop of one's own may
-        render a chat as it likes.
-        """
-        if not self.tools:
-            return ()
-        by_name = {tool["function"]["name"]: tool for tool in self.tools}
-        selected = (extra_info or {}).get("tool_selection")
-        of_row = [by_name[name] for name in (() if selected is None else selected) if name in by_name]
-        for tools in (of_row, self.tools, ()) if of_row else (self.tools, ()):
-            if self.encode(messages, tools) == list(prompt_ids):
-                return tools
-        return None
-
-
-def loaded_tools(rollout: DictConfig) -> list[dict]:
-    """The schemas of a run's tools, loaded as its rollout workers load them.
-
-    Raises:
-        CIPOConfigError: they cannot be loaded.
-    """
-    paths = {name: rollout.multi_turn.get(name) for name in ("tool_config_path", "function_tool_path")}
-    try:
-        return _load(**{name: resolve_config_path(path) if path else None for name, path in paths.items()})
-    except Exception as error:
-        named = ", ".join(f"{name}={path}" for name, path in paths.items() if path)
-        raise CIPOConfigError(f"actor_rollout_ref.rollout.multi_turn: {named} cannot be loaded: {error!r}") from error
-
-
-@functools.cache
-def _load(**paths: str | None) -> list[dict]:
-    return schemas(load_all_tools(**paths))
-
-
-def schemas(tools: Iterable[Any]) -> list[dict]:
-    """Of tools of verl, as its agent loops give them to the chat template."""
-    return [tool.tool_schema.model_dump(exclude_unset=True, exclude_none=True) for tool in tools]
 
 
 def agent_loop_prompt(worker: AgentLoopWorker, cipo: CIPOConfig) -> CorrectionPrompt:
@@ -263,7 +224,7 @@ def agent_loop_prompt(worker: AgentLoopWorker, cipo: CIPOConfig) -> CorrectionPr
         dataset_cls=worker.dataset_cls,
         model_type=worker.hf_model_type,
     )
-    # An agent loop may offer the model a selection of the tools: counting all of them is never too few tokens.
+    # An agent loop may offer the model a selection of the tools: counting all of them never undercounts.
     tools = schemas(worker.tools)
     return correction_prompt(
         cipo,

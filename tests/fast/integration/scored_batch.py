@@ -9,6 +9,7 @@ from verl.utils.model import compute_position_id_with_mask
 from verl_cipo.core.config import AuxConfig, CIPOConfig
 from verl_cipo.core.prompts import CorrectionPrompt
 from verl_cipo.integration.rendering import Rendering
+from verl_cipo.integration.tools import NO_TOOLS
 from verl_cipo.integration.v0.aux import append_rows, plan_of_batch
 from verl_cipo.integration.v0.rows import objects, row_table
 
@@ -26,7 +27,8 @@ def decode(ids):
 
 
 def encode_chat(messages, tools=()):
-    return encode("".join(message["content"] for message in messages) + ">")
+    offered = "".join(f"[{tool['function']['name']}]" for tool in tools)
+    return encode("".join(message["content"] for message in messages) + ">" + offered)
 
 
 def scored(outcomes, *, width=3, channels=None, seed=0, extra=True):
@@ -77,7 +79,7 @@ def scored(outcomes, *, width=3, channels=None, seed=0, extra=True):
     return DataProto(batch=TensorDict(tensors, batch_size=[n]), non_tensor_batch=other, meta_info=meta)
 
 
-def chats_of(config, *, prompt_length=10_000):
+def chats_of(config, *, prompt_length=10_000, tools=NO_TOOLS):
     """Rendering over characters for tokens."""
     prompt = CorrectionPrompt(
         config.prompt,
@@ -86,7 +88,7 @@ def chats_of(config, *, prompt_length=10_000):
         encode=encode,
         decode=decode,
     )
-    return Rendering(prompt=prompt, encode=encode_chat)
+    return Rendering(prompt=prompt, encode=encode_chat, tools=tools)
 
 
 def appended(batch, *, kind="nll", step=1, optimizer_steps=1, **knobs):

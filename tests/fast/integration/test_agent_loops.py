@@ -21,6 +21,7 @@ from verl_cipo.integration import settings
 from verl_cipo.integration.checks import check_prompt_length, check_questions
 from verl_cipo.integration.rendering import Rendering
 from verl_cipo.integration.rollout.worker import agent_loop_prompt
+from verl_cipo.integration.tools import RunTools
 from verl_cipo.integration.train import trainer
 
 # Ten tokens for each tool, and ten more where thinking is switched off.
@@ -102,18 +103,28 @@ def tools_of(folder, *names) -> str:
     return str(file)
 
 
-def with_tools(tokenizer, file, **knobs):
-    rollout = {"prompt_length": 450, "multi_turn": {"tool_config_path": file, "function_tool_path": None}}
-    config = OmegaConf.create({"data": {}, "actor_rollout_ref": {"rollout": rollout}})
-    return Rendering.of(config, CIPOConfig.from_mapping(knobs), tokenizer)
+def rollout_with(file):
+    return OmegaConf.create({"prompt_length": 450, "multi_turn": {"tool_config_path": file}})
 
 
-def test_the_driver_tells_which_tools_a_prompt_offers(tokenizer, tmp_path):
-    tokenizer = build_tokenizer([], [])
-    tokenizer.chat_template = TEMPLATE.replace("'#' * 10", "tool.function.name + ' '")
-    rendering = with_tools(tokenizer, tools_of(tmp_path, "lookup", "search"))
-    builder = create_continuous_token_builder(tokenizer, hf_model_type="qwen3", chat_template_kwargs={})
-    lookup, search = rendering.tools
+def with_tools(tokenizer, file):
+    config = OmegaConf.create({"data": {}, "actor_rollout_ref": {"rollout": rollout_with(file)}})
+    return Rendering.of(config, CIPOConfig(), tokenizer, tools=RunTools.of(rollout_with(file)))
+
+
+@pytest.fixture(scope="module")
+def naming():
+    """A tokenizer whose chat template names the tools."""
+    made = build_tokenizer([], [])
+    made.chat_template = TEMPLATE.replace("'#' * 10", "tool.function.name + ' '")
+    return made
+
+
+def test_the_driver_tells_which_tools_a_prompt_offers(naming, tmp_path):
+    rendering = with_tools(naming, tools_of(tmp_path, "lookup", "search"))
+    builder = create_continuous_token_builder(naming, hf_model_type="qwen3", chat_template_kwargs={})
+    tools = rendering.tools
+    lookup, search = tools.all
     for offered, info in (
         ([lookup, search], None),
         ([search], {"tool_selection": ["search", "gone"]}),
@@ -121,29 +132,30 @@ def test_the_driver_tells_which_tools_a_prompt_offers(tokenizer, tmp_path):
         ([search, lookup], {"tool_selection": ["search", "lookup"]}),
         ([], {"tool_selection": None}),
         ([], {}),
-        ([], None),
+        ([], "no mapping"),
     ):
         asked = builder.build_initial_tokens(QUESTION, tools=offered or None)
-        found = rendering.offered(QUESTION, asked, info)
+        found = tools.offered(rendering.encode, QUESTION, asked, info)
         assert list(found) == offered and rendering.encode(QUESTION, found) == asked
     # A loop that renders as it likes, or that selects in a way of its own.
-    assert rendering.offered(QUESTION, asked[1:], None) is None
-    assert rendering.offered(QUESTION, builder.build_initial_tokens(QUESTION, tools=[search]), None) is None
+    for other in (asked[1:], builder.build_initial_tokens(QUESTION, tools=[search])):
+        assert tools.offered(rendering.encode, QUESTION, other, None) is None
     # Room is counted with all of them.
-    assert rendering.prompt.count_tokens(QUESTION) == len(rendering.encode(QUESTION, rendering.tools))
+    assert rendering.prompt.count_tokens(QUESTION) == len(rendering.encode(QUESTION, tools.all))
+    assert tools.bind({"pixel_values": 1}) and not tools.bind({}), "a tool may have shown it"
 
 
-def test_without_tools_nothing_is_rendered_to_tell(tokenizer, tmp_path):
-    for rendering in (
-        with_tools(tokenizer, None),
-        with_tools(tokenizer, tools_of(tmp_path, "lookup"), preset="stream"),
-    ):
-        assert rendering.offered(QUESTION, [], None) == () == tuple(rendering.tools)
+def test_without_tools_nothing_is_rendered_to_tell(tokenizer):
+    rendering = with_tools(tokenizer, None)
+    assert list(rendering.tools.offered(lambda *_: pytest.fail("rendered"), QUESTION, [], None)) == []
+    assert not rendering.tools.bind({"pixel_values": 1})
 
 
-def test_tools_that_cannot_be_loaded_are_named(tokenizer):
-    with pytest.raises(CIPOConfigError, match=r"multi_turn: tool_config_path=nowhere.yaml cannot be loaded: .*nowhere"):
-        with_tools(tokenizer, "nowhere.yaml")
+def test_tools_that_cannot_be_loaded_are_named_and_leave_out_what_needs_them(tokenizer, caplog):
+    rendering = with_tools(tokenizer, "nowhere.yaml")
+    assert "multi_turn.tool_config_path=nowhere.yaml cannot be loaded in the trainer's process" in caplog.text
+    assert rendering.tools.offered(rendering.encode, QUESTION, [], None) is None
+    assert rendering.tools.bind({"pixel_values": 1})
 
 
 # What the templates of four families do beside the turns: an empty thought; a date, and what depends on tools; a system

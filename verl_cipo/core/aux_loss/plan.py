@@ -67,6 +67,15 @@ Tools = Sequence[dict]
 """Schemas of tools, as a chat template takes them."""
 
 
+Offered = Callable[[str], Tools | None]
+"""Key of a row -> the tools that its prompt offers, None where that cannot be told."""
+
+
+def no_tools(key: str) -> Tools:
+    """:data:`Offered`, of a run without tools."""
+    return ()
+
+
 class Encode(Protocol):
     """Tokens of a chat that offers these tools, with the generation prompt."""
 
@@ -77,14 +86,13 @@ class Shown(NamedTuple):
     """What the plan looks at in a row of the batch.
 
     messages: the chat of its prompt; bound: whether what the model sees of its images, video and audio cannot be given
-    to another row; tools: those that its prompt offers, None where that cannot be told.
+    to another row.
     """
 
     prompt_ids: list[int]
     response_ids: list[int]
     messages: list[dict]
     bound: bool
-    tools: Tools | None = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +179,7 @@ def plan_aux(
     config: CIPOConfig,
     prompt: CorrectionPrompt,
     encode: Encode,
+    offered: Offered = no_tools,
     step: int,
     in_stream: bool = True,
     trained: np.ndarray | None = None,
@@ -221,8 +230,8 @@ def plan_aux(
         _append_corrections(plan, corrections, rows, in_stream=in_stream)
     else:
         plan.chosen.update({key: number for number, key in enumerate(corrections)})
-    _append_moved(plan, moved, rows, encode=encode)
-    _append_distilled(plan, distilled, rows, encode=encode)
+    _append_moved(plan, moved, rows, encode=encode, offered=offered)
+    _append_distilled(plan, distilled, rows, encode=encode, offered=offered)
     # Numbered after those of the corrections.
     for number, pair in enumerate(pairs, len(table.keys)):
         attempt, right = key_of[pair.anchor], key_of[pair.donor]
@@ -230,13 +239,16 @@ def plan_aux(
         messages, reason = _pair_prompt(prompt, pair, attempt=rows[attempt], right=rows[right])
         if messages is not None and not _shows(messages, [rows[key] for key in media]):
             messages, reason = None, "no_text_question"
+        tools = offered(right) if messages is not None else ()
+        if tools is None:
+            messages, reason = None, "unknown_tools"
         if messages is None:
             plan.counts[f"{_SKIPPED}{reason}"] += 1
             continue
         plan.counts["aux/pairs"] += 1
         plan.counts["aux/adjacent"] += not pair.same_prompt
         group = str(GroupName(pair.anchor.uid, "p", pair.anchor.session))
-        prompt_ids = encode(messages, rows[right].tools or ())
+        prompt_ids = encode(messages, tools or ())
         shared = {"messages": messages, "prompt_ids": prompt_ids, "media": media, "pair": number}
         plan.rows.append(NewRow(key=RowKey(group, 0), source=right, sign=CHOSEN, **shared))
         if contrastive:
@@ -261,7 +273,9 @@ def _append_corrections(
             plan.rows.append(_of_correction(key, "r", number, source=failed, asked=asked, sign=REJECTED, pair=number))
 
 
-def _append_moved(plan: AuxPlan, moved: Sequence[Moved], rows: Mapping[str, Shown], *, encode: Encode) -> None:
+def _append_moved(
+    plan: AuxPlan, moved: Sequence[Moved], rows: Mapping[str, Shown], *, encode: Encode, offered: Offered
+) -> None:
     """Corrections as responses to the plain question."""
     prompts = set()
     for one in moved:
@@ -272,8 +286,8 @@ def _append_moved(plan: AuxPlan, moved: Sequence[Moved], rows: Mapping[str, Show
         if messages is None or rows[one.key].bound or shown.bound:
             plan.counts[f"{TRANSFER_SKIPPED}no_text_question"] += 1
             continue
-        tools = rows[one.key].tools
-        if asked is None and tools is None:
+        tools = offered(one.key) if asked is None else ()
+        if tools is None:
             plan.counts[f"{TRANSFER_SKIPPED}unknown_tools"] += 1
             continue
         key = RowKey.parse(one.key)
@@ -282,7 +296,7 @@ def _append_moved(plan: AuxPlan, moved: Sequence[Moved], rows: Mapping[str, Show
                 key=RowKey(str(GroupName.parse(key.group)._replace(use="q")), key.session),
                 source=one.key,
                 messages=messages,
-                prompt_ids=encode(messages, tools or ()) if asked is None else asked.prompt_ids,
+                prompt_ids=encode(messages, tools) if asked is None else asked.prompt_ids,
                 media=(one.key if one.asked is None else one.asked,),
                 weight=one.weight,
             )
@@ -297,11 +311,13 @@ def _append_distilled(
     rows: Mapping[str, Shown],
     *,
     encode: Encode,
+    offered: Offered,
 ) -> None:
     """Attempts under contexts as responses to the plain question."""
     for one in distilled:
-        asked, tools = None if one.asked is None else rows[one.asked], rows[one.key].tools
-        if asked is None and tools is None:
+        asked = None if one.asked is None else rows[one.asked]
+        tools = offered(one.key) if asked is None else ()
+        if tools is None:
             plan.counts[f"{NUDGE_SKIPPED}unknown_tools"] += 1
             continue
         key = RowKey.parse(one.key)
@@ -310,7 +326,7 @@ def _append_distilled(
                 key=RowKey(str(GroupName(key.group, "n", key.session)), 0),
                 source=one.key,
                 messages=one.question if asked is None else asked.messages,
-                prompt_ids=encode(one.question, tools or ()) if asked is None else asked.prompt_ids,
+                prompt_ids=encode(one.question, tools) if asked is None else asked.prompt_ids,
                 distilled=one.weight,
             )
         )
@@ -340,8 +356,6 @@ def _pair_prompt(
     """
     if attempt.bound or right.bound:
         return None, _NO_TEXT.removeprefix(_SKIPPED)
-    if right.tools is None:
-        return None, "unknown_tools"
     text = prompt.decode(attempt.response_ids)
     if pair.same_prompt:
         return prompt.build(right.messages, text)

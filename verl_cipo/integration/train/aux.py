@@ -26,7 +26,7 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS
 from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS, aux_weights, partner_scores
-from verl_cipo.core.aux_loss.plan import AuxPlan, Shown, plan_aux
+from verl_cipo.core.aux_loss.plan import AuxPlan, Shown, Tools, plan_aux
 from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS, transfer_weights
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.rows import RowTable
@@ -147,6 +147,9 @@ def add_aux_rows(
     """
     read: dict[str, dict[str, Any]] = {}
 
+    def bound(inputs: Mapping[str, Any]) -> bool:
+        return not BOUND.isdisjoint(inputs) or rendering.tools.bind(inputs)
+
     def shown(keys: Sequence[str]) -> dict[str, Shown]:
         data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id)
         read.update(zip(keys, each_row(data), strict=True))
@@ -155,11 +158,15 @@ def add_aux_rows(
                 prompt_ids=row["prompts"].tolist(),
                 response_ids=row["responses"].tolist(),
                 messages=list(row["raw_prompt"]),
-                bound=not BOUND.isdisjoint(row.get("multi_modal_inputs") or ()),
-                tools=rendering.offered(list(row["raw_prompt"]), row["prompts"].tolist(), row.get("extra_info")),
+                bound=bound(row.get("multi_modal_inputs") or {}),
             )
             for key, row in read.items()
         }
+
+    def offered(key: str) -> Tools | None:
+        row = read[key]
+        asked = (list(row["raw_prompt"]), row["prompts"].tolist(), row.get("extra_info"))
+        return rendering.tools.offered(rendering.encode, *asked)
 
     plan = plan_aux(
         table,
@@ -167,6 +174,7 @@ def add_aux_rows(
         config=config,
         prompt=rendering.prompt,
         encode=rendering.encode,
+        offered=offered,
         step=step,
         in_stream=in_stream,
         norm_by_std=norm_by_std,

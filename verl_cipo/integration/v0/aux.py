@@ -50,9 +50,11 @@ def plan_of_batch(
     columns = batch.non_tensor_batch
     inputs = columns.get("multi_modal_inputs", [None] * len(batch))
 
-    def offered(row: int) -> Tools | None:
+    def offered(key: str) -> Tools | None:
+        row = row_of[key]
         extra_info = columns["extra_info"][row] if "extra_info" in columns else None
-        return rendering.offered(list(columns["raw_prompt"][row]), prompt_ids(batch, row), extra_info)
+        asked = (list(columns["raw_prompt"][row]), prompt_ids(batch, row), extra_info)
+        return rendering.tools.offered(rendering.encode, *asked)
 
     def shown(keys: Sequence[str]) -> dict[str, Shown]:
         return {
@@ -61,7 +63,6 @@ def plan_of_batch(
                 response_ids=response_ids(batch, row_of[key]),
                 messages=list(columns["raw_prompt"][row_of[key]]),
                 bound=bool(inputs[row_of[key]]),
-                tools=offered(row_of[key]),
             )
             for key in keys
         }
@@ -72,6 +73,7 @@ def plan_of_batch(
         config=config,
         prompt=rendering.prompt,
         encode=rendering.encode,
+        offered=offered,
         step=step,
         trained=(batch.batch["response_mask"] != 0).any(dim=-1).numpy(),
         norm_by_std=norm_by_std,

@@ -52,7 +52,7 @@ def planned(rows=ROWS, *, norm_by_std=False, tools=(), **knobs):
         for key in keys:
             answer, _, context = rows[key]
             asked = f"{key[0]}?" + f" hint {context}" * (context is not None) + " try again" * ("_c" in key)
-            found[key] = Shown(encode(f"<{asked}>"), encode(answer), chat(asked), bound=False, tools=tools)
+            found[key] = Shown(encode(f"<{asked}>"), encode(answer), chat(asked), bound=False)
         return found
 
     prompt = CorrectionPrompt(
@@ -68,6 +68,7 @@ def planned(rows=ROWS, *, norm_by_std=False, tools=(), **knobs):
         config=config,
         prompt=prompt,
         encode=lambda messages, tools=(): encode("[" + messages[-1]["content"] + "]" + "".join(tools)),
+        offered=lambda _: tools,
         step=1,
         norm_by_std=norm_by_std,
     )

@@ -74,10 +74,7 @@ def planned(
     def shown(keys):
         read.extend(keys)
         return {
-            key: Shown(
-                encode(question(key)), encode(rows[key][0]), chat(question(key)), key in bound, tools.get(key, ())
-            )
-            for key in keys
+            key: Shown(encode(question(key)), encode(rows[key][0]), chat(question(key)), key in bound) for key in keys
         }
 
     plan = plan_aux(
@@ -86,6 +83,7 @@ def planned(
         config=config,
         prompt=prompt,
         encode=lambda messages, tools=(): encode(messages[0]["content"] + ">" + "".join(tools)),
+        offered=lambda key: tools.get(key, ()),
         step=step,
         in_stream=in_stream,
         trained=None if rejected is None else np.array([key not in rejected for key in rows]),

@@ -187,9 +187,7 @@ def moved(
     def shown(keys):
         assert len(keys) == len(set(keys))
         asked = {key: f"{key[0]}?" + " try again" * ("_c" in key) for key in keys}
-        return {
-            key: Shown(encode(asked[key]), encode(rows[key][0]), chat(asked[key]), key in bound, tools) for key in keys
-        }
+        return {key: Shown(encode(asked[key]), encode(rows[key][0]), chat(asked[key]), key in bound) for key in keys}
 
     plan = plan_aux(
         table or table_of(rows),
@@ -197,6 +195,7 @@ def moved(
         config=config,
         prompt=prompt,
         encode=lambda messages, tools=(): encode(messages[0]["content"] + "".join(tools)),
+        offered=lambda _: tools,
         step=step,
         trained=None if rejected is None else np.array([key not in rejected for key in rows]),
         norm_by_std=norm_by_std,

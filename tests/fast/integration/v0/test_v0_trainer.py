@@ -24,6 +24,7 @@ from verl_cipo.core.anchors import Outcome
 from verl_cipo.core.config import AuxConfig, CIPOConfig, CIPOConfigError, TransferConfig
 from verl_cipo.core.steering.budget import Sums
 from verl_cipo.integration import ChangedSeamError
+from verl_cipo.integration.tools import NO_TOOLS
 from verl_cipo.integration.train import estimator
 from verl_cipo.integration.train.checkpoint import TrainerState
 from verl_cipo.integration.train.controller import Controller
@@ -432,13 +433,11 @@ class Chat:
         def decode(ids):
             return "".join(map(chr, ids))
 
+    tools = NO_TOOLS
+
     @staticmethod
     def encode(messages, tools):
         return encode(messages[0]["content"])
-
-    @staticmethod
-    def offered(messages, prompt_ids, extra_info):
-        return ()
 
 
 @pytest.mark.parametrize("kind", ["nll", "contrastive"])

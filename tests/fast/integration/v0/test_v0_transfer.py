@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.contracts.support.store import FUNCTIONS, Store
-from tests.fast.integration.scored_batch import PAD, R, chats_of, scored, text_of
+from tests.fast.integration.scored_batch import PAD, R, chats_of, encode_chat, scored, text_of
 from tests.fast.integration.train.test_aux import sample
 from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS
 from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS
 from verl_cipo.core.config import CIPOConfig
+from verl_cipo.integration.tools import NO_TOOLS, RunTools
 from verl_cipo.integration.train.aux import add_aux_rows
 from verl_cipo.integration.train.rows import fetch_table
 from verl_cipo.integration.v0.aux import append_rows, plan_of_batch
@@ -40,9 +41,9 @@ def corrected(outcomes, corrections):
     return batch
 
 
-def on_v0(batch, config, *, steps=1, norm_by_std=True, field=TRANSFER_WEIGHTS):
+def on_v0(batch, config, *, steps=1, norm_by_std=True, field=TRANSFER_WEIGHTS, tools=NO_TOOLS):
     """The grown batch, and key -> (prompt, response, weights) of the rows that have weights in ``field``."""
-    how = {"config": config, "rendering": chats_of(config), "step": 3, "norm_by_std": norm_by_std}
+    how = {"config": config, "rendering": chats_of(config, tools=tools), "step": 3, "norm_by_std": norm_by_std}
     plan = plan_of_batch(batch, row_table(batch), **how)
     grown = append_rows(batch, plan, config=config, pad_token_id=PAD, optimizer_steps=steps)
     keys = [*row_keys(batch), *(str(row.key) for row in plan.rows)]
@@ -54,7 +55,7 @@ def on_v0(batch, config, *, steps=1, norm_by_std=True, field=TRANSFER_WEIGHTS):
     }
 
 
-def on_v1(batch, config, *, steps=1, norm_by_std=True, field=TRANSFER_WEIGHTS):
+def on_v1(batch, config, *, steps=1, norm_by_std=True, field=TRANSFER_WEIGHTS, tools=NO_TOOLS):
     """The same, of a batch of TransferQueue with these rows."""
     store = Store()
     with pytest.MonkeyPatch.context() as patch:
@@ -63,10 +64,12 @@ def on_v1(batch, config, *, steps=1, norm_by_std=True, field=TRANSFER_WEIGHTS):
         for i, key in enumerate(row_keys(batch)):
             row = sample(batch, i)
             tag = {"prompt_len": len(row["prompts"]), "response_len": len(row["responses"]), "status": "success"}
-            store.put(key, tag, **row, extra_fields={"cipo": row["cipo"]}, multi_modal_inputs={})
+            info = batch.non_tensor_batch["extra_info"][i] if "extra_info" in batch.non_tensor_batch else {}
+            row |= {"extra_fields": {"cipo": row["cipo"]}, "multi_modal_inputs": {}, "extra_info": info}
+            store.put(key, tag, **row)
         meta = store.meta(*store.rows)
         table = fetch_table(meta, threshold=lambda _: 0.5)
-        how = {"config": config, "rendering": chats_of(config), "step": 3, "norm_by_std": norm_by_std}
+        how = {"config": config, "rendering": chats_of(config, tools=tools), "step": 3, "norm_by_std": norm_by_std}
         meta, aux = add_aux_rows(meta, table, in_stream=True, **how)
         meta = aux.put_fields(meta, config=config, optimizer_steps=steps)
         rows = {key: store.rows[key] for key in meta.keys}
@@ -170,3 +173,29 @@ def test_an_attempt_that_rollout_correction_rejected_is_not_distilled():
     assert list(found) == ["u0_1_0"] and len(grown) == len(batch)
     # .55 under the context and -.5, less their mean; two attempts.
     assert sum(found["u0_1_0"][2]) == pytest.approx(-0.525 / 2)
+
+
+def test_both_trainers_offer_the_tools_that_a_row_selects():
+    """All attempts have a context, so the plain prompt is rendered anew."""
+    batch = corrected(["+-"], ["++"])
+    schemas = [{"type": "function", "function": {"name": name}} for name in ("find", "add", "ask")]
+    for row in range(len(batch)):
+        batch.non_tensor_batch["cipo"][row] |= {"context": 0, "question": [{"role": "user", "content": "Q0"}]}
+        batch.non_tensor_batch["raw_prompt"][row] = [{"role": "user", "content": "Q"}]
+    batch.non_tensor_batch["extra_info"] = objects([{"tool_selection": ["ask", "find"]}] * len(batch))
+    config = CIPOConfig.from_mapping({"preset": "stream", "nudge": {"contexts": "hints"}})
+    tools = RunTools(schemas)
+    asked = encode_chat([{"role": "user", "content": "Q"}], [schemas[2], schemas[0]])
+    batch.batch["prompts"], batch.batch["input_ids"], batch.batch["attention_mask"] = with_prompt(batch, asked)
+    batch.batch["position_ids"] = (batch.batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    how = {"field": NUDGE_WEIGHTS, "tools": tools}
+    for found in (on_v0(batch, config, **how)[1], on_v1(batch, config, **how)):
+        assert {prompt for prompt, *_ in found.values()} == {"Q0>[ask][find]"} and len(found) == 2
+
+
+def with_prompt(batch, ids):
+    """Prompts, input ids and attention mask with the same prompt in all rows."""
+    n = len(batch)
+    prompts = torch.tensor([ids] * n)
+    mask = torch.cat([torch.ones_like(prompts), batch.batch["attention_mask"][:, -R:]], dim=1)
+    return prompts, torch.cat([prompts, batch.batch["responses"]], dim=1), mask
