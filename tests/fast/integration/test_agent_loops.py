@@ -152,7 +152,8 @@ def test_without_tools_nothing_is_rendered_to_tell(tokenizer):
 
 
 def test_tools_that_cannot_be_loaded_are_named_and_leave_out_what_needs_them(tokenizer, caplog):
-    rendering = with_tools(tokenizer, "nowhere.yaml")
+    with caplog.at_level(logging.WARNING, logger="verl_cipo"):
+        rendering = with_tools(tokenizer, "nowhere.yaml")
     assert "multi_turn.tool_config_path=nowhere.yaml cannot be loaded in the trainer's process" in caplog.text
     assert rendering.tools.offered(rendering.encode, QUESTION, [], None) is None
     assert rendering.tools.bind({"pixel_values": 1})
