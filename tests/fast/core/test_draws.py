@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 
 from verl_cipo.core.anchors import Attempt, Group, ranks
-from verl_cipo.core.aux_loss.plan import draw_pairs, pair_up
+from verl_cipo.core.aux_loss.pairs import draw_pairs, pair_up
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import lot, origin, session_seed
 from verl_cipo.core.rows import Mark, RowTable

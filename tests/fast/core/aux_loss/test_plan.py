@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verl_cipo.core.anchors import Attempt, Group
-from verl_cipo.core.aux_loss.plan import COUNTED, AuxPlan, Shown, pair_up, plan_aux, plan_metrics
+from verl_cipo.core.aux_loss.pairs import pair_up
+from verl_cipo.core.aux_loss.plan import COUNTED, AuxPlan, Shown, plan_aux, plan_metrics
 from verl_cipo.core.config import AuxConfig, CIPOConfig
 from verl_cipo.core.metrics import check_names
 from verl_cipo.core.prompts import CorrectionPrompt
