@@ -32,6 +32,7 @@ from verl_cipo.integration.checks import check_prompt_length, check_questions
 from verl_cipo.integration.rendering import Rendering, media_tokens
 from verl_cipo.integration.rollout import worker as rollouts
 from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
+from verl_cipo.integration.tools import NO_TOOLS, RunTools
 from verl_cipo.integration.train.aux import BOUND, add_aux_rows
 from verl_cipo.integration.train.rows import fetch_table
 from verl_cipo.integration.v0.material import Material, Response
@@ -246,10 +247,10 @@ def test_a_film_takes_the_room_that_the_agent_loop_gives_it(config_of):
 # ---- rows of the trainer
 
 
-def grown(store, config, worker, prefix="s1", **knobs):
+def grown(store, config, worker, prefix="s1", tools=NO_TOOLS, **knobs):
     cipo = CIPOConfig.from_mapping({**dict(config.algorithm.cipo), **knobs})
     batch = store.meta(*[key for key in store.rows if key.startswith(prefix)])
-    rendering = Rendering.of(config, cipo, worker.tokenizer, worker.processor)
+    rendering = Rendering.of(config, cipo, worker.tokenizer, worker.processor, tools=tools)
     return add_aux_rows(
         batch,
         fetch_table(batch, threshold=lambda _: 0.5),
@@ -348,6 +349,15 @@ def test_inputs_that_fit_no_other_row_are_counted(tmp_path, store, config_of):
     for row in store.rows.values():
         row["multi_modal_inputs"][next(iter(BOUND))] = torch.zeros(1, len(row["input_ids"]))
     batch, aux = grown(store, config, worker, **AUX, **TRANSFER)
+    assert not aux.plan.rows
+    assert aux.plan.counts["aux/skipped/no_text_question"] and aux.plan.counts["transfer/skipped/no_text_question"]
+
+
+def test_pictures_that_a_tool_may_have_shown_go_to_no_other_row(tmp_path, store, config_of):
+    config = config_of(prompt_length=200)
+    worker, _, _ = roll(tmp_path, config)
+    tools = RunTools([{"type": "function", "function": {"name": "draw"}}])
+    batch, aux = grown(store, config, worker, tools=tools, **AUX, **TRANSFER)
     assert not aux.plan.rows
     assert aux.plan.counts["aux/skipped/no_text_question"] and aux.plan.counts["transfer/skipped/no_text_question"]
 
