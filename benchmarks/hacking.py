@@ -57,7 +57,7 @@ WINDOW = 5
 """Steps of the running mean, by which a gap counts as reached."""
 REACHED = (0.1, 0.5)
 """Gaps of which the first step is told."""
-GAP, GAP_CORRECTIONS, GAP_HELD_OUT = "cipo/hacking_gap", "cipo/hacking_gap_corrections", "cipo/val/hacking_gap"
+GAP, GAP_HELD_OUT = "cipo/hacking_gap", "cipo/val/hacking_gap"
 
 Steps = Sequence[Mapping[str, float]]
 """What verl logged at each step of a run."""
@@ -110,7 +110,6 @@ def accepted_by_sound(step: Mapping[str, float]) -> float | None:
 
 PANELS = {
     "Hacking gap of attempts": lambda step: step.get(GAP),
-    "Hacking gap of corrections": lambda step: step.get(GAP_CORRECTIONS),
     "Attempts right under the holed verifier": lambda step: step.get("cipo/accuracy/base"),
     "Attempts right under the sound one": accepted_by_sound,
 }

@@ -117,7 +117,7 @@ def test_a_run_is_trained_by_the_verifier_that_its_arm_names_and_measured_by_the
     policy.verifier, policy.second = lambda text, answer: lots.random() < 0.7, lambda text, answer: False
     measured = trainer.step(1)
     assert measured[hacking.GAP] == measured["cipo/accuracy/base"] > 0
-    assert measured[hacking.GAP_CORRECTIONS] == measured["cipo/accuracy/correction"] > 0
+    assert measured["cipo/hacking_gap_corrections"] == measured["cipo/accuracy/correction"] > 0
     assert replica.Replica(task, ARMS["cipo"], 1, SETTING).policy.second is None
 
 
