@@ -301,13 +301,14 @@ def test_w2c_is_told_for_both(filtered_run):
         base, corrections, _ = streams(filtered_run.rollouts(step))
         scores = {(uid, session_of(row)): row["score"] for uid, rows in base.items() for row in rows}
         failed = [
-            row
+            rows
             for group, rows in corrections.items()
             if scores[group.rpartition("_c")[0], int(group.rpartition("_c")[2])] == 0
-            for row in rows
+            # Plain ones count where they can be compared.
+            and any(context_of(row) != PLAIN for row in rows)
         ]
         for name, under in (("context", True), ("plain", False)):
-            own = [row["score"] for row in failed if (context_of(row) != PLAIN) == under]
+            own = [row["score"] for rows in failed for row in rows if (context_of(row) != PLAIN) == under]
             if own:
                 told.add(name)
                 assert metrics[f"cipo/nudge/w2c_{name}"] == pytest.approx(mean(own))
