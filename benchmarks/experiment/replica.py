@@ -103,10 +103,8 @@ class Replica:
         problems = {f"{number}p{i}": problem for i, problem in enumerate(next(self._batches))}
         contexts = {}
         if self.cipo.nudges:
-            how = {"sessions": self._n, "step": number}
-            how |= {"prompt_length": self._prompt.prompt_length, "count_tokens": self._prompt.count_tokens}
-            for uid, problem in problems.items():
-                contexts[uid] = contexts_of(asked_by(problem), self.cipo, self._reports.step, **how)
+            what, how = (self._prompt, self.cipo, self._reports.step), {"sessions": self._n, "step": number}
+            contexts = {uid: contexts_of(asked_by(problem), *what, **how) for uid, problem in problems.items()}
         rows = self._attempts(
             [(uid, i, problem) for uid, problem in problems.items() for i in range(self._n)], contexts
         )

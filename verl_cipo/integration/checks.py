@@ -278,7 +278,8 @@ def check_contexts(dataset: Sequence[Mapping[str, Any]], cipo: CIPOConfig, promp
         chats = [chat for text in texts if (chat := nudged(row["raw_prompt"], text, cipo.nudge)) is not None]
         if chats:
             lengths.append(max(map(prompt.count_tokens, chats)))
-        has_room = has_room or any(prompt.refusals(chat, ["attempt"])[0] != "too_long" for chat in chats)
+        if cipo.nudge.corrections and not has_room:
+            has_room = any(prompt.refusals(chat, ["attempt"])[0] != "too_long" for chat in chats)
     if rows and not found:
         raise CIPOConfigError(
             f"{ROOT}.nudge.contexts={column}: none of the {len(rows)} rows of data.train_files looked at has contexts "

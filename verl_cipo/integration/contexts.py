@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -38,21 +38,19 @@ class Contexts:
 
 def contexts_of(
     prompt: Mapping[str, Any],
+    fits_by: CorrectionPrompt,
     cipo: CIPOConfig,
     counts: Counter,
     *,
     sessions: int,
     step: int,
-    prompt_length: int,
-    count_tokens: Callable[[list[dict]], int],
 ) -> Contexts:
     """Draw the contexts of the attempts at a prompt; why some cannot be had is added to ``counts``.
 
     Args:
         prompt: a row of the data set, with ``raw_prompt`` and ``index``.
+        fits_by: knows ``rollout.prompt_length`` and counts tokens; verl would cut the start off a longer prompt.
         sessions: how many attempts it has in any case.
-        prompt_length: ``rollout.prompt_length``; verl would cut the start off a longer prompt.
-        count_tokens: of a chat, chat template and generation prompt included.
     """
     counted = (*COUNTED, CORRECTION_TOO_LONG) if cipo.nudge.corrections else COUNTED
     counts.update(dict.fromkeys(counted, 0))
@@ -65,7 +63,7 @@ def contexts_of(
     if chats is None:
         counts[f"{SKIPPED}no_text_question"] += 1
         return Contexts()
-    fitting = {number: chat for number, chat in enumerate(chats) if count_tokens(chat) <= prompt_length}
+    fitting = {number: chat for number, chat in enumerate(chats) if fits_by.count_tokens(chat) <= fits_by.prompt_length}
     counts[f"{SKIPPED}too_long"] += len(chats) - len(fitting)
     drawn = _drawn(fitting, sessions, prompt, cipo, step=step)
     return Contexts(

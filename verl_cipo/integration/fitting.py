@@ -18,8 +18,7 @@ _ADDED = ("source", "transfer.kind")
 class Obstacle:
     """A setting of verl that does not go with what some knobs of :data:`PLAIN` ask for, or with nudge.coef.
 
-    key: of verl's config, or of CIPO's; allowed: why, and what to set; knobs: those of which one has to give way, none
-    where no preset asks for what does not go.
+    key: of verl's config, or of CIPO's; allowed: why, and what to set; knobs: those of which one has to give way.
     """
 
     key: str

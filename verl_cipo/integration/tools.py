@@ -10,6 +10,7 @@ from verl.tools.tool_registry import load_all_tools
 from verl.utils.import_utils import resolve_config_path
 
 from verl_cipo.core.aux_loss.plan import Encode, Tools
+from verl_cipo.core.config import CIPOConfig
 
 logger = logging.getLogger("verl_cipo")
 
@@ -22,12 +23,15 @@ class RunTools:
     """None where they could not be loaded."""
 
     @classmethod
-    def of(cls, rollout: DictConfig) -> "RunTools":
-        """Those that the rollout workers load; loads their classes, so that Ray must be up.
+    def of(cls, rollout: DictConfig, cipo: CIPOConfig) -> "RunTools":
+        """Those that the rollout workers load, none where the driver has no use for them; loads their classes, so that
+        Ray must be up.
 
         Where this fails, as it does with a class that can be imported by the workers alone, a warning says so: what the
         driver would have to render is then left out and counted.
         """
+        if not (cipo.appends_rows or cipo.nudges):
+            return NO_TOOLS
         paths = {name: rollout.multi_turn.get(name) for name in ("tool_config_path", "function_tool_path")}
         try:
             return cls(schemas(load_all_tools(**{k: path and resolve_config_path(path) for k, path in paths.items()})))

@@ -109,7 +109,7 @@ def rollout_with(file):
 
 def with_tools(tokenizer, file):
     config = OmegaConf.create({"data": {}, "actor_rollout_ref": {"rollout": rollout_with(file)}})
-    return Rendering.of(config, CIPOConfig(), tokenizer, tools=RunTools.of(rollout_with(file)))
+    return Rendering.of(config, CIPOConfig(), tokenizer, tools=RunTools.of(rollout_with(file), CIPOConfig()))
 
 
 @pytest.fixture(scope="module")

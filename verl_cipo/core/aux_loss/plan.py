@@ -51,11 +51,8 @@ TRANSFER_COUNTED = (
 )
 """Likewise, of transfer."""
 
-
 Tools = Sequence[dict]
 """Schemas of tools, as a chat template takes them."""
-
-
 Offered = Callable[[str], Tools | None]
 """Key of a row -> the tools that its prompt offers, None where that cannot be told."""
 

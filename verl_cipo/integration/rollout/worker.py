@@ -113,14 +113,8 @@ class CorrectsAttempts(EndsRequests, MakesFurther):
 
     async def _draw_contexts(self, group: PromptGroup, trajectory: dict, prompt: Mapping[str, Any]) -> None:
         """Decide which attempts have a strategy context; further ones have none."""
-        drawn = functools.partial(
-            contexts_of,
-            sessions=group.n,
-            step=trajectory["step"],
-            prompt_length=self._prompt.prompt_length,
-            count_tokens=self._prompt.count_tokens,
-        )
-        group.contexts = await self._off_the_loop(drawn, prompt, self._cipo, group.counts)
+        drawn = functools.partial(contexts_of, sessions=group.n, step=trajectory["step"])
+        group.contexts = await self._off_the_loop(drawn, prompt, self._prompt, self._cipo, group.counts)
 
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> None:
         group = self._groups[kwargs["uid"]]

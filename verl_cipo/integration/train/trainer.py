@@ -38,7 +38,7 @@ from verl_cipo.integration.nodes import check_nodes
 from verl_cipo.integration.rendering import Rendering
 from verl_cipo.integration.settings import MANAGER_CLASS, TRAINER_OF_MODE, settle
 from verl_cipo.integration.stopwatch import Stopwatch
-from verl_cipo.integration.tools import NO_TOOLS, RunTools
+from verl_cipo.integration.tools import RunTools
 from verl_cipo.integration.train.aux import AuxRows, add_aux_rows
 from verl_cipo.integration.train.controller import Controller, report_second_turns
 from verl_cipo.integration.train.estimator import NAME, BatchRows, rows_of_batch
@@ -95,8 +95,7 @@ class CIPOTrainerMixin:
     def _init_tokenizer(self) -> None:
         super()._init_tokenizer()
         check_prompt_length(self.config, self.cipo, self.tokenizer, self.processor)
-        needs_tools = self.cipo.appends_rows or self.cipo.nudges
-        tools = RunTools.of(self.config.actor_rollout_ref.rollout) if needs_tools else NO_TOOLS
+        tools = RunTools.of(self.config.actor_rollout_ref.rollout, self.cipo)
         self._rendering = Rendering.of(self.config, self.cipo, self.tokenizer, self.processor, tools=tools)
 
     def _init_dataloader(self) -> None:

@@ -37,7 +37,7 @@ from verl_cipo.integration.checks import check_contexts, check_prompt_length, ch
 from verl_cipo.integration.nodes import check_nodes
 from verl_cipo.integration.rendering import Rendering
 from verl_cipo.integration.settings import MANAGER_CLASS_V0, settle
-from verl_cipo.integration.tools import NO_TOOLS, RunTools
+from verl_cipo.integration.tools import RunTools
 from verl_cipo.integration.train.controller import Controller, report_second_turns
 from verl_cipo.integration.train.estimator import NAME, BatchRows, rows_of_batch
 from verl_cipo.integration.train.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
@@ -94,8 +94,7 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
         super().__init__(config, *args, **kwargs)
         check_prompt_length(config, self.cipo, self.tokenizer, self.processor)
         check_questions(self.train_dataset, self.cipo)
-        needs_tools = self.cipo.appends_rows or self.cipo.nudges
-        tools = RunTools.of(config.actor_rollout_ref.rollout) if needs_tools else NO_TOOLS
+        tools = RunTools.of(config.actor_rollout_ref.rollout, self.cipo)
         self._rendering = Rendering.of(config, self.cipo, self.tokenizer, self.processor, tools=tools)
         check_contexts(self.train_dataset, self.cipo, self._rendering.prompt)
 

@@ -54,9 +54,8 @@ class CIPOAgentLoopWorkerV0(EndsRequests, AgentLoopWorker):
 
     async def draw_contexts(self, prompts: Sequence[Mapping[str, Any]], *, n: int, step: int) -> list[Contexts]:
         """Which of the ``n`` attempts at each prompt are made under a context."""
-        how = {"sessions": n, "step": step}
-        how |= {"prompt_length": self._prompt.prompt_length, "count_tokens": self._prompt.count_tokens}
-        return [contexts_of(prompt, self._cipo, self._counts, **how) for prompt in prompts]
+        what = (self._prompt, self._cipo, self._counts)
+        return [contexts_of(prompt, *what, sessions=n, step=step) for prompt in prompts]
 
     async def build_prompts(
         self, anchors: Sequence[Material], *, n: int, step: int, validate: bool
