@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 for name, value in launch.CPU_ENV.items():
     os.environ.setdefault(name, value)
+# A test that imports vLLM's server must not silence the root logger, and with it caplog, for those that follow.
+os.environ["SAGEMAKER_CONTAINER_LOG_LEVEL"] = "WARNING"
 
 # No deadline: a machine that is busy is no failure. The same examples each time by day, new ones by night.
 settings.register_profile("fast", deadline=None, max_examples=20, derandomize=True, database=None)

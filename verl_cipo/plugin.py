@@ -40,9 +40,10 @@ def register() -> None:
 
         cpu.register()
 
-    from verl_cipo.integration import switch
+    from verl_cipo.integration import logs, switch
     from verl_cipo.integration.train import estimator
 
+    logs.show_warnings(logger)
     # The estimator last: "cipo" must not look registered when the switch is not.
     switch.register()
     estimator.register()

@@ -1,6 +1,7 @@
 """How verl loads verl_cipo, and how one option of verl's config switches it on."""
 
 import inspect
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -152,3 +153,21 @@ def test_cipos_trainers_stand_before_verls_in_the_order_of_methods(mode):
     cls = find(resolve_trainer(mode, "cipo"))
     assert issubclass(cls, find(mode)) and cls.verl_mode == mode
     assert cls.__mro__.index(CIPOTrainerMixin) < cls.__mro__.index(find(mode))
+
+
+@seam("rollout.replica.get_rollout_replica_class", "verl_cipo/integration/logs.py")
+def test_vllms_server_silences_the_root_logger_and_warnings_of_ours_are_seen():
+    """The trainer's process imports it when it starts the rollout. Unless it silences, logs.py is no longer needed."""
+    code = (
+        "import logging, verl\n"
+        "from verl.workers.rollout.replica import get_rollout_replica_class\n"
+        "ours = logging.getLogger('verl_cipo')\n"
+        "ours.warning('seen before')\n"
+        "get_rollout_replica_class('vllm')\n"
+        "ours.warning('seen after')\n"
+        "assert logging.root.level == logging.ERROR, logging.root.level\n"
+    )
+    env = {name: value for name, value in os.environ.items() if not name.endswith("LOG_LEVEL")}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, env=env)
+    assert result.returncode == 0, result.stderr[-500:]
+    assert [result.stderr.count(f"seen {when}\n") for when in ("before", "after")] == [1, 1], result.stderr[-500:]
