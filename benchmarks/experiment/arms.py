@@ -23,8 +23,10 @@ class Arm:
     options: tuple[str, ...] = ()
 
 
-def _cipo(name: str, what: str, *knobs: str, rollouts: int = 1, preset: str = "stream") -> Arm:
-    options = tuple(f"+algorithm.cipo.{knob}" for knob in (f"preset={preset}", *knobs))
+def _cipo(
+    name: str, what: str, *knobs: str, rollouts: int = 1, preset: str = "stream", of_verl: tuple[str, ...] = ()
+) -> Arm:
+    options = (*(f"+algorithm.cipo.{knob}" for knob in (f"preset={preset}", *knobs)), *of_verl)
     return Arm(name=name, what=what, algo="cipo", rollouts=rollouts, options=options)
 
 
@@ -59,6 +61,17 @@ ABLATIONS = (
         "budget=auto",
         "transfer.kind=inject",
         "transfer.coef=8",
+    ),
+    _cipo("aggregated", "preset=balanced, up to three wrong attempts shown", "prompt.attempts=3", preset="balanced"),
+    _cipo(
+        "think_twice",
+        "attempts drawn like ThinkTwice's: of any prompt, as many right ones as wrong, no std, no penalty for c->w",
+        "delta_low=0",
+        "delta_high=1",
+        "rho_adaptive=false",
+        "rho_init=0.5",
+        "lambda_risk=0",
+        of_verl=("algorithm.norm_adv_by_std_in_grpo=false",),
     ),
     Arm(
         name="grpo_own",

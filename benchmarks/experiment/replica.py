@@ -22,7 +22,7 @@ from torchdata.stateful_dataloader.sampler import RandomSampler
 
 from benchmarks.experiment.arms import Arm
 from benchmarks.experiment.held_out import answer_of, held_out
-from benchmarks.experiment.options import OWN, knobs, verifiers
+from benchmarks.experiment.options import OWN, divides_by_std, knobs, verifiers
 from benchmarks.experiment.policy import Policy, Sample
 from benchmarks.experiment.setting import Setting
 from examples.tiny.task import Task
@@ -69,7 +69,7 @@ class Replica:
     def __init__(self, folder: Path, arm: Arm, seed: int, setting: Setting):
         torch.manual_seed(seed)
         self._setting, self._n, self._seed = setting, setting.n * arm.rollouts, seed
-        self.cipo = knobs(arm, seed)
+        self.cipo, self._by_std = knobs(arm, seed), divides_by_std(arm)
         self.policy = Policy(folder / "model", **verifiers(arm, self.cipo))
         self._own = sum(float(option.removeprefix(OWN)) for option in arm.options if option.startswith(OWN))
         self._rho, self._budget = RhoState.initial(self.cipo), BudgetState()
@@ -288,7 +288,7 @@ class Replica:
             table.rows.take(np.array(places)),
             lambda_corr=self.cipo.lambda_corr,
             lambda_risk=self.cipo.lambda_risk,
-            norm_by_std=True,
+            norm_by_std=self._by_std,
             loss_agg_mode="token-mean",
             between=self.cipo.nudge.between,
         )
@@ -325,6 +325,7 @@ class Replica:
             encode=lambda messages, tools=(): self.policy.ids(messages),
             step=number,
             in_stream=in_stream,
+            norm_by_std=self._by_std,
         )
 
     def _aux_fields(

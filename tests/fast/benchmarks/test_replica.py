@@ -95,6 +95,20 @@ def test_an_auxiliary_loss_is_added(task):
         assert measured["cipo/rows/aux"] == rows
 
 
+def test_an_arm_may_leave_the_std_out(task):
+    """One right attempt of four is 3/4 above the mean, and 3/2 of the std (its unbiased estimate) above it."""
+    rows = [
+        replica.Row(
+            RowKey("a", i), Mark(correct=i == 0, score=float(i == 0)), 0, [], Sample([1], [2], "", i == 0, None)
+        )
+        for i in range(4)
+    ]
+    for name, advantage in (("think_twice", 0.75), ("cipo", 1.5)):
+        trainer = replica.Replica(task, ARMS[name], 1, SETTING)
+        found = trainer._advantages(rows, replica.table_of(rows), range(4), torch.ones(4, 1))
+        assert float(found[0]) == pytest.approx(advantage, rel=1e-4)
+
+
 def test_a_control_may_learn_from_its_own_rare_right_attempts(task):
     """Of three prompts, with 1, 4 and 0 of 8 attempts right, the first alone."""
     arm = Arm(name="a", what="", algo="grpo", rollouts=2, options=(f"{options.OWN}0.3",))
