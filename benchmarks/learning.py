@@ -49,7 +49,12 @@ def main() -> int:
     parser.add_argument(
         "--json", type=Path, metavar="FILE.json", help="write the summary there, and raw metrics to the folder FILE/"
     )
-    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write learning.png and learning-training.png")
+    parser.add_argument(
+        "--plots",
+        type=Path,
+        metavar="FOLDER",
+        help="write pictures of the arms there; with several --tasks of the default in each",
+    )
     args = parser.parse_args()
     names = {"main": [arm.name for arm in MAIN], "all": list(ARMS)}
     wanted = [CONTROL, DEFAULT] if args.quick else [n for name in args.arms for n in names.get(name, [name])]
@@ -65,15 +70,23 @@ def main() -> int:
         for task, setting in tasks.items():
             done = [run(ARMS[a], seed, setting, output / task, engine=args.engine) for a in dict.fromkeys(wanted)]
             print(f"{task}, seed {seed}: {len(done)} runs", flush=True)
-    summaries = {}
+    summaries, curves = {}, {}
     for task in tasks:
         found = read(output / task)
         summaries[task] = summarise(found)
         print(f"\n{task}\n\n{table(summaries[task])}")
-        if args.plots:
+        if args.plots and len(tasks) > 1:
+            both = found.get(CONTROL, {}).keys() & found.get(DEFAULT, {}).keys()
+            pair = {name: {seed: found[name][seed] for seed in both} for name in (CONTROL, DEFAULT) if both}
+            curves |= {task: training(pair, output / task)} if pair else {}
+        elif args.plots:
             end = "" if task == "full" else f"-{task}"
             pictures.plot_differences(summaries[task]["minus_control"], args.plots / f"learning{end}.png")
             pictures.plot_training(training(found, output / task), args.plots / f"learning-training{end}.png")
+    if curves:
+        of_default = {task: one["minus_control"].get(DEFAULT, {}) for task, one in summaries.items()}
+        pictures.plot_differences(of_default, args.plots / "learning-tasks.png")
+        pictures.plot_tasks(curves, args.plots / "learning-tasks-training.png")
     if args.json:
         write(args.json, summaries, output, engine=args.engine)
     return 0

@@ -75,16 +75,47 @@ def plot_training(
     }
     figure, all_axes = _axes(len(panels), columns=2, height=3.4)
     for axes, (title, value) in zip(all_axes, panels.items(), strict=True):
-        for name, runs in arms.items():
-            if curve := combine([_points(steps, value) for steps in runs], window=MEAN_OF):
-                color = COLORS.get(name, OTHER)
-                axes.plot(curve.x, curve.mean, color=color, label=name, linewidth=1.8)
-                axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.12, linewidth=0)
-        axes.set(title=title, xlabel="step", ylim=(0, 1))
-        axes.grid(alpha=0.25)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, frameon=False, loc="lower right")
+        _curves(axes, title, arms, value, window=MEAN_OF)
     _save(figure, path)
+
+
+def plot_tasks(tasks: Mapping[str, Mapping[str, Sequence[Sequence[Mapping[str, float]]]]], path: Path) -> None:
+    """A panel a task: the share of right attempts over the steps, drawn as `plot_training` draws it.
+
+    tasks: of each, its arms and their runs. A curve is averaged over a twentieth of the steps.
+    """
+    figure, all_axes = _axes(len(tasks), columns=3, height=3.2)
+    for axes, (task, arms) in zip(all_axes, tasks.items(), strict=True):
+        steps = max(len(run) for runs in arms.values() for run in runs)
+        _curves(
+            axes,
+            f"{task}: attempts in training that are right",
+            arms,
+            attempts,
+            window=max(steps // 20, 1),
+            legend="upper left",
+        )
+    _save(figure, path)
+
+
+def _curves(
+    axes: Any,
+    title: str,
+    arms: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
+    value: Callable[[Mapping[str, float]], float | None],
+    *,
+    window: int,
+    legend: str = "lower right",
+) -> None:
+    for name, runs in arms.items():
+        if curve := combine([_points(steps, value) for steps in runs], window=window):
+            color = COLORS.get(name, OTHER)
+            axes.plot(curve.x, curve.mean, color=color, label=name, linewidth=1.8)
+            axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.12, linewidth=0)
+    axes.set(title=title, xlabel="step", ylim=(0, 1))
+    axes.grid(alpha=0.25)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, frameon=False, loc=legend)
 
 
 def attempts(step: Mapping[str, float]) -> float | None:

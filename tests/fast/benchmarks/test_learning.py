@@ -165,7 +165,8 @@ def test_pictures_show_every_arm(tmp_path):
     steps = [{"critic/score/mean": 0.25, "cipo/accuracy/base": 0.5, "cipo/rho": 0.3}, {"critic/score/mean": 0.5}]
     curves = {CONTROL: [[{"critic/score/mean": 0.25}]], "cipo": [steps, steps]}
     pictures.plot_training(curves, tmp_path / "training.png")
-    for name in ("new/learning.png", "training.png"):
+    pictures.plot_tasks({"stuck": curves, "demo": curves}, tmp_path / "tasks.png")
+    for name in ("new/learning.png", "training.png", "tasks.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert [pictures.attempts(step) for step in steps] == [0.5, 0.5]
     assert [pictures.rho({"cipo/rho": 0.3, "cipo/anchors/total": total}) for total in (0, 4)] == [None, 0.3]
