@@ -270,8 +270,9 @@ class CIPOConfig:
 
     @property
     def draws_right(self) -> bool:
-        """Whether a step may ask for right anchors."""
-        return self.rolls_out and (self.rho_init > 0 or (self.rho_adaptive and self.rho_max > 0))
+        """Whether a step may ask for right anchors, or pair right attempts."""
+        pairs = self.pairs and not self.aux.contrastive and self.rho_init > 0
+        return pairs or (self.rolls_out and (self.rho_init > 0 or (self.rho_adaptive and self.rho_max > 0)))
 
     @property
     def wrong_alone(self) -> bool:

@@ -77,6 +77,7 @@ METRICS: dict[str, str] = {
     "cipo/filter/rehomed": "Rows of corrections that were trained without the prompt that hosted them "
     "(schedule=replay).",
     "cipo/filter/kept_all_wrong": "Prompts that are all wrong and were kept for their corrections, see keep_all_wrong.",
+    "cipo/filter/evicted_all_wrong": "Prompts that are all wrong and were evicted before the step had all its prompts.",
     "cipo/rows/base": "Rows of attempts in the batch; an agent loop may return several per session.",
     "cipo/rows/correction": "Rows of corrections in the batch.",
     "cipo/rows/padding": "Rows that only fill up the batch.",
@@ -91,6 +92,7 @@ METRICS: dict[str, str] = {
     "cipo/transfer/skipped/no_text_question": "Corrections left out: a message is neither text nor parts, or "
     "what the model sees of an image fits no other row.",
     "cipo/transfer/skipped/unknown_tools": "Corrections left out: which tools their prompt offers cannot be told.",
+    "cipo/transfer/skipped/several_outputs": "Corrections left out: their agent loop gave several outputs.",
     "cipo/transfer/skipped/no_advantage": "Corrections left out: their advantage is 0, so they would train nothing.",
     "cipo/nudge/context_share": "Share of the attempts that had a strategy context, without the further ones of "
     "budget=auto; cipo/nudge/* exist with nudge.contexts.",
@@ -120,6 +122,8 @@ METRICS: dict[str, str] = {
     "cipo/aux/skipped/no_donor": "Wrong attempts without a pair: no rollout of the step is right.",
     "cipo/aux/skipped/other_question": "Pairs of two prompts, left out with aux.kind=contrastive.",
     "cipo/aux/skipped/unknown_tools": "Pairs dropped: which tools the right rollout was offered cannot be told.",
+    "cipo/aux/skipped/several_outputs": "Pairs and rows of corrections dropped: an agent loop gave several outputs, of "
+    "which the last one does not answer the prompt alone.",
     "cipo/aux/skipped/too_long": "Pairs dropped: the prompt would not fit into rollout.prompt_length.",
     "cipo/aux/skipped/no_text_question": "Pairs and rows of corrections dropped: a prompt has no question, or "
     "what the model sees of an image fits no other row.",

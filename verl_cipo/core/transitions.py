@@ -6,14 +6,15 @@ policy repeats what it is shown.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from verl_cipo.core.contents import named_media
+from verl_cipo.core.contents import last_question, named_media
+from verl_cipo.core.draws import lot
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def attempt_record(
     return {
         "uid": prompt["uid"],
         "session": session,
-        "question": named_media(prompt["raw_prompt"][-1]["content"], prompt.get("index")),
+        **_asked(prompt["raw_prompt"], prompt.get("index")),
         "attempt": text,
         "anchor_correct": correct,
         "score": score,
@@ -138,17 +139,30 @@ def attempt_record(
     }
 
 
+def _asked(chat: Sequence[Mapping[str, Any]], index: Any) -> dict[str, Any]:
+    """`question`: what the last user message says; `chat`: what tells the chat apart, where it has other messages."""
+    asked = last_question(chat)
+    question = {"question": named_media(chat[-1]["content"] if asked is None else asked[1], index)}
+    if len(chat) == 1:
+        return question
+    said = [[message.get("role"), named_media(message.get("content"), index)] for message in chat]
+    return question | {"chat": lot(json.dumps(said, default=str)).hex()}
+
+
 def problem_of(row: Mapping[str, Any]) -> tuple[str, str]:
     """What tells problems apart: prompt and ground truth, whatever the uids.
 
     Data is repeated to draw several attempts at each problem, and verl gives each repetition a uid of its own.
 
     Args:
-        row: of a dump, with `gts`, and with `input` or, as :func:`attempt_record` has it, `question`.
+        row: of a dump, with `gts`, and with `input` or, as :func:`attempt_record` has it, `question` and maybe `chat`.
     """
+    return _text(row) + row.get("chat", ""), json.dumps(row.get("gts"), default=str)
+
+
+def _text(row: Mapping[str, Any]) -> str:
     prompt = row["input"] if "input" in row else row["question"]
-    text = prompt if isinstance(prompt, str) else json.dumps(prompt, default=str)
-    return text, json.dumps(row.get("gts"), default=str)
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, default=str)
 
 
 def second_turn_metrics(
@@ -247,7 +261,7 @@ def generations_table(records: list[dict[str, Any]]) -> dict[str, list[Any]]:
         three columns, a row an attempt: ``inputs`` the questions, ``outputs`` the attempts, each followed by its
         corrections under a line with the verdicts, ``scores`` those of the attempts.
     """
-    rows = [(problem_of(record)[0], record["session"], record) for record in records]
+    rows = [(_text(record), record["session"], record) for record in records]
     rows.sort(key=lambda row: row[:2])
     return {
         "inputs": [question for question, *_ in rows],

@@ -16,6 +16,7 @@ from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
 from verl_cipo.core.contents import last_question
 from verl_cipo.core.nudge import listed, nudged
 from verl_cipo.core.prompts import CorrectionPrompt
+from verl_cipo.integration.group_filter import filter_metric
 from verl_cipo.integration.rendering import Rendering
 
 logger = logging.getLogger("verl_cipo")
@@ -310,10 +311,16 @@ def check_contexts(dataset: Sequence[Mapping[str, Any]], cipo: CIPOConfig, promp
 
 
 def announce(config: DictConfig, cipo: CIPOConfig) -> None:
-    """What the second turn adds to a validation."""
+    """What the second turn adds to a validation, and what a group filter takes from budget=auto."""
     trainer = config.trainer
     if cipo.val_corrections > 0 and (trainer.val_before_train or trainer.test_freq > 0 or trainer.val_only):
         print(
             f"[verl_cipo] {ROOT}.val_corrections={cipo.val_corrections}: a validation samples "
             f"{1 + cipo.val_corrections} times as many answers as without second turns; set it to 0 to turn them off"
+        )
+    if cipo.moves_budget and filter_metric(config) is not None:
+        print(
+            f"[verl_cipo] {ROOT}.budget=auto with algorithm.filter_groups.enable=true: prompts without a right attempt "
+            "are evicted, and it corrects no others. So nearly all its sessions become further attempts; set "
+            f"{ROOT}.budget=fixed to have corrections, and {ROOT}.keep_all_wrong=0.25 to keep hard prompts for them"
         )

@@ -15,7 +15,10 @@ class WhereRootIsSilent(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write `record` as verl writes its own."""
         if all(handler.level > record.levelno for handler in logging.root.handlers):
-            print(self.format(record), file=sys.stderr)
+            try:
+                print(self.format(record), file=sys.stderr)
+            except Exception:
+                self.handleError(record)  # as logging's own handlers do: a terminal that is gone must not end a run
 
 
 def show_warnings(logger: logging.Logger) -> None:

@@ -460,7 +460,9 @@ def test_the_assistants_own_turn_is_one_attempt():
         ({"rho_adaptive": False, "rho_init": 0.0}, True),
         ({"rho_max": 0.0, "rho_init": 0.0, "rho_min": 0.0}, True),
         ({"replay_fraction": 0}, True),
-        ({"source": "paired", "aux": {"coef": 0.1}}, True),
+        ({"source": "paired", "aux": {"coef": 0.1}}, False),
+        ({"source": "paired", "rho_adaptive": False, "rho_init": 0.0}, True),
+        ({"source": "paired", "aux": {"coef": 0.1, "kind": "contrastive"}}, True),
         ({"source": "both", "aux": {"coef": 0.1}}, False),
     ],
 )

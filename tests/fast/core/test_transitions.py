@@ -9,7 +9,9 @@ from verl_cipo.core.transitions import (
     correction_record,
     generations_table,
     is_copy,
+    problem_of,
     retried,
+    second_turn_metrics,
 )
 
 
@@ -73,6 +75,35 @@ def attempted(question, session, text, *, correct, corrections=()):
         score=0.75 if correct else 0.0,
         corrections=list(corrections),
     )
+
+
+def test_problems_are_told_apart_by_the_whole_chat_and_shown_by_their_question():
+    """A prefilled answer comes last, and one instruction may end every chat; both with the answer of the others."""
+
+    def records(*chats):
+        row = {"reward_model": {"ground_truth": "A"}}
+        return [
+            attempt_record(
+                {"uid": str(i), "raw_prompt": chat, **row}, session=i % 2, text="t", correct=i < 2, score=0.0,
+                corrections=[] if i < 2 else [correction_record("t", correct=False, score=0.0, copied=False)],
+            )
+            for i, chat in enumerate(chat for chat in chats for _ in range(2))
+        ]  # fmt: skip
+
+    def user(text):
+        return {"role": "user", "content": text}
+
+    prefilled = [[user(text), {"role": "assistant", "content": "<think>"}] for text in ("easy", "hard")]
+    found = records(*prefilled)
+    assert [record["question"] for record in found] == ["easy", "easy", "hard", "hard"]
+    assert second_turn_metrics(found, {})["cipo/val/retry"] == 0
+    assert generations_table(found)["inputs"] == ["easy", "easy", "hard", "hard"]
+    constant = [[user(text), {"role": "assistant", "content": "?"}, user("Answer.")] for text in ("easy", "hard")]
+    assert second_turn_metrics(records(*constant), {})["cipo/val/retry"] == 0
+    image = [[user([{"type": "image", "image": object()}]), user("Answer.")]]
+    assert len({problem_of({**record, "uid": 0}) for record in records(*image, *image)}) == 1
+    alone = records([user("easy")])[0]
+    assert problem_of(alone) == problem_of({"input": "easy", "gts": "A"}), "as dumps of older versions have it"
 
 
 def test_the_table_of_generations_has_corrections_beneath_their_attempts():

@@ -56,6 +56,17 @@ def test_a_warning_is_written_where_root_has_no_handler(logger, monkeypatch, cap
     assert capsys.readouterr().err.endswith(":alone\n")
 
 
+def test_a_terminal_that_is_gone_does_not_end_a_run(logger, monkeypatch, capsys):
+    class Gone:
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    monkeypatch.setattr("sys.stderr", Gone())
+    logger.warning("into the void")
+
+
 def test_a_second_call_changes_nothing(logger):
     logger.setLevel(logging.ERROR)
     show_warnings(logger)

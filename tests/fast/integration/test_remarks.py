@@ -1,6 +1,7 @@
 """What the driver says once of a run's cost."""
 
 import pytest
+import verl  # noqa: F401, which registers the resolvers of our configs
 from hydra import compose, initialize_config_module
 
 from verl_cipo.integration import checks, switch
@@ -27,6 +28,16 @@ def test_a_second_turn_multiplies_the_validation(said):
     assert out.count("\n") == 1
     assert "algorithm.cipo.val_corrections=1: a validation samples 2 times as many" in out and "set it to 0" in out
     assert "samples 4 times" in said("algorithm.cipo.val_corrections=3")
+
+
+def test_a_group_filter_leaves_the_budget_nothing_to_correct(said):
+    options = ["algorithm.filter_groups.enable=true", "algorithm.filter_groups.metric=acc"]
+    quiet = "algorithm.cipo.val_corrections=0"
+    out = said(*options, quiet)
+    assert out.count("\n") == 1 and "algorithm.cipo.budget=auto with algorithm.filter_groups.enable=true" in out
+    assert "set algorithm.cipo.budget=fixed" in out and "algorithm.cipo.keep_all_wrong=0.25" in out
+    assert said(*options, quiet, "algorithm.cipo.budget=fixed") == ""
+    assert said(*options, quiet, "algorithm.cipo.keep_all_wrong=0.25") == "", "the preset's budget is fixed then"
 
 
 @pytest.mark.parametrize("options", [["algorithm.cipo.val_corrections=0"], ["trainer.val_before_train=false"]])

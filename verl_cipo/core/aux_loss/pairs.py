@@ -57,14 +57,19 @@ def pair_up(groups: Sequence[Group], anchors: Sequence[Attempt], *, seed: int, s
     """One pair for each of `anchors`, in their order; none when no rollout of `groups` is right.
 
     Prompts stand in the order of their `index` (numbers before strings; those that share one are ordered by origin), as
-    on a ring. The donor's prompt is the nearest one with a right rollout, the own one first; of two equally near ones
-    it is the following. Which of its right rollouts is a hash of (seed, step) and both attempts' index and session, so
-    neither the order of `groups` nor that of `anchors` matters. A right anchor is its own donor where it is alone.
+    on a ring; one that the step has twice stands there once. The donor's prompt is the nearest one with a right
+    rollout, the own one first; of two equally near ones it is the following. Which of its right rollouts is a hash of
+    (seed, step) and both attempts' index and session, so neither the order of `groups` nor that of `anchors` matters. A
+    right anchor is its own donor where it is alone.
     Raises: ValueError on an anchor whose uid is not among `groups`.
     """
-    ring = sorted((group for group in groups if group.attempts), key=_place)
-    position = {group.uid: i for i, group in enumerate(ring)}
-    solved = [i for i, group in enumerate(ring) if any(attempt.correct for attempt in group.attempts)]
+    problems: dict[object, list[Group]] = {}
+    for group in sorted((group for group in groups if group.attempts), key=_place):
+        first = group.attempts[0]
+        problems.setdefault((first.index, first.origin) if first.origin else group.uid, []).append(group)
+    ring = [[attempt for group in own for attempt in group.attempts] for own in problems.values()]
+    position = {group.uid: i for i, own in enumerate(problems.values()) for group in own}
+    solved = [i for i, attempts in enumerate(ring) if any(attempt.correct for attempt in attempts)]
     pairs = []
     for anchor in anchors:
         if anchor.uid not in position:
@@ -73,7 +78,7 @@ def pair_up(groups: Sequence[Group], anchors: Sequence[Attempt], *, seed: int, s
             break
         own = position[anchor.uid]
         nearest = _nearest(solved, own, len(ring))
-        right = [attempt for attempt in ring[nearest].attempts if attempt.correct]
+        right = [attempt for attempt in ring[nearest] if attempt.correct]
         donors = [attempt for attempt in right if attempt != anchor] or right
         drawn_for = (seed, step, anchor.index, anchor.session)
         donor = min(donors, key=lambda attempt: (lot(*drawn_for, attempt.index, attempt.session), attempt.session))

@@ -36,11 +36,15 @@ from verl_cipo.core.prompts import SKIP_REASONS, CorrectionPrompt
 from verl_cipo.core.rows import CHOSEN, REJECTED, UNTRAINED, GroupName, RowKey, RowTable
 
 _NO_TEXT = f"{SKIPPED}no_text_question"
+_SEVERAL = f"{SKIPPED}several_outputs"
 COUNTED = (
     "aux/rows",
     "aux/pairs",
     "aux/adjacent",
-    *(f"{SKIPPED}{reason}" for reason in ("no_donor", "other_question", "unknown_tools", *SKIP_REASONS)),
+    *(
+        f"{SKIPPED}{reason}"
+        for reason in ("no_donor", "other_question", "unknown_tools", "several_outputs", *SKIP_REASONS)
+    ),
     "rows/aux",
 )
 """Counts of the auxiliary loss that are logged every step, also where nothing happened."""
@@ -221,6 +225,9 @@ def plan_aux(
     # Numbered after those of the corrections.
     for number, pair in enumerate(pairs, len(table.keys)):
         attempt, right = key_of[pair.anchor], key_of[pair.donor]
+        if any(RowKey.parse(key).output > 0 for key in ((right, attempt) if contrastive else (right,))):
+            plan.counts[_SEVERAL] += 1
+            continue
         media = (right,) if pair.same_prompt else (right, attempt)
         messages, reason = _pair_prompt(prompt, pair, attempt=rows[attempt], right=rows[right])
         if messages is not None and not _shows(messages, [rows[key] for key in media]):
@@ -250,6 +257,9 @@ def _append_corrections(
         asked = rows[key]
         if asked.bound:
             plan.counts[_NO_TEXT] += 1
+            continue
+        if failed is not None and any(RowKey.parse(one).output > 0 for one in (key, failed)):
+            plan.counts[_SEVERAL] += 1
             continue
         if in_stream:
             plan.chosen[key] = number

@@ -31,8 +31,8 @@ TRANSFER_WEIGHTS = "cipo_transfer_weights"
 """What each row carries to the workers: (N, T), float32, signed; 0 where nothing is trained."""
 SKIPPED = "transfer/skipped/"
 _NOTHING = 1e-6
-"""Advantages up to this are what rounding leaves of none: scores are float32."""
-SKIP_REASONS = ("unknown_prompt", "no_prompt", "no_text_question", "unknown_tools", "no_advantage")
+"""Of a score, and of 1 where that is larger: what rounding leaves of no difference, since scores are float32."""
+SKIP_REASONS = ("unknown_prompt", "no_prompt", "no_text_question", "unknown_tools", "several_outputs", "no_advantage")
 
 
 def transfer_weights(token_mask: Tensor, row_weight: Tensor, *, optimizer_steps: int) -> Tensor:
@@ -82,8 +82,9 @@ def regress_loss(log_prob: Tensor, weights: Tensor, *, floor: float | None = Non
 
 
 def regressed(score: float, outcome: Outcome) -> float:
-    """The advantage of a correction over the attempts: its raw score less their mean."""
-    return score - outcome.prompt_score
+    """The advantage of a correction over the attempts: its raw score less their mean; 0 where rounding is all of it."""
+    above = score - outcome.prompt_score
+    return 0.0 if abs(above) <= _NOTHING * max(abs(score), 1.0) else above
 
 
 def injected(score: float, outcome: Outcome, *, norm_by_std: bool, epsilon: float = 1e-6) -> float:
@@ -92,7 +93,7 @@ def injected(score: float, outcome: Outcome, *, norm_by_std: bool, epsilon: floa
     With n attempts of mean m and population variance v, a score r and M = (n m + r) / (n + 1):
     (r - M) / (std + epsilon), std^2 = (n v + n (r - m)^2 / (n + 1)) / n; without norm_by_std, r - M.
     """
-    n, above = outcome.prompt_attempts, score - outcome.prompt_score
+    n, above = outcome.prompt_attempts, regressed(score, outcome)
     advantage = above * n / (n + 1)
     if not norm_by_std:
         return advantage
@@ -126,7 +127,8 @@ def moved_corrections(
     """The corrections to train on the plain prompt, and how much; those that cannot be are added to `counts`.
 
     They are corrections of failed attempts at prompts of which at most the share `below` of the attempts was right
-    when the attempt was drawn. Which one is injected is a lot of (seed, step), so neither uids nor the order in which
+    when the attempt was drawn. Those of an agent loop that gave several outputs are left out: what the last one answers
+    contains the others. Which one is injected is a lot of (seed, step), so neither uids nor the order in which
     rows arrive matter. Rows without an advantage would train nothing and are left out, but count in the mean over the
     rows of their prompt.
     norm_by_std: whether the run's advantages are divided by the std; usable: keys with a token to train.
@@ -135,6 +137,9 @@ def moved_corrections(
     of_prompt: dict[Hashable, list[_Candidate]] = {}
     for i in _in_order(table, usable, seed=config.seed, step=step):
         outcome, asked, question = table.outcome[i], None, table.question[i] or []
+        if RowKey.parse(table.keys[i]).output > 0:
+            counts[f"{SKIPPED}several_outputs"] += 1
+            continue
         if outcome is None:
             counts[f"{SKIPPED}unknown_prompt"] += 1
             continue
@@ -161,7 +166,7 @@ def moved_corrections(
                 advantage, share = injected(score, outcome, norm_by_std=norm_by_std), outcome.prompt_attempts
             else:
                 advantage, share = regressed(score, outcome), len(own)
-            if abs(advantage) <= _NOTHING:
+            if advantage == 0:
                 counts[f"{SKIPPED}no_advantage"] += 1
                 continue
             weight = advantage / share / max(n_prompts, 1)

@@ -113,8 +113,8 @@ class Evidence:
     retry: Sums
 
 
-def evidence(table: RowTable) -> Evidence:
-    """What the rows of a step tell.
+def evidence(table: RowTable, *, evicted: int = 0) -> Evidence:
+    """What the rows of a step tell, and how many prompts were evicted (algorithm.filter_groups) for being all wrong.
 
     w2c: corrections of wrong anchors, an anchor counts as one.
 
@@ -136,7 +136,7 @@ def evidence(table: RowTable) -> Evidence:
         prompts[str(rows.group[i])][int(rows.further[i])].append(bool(rows.correct[i]))
     return Evidence(
         w2c=Sums.of((1.0, sum(verdicts) / len(verdicts)) for verdicts in corrections.values()),
-        retry=Sums.of(_retried(*sides) for sides in prompts.values() if len(sides[0]) > 1),
+        retry=Sums.of([_retried(*sides) for sides in prompts.values() if len(sides[0]) > 1] + evicted * [(1.0, 0.0)]),
     )
 
 
@@ -354,8 +354,10 @@ def observe_budget(
 
     Args:
         table: all rows that were rolled out.
-        measured: the rollout side's counts, with ``cipo/budget/*/slots`` of each of KINDS.
+        measured: the rollout side's counts, with ``cipo/budget/*/slots`` of each of KINDS, and with a group filter
+            ``cipo/filter/evicted_all_wrong``.
     """
     none, some = (measured.get(f"cipo/budget/{kind}/slots", 0.0) for kind in (NONE, SOME))
-    after = update_budget(state, evidence(table), slots=none + some, of_none=none)
+    evicted = round(measured.get("cipo/filter/evicted_all_wrong", 0.0))
+    after = update_budget(state, evidence(table, evicted=evicted), slots=none + some, of_none=none)
     return after, budget_metrics(after, shares(state), table, measured)

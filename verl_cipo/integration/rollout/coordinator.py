@@ -173,6 +173,7 @@ class AnchorCoordinator:
         if self._filters and selector is not None:
             batch.admitted, self._of_step = set(), batch
             self._reports.step["filter/kept_all_wrong"] += 0
+            self._reports.step["filter/evicted_all_wrong"] += 0
 
     def _quota(self, n_prompts: int, rho: float) -> dict[bool, int]:
         """Right and wrong anchors of a dispatch; that of a whole training batch is rounded by itself."""
@@ -242,6 +243,8 @@ class AnchorCoordinator:
         owed = self._owed(batch, selector, group)
         if batch.admitted is not None:
             if selector.complete or not group.attempts or (group.evicted and not owed):
+                if not selector.complete and group.attempts and group.pass_rate == 0:
+                    self._reports.step["filter/evicted_all_wrong"] += 1
                 queue.put_nowait(None)
                 return
             batch.admitted.add(group.uid)
@@ -377,11 +380,12 @@ class AnchorCoordinator:
         }
 
     async def restore_pool(self, state: dict[str, Any]) -> None:
-        """Put back what ``pool_state`` returned, now or before it had a carry or a budget."""
-        self._step = state["step"]
+        """Put back what ``pool_state`` returned, now or before it had a carry or a budget; V0's has a budget alone."""
+        self._step = state.get("step", self._step)
         self._carry = Carry(**state.get("carry", {}))
         self._slots.carries = dict(state.get("budget", {}))
         self._ready, self._filling = self._new_pool(self._step - 1, None), self._new_pool(self._step, None)
         for pool, name in ((self._ready, "ready"), (self._filling, "filling")):
             # One that was saved with verdict=hidden has right attempts.
-            pool.restore(c for c in state[name] if not (self.config.wrong_alone and c.attempt.correct))
+            found = state.get(name, ())
+            pool.restore(c for c in found if not (self.config.wrong_alone and c.attempt.correct))

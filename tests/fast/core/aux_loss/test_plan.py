@@ -322,6 +322,18 @@ def test_numbers_stand_before_strings_and_one_index_is_ordered_by_uid():
     assert donors(groups) == {("x", 0): ("y", 0, False)}
 
 
+def test_a_prompt_that_the_step_has_twice_is_one():
+    """The same index and origin, under uids of their own: an answer to one answers the other."""
+
+    def copy(uid, mark):
+        return Group(uid, (Attempt(uid, 1, 0, mark == "+", float(mark == "+"), origin="asked"),))
+
+    # Further from the wrong one than its copy are 0, before it, and 2, after it.
+    groups = [group(0, "+"), copy("x", "-"), copy("y", "+"), group(2, "+")]
+    assert donors(groups) == {("x", 0): ("y", 0, True)}
+    assert donors([*groups[:2], copy("y", "-"), group(2, "-")])["y", 0] == ("u0", 0, False)
+
+
 def test_prompts_without_attempts_take_no_place():
     # 1 does not count: 0 is one step before 2, and 4 two after it.
     groups = [group(0, "+"), group(1, ""), group(2, "-"), group(3, "-"), group(4, "+")]
@@ -340,6 +352,26 @@ def test_a_right_attempt_is_followed_by_another_one_or_by_itself_where_it_is_alo
     assert [pair.anchor for pair in pairs] == [alone, first, wrong, second], "in the order of the anchors"
     assert [pair.donor for pair in pairs if pair.anchor.correct] == [alone, second, first]
     assert all(pair.same_prompt for pair in pairs)
+
+
+def test_an_attempt_of_several_outputs_is_no_answer_to_a_prompt():
+    """The last output answers a prompt that has the others in it; shown as the attempt it may be."""
+    rows = {
+        "a_0_0": ("part", True, None),
+        "a_0_1": ("the rest", True, None),
+        "a_1_0": ("nope", False, None),
+        "b_0_0": ("well", True, None),
+        "b_1_0": ("one", False, None),
+        "b_1_1": ("two", False, None),
+    }
+    how = {"source": "paired", "rho_adaptive": False, "rho_init": 0.0}
+    plan = planned(rows, **how)
+    assert [row.source for row in plan.rows] == ["b_0_0"] and plan.counts["aux/skipped/several_outputs"] == 1
+    plan = planned(rows, aux={"kind": "contrastive"}, **how)
+    assert not plan.rows and plan.counts["aux/skipped/several_outputs"] == 2
+    failed_twice = ROWS | {"a_1_1": ("nope!", False, None), "a_2_1": ("never!", False, None)}
+    plan = planned(failed_twice, aux={"kind": "contrastive"})
+    assert not plan.rows and plan.counts["aux/skipped/several_outputs"] > 0
 
 
 def test_an_anchor_of_another_batch_is_an_error():

@@ -104,6 +104,16 @@ def test_the_advantage_over_the_attempts():
     assert regressed(1.0, outcome) == 0.875 and regressed(0.0, outcome) == -0.125
 
 
+@pytest.mark.parametrize("score", [0.1, 0.7, -10.1, 100.1, 1000.3])
+def test_what_rounding_leaves_of_equal_scores_is_no_advantage(score):
+    """Scores of a batch are float32, the mean of the attempts was not: over their std, what is left would be much."""
+    same, rounded = Outcome(0, 8, score, 0.0), float(np.float32(score))
+    assert regressed(rounded, same) == injected(rounded, same, norm_by_std=True) == 0
+    more = float(np.float32(score + 0.01))
+    assert regressed(more, same) == pytest.approx(0.01, rel=1e-2)
+    assert injected(more, same, norm_by_std=True) == pytest.approx(8 / 3, rel=1e-2)
+
+
 def test_a_right_correction_among_failures_by_hand():
     """Scores 0 x 8 and 1: mean 1/9, variance (8 / 81 + 64 / 81) / 8 = 1/9: (8 / 9) / (1 / 3)."""
     failed = Outcome(prompt_right=0, prompt_attempts=8, prompt_score=0.0, prompt_spread=0.0)
@@ -111,7 +121,10 @@ def test_a_right_correction_among_failures_by_hand():
     assert injected(1.0, failed, norm_by_std=False) == pytest.approx(8 / 9)
 
 
-@given(st.lists(st.floats(-1, 1, width=16), min_size=1, max_size=9), st.floats(-1, 1, width=16), st.booleans())
+SCORE = st.integers(-64, 64).map(lambda n: n / 64)
+
+
+@given(st.lists(SCORE, min_size=1, max_size=9), SCORE, st.booleans())
 def test_it_is_the_advantage_that_verl_would_give_to_one_more_row(scores, score, norm_by_std):
     from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
@@ -285,6 +298,15 @@ def test_what_cannot_be_transferred_is_counted():
     alone = {key: row for key, row in ROWS.items() if key[0] == "b" or "_c" in key}
     plan, rows = moved(alone)
     assert {key[0] for key in rows} == {"b"} and plan.counts["transfer/skipped/no_prompt"] == 3
+
+
+@pytest.mark.parametrize("kind", ["regress", "inject"])
+def test_a_correction_of_several_outputs_is_left_out(kind):
+    """The last one answers a prompt that has the others in it."""
+    rows = ROWS | {"a_c1_0_1": ("and so yes", True, False), "a_c2_0_1": ("yes!!", True, False)}
+    plan, moved_rows = moved(rows, kind=kind)
+    assert plan.counts["transfer/skipped/several_outputs"] == 2
+    assert {key[0] for key in moved_rows} == {"b"}
 
 
 def test_metrics_of_the_plans_of_a_step():

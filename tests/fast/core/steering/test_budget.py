@@ -72,6 +72,16 @@ def test_retry_by_hand():
     assert found.size2 == pytest.approx(1 + 1 / 16), "two prompts"
 
 
+def test_prompts_that_were_evicted_for_being_all_wrong_are_evidence_of_retry():
+    """With a group filter the others of a step have a right attempt each: alone they would say n / (n + 1)."""
+    made, zero = table(["cwww", "cwww"]), {"cipo/budget/none/slots": 0.0, "cipo/budget/some/slots": 2.0}
+    _, biased = observe_budget(BudgetState(), made, zero)
+    assert biased["cipo/budget/none/retry"] == pytest.approx(4 / 5)
+    _, whole = observe_budget(BudgetState(), made, zero | {"cipo/filter/evicted_all_wrong": 3.0})
+    assert whole["cipo/budget/none/retry"] == pytest.approx((2 / 5) / (3 + 2 / 4))
+    assert evidence(made, evicted=3).retry == evidence(table(["cwww", "cwww", "wwww", "wwww", "wwww"])).retry
+
+
 def test_further_attempts_are_evidence_of_their_own_and_are_not_left_out_in_turn():
     """cwww has one right attempt, whatever came in later; wwww has none."""
     assert evidence(table(["cwww+cccw"])).retry == evidence(table(["cwww"])).retry

@@ -349,6 +349,17 @@ def test_a_pool_of_a_checkpoint_from_before_it_had_a_carry():
     assert len(found[0]) == len(found[1]) == 1
 
 
+def test_a_checkpoint_of_the_v0_trainer_has_what_the_budget_left_over_and_nothing_else():
+    async def run():
+        actor = coordinator(schedule="streaming")
+        await actor.restore_pool({"budget": {"none": 0.4}})
+        state = await actor.pool_state()
+        fresh = await coordinator(schedule="streaming").pool_state()
+        return state, fresh | {"budget": {"none": 0.4}}
+
+    assert len(set(map(repr, asyncio.run(run())))) == 1
+
+
 # ---- groups that do not report
 
 

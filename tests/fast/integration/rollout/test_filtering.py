@@ -104,6 +104,7 @@ def test_all_wrong_prompts_are_kept_as_far_as_the_knob_goes():
     assert len(drawn["f"]) + len(drawn["g"]) == 2
     assert counts["anchors/correct"] == 1 and counts["anchors/failed"] == 3
     assert counts["filter/kept_all_wrong"] == 2
+    assert counts["filter/evicted_all_wrong"] == 2, "a and d; e is all right"
 
 
 def test_no_more_are_kept_than_wrong_anchors_are_left():
