@@ -184,7 +184,7 @@ class CIPOConfig:
             put("source", "both" if balanced else "resample")
         samples = balanced and self.rolls_out
         if self.budget is None:
-            put("budget", "auto" if samples and self.keep_all_wrong == 0 else "fixed")
+            put("budget", "auto" if samples else "fixed")
         if self.aux.coef is None:
             put("aux", replace(self.aux, coef=PAIRS_COEF if self.pairs else 0.0))
         if self.transfer.kind is None:

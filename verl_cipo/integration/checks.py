@@ -318,9 +318,9 @@ def announce(config: DictConfig, cipo: CIPOConfig) -> None:
             f"[verl_cipo] {ROOT}.val_corrections={cipo.val_corrections}: a validation samples "
             f"{1 + cipo.val_corrections} times as many answers as without second turns; set it to 0 to turn them off"
         )
-    if cipo.moves_budget and filter_metric(config) is not None:
+    if cipo.moves_budget and cipo.keep_all_wrong == 0 and filter_metric(config) is not None:
         print(
             f"[verl_cipo] {ROOT}.budget=auto with algorithm.filter_groups.enable=true: prompts without a right attempt "
             "are evicted, and it corrects no others. So nearly all its sessions become further attempts; set "
-            f"{ROOT}.budget=fixed to have corrections, and {ROOT}.keep_all_wrong=0.25 to keep hard prompts for them"
+            f"{ROOT}.keep_all_wrong=0.25 to keep some of these prompts for corrections, or {ROOT}.budget=fixed"
         )

@@ -68,5 +68,3 @@ def _check_kept(cipo: CIPOConfig, refuse: Callable[[str, str], None]) -> None:
         refuse(knob, "no corrections are sampled for which a prompt could be kept; set it to 0")
     if cipo.replays:
         refuse(knob, "schedule=replay corrects attempts of the step before, beside other prompts; set it to 0")
-    if cipo.moves_budget:
-        refuse(knob, "budget=auto may spend the sessions of its corrections on other prompts; set it to 0 or use fixed")

@@ -98,7 +98,7 @@ FOLLOWED = [
     ({"source": "paired"}, PLAIN | {"source": "paired", "aux.coef": 0.1}),
     ({"source": "resample"}, BALANCED | {"source": "resample", "aux.coef": 0.0}),
     ({"budget": "fixed"}, BALANCED | {"budget": "fixed"}),
-    ({"keep_all_wrong": 0.2}, BALANCED | {"budget": "fixed"}),
+    ({"keep_all_wrong": 0.2}, BALANCED),
     ({"aux": {"coef": 0}}, BALANCED | {"aux.coef": 0.0}),
     (
         {"transfer": {"kind": "none"}},

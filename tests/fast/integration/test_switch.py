@@ -219,7 +219,6 @@ REFUSED_WITH_FILTERING = {
     "trainer.v1.trainer_mode=colocate_async +algorithm.cipo.schedule=barrier": ["schedule=barrier", "use replay"],
     "+algorithm.cipo={schedule:replay,budget:auto}": ["algorithm.cipo.budget=auto", "use fixed"],
     "+algorithm.cipo={keep_all_wrong:0.5,schedule:replay}": ["keep_all_wrong=0.5", "schedule=replay", "set it to 0"],
-    "+algorithm.cipo={keep_all_wrong:0.5,budget:auto}": ["keep_all_wrong=0.5", "budget=auto", "use fixed"],
     "+algorithm.cipo={keep_all_wrong:0.5,replay_fraction:0}": ["keep_all_wrong=0.5", "no corrections are sampled"],
     "trainer.use_v1=false": ["algorithm.filter_groups.enable=True", "set trainer.use_v1=true"],
 }

@@ -255,7 +255,7 @@ class AnchorCoordinator:
         started = time.monotonic()
         anchors = selector.add(group, owed=owed)
         self._reports.step["seconds/selection"] += time.monotonic() - started
-        self._order(batch, anchors)
+        self._order(batch, anchors, kept=group.uid if owed else None)
 
     def _owed(self, batch: _Batch, selector: AnchorSelector, group: Group) -> bool:
         """Whether a prompt that verl would evict is kept for an anchor of its own, see keep_all_wrong."""
@@ -263,9 +263,10 @@ class AnchorCoordinator:
         correctable = group.pass_rate == 0 and any(attempt.correctable for attempt in group.attempts)
         return group.evicted and correctable and batch.claimed < most and selector.wrong_left > 0
 
-    def _order(self, batch: _Batch, anchors: list[Attempt]) -> None:
-        """Tell the prompts of the anchors to correct them, or others to make further attempts."""
-        corrected, uids = batch.slots.divide([(anchor, batch.groups[anchor.uid].outcome) for anchor in anchors])
+    def _order(self, batch: _Batch, anchors: list[Attempt], *, kept: str | None = None) -> None:
+        """Tell the prompts of the anchors to correct them, or others to make further attempts; kept: see Slots."""
+        asked = [(anchor, batch.groups[anchor.uid].outcome) for anchor in anchors]
+        corrected, uids = batch.slots.divide(asked, kept=kept)
         sessions: dict[str, list[int]] = {}
         for anchor, own in zip(anchors, corrected, strict=True):
             if own:

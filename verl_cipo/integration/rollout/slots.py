@@ -58,6 +58,7 @@ class Slots:
         *,
         step: int,
         most: int | None = None,
+        kept: str | None = None,
     ) -> list[bool]:
         """Whether each slot becomes corrections.
 
@@ -65,13 +66,18 @@ class Slots:
             slots: the anchor of each, and what its prompt had.
             shares: as of :meth:`begin`.
             most: corrections in all; None: any number.
+            kept: uid of a prompt that is there for its corrections (keep_all_wrong): they are made, whatever the share.
         """
         if shares is None:
             return [True] * len(slots)
         kinds = [kind_of(anchor, outcome) for anchor, outcome in slots]
-        named = [(kind, anchor) for kind, (anchor, _) in zip(kinds, slots, strict=True)]
-        most = len(slots) if most is None else most
-        corrected, self.carries = divide(named, shares, self.carries, seed=self._config.seed, step=step, most=most)
+        free = [place for place, (anchor, _) in enumerate(slots) if anchor.uid != kept]
+        named = [(kinds[place], slots[place][0]) for place in free]
+        most = (len(slots) if most is None else most) - (len(slots) - len(free))
+        some, self.carries = divide(named, shares, self.carries, seed=self._config.seed, step=step, most=max(most, 0))
+        corrected = [True] * len(slots)
+        for place, one in zip(free, some, strict=True):
+            corrected[place] = one
         self._reports.count_slots(kinds, corrected)
         return corrected
 
@@ -92,12 +98,15 @@ class StepSlots:
         """A prompt whose attempts have ended: further ones that have not begun may be made at it."""
         self._spread.add(group)
 
-    def divide(self, anchors: Sequence[tuple[Attempt, Outcome | None]]) -> tuple[list[bool], list[str]]:
+    def divide(
+        self, anchors: Sequence[tuple[Attempt, Outcome | None]], *, kept: str | None = None
+    ) -> tuple[list[bool], list[str]]:
         """Whether each anchor is corrected, and for each slot of further attempts that has not begun its prompt's uid.
 
         Args:
             anchors: with what the prompt of each had.
+            kept: as of :meth:`Slots.divide`.
         """
-        corrected = self._slots.divide(anchors, self.shares, step=self._step, most=self._left)
+        corrected = self._slots.divide(anchors, self.shares, step=self._step, most=self._left, kept=kept)
         self._left -= corrected.count(True)
         return corrected, self._spread.take(corrected.count(False))

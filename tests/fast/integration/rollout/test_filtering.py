@@ -168,6 +168,34 @@ def test_further_attempts_are_made_at_prompts_that_stay():
     assert asyncio.run(run()) == {"a": 0, "b": 1, "c": 1}
 
 
+def test_prompts_that_are_kept_are_corrected_whatever_the_budget_says():
+    """A share of 0 makes all other slots further attempts; half a step is kept, of which b cannot be corrected."""
+
+    async def run(share):
+        actor = coordinator(prompts=4, schedule="streaming", budget="auto", keep_all_wrong=0.5)
+        await actor.open(0, uids=list("abcdefg"), rho=0.0, step=1, shares=dict.fromkeys(KINDS, share))
+        await actor.add(0, group("a", "wwww"), {})
+        await actor.add(0, group("b", "wwww", correctable=False), {})
+        for uid in "cdefg":
+            await actor.add(0, group(uid, "wwww" if uid in "cd" else "wrrw"), {})
+        told = {}
+        for uid in "abcdefg":
+            anchors, further = 0, 0
+            while (order := await asyncio.wait_for(actor.next(0, uid), 1)) is not None:
+                anchors, further = anchors + len(order.anchors), further + order.further
+            told[uid] = (anchors, further)
+        return told, await actor.pop_statistics(), (await actor.pool_state())["budget"]
+
+    told, counts, carries = asyncio.run(run(0.0))
+    assert told["a"][0] == told["c"][0] == 1 and sum(anchors for anchors, _ in told.values()) == 2
+    assert sum(further for _, further in told.values()) == 2
+    assert told["b"] == told["d"] == told["g"] == (0, 0), "evicted, evicted, and left over"
+    assert counts["budget/none/slots"] == 2 and counts["budget/corrected"] == 2 and counts["budget/slots"] == 4
+    assert carries.get("none", 0.0) == 0, "what was owed is no part of the share"
+    told, _, _ = asyncio.run(run(1.0))
+    assert sum(anchors for anchors, _ in told.values()) == 4
+
+
 def test_replay_draws_no_anchor_from_an_evicted_prompt_and_none_for_its_replacement():
     async def run():
         actor = coordinator(prompts=2, schedule="replay")
