@@ -62,6 +62,12 @@ ABLATIONS = (
         "transfer.kind=inject",
         "transfer.coef=8",
     ),
+    _cipo(
+        "balanced_own",
+        "preset=balanced, rare right attempts trained like what corrections find",
+        "transfer.own=true",
+        preset="balanced",
+    ),
     _cipo("aggregated", "preset=balanced, up to three wrong attempts shown", "prompt.attempts=3", preset="balanced"),
     _cipo(
         "think_twice",

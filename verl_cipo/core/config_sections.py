@@ -98,6 +98,8 @@ class TransferConfig:
     """Weight of the term, 0 = off; null = 8 for inject and 2 for regress."""
     below: float = 0.125
     """Highest pass rate of the prompts whose corrections are trained so, inclusive."""
+    own: bool = False
+    """Whether right attempts at such prompts are trained by the term, too, each in its own row."""
     gamma: float = 0.1
     """Shaping of inject: a token of probability p counts p / (p + gamma)."""
     floor: float | None = -5.0

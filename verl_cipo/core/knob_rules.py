@@ -148,6 +148,7 @@ RULES: dict[str, Rule] = {
     "beta": WEIGHT,
     # transfer; coef as above
     "below": SHARE,
+    "own": FLAG,
     "gamma": number(above=0),
     "floor": number(high=0, null=True),
     # nudge; coef as above, template has a rule of its own

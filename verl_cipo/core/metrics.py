@@ -86,6 +86,7 @@ METRICS: dict[str, str] = {
     "cipo/transfer/mean_log_prob": "Mean log-probability, under the plain prompt, of the tokens that transfer trains.",
     "cipo/transfer/rows": "Rows that transfer trains: corrections, as answers to the plain prompt.",
     "cipo/transfer/prompts": "Prompts that these belong to.",
+    "cipo/transfer/own": "Right attempts that transfer trains where they are, see transfer.own.",
     "cipo/transfer/skipped/unknown_prompt": "Corrections left out: an older version drew their attempt, and did not "
     "note the pass rate of its prompt.",
     "cipo/transfer/skipped/no_prompt": "Corrections left out: no attempt at their prompt is in the batch.",

@@ -50,7 +50,7 @@ DEFAULTS = {
         "standalone": True,
     },
     "aux": {"kind": "nll", "coef": 0.1, "beta": 2.0},
-    "transfer": {"kind": "inject", "coef": 8.0, "below": 0.125, "gamma": 0.1, "floor": -5.0},
+    "transfer": {"kind": "inject", "coef": 8.0, "below": 0.125, "own": False, "gamma": 0.1, "floor": -5.0},
     "nudge": {
         "contexts": None,
         "template": "{question}\n\nUse this strategy: {context}",
@@ -174,6 +174,7 @@ BAD = [
     ("transfer.coef", -0.1, "a finite number >= 0"),
     ("transfer.below", 1.1, "a finite number in [0, 1]"),
     ("transfer.below", None, "a finite number in [0, 1]"),
+    ("transfer.own", "yes", "true or false"),
     ("transfer.gamma", 0, "a finite number > 0"),
     ("transfer.gamma", math.inf, "a finite number > 0"),
     ("transfer.floor", 0.1, "a finite number <= 0 or null"),

@@ -28,7 +28,7 @@ from verl_cipo.core.aux_loss.distill import Distilled, distilled_attempts
 from verl_cipo.core.aux_loss.pairs import SKIPPED, Pair, draw_pairs
 from verl_cipo.core.aux_loss.transfer import SKIP_REASONS as TRANSFER_REASONS
 from verl_cipo.core.aux_loss.transfer import SKIPPED as TRANSFER_SKIPPED
-from verl_cipo.core.aux_loss.transfer import Moved, moved_corrections
+from verl_cipo.core.aux_loss.transfer import Moved, moved_corrections, rare_attempts
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.contents import media_of, with_media
 from verl_cipo.core.nudge import SKIPPED as NUDGE_SKIPPED
@@ -50,6 +50,7 @@ COUNTED = (
 """Counts of the auxiliary loss that are logged every step, also where nothing happened."""
 TRANSFER_COUNTED = (
     "transfer/rows",
+    "transfer/own",
     "transfer/prompts",
     *(f"{TRANSFER_SKIPPED}{reason}" for reason in TRANSFER_REASONS),
 )
@@ -111,8 +112,10 @@ class AuxPlan:
 
     chosen: dict[str, int] = field(default_factory=dict)
     """Rows of the batch that are made likelier where they are -> number of the pair."""
+    own: dict[str, float] = field(default_factory=dict)
+    """Rows of the batch that transfer trains where they are -> what each counts for."""
     distilled: dict[str, float] = field(default_factory=dict)
-    """Rows of the batch that the distillation trains where they are -> what each counts for."""
+    """Likewise, of the distillation."""
     rows: list[NewRow] = field(default_factory=list)
     """To append."""
     counts: Counter = field(default_factory=Counter)
@@ -121,7 +124,7 @@ class AuxPlan:
     @property
     def trained(self) -> set[str]:
         """Keys of all rows that are trained beside the policy loss."""
-        return {*self.chosen, *self.distilled, *(str(row.key) for row in self.rows)}
+        return {*self.chosen, *self.own, *self.distilled, *(str(row.key) for row in self.rows)}
 
     def signs(self, keys: Sequence[str], *, without: Collection[str] = ()) -> tuple[list[float], list[int]]:
         """Sign and pair of each row; without those rows that have lost all their tokens, nor their partners."""
@@ -134,7 +137,7 @@ class AuxPlan:
 
     def transfer_weights(self, keys: Sequence[str]) -> list[float]:
         """What each row counts for in transfer."""
-        weights = {str(row.key): row.weight for row in self.rows}
+        weights = self.own | {str(row.key): row.weight for row in self.rows}
         return [weights.get(key, 0.0) for key in keys]
 
     def nudge_weights(self, keys: Sequence[str]) -> list[float]:
@@ -158,6 +161,7 @@ def plan_metrics(plans: Sequence[AuxPlan], config: CIPOConfig) -> dict[str, floa
         counts["aux/rows"] += len(plan.chosen) + sum(row.sign == CHOSEN for row in plan.rows)
         counts["rows/aux"] += len(plan.rows) - moved - distilled
         counts["transfer/rows"] += moved
+        counts["transfer/own"] += len(plan.own)
         counts["nudge/rows"] += distilled
     return {f"cipo/{name}": float(counts[name]) for name in logged}
 
@@ -194,6 +198,8 @@ def plan_aux(
     key_of: dict[Attempt, str] = {}
     if config.transfers:
         moved = moved_corrections(table, plan.counts, config=config, step=step, norm_by_std=norm_by_std, usable=usable)
+        if config.transfer.own:
+            plan.own.update(rare_attempts(table, config=config, norm_by_std=norm_by_std, usable=usable))
     if config.distils:
         how = {"config": config, "norm_by_std": norm_by_std, "usable": usable}
         in_place, distilled = distilled_attempts(table, plan.counts, **how)

@@ -9,6 +9,9 @@ a row counts for. With P prompts a step, A an advantage and |y| trained tokens, 
 * inject: -1/P sum over prompts of 1/n A 1/|y| sum_t f(p_t), f(p) = p / (p + gamma). One right correction a prompt, as
   one more row of the group of its n attempts; A is GRPO's of that row. The attempts keep theirs (LTE, GOLF).
 
+With `transfer.own` right attempts at such prompts are trained by the same term, where they are: a rare right answer
+then counts whoever found it. A is GRPO's, or with regress the score less the mean; the weight of a prompt is shared.
+
 Everything but the function is in a field of the row, `TRANSFER_WEIGHTS`. So the loss is a sum over rows that needs
 nothing of another row: it may be split over micro-batches and data-parallel ranks, and the parts add up to the whole.
 """
@@ -25,7 +28,7 @@ from torch import Tensor
 from verl_cipo.core.anchors import Outcome
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import lot, origin
-from verl_cipo.core.rows import BASE, CORRECTION, GroupName, RowKey, RowTable
+from verl_cipo.core.rows import BASE, CORRECTION, PLAIN, GroupName, RowKey, RowTable
 
 TRANSFER_WEIGHTS = "cipo_transfer_weights"
 """What each row carries to the workers: (N, T), float32, signed; 0 where nothing is trained."""
@@ -172,6 +175,35 @@ def moved_corrections(
             weight = advantage / share / max(n_prompts, 1)
             moved.append(Moved(table.keys[i], prompt, asked, question, weight))
     return moved
+
+
+def rare_attempts(
+    table: RowTable, *, config: CIPOConfig, norm_by_std: bool, usable: Collection[str]
+) -> dict[str, float]:
+    """Key -> weight of the right attempts at prompts of which at most the share `below` is right, of 1 / P each prompt.
+
+    Those under a strategy context answer another prompt, and those of several outputs a longer one: they are left out.
+    norm_by_std: whether the run's advantages are divided by the std; usable: keys with a token to train.
+    """
+    groups, key_of = table.attempts()
+    context = dict(zip(table.keys, table.rows.context.tolist(), strict=True))
+    found = {}
+    for group in groups:
+        outcome = group.outcome
+        if outcome is None or outcome.prompt_right == 0 or not outcome.at_most(config.transfer.below):
+            continue
+        for attempt in group.attempts:
+            key = key_of[attempt]
+            if not attempt.correct or key not in usable or context[key] != PLAIN or RowKey.parse(key).output > 0:
+                continue
+            advantage, share = regressed(attempt.score, outcome), outcome.prompt_right
+            if config.transfer.kind == "inject":
+                n = share = outcome.prompt_attempts
+                if norm_by_std and n > 1:
+                    advantage /= outcome.prompt_spread * math.sqrt(n / (n - 1)) + 1e-6
+            if advantage > 0:
+                found[key] = advantage / share / len(groups)
+    return found
 
 
 def _in_order(table: RowTable, usable: Collection[str], *, seed: int, step: int) -> list[int]:

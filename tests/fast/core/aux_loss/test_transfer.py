@@ -14,7 +14,7 @@ from tests.fast.core.aux_loss.test_plan import chat, decode, encode
 from verl_cipo.core.anchors import Outcome
 from verl_cipo.core.aux_loss.plan import TRANSFER_COUNTED, Shown, plan_aux, plan_metrics
 from verl_cipo.core.aux_loss.transfer import injected, regressed, transfer_loss, transfer_weights
-from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.config import CIPOConfig, TransferConfig
 from verl_cipo.core.metrics import check_names
 from verl_cipo.core.prompts import CorrectionPrompt
 from verl_cipo.core.rows import CHOSEN, UNTRAINED, Mark, RowKey, RowTable
@@ -184,6 +184,7 @@ def moved(
     *,
     kind="regress",
     below=0.25,
+    own=False,
     bound=(),
     rejected=None,
     step=1,
@@ -194,7 +195,8 @@ def moved(
 ):
     """The plan; and key -> (source, prompt, weight) of its rows. rejected: rows without a token to train; tools: what
     all prompts offer."""
-    config = CIPOConfig.from_mapping({"preset": "stream", "transfer": {"kind": kind, "below": below}, **knobs})
+    transfer = {"kind": kind, "below": below, "own": own}
+    config = CIPOConfig.from_mapping({"preset": "stream", "transfer": transfer, **knobs})
     prompt = CorrectionPrompt(config.prompt, prompt_length=999, count_tokens=len, encode=encode, decode=decode)
 
     def shown(keys):
@@ -307,6 +309,36 @@ def test_a_correction_of_several_outputs_is_left_out(kind):
     plan, moved_rows = moved(rows, kind=kind)
     assert plan.counts["transfer/skipped/several_outputs"] == 2
     assert {key[0] for key in moved_rows} == {"b"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm_by_std", "weight"), [("inject", True, 1.5 / 4), ("inject", False, 0.75 / 4), ("regress", True, 0.75)]
+)
+def test_rare_right_attempts_are_trained_where_they_are(kind, norm_by_std, weight):
+    """Of two prompts a has no right attempt and b one of four: 3/4 above the mean, and of std 1/2."""
+    plan, rows = moved(kind=kind, norm_by_std=norm_by_std, own=True)
+    assert plan.own == {"b_0_0": pytest.approx(weight / 2, rel=1e-5)}
+    found = plan.transfer_weights(["b_1_0", "b_0_0", *rows])
+    assert found == [0.0, plan.own["b_0_0"], *(row[2] for row in rows.values())] and "b_0_0" in plan.trained
+    assert rows == moved(kind=kind, norm_by_std=norm_by_std)[1], "corrections are what they are without"
+    assert plan_metrics([plan], CIPOConfig(transfer=TransferConfig(kind=kind)))["cipo/transfer/own"] == 1
+    assert not moved(kind=kind)[0].own and not moved(kind=kind, own=True, below=0.2)[0].own
+
+
+def test_of_several_right_attempts_each_has_a_share():
+    twice = ROWS | {"b_1_0": ("6", True, None)}
+    assert moved(twice, own=True, below=0.5)[0].own == {"b_0_0": 0.5 / 2 / 2, "b_1_0": 0.5 / 2 / 2}
+    std = 3**-0.5
+    found = moved(twice, kind="inject", own=True, below=0.5)[0].own
+    assert found == {key: pytest.approx(0.5 / std / 4 / 2, rel=1e-5) for key in ("b_0_0", "b_1_0")}
+
+
+def test_attempts_that_are_not_at_the_plain_prompt_alone_are_not_trained_by_transfer():
+    assert not moved(own=True, rejected=["b_0_0"])[0].own
+    assert not moved(ROWS | {"b_0_1": ("5, then", True, None)}, own=True)[0].own
+    table = table_of()
+    table.rows.context[list(ROWS).index("b_0_0")] = 1
+    assert not moved(own=True, table=table)[0].own
 
 
 def test_metrics_of_the_plans_of_a_step():

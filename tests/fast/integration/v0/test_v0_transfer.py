@@ -90,10 +90,11 @@ marks = st.text("+-", min_size=1, max_size=4)
     st.sampled_from([0.0, 0.25, 0.5, 1.0]),
     st.integers(1, 3),
     st.booleans(),
+    st.booleans(),
 )
-def test_both_trainers_transfer_the_same(prompts, kind, below, steps, norm_by_std):
-    batch = corrected([own for own, _ in prompts], [fixed for _, fixed in prompts])
-    config = CIPOConfig.from_mapping({"preset": "stream", "transfer": {"kind": kind, "below": below}})
+def test_both_trainers_transfer_the_same(prompts, kind, below, steps, norm_by_std, own):
+    batch = corrected([attempts for attempts, _ in prompts], [fixed for _, fixed in prompts])
+    config = CIPOConfig.from_mapping({"preset": "stream", "transfer": {"kind": kind, "below": below, "own": own}})
     _, found = on_v0(batch, config, steps=steps, norm_by_std=norm_by_std)
     other = on_v1(batch, config, steps=steps, norm_by_std=norm_by_std)
     assert found.keys() == other.keys()
