@@ -54,7 +54,6 @@ BOUND = {"mm_token_type_ids", "token_type_ids", "cross_attention_mask", "image_b
 """Inputs of some models that hold a value for each token of the row: they fit no other row."""
 
 _REFUSED = {
-    "routed_experts": "an appended row was never rolled out, so no routing of it is known: turn router replay off",
     "teacher_logprobs": "no teacher has seen an appended row: turn distillation off",
     "teacher_ids": "no teacher has seen an appended row: turn distillation off",
 }

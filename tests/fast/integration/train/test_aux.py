@@ -282,10 +282,19 @@ def test_it_is_to_verl_what_its_own_padding_is():
     assert own_tag == tag | {"prompt_len": 2, "response_len": length, "seq_len": 2 + length, "is_padding": True}
 
 
+def test_routing_that_is_recorded_for_metrics_alone_is_that_of_the_response():
+    source = sample(scored(["-+"]), 1)
+    length, response = len(source["input_ids"]), len(source["responses"])
+    routed = torch.arange(1, 1 + length * 4).reshape(length, 2, 2).to(torch.int16)
+    row = aux_row(source | {"routed_experts": routed}, [5, 6, 7], uid="x", messages=[])["routed_experts"]
+    assert row.shape == (3 + response, 2, 2) and row.dtype == routed.dtype
+    assert torch.equal(row[3:], routed[-response:]) and not row[:3].any()
+
+
 def test_what_a_batch_is_refused_for():
     source = sample(scored(["-+"]), 1)
-    with pytest.raises(ValueError, match="has 'routed_experts'"):
-        aux_row(source | {"routed_experts": torch.zeros(5, 1)}, [5], uid="x", messages=[])
+    with pytest.raises(ValueError, match="has 'teacher_ids'"):
+        aux_row(source | {"teacher_ids": torch.zeros(5, 1)}, [5], uid="x", messages=[])
     del source["response_mask"]
     with pytest.raises(ValueError, match="response_mask must be among"):
         aux_row(source, [5], uid="x", messages=[])

@@ -154,12 +154,23 @@ def test_batches_concatenate_and_chunk_as_ever():
     assert all(torch.equal(again.batch[key], out.batch[key]) for key in out.batch.keys())
 
 
-@pytest.mark.parametrize("key", ["routed_experts", "teacher_logprobs", "teacher_ids"])
+@pytest.mark.parametrize("key", ["teacher_logprobs", "teacher_ids"])
 def test_what_cannot_be_made_for_a_new_row_is_refused(key):
     batch = scored(["-+"])
     batch.batch[key] = torch.zeros(2, R)
     with pytest.raises(ValueError, match=f"has '{key}'"):
         appended(batch)
+
+
+def test_routing_that_is_recorded_for_metrics_alone_is_that_of_the_response():
+    """rollout.enable_rollout_routing_replay with the actor's router_replay off, as verl logs the load of experts."""
+    batch = scored(["-+"])
+    width = batch.batch["input_ids"].shape[1]
+    batch.batch["routed_experts"] = torch.arange(1, 1 + 2 * width * 4).reshape(2, width, 2, 2).to(torch.int16)
+    out, _ = appended(batch)
+    routed, before = out.batch["routed_experts"], batch.batch["routed_experts"]
+    assert routed.dtype == before.dtype and torch.equal(routed[:2, -R:], before[:, -R:])
+    assert torch.equal(routed[2, -R:], before[1, -R:]) and not routed[2, :-R].any()
 
 
 def test_a_batch_that_lacks_a_part_is_an_error():
@@ -172,7 +183,7 @@ def test_a_batch_that_lacks_a_part_is_an_error():
 
 def test_without_new_rows_a_batch_of_any_kind_is_trained():
     batch = scored(["-+"])
-    batch.batch["routed_experts"] = torch.zeros(2, R)
+    batch.batch["teacher_ids"] = torch.zeros(2, R)
     out = append_rows(batch, AuxPlan(chosen={"u0_1_0": 0}), config=ON, pad_token_id=PAD, optimizer_steps=1)
     assert out.batch["cipo_aux_sign"].tolist() == [0, 1] and out.batch["cipo_aux_pair"].tolist() == [-1, 0]
     assert out.batch["cipo_aux_weights"].sum(-1).tolist() == pytest.approx([0, 1])
