@@ -29,7 +29,7 @@ class BatchRows:
     """One entry a row, in the order of the batch."""
     config: CIPOConfig
     loss_agg_mode: str
-    """``actor.loss_agg_mode``: it decides what a stream's own size is."""
+    """``train.loss.normalizer``: it decides what a stream's own size is."""
     loss_tokens: np.ndarray | None = None
     """(N,) what ``two_stream_advantage`` takes; None: the tokens of the response mask."""
     own_time: Stopwatch = field(default_factory=Stopwatch)

@@ -19,6 +19,7 @@ from verl.workers.config import ActorConfig
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding
 
+from verl_cipo.core.advantage import ROW_MEAN
 from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS
 from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS, aux_loss
 from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS, regress_loss, transfer_loss
@@ -36,6 +37,12 @@ TERM_SCALE = "cipo_term_scale"
 """Goes with the batch to the workers: ``core.advantage.term_scale``; absent: 1."""
 TERMS = ("kl_loss_coef", "entropy_coeff")
 """Coefficients of ``actor_rollout_ref.actor`` of the terms that verl's ``ppo_loss`` sums over all rows."""
+
+
+def normalizer(actor: DictConfig) -> str:
+    """What verl's policy loss divides by: ``actor.loss_agg_mode``, or what a loss has fixed in its place."""
+    fixed = {"sapo": "seq-mean-token-mean", "geo_mean": ROW_MEAN}
+    return fixed.get(OmegaConf.select(actor, "policy_loss.loss_mode"), actor.loss_agg_mode)
 
 
 def scales_terms(config: DictConfig, cipo: CIPOConfig) -> bool:

@@ -43,7 +43,7 @@ from verl_cipo.integration.train.aux import AuxRows, add_aux_rows
 from verl_cipo.integration.train.controller import Controller, report_second_turns
 from verl_cipo.integration.train.estimator import NAME, BatchRows, rows_of_batch
 from verl_cipo.integration.train.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
-from verl_cipo.integration.train.loss import install_loss, scales_terms, taken_metrics
+from verl_cipo.integration.train.loss import install_loss, normalizer, scales_terms, taken_metrics
 from verl_cipo.integration.train.replay_buffer import filtering
 from verl_cipo.integration.train.rows import cleared, fetch_table, row_sums, rows_in_order, without_torn_rows
 
@@ -153,7 +153,15 @@ class CIPOTrainerMixin:
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
         with self._own_time.running():
             batch = self._laid_out(batch)
-        return super()._balance_batch(batch, metrics, *args, **kwargs)
+        real = set(batch.keys)
+        batch = super()._balance_batch(batch, metrics, *args, **kwargs)
+        fills = np.array([key not in real for key in batch.keys])
+        if fills.any():
+            # verl pads at the end of a rank's rows, and a mini-batch of padding alone would have no loss.
+            ranks = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1
+            size = len(fills) // ranks
+            batch.reorder([at + i for at in range(0, len(fills), size) for i in interleaved(fills[at : at + size])])
+        return batch
 
     def _laid_out(self, batch: KVBatchMeta) -> KVBatchMeta:
         """``batch`` with a table of what its rows are, with rows for what is added to the policy loss, in order."""
@@ -205,7 +213,7 @@ class CIPOTrainerMixin:
         laid_out = BatchRows(
             rows=rows,
             config=self._controller.config,
-            loss_agg_mode=self._loss_agg_mode,
+            loss_agg_mode=normalizer(self.config.actor_rollout_ref.actor),
             loss_tokens=loss_tokens,
             own_time=self._own_time,
         )

@@ -41,7 +41,7 @@ from verl_cipo.integration.tools import RunTools
 from verl_cipo.integration.train.controller import Controller, report_second_turns
 from verl_cipo.integration.train.estimator import NAME, BatchRows, rows_of_batch
 from verl_cipo.integration.train.joint_update import JointUpdate, interleaved, optimizer_steps, row_multiple
-from verl_cipo.integration.train.loss import install_loss, taken_metrics
+from verl_cipo.integration.train.loss import install_loss, normalizer, taken_metrics
 from verl_cipo.integration.v0.aux import append_rows, fill_partners, plan_of_batch
 from verl_cipo.integration.v0.rows import Padding, joined, row_table, without_lost
 
@@ -138,10 +138,9 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
         ordered, self._padding = self._arranged(whole, order, metrics, *args, **kwargs)
         batch.batch, batch.non_tensor_batch = ordered.batch, ordered.non_tensor_batch
         self._rows = row_table(batch)
+        divided_by = normalizer(self.config.actor_rollout_ref.actor)
         self._laid_out.enter_context(
-            rows_of_batch(
-                BatchRows(rows=self._rows.rows, config=self._controller.config, loss_agg_mode=self._loss_agg_mode)
-            )
+            rows_of_batch(BatchRows(rows=self._rows.rows, config=self._controller.config, loss_agg_mode=divided_by))
         )
 
     def _arranged(
@@ -158,7 +157,9 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
         filled = torch.from_numpy(np.concatenate([np.arange(len(order)), fill]))
         balanced = DataProto.from_dict(tensors={"attention_mask": mask[filled], "place": torch.arange(len(filled))})
         super()._balance_batch(balanced, metrics, *args, **kwargs)
-        places = np.concatenate([np.sort(part) for part in np.split(balanced.batch["place"].numpy(), ranks)])
+        parts = [np.sort(part) for part in np.split(balanced.batch["place"].numpy(), ranks)]
+        # A mini-batch of nothing but what fills the batch up would have no loss.
+        places = np.concatenate([part[interleaved(part >= len(order))] for part in parts])
         real = places < len(order)
         return batch.select_idxs(order[places[real]]), Padding(real)
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_module
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 from tensordict import TensorDict
 from torch.nested import as_nested_tensor
-from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
+from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, get_policy_loss_fn
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.metric import AggregationType
@@ -25,11 +25,12 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import left_right_2_no_padding
 
-from verl_cipo.core.advantage import LOSS_AGG_MODES
+from verl_cipo.core.advantage import LOSS_AGG_MODES, two_stream_advantage
 from verl_cipo.core.aux_loss.losses import aux_loss, aux_weights, partner_scores
 from verl_cipo.core.config import AuxConfig, CIPOConfig
+from verl_cipo.core.rows import BASE, CORRECTION, Rows
 from verl_cipo.integration.train import loss as loss_module
-from verl_cipo.integration.train.loss import METRIC, TERM_SCALE, build_loss, cipo_loss, scales_terms
+from verl_cipo.integration.train.loss import METRIC, TERM_SCALE, build_loss, cipo_loss, normalizer, scales_terms
 from verl_cipo.integration.train.loss import TERMS as TERMS_SCALED
 
 VOCABULARY = 11
@@ -58,6 +59,55 @@ def actor_config(node, loss_mode="vanilla", **settings):
             rollout_correction={"loss_type": "ppo_clip", "rollout_is": "token", "rollout_is_threshold": 2.0},
         )
     return omega_conf_to_dataclass(root.actor_rollout_ref.actor)
+
+
+@pytest.mark.parametrize("mode", LOSS_AGG_MODES)
+@pytest.mark.parametrize(
+    "loss_mode", ["vanilla", "gspo", "cispo", "gpg", "dppo_tv", "dppo_kl", "sapo", "geo_mean", "dro"]
+)
+def test_attempts_weigh_what_they_weigh_in_grpo_whatever_the_policy_loss_divides_by(actor_node, loss_mode, mode):
+    """The gradient of 16 attempts by themselves, and with 16 corrections beside them."""
+    actor = actor_config(actor_node, loss_mode, loss_agg_mode=mode)
+    right = torch.tensor([1.0, 0, 0, 1, 1, 0, 1, 0] * 4)
+    lengths = torch.tensor([3, 5, 2, 4, 5, 1, 2, 3] * 4)
+
+    def gradient(n):
+        rows = Rows(
+            stream=np.repeat([BASE, CORRECTION], 16)[:n],
+            group=np.array([f"g{i // 4}" for i in range(n)], dtype=object),
+            session=np.array([f"s{i}" for i in range(n)], dtype=object),
+            final=np.ones(n, dtype=bool),
+            correct=right[:n].numpy() > 0,
+            anchor_correct=np.zeros(n, dtype=bool),
+        )
+        mask = (torch.arange(5) < lengths[:n, None]).float()
+        advantages = two_stream_advantage(
+            mask * (right[:n] / lengths[:n]).unsqueeze(-1),
+            mask,
+            rows,
+            lambda_corr=1.0,
+            lambda_risk=0.0,
+            norm_by_std=True,
+            loss_agg_mode=divided_by,
+        )
+        actor.global_batch_info.update(
+            dp_size=1, batch_num_tokens=int(mask.sum()), global_batch_size=16, loss_scale_factor=None
+        )
+        log_prob = torch.full(mask.shape, -1.0, requires_grad=True)
+        loss, _ = get_policy_loss_fn(loss_mode)(
+            old_log_prob=log_prob.detach(),
+            log_prob=log_prob,
+            advantages=advantages,
+            response_mask=mask.bool(),
+            loss_agg_mode=mode,
+            config=actor,
+            rollout_is_weights=None,
+        )
+        loss.backward()
+        return log_prob.grad[:16]
+
+    divided_by = normalizer(OmegaConf.create({"loss_agg_mode": mode, "policy_loss": {"loss_mode": loss_mode}}))
+    torch.testing.assert_close(gradient(32), gradient(16))
 
 
 class Policy(torch.nn.Module):

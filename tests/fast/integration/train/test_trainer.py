@@ -181,6 +181,26 @@ def balanced(monkeypatch):
     return balance
 
 
+def test_padding_is_spread_over_the_mini_batches_of_each_rank(balanced, monkeypatch):
+    """verl puts it at the end of a rank's rows. Two ranks with two rows of padding each, in an order of verl's own."""
+
+    def pad(self, batch, metrics):
+        keys = [*batch.keys[::2], "pad0_0_0", "pad1_0_0", *batch.keys[1::2], "pad2_0_0", "pad3_0_0"]
+        return KVBatchMeta(partition_id="train", keys=keys, tags=[{} for _ in keys])
+
+    monkeypatch.setattr(Verl, "_balance_batch", pad)
+    trainer = Trainer()
+    trainer.actor_rollout_wg = SimpleNamespace(_dispatch_info={"actor": [0, 1]})
+    keys, _, _ = balanced(trainer)
+    for part in (keys[:4], keys[4:]):
+        assert [key.startswith("pad") for key in part[:2]].count(True) == 1, "a mini-batch of padding alone"
+    real = [key for key in keys if not key.startswith("pad")]
+    assert sorted(real) == sorted(KEYS)
+    monkeypatch.setattr(Verl, "_balance_batch", lambda self, batch, metrics: batch)
+    straight, _, _ = balanced(Trainer())
+    assert real == [*straight[::2], *straight[1::2]], "rows keep their order"
+
+
 def test_the_seconds_of_the_driver_are_those_of_our_own_code(monkeypatch):
     ticks = itertools.count()
     monkeypatch.setattr(stopwatch.time, "monotonic", lambda: float(next(ticks)))

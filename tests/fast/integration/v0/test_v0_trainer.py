@@ -382,6 +382,15 @@ def test_log_probs_come_back_without_padding(monkeypatch, method):
     assert seen == [36] and torch.equal(computed.batch["of"], batch.batch["input_ids"])
 
 
+def test_no_mini_batch_is_padding_alone():
+    """28 rows on two ranks in micro-batches of 5: 12 rows fill up, in eight mini-batches of 5."""
+    trainer, batch = made(corrections(), ranks=2, micro=5, mini=1), attempts()
+    trainer._balance_batch(batch, {})
+    trained = (trainer._padding.add(batch).batch["response_mask"].sum(dim=-1) > 0).numpy()
+    assert len(trained) == 40 and trained.sum() == len(batch) == 28
+    assert all(part.any() for part in np.split(trained, 2 * trainer._steps))
+
+
 def test_a_step_ends_with_metrics_rho_and_the_guard(monkeypatch):
     trainer = made(corrections())
     metrics = one_step(trainer, attempts(), monkeypatch)
