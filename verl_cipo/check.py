@@ -30,7 +30,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[list[str]]:
-    """Hold back what verl and its libraries print; yields warnings of verl_cipo itself, a line each."""
+    """Hold back what verl and its libraries print; yields what verl_cipo itself has to say, a line each, at the end."""
     held, own = io.StringIO(), []
     notes = logging.Handler(logging.WARNING)
     notes.emit = lambda record: own.append(record.getMessage().partition("\n")[0])
@@ -44,6 +44,8 @@ def quiet() -> Iterator[list[str]]:
         raise
     finally:
         logger.removeHandler(notes)
+        lines = [line.removeprefix("[verl_cipo] ") for line in held.getvalue().splitlines()]
+        own += [line for line in lines if line.startswith("algorithm.cipo.")]
 
 
 @contextlib.contextmanager

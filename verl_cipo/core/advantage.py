@@ -15,6 +15,8 @@ from torch import Tensor
 from verl_cipo.core.rows import BASE, CORRECTION, PADDING, PLAIN, Rows
 
 SEQ_MEAN_MODES = ("seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean")
+TOKEN_MEAN_MODES = ("token-mean", "seq-mean-token-mean")
+"""Those in which what verl reports of a quantity of tokens is a mean over tokens."""
 ROW_MEAN = "row-mean"
 """Not a mode of verl's: a mean over all rows, which a policy loss may take in place of its `loss_agg_mode`."""
 LOSS_AGG_MODES = ("token-mean", "token-sum", *SEQ_MEAN_MODES)

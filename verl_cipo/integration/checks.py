@@ -99,16 +99,17 @@ def _limits(config: DictConfig) -> list[tuple[str, int | None, int]]:
         return []
     limits = []
     if worker.actor.use_dynamic_bsz:
-        gpus = _gpus_of_a_sequence(worker.actor, strategy)
+        gpus = gpus_of_a_sequence(worker.actor, strategy)
         for key in ("actor.ppo_max_token_len_per_gpu", "rollout.log_prob_max_token_len_per_gpu"):
             limits.append((key, OmegaConf.select(worker, key), gpus))
     if worker.ref.log_prob_use_dynamic_bsz and _has_reference_worker(config):
         key = "ref.log_prob_max_token_len_per_gpu"
-        limits.append((key, OmegaConf.select(worker, key), _gpus_of_a_sequence(worker.ref, strategy)))
+        limits.append((key, OmegaConf.select(worker, key), gpus_of_a_sequence(worker.ref, strategy)))
     return limits
 
 
-def _gpus_of_a_sequence(section: DictConfig, strategy: str) -> int:
+def gpus_of_a_sequence(section: DictConfig, strategy: str) -> int:
+    """Over how many GPUs an engine splits each sequence; section: of the actor or the reference."""
     old = section.get(OLD_SPLIT, 1) if strategy.startswith("fsdp") else 1
     return old if old > 1 else OmegaConf.select(section, SPLIT_BY[strategy])
 

@@ -24,7 +24,7 @@ from verl.utils import config as verl_config
 
 from verl_cipo.core.anchors import anchor_budget
 from verl_cipo.core.config import ROOT, CIPOConfig
-from verl_cipo.integration.checks import SPLIT_BY, check_lengths, check_model
+from verl_cipo.integration.checks import SPLIT_BY, announce, check_lengths, check_model, gpus_of_a_sequence
 from verl_cipo.integration.settings import cipo_config
 from verl_cipo.integration.switch import is_switch, switch_on
 from verl_cipo.integration.train.estimator import NAME
@@ -162,6 +162,7 @@ def check(config: DictConfig) -> Plan:
         cipo = switch_on(config)
         if not check_model(config, cipo):
             unchecked.append(f"prompt budget (no tokenizer of {config.actor_rollout_ref.model.path} on this machine)")
+        announce(config, cipo)
     verl_config.validate_config.__wrapped__(
         config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
     )
@@ -173,7 +174,8 @@ def check(config: DictConfig) -> Plan:
     trainer = trainer_class(config)
     if config.trainer.use_v1:
         check_preconditions(trainer, config)
-    check_lengths(config)
+    if config.algorithm.adv_estimator != NAME:
+        check_lengths(config, corrects=False)
     check_layout(config)
     unchecked += [f"logger {name} (not installed on this machine)" for name in missing_loggers(config.trainer.logger)]
     return make_plan(config, trainer, tuple(unchecked))
@@ -230,7 +232,7 @@ def check_layout(config: DictConfig) -> None:
                 f"{count} GPUs of {name} cannot be divided into rollout engines of {replica}: change "
                 "actor_rollout_ref.rollout.tensor_model_parallel_size or the number of GPUs"
             )
-    shared = OmegaConf.select(actor, SPLIT_BY.get(actor.strategy, ""), default=1)
+    shared = gpus_of_a_sequence(actor, actor.strategy) if actor.strategy in SPLIT_BY else 1
     if actor.strategy == "megatron":
         engine, prefix = actor.megatron, "actor_rollout_ref.actor.megatron"
         pipeline = engine.pipeline_model_parallel_size

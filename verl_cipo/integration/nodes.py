@@ -3,6 +3,7 @@
 verl finds out at the first session, or at the first verdict, on whichever node it is.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -10,6 +11,7 @@ from importlib import metadata
 import ray
 from omegaconf import DictConfig, OmegaConf
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from verl.utils.import_utils import resolve_config_path
 
 from verl_cipo.core.config import CIPOConfig, CIPOConfigError
 from verl_cipo.integration.reward_function import FILE, PACKAGE
@@ -23,6 +25,8 @@ FILES = (
     "actor_rollout_ref.rollout.multi_turn.function_tool_path",
 )
 """Keys that name what workers open, wherever they run."""
+OF_VERL = FILES[1:3]
+"""Those that verl looks for below its own package, too."""
 PACKAGES = ("verl_cipo", "verl", "TransferQueue")
 """Of the version that is installed here."""
 
@@ -112,9 +116,17 @@ def check_nodes(config: DictConfig, cipo: CIPOConfig) -> None:
         )
 
 
+def _located(key: str, path: str) -> str:
+    """The path of a file that verl finds below its package; others, and what is nowhere, as they are."""
+    if key in OF_VERL:
+        with contextlib.suppress(FileNotFoundError):  # whoever is asked for it says that it is missing
+            return resolve_config_path(path)
+    return path
+
+
 def needed(config: DictConfig, cipo: CIPOConfig) -> tuple[list[str], list[str]]:
     """Files and modules that a run's workers open on whatever node they are."""
-    named = [value for key in FILES if (value := OmegaConf.select(config, key))]
+    named = [_located(key, value) for key in FILES if (value := OmegaConf.select(config, key))]
     if cipo.second_verifier is not None:
         named.append(cipo.second_verifier.rpartition(":")[0])
     modules = [name.removeprefix(PACKAGE) for name in named if name.startswith(PACKAGE)]

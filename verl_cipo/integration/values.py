@@ -63,6 +63,10 @@ def flat(config: DictConfig) -> dict[str, Any]:
     return found
 
 
+TEXT_TOO = {"algorithm.rollout_correction.rollout_is_threshold"}
+"""Keys whose default is a number, and which take a text as well: here both bounds, as .5_5."""
+
+
 def check_values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Compare each value's type with that of verl's default, and with :data:`RANGES`.
 
@@ -75,7 +79,7 @@ def check_values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
     """
     wrong = []
     for key, value in values.items():
-        if isinstance(value, str) and "${" in value:
+        if isinstance(value, str) and ("${" in value or key in TEXT_TOO):
             continue
         if key in RANGES:
             allowed, fits = RANGES[key].allowed, _fits(RANGES[key], value)

@@ -111,6 +111,7 @@ def test_a_model_folder_that_is_broken_is_not_taken_for_a_missing_one(tmp_path, 
 
 
 GRPO = "algorithm.adv_estimator=grpo"
+NOTHING_CORRECTED = ("algorithm.cipo.replay_fraction=0", "algorithm.cipo.val_corrections=0")
 VALUES = {
     "actor_rollout_ref.actor.kl_loss_coef": ("abc", "a finite number >= 0"),
     "actor_rollout_ref.actor.clip_ratio": ("-1", "a finite number >= 0"),
@@ -188,10 +189,6 @@ REFUSED = {
     ),
     "cut prompts": (["data.max_prompt_length=4096"], ["prompt_length=2048", "data.max_prompt_length=4096"]),
     "model length": (["actor_rollout_ref.rollout.max_model_len=2559"], ["max_model_len=2559", "2560"]),
-    "GRPO's lengths": (
-        [GRPO, "actor_rollout_ref.rollout.max_model_len=2559"],
-        ["max_model_len=2559", "2560"],
-    ),
 }
 REFUSED_MEGATRON = {
     "dense layout": ([f"{MEGATRON}.pipeline_model_parallel_size=3"], ["tensor x pipeline x context = 3"]),
@@ -289,12 +286,41 @@ def test_stdout_is_the_config_and_nothing_else(capsys):
     )
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        [GRPO, "actor_rollout_ref.rollout.max_model_len=2559"],
+        [*NOTHING_CORRECTED, "actor_rollout_ref.rollout.max_model_len=2559"],
+        ["algorithm.rollout_correction.rollout_is=token", "algorithm.rollout_correction.rollout_is_threshold=0.5_5.0"],
+        [
+            *(GRPO, "trainer.n_gpus_per_node=8", "actor_rollout_ref.rollout.n=3", "data.train_batch_size=32"),
+            "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+            "actor_rollout_ref.actor.ulysses_sequence_parallel_size=2",
+        ],
+    ],
+    ids=["verl shortens GRPO's response", "and one without corrections", "two bounds", "four ranks by the former key"],
+)
+def test_what_a_run_takes_is_accepted(options):
+    plan(*options)
+
+
+def test_what_a_run_does_without_is_said(capsys):
+    loss = "actor_rollout_ref.actor.policy_loss.loss_mode=geo_mean"
+    assert check.main([*BASE, loss, "algorithm.filter_groups.enable=true", "algorithm.filter_groups.metric=acc"]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: algorithm.cipo.")]
+    assert [note.removeprefix("note: algorithm.cipo.").partition("=")[0] for note in notes] == [
+        *("source", "transfer.kind", "val_corrections", "budget"),
+    ]
+    assert "loss_mode=geo_mean" in notes[0] and "keep_all_wrong=0.25" in notes[3]
+
+
 def test_the_verdict_and_what_is_changed_are_all_that_is_printed(capsys):
     given = ["data.train_batch_size=16", "algorithm.cipo.lambda_corr=0.5", "algorithm.cipo.lambda_risk=1"]
     assert check.main([*BASE, *given]) == 0
     captured = capsys.readouterr()
-    (note,) = captured.err.splitlines()
-    assert note.startswith("note: the driver cannot load the tokenizer")
+    tokenizer, validation = captured.err.splitlines()
+    assert tokenizer.startswith("note: the driver cannot load the tokenizer")
+    assert validation.startswith("note: algorithm.cipo.val_corrections=1: a validation samples 2 times")
     verdict, _, changed = captured.out.partition("\n\n")
     accepted, *others = verdict.splitlines()
     assert accepted == "dry run: accepted, cipo by CIPOTrainerSync, rollout by vllm" and len(others) == 3

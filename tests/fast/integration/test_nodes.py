@@ -1,9 +1,12 @@
 """What the nodes of a Ray cluster lack, with two nodes on this machine."""
 
+import os
+
 import pytest
 import ray
 from omegaconf import OmegaConf
 from ray.cluster_utils import Cluster
+from verl.utils.import_utils import resolve_config_path
 
 from verl_cipo import doctor
 from verl_cipo.core.config import CIPOConfig, CIPOConfigError
@@ -63,6 +66,14 @@ def test_what_a_run_needs_on_every_node(tmp_path):
         [str(tmp_path / "agents.yaml"), str(tmp_path / "second.py")],
         ["verl_cipo.rewards.code", "mine.managers"],
     )
+
+
+def test_files_that_verl_finds_below_its_package_are_looked_for_there(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    tools, loops = "verl/trainer/config/ppo_trainer.yaml", "nowhere/loops.yaml"
+    rollout = {"multi_turn": {"tool_config_path": tools}, "agent": {"agent_loop_config_path": loops}}
+    files, _ = nodes.needed(OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}}), CIPOConfig())
+    assert files == [str(tmp_path / loops), resolve_config_path(tools)] and os.path.exists(files[1])
 
 
 def test_the_doctor_asks_the_nodes_of_a_cluster(cluster, monkeypatch, capsys):

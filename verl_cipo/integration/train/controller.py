@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from verl_cipo.core.advantage import TOKEN_MEAN_MODES
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.metrics import check_names
 from verl_cipo.core.rows import RowTable
@@ -48,11 +49,15 @@ class Controller:
         factor = self._state.guard.lambda_factor if self._config.guard == "adapt" else 1.0
         return replace(self._config, lambda_corr=self._config.lambda_corr * factor)
 
-    def observe(self, measured: Mapping[str, float], table: RowTable, *, step: int) -> dict[str, float]:
+    def observe(
+        self, measured: Mapping[str, float], table: RowTable, *, step: int, loss_agg_mode: str = "token-mean"
+    ) -> dict[str, float]:
         """Move rho, budget and guard; warn of alarms that are new.
 
         Args:
             measured: metrics of the step, verl's ``actor/entropy`` among them where it was computed.
+            loss_agg_mode: verl's, by which it sums up that entropy; in those that sum over tokens the guard does not
+                look at it, since it would follow the length of the responses.
             table: all rows that were rolled out.
 
         Returns:
@@ -66,12 +71,12 @@ class Controller:
             self._state = replace(self._state, budget=budget)
             added |= metrics
         if self._config.guard != "off":
-            added |= self._watch(measured, step)
+            per_token = loss_agg_mode in TOKEN_MEAN_MODES
+            added |= self._watch(measured, step, measured.get("actor/entropy") if per_token else None)
         check_names([*measured, *added])
         return added
 
-    def _watch(self, measured: Mapping[str, float], step: int) -> dict[str, float]:
-        entropy = measured.get("actor/entropy")
+    def _watch(self, measured: Mapping[str, float], step: int, entropy: float | None) -> dict[str, float]:
         if entropy is not None and not math.isfinite(entropy):
             logger.error("step %d: actor/entropy is %s; the guard ignores it", step, entropy)
             entropy = None

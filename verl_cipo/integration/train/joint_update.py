@@ -28,7 +28,8 @@ def row_multiple(config: DictConfig, *, dp_size: int, steps: int, uses_reference
     per_rank = steps
     if not actor.use_dynamic_bsz:
         per_rank = math.lcm(steps * actor.ppo_micro_batch_size_per_gpu, rollout.log_prob_micro_batch_size_per_gpu)
-    if uses_reference and not ref.log_prob_use_dynamic_bsz:
+    # With LoRA the actor computes the reference, and this size may be null.
+    if uses_reference and not ref.log_prob_use_dynamic_bsz and ref.log_prob_micro_batch_size_per_gpu is not None:
         per_rank = math.lcm(per_rank, ref.log_prob_micro_batch_size_per_gpu)
     return dp_size * per_rank
 

@@ -146,7 +146,8 @@ class CIPOTrainerMixin:
             own |= {f"cipo/{name}": value for name, value in self.replay_buffer.pop_counts().items()}
         own["cipo/seconds/advantage"] = self._advantage_seconds
         metrics.update(own)
-        metrics.update(self._controller.observe(metrics, table, step=self.global_steps))
+        how = {"step": self.global_steps, "loss_agg_mode": self._loss_agg_mode}
+        metrics.update(self._controller.observe(metrics, table, **how))
         manager = self.agent_loop_manager
         manager.rho, manager.shares = self._controller.rho, self._controller.shares
 

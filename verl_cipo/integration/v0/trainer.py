@@ -218,7 +218,8 @@ class CIPOTrainerV0(ray_trainer.RayPPOTrainer):
             own |= nudge_metrics(self._sampled)
         own |= {f"cipo/{name}": value for name, value in manager.pop_statistics().items()}
         self._metrics.update(own)
-        self._metrics.update(self._controller.observe(self._metrics, self._sampled, step=self.global_steps))
+        how = {"step": self.global_steps, "loss_agg_mode": self._loss_agg_mode}
+        self._metrics.update(self._controller.observe(self._metrics, self._sampled, **how))
         manager.rho, manager.shares = self._controller.rho, self._controller.shares
 
     def _log_rollout_data(self, batch: DataProto, reward_extra_infos_dict: dict, *args: Any, **kwargs: Any) -> None:

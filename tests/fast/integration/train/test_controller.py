@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from verl_cipo.core.advantage import LOSS_AGG_MODES
 from verl_cipo.core.anchors import Outcome
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.rows import Mark, RowTable
@@ -95,6 +96,14 @@ def test_an_entropy_that_is_no_number_ends_no_run(caplog, tmp_path):
         made.observe({**MEASURED, "actor/entropy": float("nan")}, NOTHING, step=7)
     assert "step 7: actor/entropy is nan" in caplog.text
     assert saved(made, tmp_path).guard.entropy.count == 0
+
+
+@pytest.mark.parametrize("mode", LOSS_AGG_MODES)
+def test_an_entropy_that_follows_the_length_of_responses_is_not_watched(mode, tmp_path):
+    made = controller()
+    made.observe(MEASURED, NOTHING, step=7, loss_agg_mode=mode)
+    watched = mode in ("token-mean", "seq-mean-token-mean")
+    assert saved(made, tmp_path).guard.entropy.count == int(watched)
 
 
 def test_an_alarm_is_reported_once(caplog):

@@ -9,7 +9,7 @@ from verl_cipo.integration.train.joint_update import JointUpdate, interleaved, o
 from verl_cipo.integration.train.loss import TERM_SCALE
 
 
-def config(*, dynamic: bool, mini: int = 16, micro: int = 4, log_prob_micro: int = 6, ref_micro: int = 5):
+def config(*, dynamic: bool, mini: int = 16, micro: int = 4, log_prob_micro: int = 6, ref_micro: int | None = 5):
     return OmegaConf.create(
         {
             "actor_rollout_ref": {
@@ -39,6 +39,11 @@ def test_fixed_micro_batches_must_be_whole():
     assert row_multiple(config(dynamic=False), dp_size=2, steps=3, uses_reference=False) == 24
     # and the reference pass in 5s: lcm(12, 5) = 60
     assert row_multiple(config(dynamic=False), dp_size=2, steps=3, uses_reference=True) == 120
+
+
+def test_with_lora_the_actor_computes_the_reference_and_its_size_may_be_null():
+    made = config(dynamic=False, ref_micro=None)
+    assert row_multiple(made, dp_size=2, steps=3, uses_reference=True) == 24
 
 
 def test_streams_are_mixed_alike_in_every_stretch():
