@@ -33,6 +33,16 @@ from verl_cipo.evaluation.jsonl import (
 )
 
 CORRECT_THRESHOLD = 0.5
+
+
+class NoAttemptError(EvaluationError):
+    """Dumps without an attempt, as a run leaves them that was killed while it wrote. bad: their lines that are none."""
+
+    def __init__(self, told: str, bad: Sequence[BadLine]) -> None:
+        super().__init__(told)
+        self.bad = tuple(bad)
+
+
 _PADDING = re.compile(r"pad[0-9a-f]+(?:_.*)?")
 _OF_VERL = {"input", "output", "gts", "score", "step", "reward", "uid", "request_id"}
 _OF_REWARD_MANAGERS = {"acc", "overlong_reward", "overlong", "timeout", "error"}
@@ -132,7 +142,8 @@ def read_dumps(paths: Sequence[Path], options: Options | None = None) -> Dumps:
     Raises:
         FileNotFoundError: a path holds no dump.
         BadLinesError: naming every line that is no row, unless options.skip_bad.
-        EvaluationError: two paths are one file, or no attempt was found.
+        NoAttemptError: no attempt was found.
+        EvaluationError: two paths are one file.
     """
     options = options or Options()
     files = [file for path in paths for file in find_files(path, options.step)]
@@ -145,11 +156,12 @@ def read_dumps(paths: Sequence[Path], options: Options | None = None) -> Dumps:
         for file in files:
             reader.read(file, bar.update)
     if reader.bad and not reader.rows:
-        raise wrong_file(reader.bad[0].path, reader.bad, "a verified answer")
+        told = str(wrong_file(reader.bad[0].path, reader.bad, "a verified answer"))
+        raise NoAttemptError(told, reader.bad)
     if reader.bad and not options.skip_bad:
         raise BadLinesError(reader.bad)
     if not reader.problems:
-        raise EvaluationError(f"no attempt in {', '.join(map(str, files))}")
+        raise NoAttemptError(f"no attempt in {', '.join(map(str, files))}", reader.bad)
     problems: dict[Any, Sampled] = {}
     for (path, benchmark, _), (found, sessions) in reader.problems.items():
         problem = problems.setdefault((path, benchmark, found.key), found)

@@ -1,6 +1,7 @@
 """What the report shows: its sections, with their charts, and what the runs lack for them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from verl_cipo.evaluation.jsonl import BadLine
 from verl_cipo.evaluation.report import training
@@ -80,7 +81,9 @@ def _pass_k(arms: Sequence[Arm], bad: list[BadLine]) -> Section:
     )
     lines = []
     for index, arm in enumerate(arms):
-        curves = pass_curves(arm, bad)
+        empty: list[Path] = []
+        curves = pass_curves(arm, bad, empty)
+        section.missing += [f"no attempt in {path}: its step is left out" for path in empty]
         if not curves:
             section.missing.append(f"no validation/<step>.jsonl in {arm.label}, or none of a step that all seeds have")
         for kind, (step, curve) in enumerate(reversed(curves.items())):

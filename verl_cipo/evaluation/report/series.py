@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from verl_cipo.evaluation.dumps.rows import Options, read_dumps
+from verl_cipo.evaluation.dumps.rows import NoAttemptError, Options, read_dumps
 from verl_cipo.evaluation.jsonl import BadLine
 from verl_cipo.evaluation.passk import pass_at_k, powers_of_two
 from verl_cipo.evaluation.report.runs import TRAINED, VALIDATION, Arm, Run
@@ -126,23 +126,43 @@ def rho(run: Run) -> Points:
     }
 
 
-def pass_curves(arm: Arm, bad: list[BadLine]) -> dict[int, Curve]:
+def pass_curves(arm: Arm, bad: list[BadLine], empty: list[Path]) -> dict[int, Curve]:
     """pass@K over K at the first and at the last step that all runs of the arm have dumped, by step.
 
-    Empty where there is no such step, one entry where it is the same. `bad` takes malformed lines, which are left out.
+    Empty where there is no such step, one entry where it is the same. A step of which a dump holds no attempt, as that
+    of a run killed while it wrote, counts as not dumped.
+
+    Args:
+        arm: the runs.
+        bad: takes malformed lines, which are left out.
+        empty: takes the dumps without an attempt.
     """
     by_run = [run.dumps(VALIDATION) for run in arm.runs]
     common = sorted(set.intersection(*map(set, by_run)))
-    curves = {step: combine(pass_by_k(found[step], bad) for found in by_run) for step in {*common[:1], *common[-1:]}}
-    return {step: curve for step, curve in sorted(curves.items()) if curve is not None}
+
+    def first_of(steps: Iterable[int]) -> dict[int, Curve]:
+        for step in steps:
+            pass_of = {found[step]: pass_by_k(found[step], bad) for found in by_run}
+            empty.extend(path for path, values in pass_of.items() if not values and path not in empty)
+            if (curve := combine(pass_of.values())) is not None:
+                return {step: curve}
+        return {}
+
+    first = first_of(common)
+    return first | first_of(reversed([step for step in common if step not in first])) if first else first
 
 
 def pass_by_k(path: Path, bad: list[BadLine]) -> dict[float, float]:
     """pass@K by K of one dump: the mean over the problems with at least K samples, then over the benchmarks.
 
     K are the powers of two up to the median number of samples, as far as every benchmark has a problem with so many.
+    Empty where the dump holds no attempt.
     """
-    dumps = read_dumps([path], Options(skip_bad=True, progress=False))
+    try:
+        dumps = read_dumps([path], Options(skip_bad=True, progress=False))
+    except NoAttemptError as error:
+        bad.extend(error.bad)
+        return {}
     bad.extend(dumps.skipped)
     counts: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for problem in dumps.problems:

@@ -19,7 +19,7 @@ from tests.fast.evaluation.report.report_folders import (
     write_settings,
 )
 from verl_cipo import report
-from verl_cipo.evaluation.report.page import overview
+from verl_cipo.evaluation.report.page import Live, overview
 from verl_cipo.evaluation.report.runs import read_arms
 from verl_cipo.evaluation.report.sections import sections
 from verl_cipo.evaluation.report.series import pass_by_k, pass_curves
@@ -216,7 +216,7 @@ def test_each_of_several_benchmarks_has_its_picture(tmp_path):
 
 def test_pass_at_k_by_hand(tmp_path):
     (arm,) = read_arms([str(write_run(tmp_path / "run"))], [])
-    curves = pass_curves(arm, [])
+    curves = pass_curves(arm, [], [])
 
     # 2 problems x 4 samples. Step 0: 1 right in each, pass@2 = 1/2. Step 2: 1 and 3 right, pass@2 = (1/2 + 1) / 2.
     assert {step: curve.mean.tolist() for step, curve in curves.items()} == {
@@ -234,6 +234,27 @@ def test_pass_at_k_goes_up_to_the_median_and_counts_problems_that_have_k(tmp_pat
     found = pass_by_k(path, [])
 
     assert found == pytest.approx({1: (0.5 + 1 + 0) / 3, 2: (1 + 1 + 0) / 3, 4: 0.5})
+
+
+@pytest.mark.parametrize("left", ["", '{"input": "user\\nprob'])
+def test_a_dump_of_a_run_killed_while_it_wrote_leaves_its_step_out_and_says_so(left, tmp_path, capsys):
+    folder = write_run(tmp_path / "run")
+    last = folder / "validation/3.jsonl"
+    last.write_text(left)
+    skipped = ["--skip-bad"] if left else []
+
+    page = make(tmp_path, folder, *skipped)
+
+    assert f"no attempt in {last}: its step is left out" in page.sections["passk"]
+    assert "step 2" in page.sections["passk"] and "step 3" not in page.sections["passk"]
+    assert (f"left out: {last}:1: not JSON" in capsys.readouterr().err) is bool(left)
+    live = report.make_page(report.parser().parse_args([str(folder), "--follow"]), Live("1", 1.0))
+    assert not live[2], "a line that is being written is not malformed"
+
+    for file in (folder / "validation").glob("*.jsonl"):
+        file.write_text(left)
+    page = make(tmp_path, folder, *skipped)
+    assert page.sections["passk"].count("no attempt in") == 3
 
 
 def test_the_overview_ends_where_a_seed_ends(tmp_path):
