@@ -215,8 +215,9 @@ class AppendLog:
             raise
 
     def append(self, rows: list[dict[str, Any]]) -> None:
-        """Write whole units; they are on the disk when this returns."""
-        self._file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+        """Write whole units; they are on the disk when this returns. What JSON cannot hold is text, as verl has it."""
+        lines = (json.dumps(row, ensure_ascii=False, default=str).encode() for row in rows)
+        self._file.write(b"".join(line + b"\n" for line in lines))
         self._file.flush()
         os.fsync(self._file.fileno())
         self.done.update(self._key(row) for row in rows)

@@ -17,13 +17,15 @@ _WIDTH = 120
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON holds it: intervals as mappings, nan as None."""
+    """The value as JSON holds it: intervals as mappings, numpy's and torch's as numbers and lists, nan as None."""
     if isinstance(value, Interval):
         return plain(vars(value))
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

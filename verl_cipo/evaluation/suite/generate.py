@@ -116,13 +116,15 @@ class _Protocol:
         asked = [problem for _, problem, _ in sessions]
         verified = self.verifier.judge([(problem, answer.text) for problem, answer in zip(asked, answers, strict=True)])
         return [
+            # Columns that are ours stand last: where verl's dump would lose the answer to a reward function's `output`,
+            # this one keeps the answer, which is then corrected.
             {
+                **found.extra,
                 "input": self.engine.tokenizer.decode(prompts[problem.key], skip_special_tokens=True),
                 "output": answer.text,
                 "gts": problem.ground_truth,
                 "score": found.score,
                 "step": self.how.step,
-                **found.extra,
                 "acc": found.correct,
                 "uid": str(RowKey(problem.key, session)),
                 "data_source": problem.data_source,

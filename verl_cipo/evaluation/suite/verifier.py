@@ -14,6 +14,7 @@ from typing import Any
 
 from verl_cipo.core.verdict import fault, verdict
 from verl_cipo.evaluation.jsonl import EvaluationError
+from verl_cipo.evaluation.output import plain
 from verl_cipo.evaluation.suite.problems import Problem
 
 BUILT_IN = {
@@ -29,7 +30,8 @@ _PACKAGE, _FILE, _UNNAMED = "pkg://", "file://", "compute_score"
 class Verified:
     """What a verifier returned for an answer.
 
-    correct: the verdict, as in training (core.verdict); score: the verifier's; extra: what else it returned, for dumps.
+    correct: the verdict, as in training (core.verdict); score: the verifier's; extra: what else it returned, as
+    `plain` makes it, for dumps.
     """
 
     correct: bool
@@ -139,7 +141,7 @@ class Verifier:
         return Verified(
             correct=verdict(score, info, self._threshold),
             score=score,
-            extra={name: value for name, value in info.items() if name != "score"},
+            extra=plain({name: value for name, value in info.items() if name != "score"}),
         )
 
 

@@ -3,8 +3,11 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from fractions import Fraction
 
+import numpy as np
 import pytest
+import torch
 
 from tests.fast.evaluation.suite.scripted import ScriptedEngine, benchmark, generation, problems
 from verl_cipo.core.config import PromptConfig
@@ -248,6 +251,34 @@ def test_a_users_reward_function_decides(tmp_path):
     attempts, _ = generate(tmp_path, ScriptedEngine(right_then_wrong), verifier=verifier, asked=asked)
     for row in rows(attempts):
         assert row["score"] == len(row["output"]) % 2 + 0.25 and row["acc"] is (len(row["output"]) % 2 == 1)
+
+
+def test_what_a_reward_function_returns_is_written_as_numbers_and_lists(tmp_path):
+    def reward(**given):
+        return {
+            "score": np.float32(1),
+            "acc": np.bool_(True),
+            "f1": np.float32(0.5),
+            "tests": np.array([1, 0]),
+            "each": (np.int64(3), torch.tensor(2.0)),
+            "rate": np.float64("nan"),
+            "why": Fraction(1, 3),
+        }
+
+    attempts, corrections = generate(tmp_path, ScriptedEngine(right_then_wrong), verifier=Verifier(reward))
+    assert len(rows(attempts)) == len(rows(corrections)) == 10
+    for row in rows(attempts):
+        assert {name: row[name] for name in ("score", "acc", "f1", "tests", "each", "rate", "why")} == {
+            "score": 1.0, "acc": True, "f1": 0.5, "tests": [1, 0], "each": [3, 2.0], "rate": None, "why": "1/3",
+        }  # fmt: skip
+
+
+def test_columns_of_the_dump_stand_over_what_a_reward_function_calls_alike(tmp_path):
+    clash = dict.fromkeys(("input", "output", "gts", "step", "uid", "data_source", "truncated"), "mine")
+    verifier = Verifier(lambda **given: {"score": 1.0, "note": "kept"} | clash)
+    theirs, _ = generate(tmp_path / "theirs", ScriptedEngine(right_then_wrong), verifier=verifier)
+    plain, _ = generate(tmp_path / "plain", ScriptedEngine(right_then_wrong), verifier=Verifier(lambda **given: 1.0))
+    assert rows(theirs) == [row | {"note": "kept"} for row in rows(plain)]
 
 
 @pytest.mark.parametrize(
