@@ -27,6 +27,8 @@ from verl_cipo.evaluation.jsonl import (
 from verl_cipo.evaluation.output import for_terminal, markdown_table, plain, shown, write_json
 
 SHARED_OPTIONS = ("--output", "--confidence", "--skip-bad")
+_FIELDS = {"question": object, "anchor_correct": bool, "corrections": list}
+_CORRECTION_FIELDS = {"correct": bool, "copied": bool}
 
 FIGURES = {
     "accuracy_turn1": "Share of attempts that are right.",
@@ -174,6 +176,23 @@ def _files(path: Path) -> list[Path]:
 def _read(file: Path) -> tuple[dict[str, list[dict[str, Any]]], list[BadLine]]:
     """The records of a `corrections/{step}.jsonl` by benchmark, and the lines that are none."""
     records, bad = defaultdict(list), []
-    for _, record in read_objects(file, bad, {"question": object, "anchor_correct": object, "corrections": list}):
-        records[str(record.get("data_source"))].append(record)
+    for number, record in read_objects(file, bad, _FIELDS):
+        if reason := _fault(record):
+            bad.append(BadLine(file, number, reason))
+        else:
+            records[str(record.get("data_source"))].append(record)
     return records, bad
+
+
+def _fault(record: Mapping[str, Any]) -> str | None:
+    """What keeps a line with _FIELDS from being counted; None where nothing does."""
+    if not all(
+        isinstance(turn, dict) and all(isinstance(turn.get(name), kind) for name, kind in _CORRECTION_FIELDS.items())
+        for turn in record["corrections"]
+    ):
+        return f"a correction lacks one of {', '.join(_CORRECTION_FIELDS)}"
+    if not isinstance(record.get("chat", ""), str):
+        return f"chat is no text: {record['chat']!r:.80}"
+    if not isinstance(record.get("temperature", 1.0), int | float):
+        return f"temperature is no number: {record['temperature']!r:.80}"
+    return None

@@ -237,8 +237,37 @@ def test_a_line_that_is_no_record_is_named(tmp_path, capsys):
     file.write_text(file.read_text() + '{"question": "a"}\n{"torn')
     assert run("--second-turns", file, "--output", tmp_path / "out.json") == 1
     told = capsys.readouterr().err
-    assert f"{file}:5: lacks anchor_correct, corrections (list)" in told and f"{file}:6: not JSON" in told
+    assert f"{file}:5: lacks anchor_correct (bool), corrections (list)" in told and f"{file}:6: not JSON" in told
     assert run("--second-turns", file, "--output", tmp_path / "out.json", "--skip-bad") == 0
     (step,) = json.loads((tmp_path / "out.json").read_text())["steps"]
     assert step["bad_lines"] == 2 and step["benchmarks"]["s"]["c2c"]["estimate"] == 0.5
     assert run("--second-turns", tmp_path / "gone", "--output", tmp_path / "out.json") == 1
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"corrections": [{"correct": True}]}, "a correction lacks one of correct, copied"),
+        ({"corrections": [{"correct": "yes", "copied": False}]}, "a correction lacks one of correct, copied"),
+        ({"corrections": ["x"]}, "a correction lacks one of correct, copied"),
+        ({"anchor_correct": None}, "lacks anchor_correct (bool)"),
+        ({"chat": 3}, "chat is no text: 3"),
+        ({"temperature": None}, "temperature is no number: None"),
+    ],
+)
+def test_a_line_that_cannot_be_counted_is_a_bad_line(changes, told, tmp_path, capsys):
+    file, output = tmp_path / "1.jsonl", tmp_path / "out.json"
+    file.write_text(
+        "".join(json.dumps(each | {"data_source": "s"}) + "\n" for each in [*RECORDS, RECORDS[0] | changes])
+    )
+
+    assert run("--second-turns", file, "--output", output) == 1
+    assert f"{file}:5: {told}" in capsys.readouterr().err
+
+    assert run("--second-turns", file, "--output", output, "--skip-bad") == 0
+    (step,) = json.loads(output.read_text())["steps"]
+    assert step["bad_lines"] == 1 and step["benchmarks"]["s"]["c2c"]["estimate"] == 0.5
+
+    file.write_text(json.dumps(RECORDS[0] | changes) + "\n")
+    assert run("--second-turns", file, "--output", output, "--skip-bad") == 1
+    assert f"line 1 {told}" in capsys.readouterr().err
