@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _judged(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The figures of all steps, written after each."""
-    for name, least in (("changes", 0), ("workers", 1)):
+    for name, least in (("changes", 0), ("workers", 1), ("timeout", 0.1)):
         if getattr(args, name) < least:
             raise EvaluationError(f"--{name} {getattr(args, name)}: expected {least} or more")
     files = step_files(args.rescore, args.steps)

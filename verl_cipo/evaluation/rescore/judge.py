@@ -17,7 +17,7 @@ from verl_cipo.core.transitions import problem_of
 from verl_cipo.core.verdict import verdict
 from verl_cipo.evaluation.dumps.rows import reward_and_info, row_kind
 from verl_cipo.evaluation.intervals import ratio_interval
-from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, read_objects, wrong_file
+from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, EvaluationError, read_objects, wrong_file
 from verl_cipo.evaluation.output import plain
 from verl_cipo.evaluation.rescore import strict_math
 from verl_cipo.evaluation.rescore.isomorphic import NO_REFERENCE, PASSED, SHORTCUT, renamed_tests, shortcut
@@ -34,6 +34,8 @@ _RESAMPLES = 2000
 _EXAMPLES = 20
 _SHOWN_CHARS = 300
 _QUESTION_END = "<attempt>"
+_TESTS = ({"inputs", "outputs"}, {"asserts"}, {"assert_case"}, {"check", "entry_point"})
+"""Keys of a ground truth that holds tests (rewards.sandbox.cases)."""
 _FIELDS = {"input": str, "output": str, "gts": object, "score": object}
 
 
@@ -110,11 +112,16 @@ def rescore_step(file: Path, how: Strictness, *, skip_bad: bool = False) -> dict
         rate of shortcuts among the programs tested; `examples` of rejected answers and of shortcuts; `bad_lines`.
 
     Raises:
-        BadLinesError: lines that are no rows, unless skip_bad.
-        ValueError: a row's ground truth cannot be judged by.
+        BadLinesError: lines that are no rows, or whose ground truth holds no tests to judge by, unless skip_bad.
+        EvaluationError: no line is a row; or held-out tests cannot be judged by, or a row's tests fail nothing.
     """
     bad: list[BadLine] = []
-    rows = [row for _, row in read_objects(file, bad, _FIELDS)]
+    rows = []
+    for number, row in read_objects(file, bad, _FIELDS):
+        if reason := _fault(row, how):
+            bad.append(BadLine(file, number, reason))
+        else:
+            rows.append(row)
     if bad and not rows:
         raise wrong_file(file, bad, "a verified answer")
     if bad and not skip_bad:
@@ -164,30 +171,67 @@ def rescore_step(file: Path, how: Strictness, *, skip_bad: bool = False) -> dict
 
 def _judge(rows: list[dict[str, Any]], questions: Sequence[str | None], how: Strictness) -> Iterator[tuple[str, str]]:
     """(judgment, reason) of each row, in order; questions: the plain prompt of each, None where it is not known."""
-    programs = {i for i, row in enumerate(rows) if _is_code(row, how)}
+    programs = {i for i, row in enumerate(rows) if _kind(row["gts"], how) == "code"}
     judged = _judge_programs([rows[i] for i in sorted(programs)], how)
     for i, row in enumerate(rows):
         if i in programs:
             yield next(judged)
-        else:
+        elif _kind(row["gts"], how) == "math" and (references := _references(row["gts"])):
             question = (questions[i] or row["input"]).partition(_QUESTION_END)[0]
-            found = [strict_math.judge(row["output"], gold, question) for gold in _references(row["gts"])]
+            found = [strict_math.judge(row["output"], gold, question) for gold in references]
             yield min(found, key=lambda judged: (CONFIRMED, UNDECIDED, REJECTED).index(judged[0]))
+        else:
+            yield UNDECIDED, "nothing_to_judge_by"
 
 
 def _references(truth: Any) -> list[str]:
-    """The references, any of which will do: a text, a number, a list, or a JSON list of texts."""
+    """The references, any of which will do, as training takes them: a text, a number, a list, or a JSON list of texts.
+
+    Empty where there is none.
+    """
     if isinstance(truth, str) and truth.lstrip().startswith('["'):
-        truth = json.loads(truth)
-    return [str(one) for one in truth] if isinstance(truth, list) else [str(truth)]
+        several = _parsed(truth)
+        if isinstance(several, list) and all(isinstance(one, str) for one in several):
+            truth = several
+    if isinstance(truth, list):
+        return [reference for one in truth for reference in _references(one)]
+    return [] if truth is None else [str(truth)]
 
 
-def _is_code(row: dict[str, Any], how: Strictness) -> bool:
-    """Whether a row is judged by tests; with `auto` where the ground truth is an object, or its JSON text."""
+def _parsed(text: str) -> Any:
+    """The value of a JSON text, None where it is none: `["a", b]` and `{1, 2}` are mathematics."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _kind(truth: Any, how: Strictness) -> str:
+    """What a ground truth is judged by: math or code; empty for one that neither of the two judges can read.
+
+    With `auto` an object, or its JSON text, is code where it has the keys of tests. Any other is of a verifier that is
+    not known here, as the entries of reasoning_gym are.
+    """
     if how.verifier != "auto":
-        return how.verifier == "code"
-    truth = row["gts"]
-    return isinstance(truth, dict) or isinstance(truth, str) and truth.lstrip().startswith("{")
+        return how.verifier
+    found = _parsed(truth) if isinstance(truth, str) and truth.lstrip().startswith("{") else truth
+    if not isinstance(found, dict):
+        return "math"
+    return "code" if any(keys <= found.keys() for keys in _TESTS) else ""
+
+
+def _fault(row: dict[str, Any], how: Strictness) -> str | None:
+    """Why a row cannot be judged again; None where it can be tried, or was not accepted."""
+    if row_kind(row.get("uid"))[0] not in _STREAM_OF:
+        return None
+    place = "score"
+    try:
+        if verdict(*reward_and_info(row), how.threshold) and _kind(row["gts"], how) == "code":
+            place = "gts"
+            read_tests(row["gts"])
+    except ValueError as error:
+        return f"{place}: {error}"
+    return None
 
 
 def _judge_programs(rows: list[dict[str, Any]], how: Strictness) -> Iterator[tuple[str, str]]:
@@ -225,7 +269,7 @@ def _find_shortcuts(rows: list[dict[str, Any]], judged: Sequence[tuple[str, str]
         return found
     problems: dict[str, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
-        if _is_code(row, how) and judged[i] != (REJECTED, "own_tests"):
+        if _kind(row["gts"], how) == "code" and judged[i] != (REJECTED, "own_tests"):
             problems[json.dumps(row["gts"], sort_keys=True)].append(i)
     for same in problems.values():
         solutions = next((known for i in same if (known := how.references.find(rows[i]["input"]))), [])
@@ -247,16 +291,19 @@ def _retest(row: dict[str, Any], how: Strictness) -> tuple[str, str]:
     held_out = how.held_out.find(row["input"]) if how.held_out else None
     checks = [("own_tests", row["gts"]), *([] if held_out is None else [("held_out_tests", held_out)])]
     for name, truth in checks:
-        result = compute_score(
-            str(row.get("data_source") or "rescore"),
-            row["output"],
-            truth,
-            backend=how.backend,
-            allow_unsafe=how.backend == "subprocess",
-            timeout_s=how.timeout_s,
-            workers=how.workers,
-            float_tolerance=0.0,
-        )
+        try:
+            result = compute_score(
+                str(row.get("data_source") or "rescore"),
+                row["output"],
+                truth,
+                backend=how.backend,
+                allow_unsafe=how.backend == "subprocess",
+                timeout_s=how.timeout_s,
+                workers=how.workers,
+                float_tolerance=0.0,
+            )
+        except ValueError as error:
+            raise EvaluationError(f"uid {row.get('uid')!r}, {name}: {error}; take its rows out of the dump") from error
         if result["outcome"] == "timeout":
             return UNDECIDED, "timeout"
         if not result["acc"]:

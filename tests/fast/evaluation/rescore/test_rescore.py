@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from verl_cipo import evaluate
-from verl_cipo.evaluation.jsonl import BadLinesError
+from verl_cipo.evaluation.jsonl import BadLinesError, EvaluationError
 from verl_cipo.evaluation.output import for_terminal
 from verl_cipo.evaluation.rescore.judge import HeldOut, Strictness, rescore_step
 
@@ -165,6 +165,49 @@ def test_math_and_code_in_one_dump_are_told_apart(tmp_path):
     found = rescore_step(write(tmp_path / "1.jsonl", rows), Strictness())
     assert found["streams"]["base"]["confirmed"] == 1
     assert [one["reason"] for one in found["examples"]] == ["own_tests", "not_evaluated"]
+
+
+GYM = json.dumps({"task": "chain_sum", "config": {}, "entry": {"answer": "5"}})
+
+
+@pytest.mark.parametrize(
+    "gts, output, reason",
+    [
+        ('["a", b]', r"\boxed{5}", "unread"),
+        ('["5", "6"]', r"\boxed{6}", "same_text"),
+        (["5", ["6"]], r"\boxed{6}", "same_text"),
+        ("{1, 2}", r"\boxed{\{1,2\}}", "unread"),
+        (GYM, "<answer>5</answer>", "nothing_to_judge_by"),
+        (json.loads(GYM), "<answer>5</answer>", "nothing_to_judge_by"),
+        (None, r"\boxed{7}", "nothing_to_judge_by"),
+        ([], r"\boxed{7}", "nothing_to_judge_by"),
+    ],
+)
+def test_a_ground_truth_is_taken_as_training_takes_it(gts, output, reason, tmp_path):
+    file = write(tmp_path / "1.jsonl", [row("a_0_0", output, gts=gts), row("b_0_0", r"\boxed{17}", **OTHER)])
+    found = rescore_step(file, Strictness())["streams"]["base"]
+    assert found["reasons"].pop("rejected: another_value") == 1
+    assert [told.partition(": ")[2] for told in found["reasons"]] == [reason]
+
+
+def test_tests_that_cannot_be_read_are_a_bad_line(tmp_path, capsys):
+    broken = json.dumps({"inputs": ["1"], "outputs": ["1", "2"]})
+    rows = [row("a_0_0", HONEST[0], gts=broken), row("b_0_0", r"\boxed{16}", **OTHER), row("c_0_0", "x", score=None)]
+    write(tmp_path / "1.jsonl", [*rows, row("d_0_0", HONEST[0], score=0.0, gts=broken)])
+    output = tmp_path / "out" / "gap.json"
+    assert run("--rescore", tmp_path, "--output", output) == 1
+    told = capsys.readouterr().err
+    assert "1.jsonl:1: gts: ground_truth has 1 inputs and 2 outputs" in told and "1.jsonl:3: score: " in told
+    assert run("--rescore", tmp_path, "--output", output, "--skip-bad") == 0
+    (step,) = json.loads(output.read_text())["steps"]
+    assert step["bad_lines"] == 2 and step["streams"]["base"]["confirmed"] == 1
+
+
+def test_tests_that_fail_nothing_are_named(tmp_path):
+    vacuous = json.dumps({"check": "def check(f):\n    f(1, 2)", "entry_point": "add"})
+    file = write(tmp_path / "1.jsonl", programs(HONEST[0], gts=vacuous))
+    with pytest.raises(EvaluationError, match="uid 'a_0_0', own_tests: .*fail nothing"):
+        rescore_step(file, Strictness())
 
 
 def test_held_out_files_are_found_by_the_longest_line_of_the_prompt(tmp_path):
