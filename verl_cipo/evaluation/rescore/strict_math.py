@@ -12,20 +12,27 @@ from verl_cipo.evaluation.rescore.strict_expressions import parsed, same
 
 CONFIRMED, REJECTED, UNDECIDED = "confirmed", "rejected", "undecided"
 
-_THOUGHT = re.compile(r".*</think>", re.DOTALL)
+_THOUGHT_END = "</think>"
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?:(\{)|([^\s{}$]+))")
-_MARKED = re.compile(
-    r"####\s*(?=[-$\\(\[\d.])(.+)|.*(?:final answer|answer)\**\s*(?:is|:)\**:?\s*(?=[-$\\(\[\d.])(.+)", re.IGNORECASE
-)
+_NESTED_BOXES = 8
+# What follows is taken as the answer. No `.*`: searched from each place of a long line, it takes quadratic time.
+_MARK = re.compile(r"(?:####|(?:final answer|answer)\**\s*(?:is|:))[*:\s]*(?=[-$\\(\[\d.])", re.IGNORECASE)
+_NUMBERED_HEADING = re.compile(r"\s*####\s*\d{1,2}[.)]\s+[^\W\d_]")
 _WORDS = re.compile(r"(?:final answer|answer)\**\s*(?:is|:)\**:?\s*(\S.*)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.(?:\s|$)")
-_JOINT = re.compile(r"[\s$,.\\()]*(?:or|and)?[\s$,.\\()]*", re.IGNORECASE)
+_JOINT = re.compile(r"(?:[\s$,.\\()]*(?:or|and))?[\s$,.\\()]*", re.IGNORECASE)
 _DECIMAL = re.compile(
     r"(-?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+))(?:e([-+]?\d{1,3})|(?:\\times|\\cdot)10\^\{?(-?\d{1,3})\}?)?"
 )
 _POWER_OF_TEN = re.compile(r"10\^\{?(-?\d{1,3})\}?")
 _RATIO = re.compile(r"(-?)(\d*)\\frac\{(-?\d+)\}\{(-?\d+)\}|(-?)(\d+)/(\d+)")
-_UNIT = re.compile(r"(\\text\{[^{}\d]*\}|\^\{?\\circ\}?|\\%|%|(?<=[\d.])[a-z]{2,})((?:\^\{?-?\d\}?)?)$")
+_MIXED = re.compile(r"(-?\d+)\s+(\d+)\s*/\s*(\d+)")
+_SPACED_FRACTION = re.compile(r"\d\s+\d+\s*/")
+_WRAPPED = {"(": ")", "{": "}"}
+_UNIT = re.compile(
+    r"(\\text\{[^{}\d]*\}|(?<=[\d.])(?:[a-z]{3,}|km|cm|mm|ft|mi|kg|mg|m)/(?:[a-z]{3,}|hr?|s)"
+    r"|\^\{?\\circ\}?|\\%|%|(?<=[\d.])[a-z]{2,})((?:\^\{?-?\d\}?)?)$"
+)
 _NO_UNIT = re.compile(r"\b(?:or|and|not)\b|hundred|thousand|illion|dozen|[ap]\.?m\b|\bpi\b", re.IGNORECASE)
 _NAME = re.compile(r"(?:\\[A-Za-z]+|[A-Za-z]|[A-Za-z]{4,})(?:_\{?\w+\}?)?")
 _HEADING = re.compile(r"[#*_\s]*final answer[*_\s]*", re.IGNORECASE)
@@ -35,6 +42,7 @@ _NOT_READ = re.compile(
 )
 # Floating point does not see 1 - 2^{-100}.
 _TINY = re.compile(r"\^\{?(?:-\d{2,}|[2-9]\d|\d{3,})|[eE]-\d{2,}|0\.0{6,}")
+_LOG = re.compile(r"\\log(?![_A-Za-z])")
 _TOLERANCE = 1e-9
 # Six significant digits: 0.333333 is 1/3, where only one of the two is a decimal of so many.
 _ROUNDED = re.compile(r"-?(?:0?\.0*[1-9]\d{5,}|(?=[\d.]{7})[1-9]\d*\.(\d+))")
@@ -53,7 +61,7 @@ def judge(solution: str, gold: str, question: str = "") -> tuple[str, str]:
         CONFIRMED, REJECTED or UNDECIDED, and the reason: same_text, same_value; no_answer, several_answers,
         another_value, another_unit, not_evaluated (a plain number was asked for), copied_from_question; unread.
     """
-    answers = _answers(_THOUGHT.sub("", solution))
+    answers = _answers(solution.rpartition(_THOUGHT_END)[2])
     if not answers:
         return REJECTED, "no_answer"
     golds = _answers(gold) or [gold]
@@ -63,7 +71,10 @@ def judge(solution: str, gold: str, question: str = "") -> tuple[str, str]:
             return REJECTED, "several_answers"
         answers = [",".join(answers)]
     answer = _canonical(answers[-1])
-    if _other_names(answers[-1], golds[-1]) or (answer == reference and re.search(r"\d\s+\d", answers[-1] + golds[-1])):
+    spaced = f"{_with_mixed(answers[-1])} and {_with_mixed(golds[-1])}"
+    if _SPACED_FRACTION.search(spaced) or answer == reference and re.search(r"\d\s+\d", spaced):
+        return UNDECIDED, "unread"
+    if _other_names(answers[-1], golds[-1]):
         return UNDECIDED, "unread"
     if answer == reference:
         return CONFIRMED, "same_text"
@@ -72,6 +83,7 @@ def judge(solution: str, gold: str, question: str = "") -> tuple[str, str]:
     if unit and wanted_unit and unit != wanted_unit and not percent:
         # cm and centimeters are one; of short names each has its own meaning.
         short = len(unit) <= 4 and len(wanted_unit) <= 4 and {unit, wanted_unit} != {"deg", "rad"}
+        short &= ("/" in unit) == ("/" in wanted_unit)
         return (REJECTED, "another_unit") if short else (UNDECIDED, "unread")
     wanted, given = _number(reference), _number(answer)
     if wanted is not None:
@@ -86,6 +98,9 @@ def judge(solution: str, gold: str, question: str = "") -> tuple[str, str]:
         values = parsed(answer)
         if values is None or _NO_UNIT.search(answer) or _NOT_READ.search(answer) or "deg" in (unit, wanted_unit):
             return UNDECIDED, "unread"
+        if "/" in wanted_unit:
+            # 10m/s may be a speed, or a fraction of names.
+            return UNDECIDED, "unread"
         return REJECTED, "several_answers" if isinstance(values, tuple) else "not_evaluated"
     if answer == reference:
         return CONFIRMED, "same_text"
@@ -99,7 +114,8 @@ def judge(solution: str, gold: str, question: str = "") -> tuple[str, str]:
     rounded = bool(_ROUNDED.search(answer)) != bool(_ROUNDED.search(reference))
     tolerance = _ROUNDED_TOLERANCE if rounded else _TOLERANCE
     if not same(wanted_values, values, tolerance):
-        return REJECTED, "another_value"
+        # A logarithm without its base is the natural one to some.
+        return (UNDECIDED, "unread") if _LOG.search(answer + reference) else (REJECTED, "another_value")
     below_zero = parsed(answer, -1), parsed(reference, -1)
     if None not in below_zero and not same(*below_zero, tolerance):  # pyright: ignore[reportArgumentType]
         return UNDECIDED, "unread"
@@ -126,30 +142,45 @@ def _answers(text: str) -> list[str]:
 
     Words behind `answer is` count where nothing in the text is marked that looks like mathematics.
     """
+    numbered = []
     for line in reversed(_lines(text)):
         if boxes := _boxes(line):
             return boxes
-        if found := _MARKED.search(line):
-            return [_SENTENCE_END.split(found[1] or found[2])[0]]
+        if marks := list(_MARK.finditer(line)):
+            stated = [_SENTENCE_END.split(line[marks[-1].end() :])[0]]
+            if not _NUMBERED_HEADING.match(line):
+                return stated
+            # `#### 1. Check` heads what follows, where there is another answer.
+            numbered = numbered or stated
+    if numbered:
+        return numbered
     words = [found[1] for line in text.splitlines() if (found := _WORDS.search(line))]
     return [_SENTENCE_END.split(words[-1])[0]] if words else []
 
 
 def _lines(text: str) -> list[str]:
     """The lines, of which a box that spans several makes one."""
-    lines: list[str] = []
+    lines: list[list[str]] = []
+    depth, boxed = 0, False
     for line in text.splitlines():
-        if lines and _HEADING.fullmatch(lines[-1]):
-            lines[-1] += f": {line}" if line.strip() else ""
-        elif lines and lines[-1].count("{") > lines[-1].count("}") and _BOX.search(lines[-1]):
-            lines[-1] += " " + line
+        if lines and len(lines[-1]) == 1 and _HEADING.fullmatch(lines[-1][0]):
+            line = f": {line}" if line.strip() else ""
+            lines[-1] += [line] if line else []
+        elif depth > 0 and boxed:
+            lines[-1].append(" " + line)
         else:
-            lines.append(line)
-    return lines
+            lines.append([line])
+            depth, boxed = 0, False
+        depth += line.count("{") - line.count("}")
+        boxed = boxed or _BOX.search(line) is not None
+    return ["".join(parts) for parts in lines]
 
 
-def _boxes(line: str) -> list[str]:
-    """What the last boxes of a line hold, those before them too where hardly more than `or` is between."""
+def _boxes(line: str, nested: int = 0) -> list[str]:
+    """What the last boxes of a line hold, those before them too where hardly more than `or` is between.
+
+    nested: boxes around the line.
+    """
     found: list[str] = []
     end = 0
     for box in _BOX.finditer(line):
@@ -159,7 +190,9 @@ def _boxes(line: str) -> list[str]:
             found.clear()
         content, end = (box[2], box.end()) if box[2] else _braced(line, box.end())
         found.append(content)
-    return [inner[-1] if (inner := _boxes(content)) else content for content in found]
+    if nested == _NESTED_BOXES:
+        return found
+    return [inner[-1] if (inner := _boxes(content, nested + 1)) else content for content in found]
 
 
 def _braced(line: str, start: int) -> tuple[str, int]:
@@ -174,16 +207,50 @@ def _braced(line: str, start: int) -> tuple[str, int]:
 
 
 def _canonical(text: str) -> str:
-    """The text without spaces, dollar signs, sizes and `x =`, with one way to write fractions."""
-    text = text.strip().strip("*").replace("\u2212", "-").replace(r"\$", "").replace("$", "")
-    text = re.sub(r"\\(?:left|right)\.|\\(?:left|right|,|;|:|!|quad|displaystyle)(?![A-Za-z])|\\ |~", " ", text)
+    """The text without spaces, dollar signs, sizes, brackets around it and `x =`, with one way to write fractions."""
+    text = _with_mixed(text)
     text = re.sub(r"\\[dt]frac", r"\\frac", text).replace(r"\(", "").replace(r"\)", "")
     text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\^\s*\{(\w)\}", r"^\1", re.sub(r"(?<!\\)\s+", "", text)).rstrip(".")
+    text = _unwrapped(text)
     if bracketed := re.fullmatch(r"\((-?[\d.]+)\)|\\\{(-?[\d.]+)\\\}|\+([\d.]+)", text):
         return next(filter(None, bracketed.groups()))
     left, sign, right = text.partition("=")
-    return right if sign and _NAME.fullmatch(left) and "=" not in right else text
+    return _unwrapped(right) if sign and _NAME.fullmatch(left) and "=" not in right else text
+
+
+def _plain(text: str) -> str:
+    """The text without dollar signs and sizes, with spaces for LaTeX's."""
+    text = text.strip().strip("*").replace("\u2212", "-").replace(r"\$", "").replace("$", "")
+    return re.sub(r"\\(?:left|right)\.|\\(?:left|right|,|;|:|!|quad|displaystyle)(?![A-Za-z])|\\ |~", " ", text).strip()
+
+
+def _with_mixed(text: str) -> str:
+    r"""As `_plain`, with the mixed number `3 1/2` as `3\frac{1}{2}`; what else it is might be 31/2."""
+    text = _plain(text)
+    mixed = _MIXED.fullmatch(text.rstrip("."))
+    if mixed is None or len(text) > 100 or int(mixed[2]) >= int(mixed[3]):
+        return text
+    return rf"{mixed[1]}\frac{{{mixed[2]}}}{{{mixed[3]}}}"
+
+
+def _unwrapped(text: str) -> str:
+    r"""The text without the brackets or braces around it; `{1,2}` is a set, \{1,2\}, and `(1,2)` stays a pair."""
+    for _ in range(_NESTED_BOXES):
+        closing = _WRAPPED.get(text[:1])
+        if closing is None or text[-1] != closing or len(text) < 3 or text[-2] == "\\":
+            return text
+        depth = 0
+        for token in re.finditer(r"\\.|[(){},]", text[1:-1]):
+            depth += (token[0] in "({") - (token[0] in ")}")
+            if depth < 0:
+                return text
+            if token[0] == "," and depth == 0:
+                return text if closing == ")" else rf"\{{{text[1:-1]}\}}"
+        if depth:
+            return text
+        text = text[1:-1]
+    return text
 
 
 def _without_unit(text: str) -> tuple[str, str]:
@@ -200,7 +267,9 @@ def _without_unit(text: str) -> tuple[str, str]:
 
 
 def _number(text: str) -> Fraction | None:
-    """The number that the text is, None when it is anything else."""
+    """The number that the text is, None when it is anything else or too long to be read."""
+    if len(text) > 1000:
+        return None
     if ratio := _RATIO.fullmatch(text):
         sign, whole, top, bottom = ratio.groups()[:4] if ratio[3] else (ratio[5], "", ratio[6], ratio[7])
         value = int(whole or 0) + Fraction(int(top), int(bottom)) if int(bottom) else None

@@ -176,7 +176,7 @@ GYM = json.dumps({"task": "chain_sum", "config": {}, "entry": {"answer": "5"}})
         ('["a", b]', r"\boxed{5}", "unread"),
         ('["5", "6"]', r"\boxed{6}", "same_text"),
         (["5", ["6"]], r"\boxed{6}", "same_text"),
-        ("{1, 2}", r"\boxed{\{1,2\}}", "unread"),
+        ("{1, 2}", r"\boxed{\{1,2\}}", "same_text"),
         (GYM, "<answer>5</answer>", "nothing_to_judge_by"),
         (json.loads(GYM), "<answer>5</answer>", "nothing_to_judge_by"),
         (None, r"\boxed{7}", "nothing_to_judge_by"),

@@ -47,6 +47,32 @@ PAIRS = [
         (r"\boxed{x \in \mathbb{R}}", "x > 2", (UNDECIDED, "unread")),
         (r"\boxed{\pm 3}", "3", (UNDECIDED, "unread")),
         (r"\boxed{2 \text{ million}}", "2", (UNDECIDED, "unread")),
+        (r"\boxed{\left(\frac{3}{4}\right)}", r"\frac{3}{4}", (CONFIRMED, "same_text")),
+        (r"\boxed{x = (\frac{3}{4})}", "0.75", (CONFIRMED, "same_value")),
+        (r"\boxed{(x+1)(x-1)}", "x^2-1", (CONFIRMED, "same_value")),
+        (r"\boxed{{25}}", "25", (CONFIRMED, "same_text")),
+        (r"\boxed{{1,234}}", "1234", (UNDECIDED, "unread")),
+        (r"\boxed{\{2, 1\}}", "{1, 2}", (CONFIRMED, "same_value")),
+        (r"\boxed{\{1, 3\}}", "{1, 2}", (REJECTED, "another_value")),
+        (r"\boxed{(1, 2)}", "{1, 2}", (REJECTED, "another_value")),
+        (r"\boxed{3 1/2}", r"3\frac{1}{2}", (CONFIRMED, "same_text")),
+        (r"\boxed{3 1/2}", "3 1/2", (CONFIRMED, "same_text")),
+        (r"\boxed{-3\ 1/2}", "-3.5", (CONFIRMED, "same_value")),
+        (r"\boxed{3 1/2}", "31/2", (REJECTED, "another_value")),
+        (r"\boxed{12 34/2}", "617", (UNDECIDED, "unread")),
+        (r"\boxed{10 km/h}", "10", (CONFIRMED, "same_value")),
+        (r"\boxed{10 km/h}", r"10 \text{ km/h}", (CONFIRMED, "same_value")),
+        (r"\boxed{11 km/h}", "10", (REJECTED, "another_value")),
+        (r"\boxed{10 m/s}", "10 km/h", (REJECTED, "another_unit")),
+        (r"\boxed{10 kmph}", "10 km/h", (UNDECIDED, "unread")),
+        (r"\boxed{\frac{10m}{s}}", "10m/s", (UNDECIDED, "unread")),
+        (r"\boxed{\log 2}", r"\ln 2", (UNDECIDED, "unread")),
+        ("#### **5**", "5", (CONFIRMED, "same_text")),
+        ("**Answer:** **5**", "5", (CONFIRMED, "same_text")),
+        ("The answer is 4. No, the answer is 5.", "5", (CONFIRMED, "same_text")),
+        ("So \\boxed{5}\n\n#### 1. Verification\n5 = 5", "5", (CONFIRMED, "same_text")),
+        ("#### 1. Read\nWe see.\n#### 2. Add\n#### 7", "7", (CONFIRMED, "same_text")),
+        ("#### 7. It is seven", "7", (CONFIRMED, "same_text")),
     ],
 )
 def test_verdicts(solution, gold, wanted):
@@ -92,6 +118,27 @@ def test_hostile_answers_are_quick_and_raise_nothing(answer):
     started = time.process_time()
     assert judge(rf"\boxed{{{answer}}}", "x+1")[0] in (UNDECIDED, REJECTED)
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "wait so it is ", "answer ", "answer is ", "answer is: : ", "#### ", "#", "#### * ", "\\boxed{\n", "\\boxed{",
+        "{(", "1 ", "1 1/", "\\text{", "1a", ". ", "</think", "final answer\n",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("around", ["\\boxed{{5}}\n{}", "\\boxed{{5}}{}\\boxed{{6}}", "\\boxed{{{}}}", "#### {}"])
+def test_the_time_of_a_long_text_is_linear(text, around):
+    long = around.format(text * (120_000 // len(text)))
+    started = time.process_time()
+    judge(long, "5")
+    assert time.process_time() - started < 2
+
+
+def test_boxes_in_boxes_and_digits_without_end_raise_nothing():
+    assert judge("\\boxed{" * 3 + "5" + "}" * 3, "5") == (CONFIRMED, "same_text")
+    assert judge("\\boxed{" * 3000 + "5" + "}" * 3000, "5")[0] in (UNDECIDED, REJECTED)
+    assert judge(rf"\boxed{{{'1' * 6000}/3}}", "5")[0] in (UNDECIDED, REJECTED)
 
 
 def test_what_is_too_long_or_too_big_is_left_open():
