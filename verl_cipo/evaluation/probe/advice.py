@@ -176,7 +176,7 @@ def anchors(c2c: Interval | None) -> Option:
             "anchors will be right attempts until they do; with budget=auto they cost few sessions"
         )
     else:
-        told = "cannot be told" if c2c is None else f"are {c2c.estimate:.0%}"
+        told = "cannot be told" if c2c is None else f"are {c2c.estimate:.0%}{_of_too_few(c2c)}"
         why = f"right attempts that stay right {told}, not clearly below rho_target = {target}"
     settings = {
         "+algorithm.cipo.rho_adaptive": "true",
@@ -207,7 +207,12 @@ def meaning(probed: Probed, *, factor: float) -> list[str]:
             f"in {_percent(probed.retry)}"
         )
         points = f"{over.estimate * 100:+.1f} points [{over.low * 100:+.1f}, {over.high * 100:+.1f}]"
-        if over.low > 0:
+        if too_few := _of_too_few(over):
+            worth = (
+                f"{found}: a difference of {over.estimate * 100:+.1f} points{too_few}, so more prompts (--limit) would "
+                "have to decide."
+            )
+        elif over.low > 0:
             worth = f"{found}: showing the attempt is worth {points}, so corrections find what further attempts do not."
         elif over.high < 0:
             worth = f"{found}: showing the attempt costs {-over.estimate * 100:.1f} points [{-over.high * 100:.1f}, "
@@ -219,6 +224,13 @@ def meaning(probed: Probed, *, factor: float) -> list[str]:
         f"n={n}, so compare it with GRPO with n={max(n, round(n * factor))}."
     )
     return [signal, worth, cost]
+
+
+def _of_too_few(figure: Interval) -> str:
+    """That a figure rests on problems too few for an interval; empty where it has one."""
+    if not math.isnan(figure.low):
+        return ""
+    return " in a single problem, which cannot tell" if figure.problems == 1 else ", which has no interval"
 
 
 def _percent(figure: Interval) -> str:

@@ -107,6 +107,7 @@ def test_transfer(hard_w2c, told):
         (figure(0.7, 0.6, 0.79), "70% stay right, below rho_target = 0.8"),
         (figure(0.7, 0.6, 0.8), "are 70%, not clearly below"),
         (None, "cannot be told"),
+        (ALONE, "are 20% in a single problem, which cannot tell, not clearly below"),
     ],
 )
 def test_anchors(c2c, told):
@@ -152,6 +153,8 @@ def test_whatever_is_recommended_is_a_config(over_retry, c2c, sequences):
         (OPEN, "the difference, +0.0 points [-3.0, +3.0], may be chance"),
         (BETTER, "is worth +10.0 points [+5.0, +15.0], so corrections find what further attempts do not."),
         (None, "cannot be told"),
+        (ALONE, "a difference of +20.0 points in a single problem, which cannot tell, so more prompts (--limit) would"),
+        (replace(ALONE, problems=3), "+20.0 points, which has no interval, so more prompts"),
     ],
 )
 def test_the_meaning_in_three_sentences(over_retry, told):
@@ -160,5 +163,5 @@ def test_the_meaning_in_three_sentences(over_retry, told):
         "40.0 % of the attempts are right; of the groups of 8, 10.0 % are all right and 20.0 % all wrong, and GRPO "
         "learns nothing from these."
     )
-    assert told in worth
+    assert told in worth and "nan" not in worth
     assert "1.90 times the tokens of GRPO with n=8, so compare it with GRPO with n=15." in cost
