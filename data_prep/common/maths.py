@@ -74,13 +74,14 @@ def question_and_answer(
     """A converter for a set of questions with short answers.
 
     question, answer, id: names of the field, the first that is there counts; solution: fields whose last boxed
-    expression is the answer where there is no answer field; keep: fields that go into extra_info as text;
+    expression is the answer where there is no answer, or a blank one; keep: fields that go into extra_info as text;
     check: (row, answer, field) -> answer, to normalize it or raise PrepError.
     """
 
     def convert(row: Row, args: argparse.Namespace) -> Example:
         field, value = row.get(*answer)
-        if value is None and solution and row.get(*solution)[1] is not None:
+        blank = value is None or isinstance(value, str) and not value.strip()
+        if blank and solution and row.get(*solution)[1] is not None:
             field, found = row.get(*solution)[0], boxed_answer(row, *solution)
         else:
             found = row.scalar(*answer)

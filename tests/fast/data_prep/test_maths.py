@@ -92,6 +92,17 @@ def test_other_layouts_of_the_same_sets(run, write, tmp_path):
     assert run("aime24", source) == 0
 
 
+@pytest.mark.parametrize("answer", ["", "  ", None])
+def test_a_blank_answer_is_taken_from_the_solution(answer, run, write, tmp_path, capsys):
+    row = {"problem": "Find it.", "answer": answer, "solution": "x \\boxed{7}"}
+    assert run("deepscaler", write(tmp_path / "train.jsonl", [row])) == 0
+    (made,) = pq.read_table(tmp_path / "out" / "train.parquet").to_pylist()
+    assert made["reward_model"]["ground_truth"] == "7"
+    source = write(tmp_path / "train.jsonl", [row | {"solution": "It is clear."}])
+    assert run("deepscaler", source) == 1
+    assert f"{source}:1: field solution: no boxed answer" in capsys.readouterr().err
+
+
 def test_rows_without_an_answer_are_named_with_the_option_to_go_on(run, write, tmp_path, capsys):
     answers = ["1", None, "", float("nan"), "2"]
     source = write(tmp_path / "train.jsonl", [{"problem": f"Is {a}?", "answer": a} for a in answers])
