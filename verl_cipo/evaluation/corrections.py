@@ -15,14 +15,14 @@ import numpy as np
 from verl_cipo.core.transitions import problem_of, retried
 from verl_cipo.evaluation.intervals import Interval, interval, ratio_interval
 from verl_cipo.evaluation.jsonl import (
+    CORRECTED,
     BadLine,
-    BadLinesError,
     EvaluationError,
     by_step,
+    check_lines,
     inside,
     read_objects,
     write_whole,
-    wrong_file,
 )
 from verl_cipo.evaluation.output import for_terminal, markdown_table, plain, shown, write_json
 
@@ -144,10 +144,7 @@ def run(args: argparse.Namespace) -> int:
     steps, rows = [], []
     for file in _files(args.second_turns):
         benchmarks, bad = _read(file)
-        if bad and not benchmarks:
-            raise wrong_file(file, bad, "an attempt with its corrections")
-        if bad and not args.skip_bad:
-            raise BadLinesError(bad)
+        check_lines(file, bad, CORRECTED, found=bool(benchmarks), skip_bad=args.skip_bad)
         figures = {
             name: plain(correction_figures(benchmarks[name], confidence=args.confidence)) for name in sorted(benchmarks)
         }

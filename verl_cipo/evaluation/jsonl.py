@@ -10,16 +10,21 @@ from pathlib import Path
 from typing import Any
 
 _SHOWN_BAD_LINES = 20
+ANSWER, CORRECTED = "a verified answer", "an attempt with its corrections"
+"""What a line of a dump is."""
 _KINDS = {
-    "a dump of corrections: --second-turns reads it, and the attempts are in the folder above it": frozenset(
-        ("question", "anchor_correct", "corrections")
+    CORRECTED: (
+        "a dump of corrections: --second-turns reads it, and the attempts are in the folder above it",
+        frozenset(("question", "anchor_correct", "corrections")),
     ),
-    "a dump of answers: --dumps and --rescore read it, and a validation's corrections are in corrections/ beside it": (
-        frozenset(("input", "output", "score"))
+    ANSWER: (
+        "a dump of answers: --dumps and --rescore read it, and a validation's corrections are in corrections/ beside "
+        "it",
+        frozenset(("input", "output", "score")),
     ),
-    "a log of metrics: verl_cipo.report reads it": frozenset(("step", "data")),
+    "a step's figures": ("a log of metrics: verl_cipo.report reads it", frozenset(("step", "data"))),
 }
-"""Files that are taken for one another, with what to do about it -> keys of their lines."""
+"""Files that are taken for one another: what a line is -> what to do about such a file, keys of its lines."""
 
 
 class EvaluationError(ValueError):
@@ -60,11 +65,29 @@ def wrong_file(file: Path, bad: Sequence[BadLine], expected: str) -> EvaluationE
 
     Args:
         bad: why the lines are none, at least one.
-        expected: what a line should be.
+        expected: what a line should be; of ANSWER and CORRECTED, a file of that kind is not called another one.
     """
     first = next((row for _, row in read_objects(file, [])), {})
-    instead = next((f"; this is {kind}" for kind, keys in _KINDS.items() if first.keys() >= keys), "")
+    kinds = (told for kind, (told, keys) in _KINDS.items() if kind != expected and first.keys() >= keys)
+    instead = next((f"; this is {told}" for told in kinds), "")
     return EvaluationError(f"{file}: no line of it is {expected}; line {bad[0].line} {bad[0].reason}{instead}")
+
+
+def check_lines(file: Path, bad: Sequence[BadLine], expected: str, *, found: bool, skip_bad: bool) -> None:
+    """Whether a file can be used without its bad lines.
+
+    Args:
+        file: all of whose lines were read.
+        bad, expected: as for `wrong_file`.
+        found: whether the file has a line that is not bad. A run that was killed while it wrote its first leaves none.
+        skip_bad: bad lines are to be left out.
+
+    Raises: EvaluationError when it is a file of another kind; BadLinesError naming the lines, unless skip_bad.
+    """
+    if not found and not all(line.torn for line in bad):
+        raise wrong_file(file, bad, expected)
+    if bad and not skip_bad:
+        raise BadLinesError(bad)
 
 
 def read_objects(

@@ -270,4 +270,17 @@ def test_a_line_that_cannot_be_counted_is_a_bad_line(changes, told, tmp_path, ca
 
     file.write_text(json.dumps(RECORDS[0] | changes) + "\n")
     assert run("--second-turns", file, "--output", output, "--skip-bad") == 1
-    assert f"line 1 {told}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"line 1 {told}" in said and "this is" not in said
+
+
+def test_a_dump_that_a_killed_run_left_torn_is_skipped_with_its_step(tmp_path, capsys):
+    for step in (1, 2):
+        dump_second_turns([each | {"data_source": "s"} for each in RECORDS], str(tmp_path), step, temperature=1.0)
+    torn, output = tmp_path / "corrections" / "2.jsonl", tmp_path / "out.json"
+    torn.write_text('{"question": "a", "anch')
+    assert run("--second-turns", tmp_path, "--output", output) == 1
+    assert f"{torn}:1: not JSON" in capsys.readouterr().err
+    assert run("--second-turns", tmp_path, "--output", output, "--skip-bad") == 0
+    steps = json.loads(output.read_text())["steps"]
+    assert [(step["bad_lines"], list(step["benchmarks"])) for step in steps] == [(0, ["s"]), (1, [])]

@@ -23,6 +23,7 @@ from verl_cipo.core.rows import GroupName, RowKey
 from verl_cipo.core.transitions import problem_of
 from verl_cipo.core.verdict import fault, verdict
 from verl_cipo.evaluation.jsonl import (
+    ANSWER,
     BadLine,
     BadLinesError,
     EvaluationError,
@@ -156,7 +157,7 @@ def read_dumps(paths: Sequence[Path], options: Options | None = None) -> Dumps:
         for file in files:
             reader.read(file, bar.update)
     if reader.bad and not reader.rows:
-        told = str(wrong_file(reader.bad[0].path, reader.bad, "a verified answer"))
+        told = str(wrong_file(reader.bad[0].path, reader.bad, ANSWER))
         raise NoAttemptError(told, reader.bad)
     if reader.bad and not options.skip_bad:
         raise BadLinesError(reader.bad)

@@ -17,7 +17,7 @@ from verl_cipo.core.transitions import problem_of
 from verl_cipo.core.verdict import verdict
 from verl_cipo.evaluation.dumps.rows import reward_and_info, row_kind
 from verl_cipo.evaluation.intervals import ratio_interval
-from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, EvaluationError, read_objects, wrong_file
+from verl_cipo.evaluation.jsonl import ANSWER, BadLine, EvaluationError, check_lines, read_objects
 from verl_cipo.evaluation.output import plain
 from verl_cipo.evaluation.rescore import strict_math
 from verl_cipo.evaluation.rescore.isomorphic import NO_REFERENCE, PASSED, SHORTCUT, renamed_tests, shortcut
@@ -122,10 +122,7 @@ def rescore_step(file: Path, how: Strictness, *, skip_bad: bool = False) -> dict
             bad.append(BadLine(file, number, reason))
         else:
             rows.append(row)
-    if bad and not rows:
-        raise wrong_file(file, bad, "a verified answer")
-    if bad and not skip_bad:
-        raise BadLinesError(bad)
+    check_lines(file, bad, ANSWER, found=bool(rows), skip_bad=skip_bad)
     tallies = {name: _Tally() for name in STREAMS}
     kinds = [row_kind(row.get("uid")) for row in rows]
     # A correction's input is another prompt: its problem is that of its attempt, which its uid names.

@@ -263,6 +263,10 @@ def test_bad_lines_are_named_and_skipped_only_when_asked(tmp_path, capsys):
     assert run("--rescore", tmp_path, "--output", tmp_path / "out" / "gap.json", "--skip-bad") == 0
     assert "skipped 3 bad lines" in capsys.readouterr().err
 
+    (tmp_path / "2.jsonl").write_text('{"input": "torn')
+    assert run("--rescore", tmp_path, "--output", tmp_path / "gap.json", "--skip-bad") == 0
+    assert "skipped 4 bad lines" in capsys.readouterr().err
+
 
 def test_what_is_no_run_is_said(tmp_path, capsys):
     assert run("--rescore", tmp_path, "--output", tmp_path / "gap.json") == 1
