@@ -17,8 +17,6 @@ from verl_cipo.core.rows import BASE, CORRECTION, PADDING, PLAIN, Rows
 SEQ_MEAN_MODES = ("seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean")
 TOKEN_MEAN_MODES = ("token-mean", "seq-mean-token-mean")
 """Those in which what verl reports of a quantity of tokens is a mean over tokens."""
-ROW_MEAN = "row-mean"
-"""Not a mode of verl's: a mean over all rows, which a policy loss may take in place of its `loss_agg_mode`."""
 LOSS_AGG_MODES = ("token-mean", "token-sum", *SEQ_MEAN_MODES)
 
 # Elements that are multiplied at once: 4 MiB of float32.
@@ -158,7 +156,6 @@ def stream_scales(
     With T = Tb + Tc tokens and Nb, Nc sequences (rows) in the batch, Tf and Nf those of further attempts, which are
     among Tb and Nb (0 but with budget=auto), and what verl's agg_loss divides by:
       token-mean   all T tokens                        b = T / Tb,          lambda * b * (Tb - Tf) / (Tc + Tf)
-      row-mean     all N rows                          as token-mean, of rows
       token-sum    nothing                             b = (Tb - Tf) / Tb,  the same
       seq-mean-*   GRPO's mini-batch size, which the   b = (Nb - Nf) / Nb,  the same of rows
                    trainer keeps
@@ -170,15 +167,15 @@ def stream_scales(
     base rows there is no size to match: (0, lambda).
     Raises: ValueError on another loss_agg_mode.
     """
-    if loss_agg_mode not in (*LOSS_AGG_MODES, ROW_MEAN):
-        raise ValueError(f"loss_agg_mode = {loss_agg_mode!r}: expected one of {', '.join(LOSS_AGG_MODES)}, {ROW_MEAN}")
-    by_rows = loss_agg_mode in (*SEQ_MEAN_MODES, ROW_MEAN)
+    if loss_agg_mode not in LOSS_AGG_MODES:
+        raise ValueError(f"loss_agg_mode = {loss_agg_mode!r}: expected one of {', '.join(LOSS_AGG_MODES)}")
+    by_rows = loss_agg_mode in SEQ_MEAN_MODES
     n_base, n_corr = (n_base_seqs, n_corr_seqs) if by_rows else (n_base_tokens, n_corr_tokens)
     if n_base == 0:
         return (0.0, float(lambda_corr)) if n_corr else (1.0, 0.0)
     n_further = n_further_seqs if by_rows else n_further_tokens
     own = _own(n_base, n_further)
-    size = n_base + n_corr if loss_agg_mode in ("token-mean", ROW_MEAN) else own
+    size = n_base + n_corr if loss_agg_mode == "token-mean" else own
     return size / n_base, lambda_corr * size * own / (n_base * (n_corr + n_further)) if n_corr else 0.0
 
 

@@ -157,7 +157,8 @@ def problem_of(row: Mapping[str, Any]) -> tuple[str, str]:
     Args:
         row: of a dump, with `gts`, and with `input` or, as :func:`attempt_record` has it, `question` and maybe `chat`.
     """
-    return _text(row) + row.get("chat", ""), json.dumps(row.get("gts"), default=str)
+    other = "" if "input" in row else row.get("chat", "")
+    return _text(row) + other, json.dumps(row.get("gts"), default=str)
 
 
 def _text(row: Mapping[str, Any]) -> str:

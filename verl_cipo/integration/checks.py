@@ -321,7 +321,8 @@ def announce(config: DictConfig, cipo: CIPOConfig) -> None:
         )
     if cipo.moves_budget and cipo.keep_all_wrong == 0 and filter_metric(config) is not None:
         print(
-            f"[verl_cipo] {ROOT}.budget=auto with algorithm.filter_groups.enable=true: prompts without a right attempt "
-            "are evicted, and it corrects no others. So nearly all its sessions become further attempts; set "
-            f"{ROOT}.keep_all_wrong=0.25 to keep some of these prompts for corrections, or {ROOT}.budget=fixed"
+            f"[verl_cipo] {ROOT}.budget=auto with algorithm.filter_groups.enable=true: it corrects where no attempt is "
+            "right, and of these prompts those are evicted whose attempts are all alike. So nearly all its sessions "
+            f"become further attempts; set {ROOT}.keep_all_wrong=0.25 to keep some for corrections, or "
+            f"{ROOT}.budget=fixed"
         )

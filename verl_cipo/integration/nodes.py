@@ -25,7 +25,10 @@ FILES = (
     "actor_rollout_ref.rollout.multi_turn.function_tool_path",
 )
 """Keys that name what workers open, wherever they run."""
-OF_VERL = FILES[1:3]
+OF_VERL = (
+    "actor_rollout_ref.rollout.agent.agent_loop_config_path",
+    "actor_rollout_ref.rollout.multi_turn.tool_config_path",
+)
 """Those that verl looks for below its own package, too."""
 PACKAGES = ("verl_cipo", "verl", "TransferQueue")
 """Of the version that is installed here."""

@@ -210,8 +210,6 @@ SIZES = {"n_base_tokens": 60, "n_corr_tokens": 20, "n_base_seqs": 8, "n_corr_seq
         ("seq-mean-token-sum", (1.0, 2.0)),
         ("seq-mean-token-sum-norm", (1.0, 2.0)),
         ("seq-mean-token-mean", (1.0, 2.0)),
-        # N = 10: 10 / 8, .5 * 10 / 2
-        ("row-mean", (5 / 4, 2.5)),
     ],
 )
 def test_scales_by_hand(mode, expected):

@@ -102,6 +102,8 @@ def test_problems_are_told_apart_by_the_whole_chat_and_shown_by_their_question()
     assert second_turn_metrics(records(*constant), {})["cipo/val/retry"] == 0
     image = [[user([{"type": "image", "image": object()}]), user("Answer.")]]
     assert len({problem_of({**record, "uid": 0}) for record in records(*image, *image)}) == 1
+    rows = [{"input": "easy", "gts": "A", "chat": extra} for extra in ("of a verifier", ["of", "a", "verifier"])]
+    assert problem_of(rows[0]) == problem_of(rows[1]) == problem_of({"input": "easy", "gts": "A"})
     alone = records([user("easy")])[0]
     assert problem_of(alone) == problem_of({"input": "easy", "gts": "A"}), "as dumps of older versions have it"
 

@@ -60,7 +60,7 @@ def pair_up(groups: Sequence[Group], anchors: Sequence[Attempt], *, seed: int, s
     on a ring; one that the step has twice stands there once. The donor's prompt is the nearest one with a right
     rollout, the own one first; of two equally near ones it is the following. Which of its right rollouts is a hash of
     (seed, step) and both attempts' index and session, so neither the order of `groups` nor that of `anchors` matters. A
-    right anchor is its own donor where it is alone.
+    right anchor is its own donor where it is alone. Of two copies of a prompt the own one comes first among equals.
     Raises: ValueError on an anchor whose uid is not among `groups`.
     """
     problems: dict[object, list[Group]] = {}
@@ -81,7 +81,10 @@ def pair_up(groups: Sequence[Group], anchors: Sequence[Attempt], *, seed: int, s
         right = [attempt for attempt in ring[nearest] if attempt.correct]
         donors = [attempt for attempt in right if attempt != anchor] or right
         drawn_for = (seed, step, anchor.index, anchor.session)
-        donor = min(donors, key=lambda attempt: (lot(*drawn_for, attempt.index, attempt.session), attempt.session))
+        donor = min(
+            donors,
+            key=lambda one: (lot(*drawn_for, one.index, one.session), one.session, one.uid != anchor.uid),
+        )
         pairs.append(Pair(anchor=anchor, donor=donor, same_prompt=nearest == own))
     return pairs
 

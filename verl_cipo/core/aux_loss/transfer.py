@@ -10,7 +10,7 @@ a row counts for. With P prompts a step, A an advantage and |y| trained tokens, 
   one more row of the group of its n attempts; A is GRPO's of that row. The attempts keep theirs (LTE, GOLF).
 
 With `transfer.own` right attempts at such prompts are trained by the same term, where they are: a rare right answer
-then counts whoever found it. A is GRPO's, or with regress the score less the mean; the weight of a prompt is shared.
+then counts whoever found it. A is GRPO's among all attempts, or with regress as above, over the number of right ones.
 
 Everything but the function is in a field of the row, `TRANSFER_WEIGHTS`. So the loss is a sum over rows that needs
 nothing of another row: it may be split over micro-batches and data-parallel ranks, and the parts add up to the whole.
@@ -180,7 +180,7 @@ def moved_corrections(
 def rare_attempts(
     table: RowTable, *, config: CIPOConfig, norm_by_std: bool, usable: Collection[str]
 ) -> dict[str, float]:
-    """Key -> weight of the right attempts at prompts of which at most the share `below` is right, of 1 / P each prompt.
+    """Key -> weight of the right attempts at prompts of which at most the share `below` is right, over P prompts.
 
     Those under a strategy context answer another prompt, and those of several outputs a longer one: they are left out.
     norm_by_std: whether the run's advantages are divided by the std; usable: keys with a token to train.

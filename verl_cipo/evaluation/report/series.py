@@ -149,7 +149,8 @@ def pass_curves(arm: Arm, bad: list[BadLine], empty: list[Path]) -> dict[int, Cu
         return {}
 
     first = first_of(common)
-    return first | first_of(reversed([step for step in common if step not in first])) if first else first
+    left = [step for step in common if step not in first and not any(found[step] in empty for found in by_run)]
+    return first | first_of(reversed(left)) if first else first
 
 
 def pass_by_k(path: Path, bad: list[BadLine]) -> dict[float, float]:

@@ -213,8 +213,10 @@ def _kind(truth: Any, how: Strictness) -> str:
         return how.verifier
     found = _parsed(truth) if isinstance(truth, str) and truth.lstrip().startswith("{") else truth
     if not isinstance(found, dict):
-        return "math"
-    return "code" if any(keys <= found.keys() for keys in _TESTS) else ""
+        # {1, 2} is mathematics, an object cut short is no ground truth of any kind: read_tests says so.
+        return "code" if isinstance(truth, str) and truth.lstrip().startswith('{"') else "math"
+    there = {key for key, value in found.items() if value is not None}
+    return "code" if any(keys <= there for keys in _TESTS) else ""
 
 
 def _fault(row: dict[str, Any], how: Strictness) -> str | None:

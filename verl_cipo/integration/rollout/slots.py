@@ -74,7 +74,7 @@ class Slots:
         free = [place for place, (anchor, _) in enumerate(slots) if anchor.uid != kept]
         named = [(kinds[place], slots[place][0]) for place in free]
         most = (len(slots) if most is None else most) - (len(slots) - len(free))
-        some, self.carries = divide(named, shares, self.carries, seed=self._config.seed, step=step, most=max(most, 0))
+        some, self.carries = divide(named, shares, self.carries, seed=self._config.seed, step=step, most=most)
         corrected = [True] * len(slots)
         for place, one in zip(free, some, strict=True):
             corrected[place] = one

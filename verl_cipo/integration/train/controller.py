@@ -50,7 +50,7 @@ class Controller:
         return replace(self._config, lambda_corr=self._config.lambda_corr * factor)
 
     def observe(
-        self, measured: Mapping[str, float], table: RowTable, *, step: int, loss_agg_mode: str = "token-mean"
+        self, measured: Mapping[str, float], table: RowTable, *, step: int, loss_agg_mode: str
     ) -> dict[str, float]:
         """Move rho, budget and guard; warn of alarms that are new.
 

@@ -19,7 +19,6 @@ from verl.workers.config import ActorConfig
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding
 
-from verl_cipo.core.advantage import ROW_MEAN
 from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS
 from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS, aux_loss
 from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS, regress_loss, transfer_loss
@@ -40,9 +39,13 @@ TERMS = ("kl_loss_coef", "entropy_coeff")
 
 
 def normalizer(actor: DictConfig) -> str:
-    """What verl's policy loss divides by: ``actor.loss_agg_mode``, or what a loss has fixed in its place."""
-    fixed = {"sapo": "seq-mean-token-mean", "geo_mean": ROW_MEAN}
-    return fixed.get(OmegaConf.select(actor, "policy_loss.loss_mode"), actor.loss_agg_mode)
+    """By which mode verl's policy loss divides: ``actor.loss_agg_mode``, but for losses that do not read it.
+
+    sapo has a mean over sequences, and geo_mean one over the rows of a micro-batch, whose number does not grow with the
+    corrections either (with use_dynamic_bsz about so).
+    """
+    fixed = OmegaConf.select(actor, "policy_loss.loss_mode") in ("sapo", "geo_mean")
+    return "seq-mean-token-mean" if fixed else actor.loss_agg_mode
 
 
 def scales_terms(config: DictConfig, cipo: CIPOConfig) -> bool:

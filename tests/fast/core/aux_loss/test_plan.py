@@ -334,6 +334,16 @@ def test_a_prompt_that_the_step_has_twice_is_one():
     assert donors([*groups[:2], copy("y", "-"), group(2, "-")])["y", 0] == ("u0", 0, False)
 
 
+@pytest.mark.parametrize("names", ["xy", "yx"])
+def test_of_two_copies_of_a_prompt_the_own_one_gives_the_donor(names):
+    def copy(uid):
+        return Group(uid, tuple(Attempt(uid, 1, i, i == 1, float(i == 1), origin="asked") for i in range(2)))
+
+    groups = [copy(uid) for uid in names]
+    for step in range(8):
+        assert donors(groups, step=step) == {(uid, 0): (uid, 1, True) for uid in names}
+
+
 def test_prompts_without_attempts_take_no_place():
     # 1 does not count: 0 is one step before 2, and 4 two after it.
     groups = [group(0, "+"), group(1, ""), group(2, "-"), group(3, "-"), group(4, "+")]

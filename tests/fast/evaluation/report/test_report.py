@@ -236,6 +236,14 @@ def test_pass_at_k_goes_up_to_the_median_and_counts_problems_that_have_k(tmp_pat
     assert found == pytest.approx({1: (0.5 + 1 + 0) / 3, 2: (1 + 1 + 0) / 3, 4: 0.5})
 
 
+def test_a_torn_first_dump_is_read_once(tmp_path, capsys):
+    folder = write_run(tmp_path / "run")
+    (folder / "validation/0.jsonl").write_text('{"input": "user')
+    page = make(tmp_path, folder, "--skip-bad")
+    assert "0.jsonl: its step is left out" in page.sections["passk"] and "step 2" in page.sections["passk"]
+    assert capsys.readouterr().err.count("0.jsonl:1: not JSON") == 1
+
+
 @pytest.mark.parametrize("left", ["", '{"input": "user\\nprob'])
 def test_a_dump_of_a_run_killed_while_it_wrote_leaves_its_step_out_and_says_so(left, tmp_path, capsys):
     folder = write_run(tmp_path / "run")

@@ -193,14 +193,15 @@ def test_a_ground_truth_is_taken_as_training_takes_it(gts, output, reason, tmp_p
 def test_tests_that_cannot_be_read_are_a_bad_line(tmp_path, capsys):
     broken = json.dumps({"inputs": ["1"], "outputs": ["1", "2"]})
     rows = [row("a_0_0", HONEST[0], gts=broken), row("b_0_0", r"\boxed{16}", **OTHER), row("c_0_0", "x", score=None)]
-    write(tmp_path / "1.jsonl", [*rows, row("d_0_0", HONEST[0], score=0.0, gts=broken)])
+    cut = row("e_0_0", HONEST[0], gts=TESTS[:-9])
+    write(tmp_path / "1.jsonl", [*rows, row("d_0_0", HONEST[0], score=0.0, gts=broken), cut])
     output = tmp_path / "out" / "gap.json"
     assert run("--rescore", tmp_path, "--output", output) == 1
     told = capsys.readouterr().err
     assert "1.jsonl:1: gts: ground_truth has 1 inputs and 2 outputs" in told and "1.jsonl:3: score: " in told
     assert run("--rescore", tmp_path, "--output", output, "--skip-bad") == 0
     (step,) = json.loads(output.read_text())["steps"]
-    assert step["bad_lines"] == 2 and step["streams"]["base"]["confirmed"] == 1
+    assert step["bad_lines"] == 3 and step["streams"]["base"]["confirmed"] == 1
 
 
 def test_tests_that_fail_nothing_are_named(tmp_path):

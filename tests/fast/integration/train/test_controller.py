@@ -27,6 +27,8 @@ MEASURED = {
     "actor/entropy": 1.0,
 }
 
+MODE = {"loss_agg_mode": "token-mean"}
+
 
 def controller(*, lambda_factor=1.0, **knobs):
     config = CIPOConfig(preset="stream", lambda_corr=2.0, **knobs)
@@ -48,7 +50,7 @@ def test_only_adapt_lowers_the_weight_of_the_corrections(guard, weight):
 
 def test_a_step_moves_rho_and_the_guard(tmp_path):
     made = controller()
-    added = made.observe(MEASURED, NOTHING, step=7)
+    added = made.observe(MEASURED, NOTHING, step=7, **MODE)
     assert added["cipo/rho"] == 0.3 and added["cipo/lambda"] == 2.0
     assert {f"cipo/guard/{alarm}" for alarm in ALARMS} <= added.keys()
     # .3 * (1 + .8 * (.8 - .75) + .05 * 1 step below the target)
@@ -66,34 +68,34 @@ def test_a_step_moves_the_budget(tmp_path):
     table = RowTable.of_marks(keys, marks, index=[0] * 6, scores=np.zeros(6), tokens=np.zeros(6))
     made = controller(budget="auto")
     assert made.shares["none"] == PROBE and made.shares["some"] == 0
-    added = made.observe({**MEASURED, "cipo/budget/none/slots": 1.0}, table, step=7)
+    added = made.observe({**MEASURED, "cipo/budget/none/slots": 1.0}, table, step=7, **MODE)
     assert added["cipo/budget/none/share"] == PROBE, "that of the step, not of the next one"
     assert (added["cipo/budget/none/w2c"], added["cipo/budget/none/retry"]) == (1.0, 0.0)
     state = OmegaConf.to_container(saved(made, tmp_path).budget)
     assert state["w2c"]["right"] == 1.0 and state["slots"] == state["of_none"] == 1.0
     for step in range(8, 20):
-        made.observe({**MEASURED, "cipo/budget/none/slots": 1.0}, table, step=step)
+        made.observe({**MEASURED, "cipo/budget/none/slots": 1.0}, table, step=step, **MODE)
     assert made.shares["none"] > 0.5 and made.shares["right"] == made.shares["none"]
     assert made.shares["some"] == 0
 
 
 def test_a_fixed_budget_is_not_looked_at(tmp_path):
     made = controller()
-    assert not any(name.startswith("cipo/budget") for name in made.observe(MEASURED, NOTHING, step=7))
+    assert not any(name.startswith("cipo/budget") for name in made.observe(MEASURED, NOTHING, step=7, **MODE))
     assert made.shares is None
     assert saved(made, tmp_path).budget == BudgetState().to_mapping()
 
 
 def test_off_looks_at_nothing(tmp_path):
     made = controller(guard="off")
-    assert made.observe(MEASURED, NOTHING, step=7) == {"cipo/rho": 0.3}
+    assert made.observe(MEASURED, NOTHING, step=7, **MODE) == {"cipo/rho": 0.3}
     assert saved(made, tmp_path).guard == saved(controller(), tmp_path).guard
 
 
 def test_an_entropy_that_is_no_number_ends_no_run(caplog, tmp_path):
     made = controller()
     with caplog.at_level(logging.ERROR, logger="verl_cipo"):
-        made.observe({**MEASURED, "actor/entropy": float("nan")}, NOTHING, step=7)
+        made.observe({**MEASURED, "actor/entropy": float("nan")}, NOTHING, step=7, **MODE)
     assert "step 7: actor/entropy is nan" in caplog.text
     assert saved(made, tmp_path).guard.entropy.count == 0
 
@@ -112,7 +114,8 @@ def test_an_alarm_is_reported_once(caplog):
         # A policy that learns, then one that copies all it is shown.
         steps = [MEASURED] * 30 + [{**MEASURED, "cipo/copy_rate": 1.0, "cipo/transitions/w2c": 0.0}] * 30
         alarms = [
-            made.observe(measured, NOTHING, step=step)["cipo/guard/copy_rate"] for step, measured in enumerate(steps)
+            made.observe(measured, NOTHING, step=step, **MODE)["cipo/guard/copy_rate"]
+            for step, measured in enumerate(steps)
         ]
     assert sum(alarms) > 1
     reported = [record.message for record in caplog.records if "repeat the attempt" in record.message]
@@ -121,7 +124,7 @@ def test_an_alarm_is_reported_once(caplog):
 
 def test_a_metric_that_is_not_declared_is_named():
     with pytest.raises(KeyError, match="cipo/made_up"):
-        controller().observe({"cipo/made_up": 1.0}, NOTHING, step=1)
+        controller().observe({"cipo/made_up": 1.0}, NOTHING, step=1, **MODE)
 
 
 @pytest.mark.parametrize("val_corrections", [0, 1])

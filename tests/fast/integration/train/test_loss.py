@@ -94,16 +94,18 @@ def test_attempts_weigh_what_they_weigh_in_grpo_whatever_the_policy_loss_divides
             dp_size=1, batch_num_tokens=int(mask.sum()), global_batch_size=16, loss_scale_factor=None
         )
         log_prob = torch.full(mask.shape, -1.0, requires_grad=True)
-        loss, _ = get_policy_loss_fn(loss_mode)(
-            old_log_prob=log_prob.detach(),
-            log_prob=log_prob,
-            advantages=advantages,
-            response_mask=mask.bool(),
-            loss_agg_mode=mode,
-            config=actor,
-            rollout_is_weights=None,
-        )
-        loss.backward()
+        # In micro-batches, as verl's engines go through it.
+        for own in torch.arange(n).split(8):
+            loss, _ = get_policy_loss_fn(loss_mode)(
+                old_log_prob=log_prob[own].detach(),
+                log_prob=log_prob[own],
+                advantages=advantages[own],
+                response_mask=mask[own].bool(),
+                loss_agg_mode=mode,
+                config=actor,
+                rollout_is_weights=None,
+            )
+            loss.backward()
         return log_prob.grad[:16]
 
     divided_by = normalizer(OmegaConf.create({"loss_agg_mode": mode, "policy_loss": {"loss_mode": loss_mode}}))
