@@ -237,7 +237,7 @@ class _Parser(Cursor):
         bottom = self._argument()
         over, under = self._tokens[start:middle], self._tokens[middle : self._at]
         upper, lower = unbraced(over), unbraced(under)
-        if DIFFERENTIAL.fullmatch(upper) and BY_DIFFERENTIAL.fullmatch(lower):
+        if DIFFERENTIAL.fullmatch(upper) and BY_DIFFERENTIAL.fullmatch(unbraced(under, " ")):
             # dy/dx is no quotient, and d/dx with what it is applied to is one name.
             applied = self._whole_term()[1] if OPERATOR.fullmatch(upper) else ""
             return "name", f"{upper}/{lower} {applied}".strip()

@@ -25,7 +25,8 @@ CALLED = frozenset("fghFGHP")
 CLOSING = {"(": ")", "[": "]", "{": "}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil", "|": "|", r"\Vert": r"\Vert"}
 MATRICES = frozenset("pmatrix bmatrix Bmatrix matrix smallmatrix array".split())
 DIFFERENTIAL = re.compile(r"(?:d|\\partial)(?:\^\w)?(?:\\?[A-Za-z]+)?(?:\(\w\))?")
-BY_DIFFERENTIAL = re.compile(r"(?:(?:d|\\partial)\\?[A-Za-z]+(?:\^\w)?)+")
+# With blanks between the tokens.
+BY_DIFFERENTIAL = re.compile(r"(?:(?:d|\\partial) \\?[A-Za-z]+(?: \^ \w)?(?: |$))+")
 OPERATOR = re.compile(r"(?:d|\\partial)(?:\^\w)?")
 
 FUNCTIONS = frozenset(
@@ -186,5 +187,5 @@ def joined(found: list[str]) -> str:
     return re.sub(r"\{(.)\}", r"\1", "".join(token if len(token) == 1 else token + " " for token in found)).strip()
 
 
-def unbraced(part: list[str]) -> str:
-    return "".join(token for token in part if token not in ("{", "}"))
+def unbraced(part: list[str], between: str = "") -> str:
+    return between.join(token for token in part if token not in ("{", "}"))

@@ -42,17 +42,20 @@ _BASE = re.compile(r"_\s?(?:\{\s?(\d+)\s?\}|(\d))")
 _PERCENT = re.compile(r"(?:\\?%|percent|per cent|pct\.?|percentage points?)$", re.IGNORECASE)
 _DEGREES = re.compile(r"(?:\^\s?\{?\s?\\circ\s?\}?|\\degree|degrees?)(?:\s?[CF])?$", re.IGNORECASE)
 _UNIT = re.compile(r"(?P<words>[A-Za-z][A-Za-z./' -]*)(?:\^\s?\{?\s?(?P<power>-?\d)\s?\}?)?")
-# Units with products, quotients, powers and signs of their own: \text{kg m}^2/\text{s}, \mu\text{m}.
-# In an answer a letter behind \mu is one too, and \Omega is.
-_COMPOUND, _COMPOUND_OF_LETTERS = (
-    re.compile(rf"{factor}(?:\s*(?:\\cdot|\\times|[/*])?\s*{factor})*")
-    for factor in (
-        r"(?:(?:\\mu\s*)?(?:\\(?:text|mathrm|mbox)\s*\{\s*[A-Za-z](?:[A-Za-z./ -]|\^-?\d)*\}"
+# Units with products, quotients, powers and signs of their own: \text{kg m}^2/\text{s}, \frac{\text{m}}{\text{s}^2}.
+# In an answer a letter behind \mu is one too, and \Omega and M_\odot are.
+_FACTOR, _FACTOR_OF_LETTERS = (
+    re.compile(
+        r"(?:\\(?:text|mathrm|mbox)\s*\{\s*(?=[A-Za-z\\])"
+        r"(?:[A-Za-z./ ()*-]|\^-?\d|\\(?:cdot|times|mu|Omega)(?![A-Za-z]))+\}"
         + signs
-        + r")(?:\s?\^\s?(?:-?\d|\{\s?-?\d+\s?\}))?)"
-        for signs in ("", r"|\\mu\s*[A-Za-z]|[kM]?\s?\\Omega(?![A-Za-z])")
+        + r")(?:_\s?(?:\\odot|\{\s?\\odot\s?\}))?(?:\s?\^\s?(?:-?\d|\{\s?-?\d+\s?\}))?"
     )
+    for signs in ("", r"|\\mu\s*[A-Za-z]|(?:[kM]\s?)?\\Omega(?![A-Za-z])|M(?=_\s?\{?\s?\\odot)")
 )
+_UNIT_FRACTION = re.compile(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+# A factor, once it is known to be one, and the signs between factors.
+_BETWEEN_FACTORS = re.compile(r"(?:\\mu\s*)?\0(?:(?:[\s*/]|\\cdot|\\times|\\mu)*\0)*")
 _ORDINAL = re.compile(r"\^?\s?\{?\s*-?(?:st|nd|rd|th)(?![A-Za-z])\s*\}?\s*")
 
 _MAGNITUDES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
@@ -263,8 +266,8 @@ def _unit(rest: str, *, attached: bool, letters: bool) -> str | None:
     if _DEGREES.fullmatch(words):
         return "degree"
     unit = _UNIT.fullmatch(words)
-    if unit is None and (_COMPOUND_OF_LETTERS if letters else _COMPOUND).fullmatch(rest.strip()):
-        return None if _holds(_NO_UNIT, words) else ""
+    if unit is None and _is_compound(rest, letters=letters):
+        return None if _holds(_NO_UNIT, words.replace(r"\times", " ")) else ""
     if unit is None or _holds(_NO_UNIT, unit["words"]):
         return None
     name = unit["words"].strip(" .")
@@ -281,6 +284,12 @@ def _unit(rest: str, *, attached: bool, letters: bool) -> str | None:
         if name.lower().startswith(prefix) and name[len(prefix) :].lower() in KNOWN_UNITS:
             return f"{KNOWN_UNITS[name[len(prefix) :].lower()]}^{power}"
     return KNOWN_UNITS.get(name.lower(), "") + (f"^{unit['power']}" if unit["power"] else "")
+
+
+def _is_compound(rest: str, *, letters: bool) -> bool:
+    """Whether `rest` is made of units. The factors are taken out first, so that no text can be read in two ways."""
+    factors = (_FACTOR_OF_LETTERS if letters else _FACTOR).sub("\0", rest.strip())
+    return bool(_BETWEEN_FACTORS.fullmatch(_UNIT_FRACTION.sub(r"\1/\2", factors)))
 
 
 def _names_unit(part: str, *, attached: bool) -> bool:

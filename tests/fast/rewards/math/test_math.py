@@ -135,6 +135,14 @@ def test_an_answer_that_cannot_be_read_is_not_undecided():
     assert outcome("x+1", r"\frac{0}{0}") == "unparsable"
 
 
+@pytest.mark.parametrize("text", [r"\boxed{{12 {} ?}}", "#### 12 {} ?"])
+@pytest.mark.timeout(20)
+def test_a_loop_of_units_is_judged(text):
+    for unit in (r"\text{ cm} ", r"\mu m "):
+        assert compute_score("test", text.format(unit * 90), "12")["outcome"] != "right"
+    assert outcome(r"\frac{dy}{dx}", rf"\frac{{d}}{{{'d' * 60}!}}") == "wrong"
+
+
 # Arguments
 
 

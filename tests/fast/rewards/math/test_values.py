@@ -106,6 +106,37 @@ def test_what_is_no_number(text):
     assert read_number(text) is None
 
 
+@pytest.mark.parametrize(
+    "unit",
+    [
+        r"\mathrm{N\cdot m}", "\\text{N\u00b7m}", r"\mathrm{m \cdot s^{-2}}", r"\frac{\text{m}}{\text{s}^2}",
+        r"\frac{\text{dollars}}{\text{hour}}", r"\mathrm{J/(mol\cdot K)}", r"\text{J/(mol K)}", r"\mathrm{\mu m}",
+        "\\text{\u03bcm}", r"\mathrm{k\Omega}", r"k\Omega", r"\mu m", r"M_\odot", r"\text{M}_{\odot}", "\u20b9",
+    ],
+)  # fmt: skip
+def test_units_as_they_are_written(unit):
+    assert read_number(normalize(f"9.8 {unit}")) == Value(Fraction("9.8"))
+
+
+@pytest.mark.parametrize("sign", ["\u00a5", "\u20b9", "\u20ac", r"\$"])
+def test_signs_of_currencies(sign):
+    assert read_number(normalize(f"{sign}10")) == Value(Fraction(10))
+
+
+@pytest.mark.parametrize("unit", [r"^2\text{m}", r"\times \text{two}", r"\text{m} ?", r"\frac{1}{x}", r"\text{m} = 2"])
+def test_what_is_no_unit(unit):
+    assert read_number(normalize(f"9.8{unit}")) is None
+
+
+@pytest.mark.parametrize(
+    "unit", [r"\text{ cm} ", r"\mu m ", r"\mu \text{m} ", r"\mu k\Omega ", r"\Omega ", r"\frac{\text{m}}{\text{s}} "]
+)
+@pytest.mark.timeout(20)
+def test_a_hundred_units_and_no_unit_do_not_hold_it_up(unit):
+    for end in ("?", "= 12", r"\ldots"):
+        assert read_number(normalize(f"12 {unit * 100}{end}")) is None
+
+
 def test_a_letter_behind_a_reference_is_a_variable():
     assert read_number("5 m", letters=False) is None
     assert read_number(r"5\text{ m}", letters=False) == Value(Fraction(5), "m")
