@@ -1,17 +1,17 @@
 r"""CriticBench's critique task: is a given response right? (arXiv 2402.14809; data_prep/criticbench.py)"""
 
-import re
-
+from verl_cipo.rewards.math.answers import last_boxes
+from verl_cipo.rewards.math.normal import normalize
+from verl_cipo.rewards.math.values import plain_words
 from verl_cipo.rewards.outcome import Outcome, result
 
-_BOX = re.compile(r"\\boxed\s*\{\s*(?:\\text(?:bf|rm)?\s*\{)?\s*\"?([A-Za-z]+)")
 _LABELS = {"correct": "correct", "right": "correct", "wrong": "wrong", "incorrect": "wrong"}
 
 
 def read_label(text: str) -> str:
     r"""What the critique calls the response in its last box, `correct` or `wrong`; empty when that is neither."""
-    found = _BOX.findall(text)
-    return _LABELS.get(found[-1].casefold(), "") if found else ""
+    box = last_boxes(text)
+    return _LABELS.get(plain_words(normalize(box[1])).strip("*_ .!"), "") if box else ""
 
 
 def compute_score(

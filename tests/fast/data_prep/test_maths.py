@@ -24,6 +24,8 @@ from data_prep.common.rows import PrepError, Row
         ("is $\\boxed 2$.", "2"),
         ("\\boxed {7}", "7"),
         ("\\boxed{ x }", "x"),
+        ("$\\boxed{-2}$ and $\\boxed{1}$", "-2, 1"),
+        ("$\\boxed{-2}$, as $1$ is not $\\boxed{1}$", "1"),
         ("no box", None),
         ("\\boxed{}", None),
         ("\\boxed{1 and cut o", None),
@@ -101,6 +103,20 @@ def test_a_blank_answer_is_taken_from_the_solution(answer, run, write, tmp_path,
     source = write(tmp_path / "train.jsonl", [row | {"solution": "It is clear."}])
     assert run("deepscaler", source) == 1
     assert f"{source}:1: field solution: no boxed answer" in capsys.readouterr().err
+
+
+def test_a_solution_with_several_boxes_has_them_all_as_reference(run, write, tmp_path):
+    problem, solution = "Find all solutions.", "They are $\\boxed{-2}$ and $\\boxed{1}$."
+    rows = {
+        "minerva": {"problem": problem, "solution": solution, "type": "Astronomy", "idx": 0},
+        "math_lighteval": {"problem": problem, "solution": solution, "level": "Level 1", "type": "Algebra"},
+        "deepscaler": {"problem": problem, "answer": solution},
+    }
+    for name, row in rows.items():
+        source = write(tmp_path / name / "test.jsonl", [row])
+        assert run(name, source) == 0
+        (made,) = pq.read_table(next((tmp_path / "out").glob("*.parquet"))).to_pylist()
+        assert made["reward_model"]["ground_truth"] == "-2, 1", name
 
 
 def test_rows_without_an_answer_are_named_with_the_option_to_go_on(run, write, tmp_path, capsys):

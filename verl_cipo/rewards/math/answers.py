@@ -19,15 +19,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from verl_cipo.rewards.math.normal import normalize
-from verl_cipo.rewards.math.values import read_number, split_equation
+from verl_cipo.rewards.math.normal import TEXT, normalize
+from verl_cipo.rewards.math.values import names_another_value, read_number, split_equation
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])")
-# Between boxes that give one answer together: hardly more than a comma, and one at least of these.
-_JOINT = re.compile(r"[\s$.\\()]*(?:[,;]|\b(?:and|or)\b|&)[\s$,.\\()]*(?:\b(?:and|or)\b)?[\s$\\()]*")
+# Between boxes that give one answer together: hardly more than a comma, and one at least of these. A name may stand in
+# front of the second box that stands in front of the first, too.
+_JOINT = re.compile(
+    r"[\s$.\\()]*(?:[,;]|\b(?:and|or)\b|\\text\s*\{\s*(?:and|or)\s*\}|&)[\s$,.\\()]*(?:\b(?:and|or)\b)?[\s$\\()]*"
+    r"(?:(?P<name>[A-Za-z])\s?=\s?)?"
+)
+# Boxes that say where the answer belongs: \boxed{}, \boxed{...}, \boxed{your answer}.
+_PLACEHOLDER = re.compile(
+    r"(?:\u2026|\\[lc]?dots|\?|\\boxed\s*\{\s*\}|(?:(?:the|your) )?(?:final )?answer)?", re.IGNORECASE
+)
 _CHOICE = re.compile(r"\(?[A-J]\)?\.?")
 _BARE_BOX = re.compile(r"[ \t]*([^\s{}$]+)")
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)")
+_HEADING = re.compile(r"\d+\s+[A-Z][a-z]+\b.*")
 _PHRASE = re.compile(
     r"(?:\bfinal\s{1,5}answer\b[*_\s]{0,5}(?:is\b|:|=)|^\W{0,5}(?:the\s{1,5})?answer\b[*_ ]{0,5}:"
     r"|^[#*_ ]{0,8}final\s{1,5}answer[*_ ]{0,5}\n)[*_: \t]{0,10}",
@@ -37,6 +46,13 @@ _PROSE = re.compile(r"\banswer\b[*_\s]{0,5}(?:is\b|:)[*_: \t]{0,10}", re.IGNOREC
 _REPEATED_PHRASE = re.compile(r"(?:the\s{1,5})?(?:final\s{1,5})?answer\s{1,5}is\b[: \t]*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.;!?](?=\s|\*|$)|,?\s(?:because|since|which|so|as)\s|[.,]?\s*I hope", re.IGNORECASE)
 _LAST_NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d{1,50})(?:\.\d{1,50})?%?")
+# What an answer is decorated with: bold type, squares, check marks.
+_DRESS = re.compile("[\\s*_\u220e\u2500-\u27bf\u2b00-\u2bff\ufe0f\U0001f000-\U0001faff]+$")
+_FORMULA = re.compile(r"\$(?:\\.|[^$\\])+\$|\\\(.*?\\\)")
+# What goes on after a formula without being a part of the answer, and what is a part of it all the same.
+_ASIDE = re.compile(r"[\s*_]*(?:[,;:(\u2013\u2014]|-\s|\b(?:is|are|was|satisfies|gives|works)\b)")
+_OTHER_VALUE = re.compile(r"[\d$\\=<>^]|\b(?![aAI]\b)[A-Za-z]\b")
+_PROSE_WORD = re.compile(r"(?<![A-Za-z\\])(?!(?:and|or|sqrt|log|sin|cos|tan|exp|min|max)\b)[A-Za-z]{3,}")
 _CLOSERS = {"$": "$", "$$": "$$", r"\(": r"\)", r"\[": r"\]"}
 _OPENER = re.compile(r"\$\$?|\\\(|\\\[")
 # What follows a phrase is looked at no further than this: an answer is short, and a text may be one long line.
@@ -55,13 +71,12 @@ def last_answer(text: str, *, last_number: bool = False) -> str | None:
     """
     definite: list[tuple[int, str]] = []
     vague: list[tuple[int, str]] = []
-    if boxes := _last_boxes(text):
+    if boxes := last_boxes(text):
         definite.append(boxes)
     for hashes in _last(_HASHES, text):
         content = hashes.group(1).strip()
-        (definite if _is_number(content[:_REACH]) or _CHOICE.fullmatch(content) else vague).append(
-            (hashes.start(), content)
-        )
+        number = _is_number(content[:_REACH]) and not _HEADING.fullmatch(content)
+        (definite if number or _CHOICE.fullmatch(content) else vague).append((hashes.start(), content))
     for pattern in (_PHRASE, _PROSE):
         for phrase in _last(pattern, text):
             content = _sentence(text[phrase.end() : phrase.end() + _REACH])
@@ -105,9 +120,9 @@ def reference_answers(ground_truth: object) -> list[str]:
     if isinstance(ground_truth, float | np.floating) and not np.isfinite(ground_truth):
         raise ValueError(f"the ground truth {ground_truth} is no number")
     text = str(ground_truth).strip()
-    boxes, hashes = _last(_BOX, text), _last(_HASHES, text)
+    boxes, hashes = last_boxes(text), _last(_HASHES, text)
     if boxes:
-        text = _box_content(text, boxes[0].end())
+        text = boxes[1]
     elif hashes:
         text = hashes[0].group(1).strip()
     if not normalize(text):
@@ -115,22 +130,38 @@ def reference_answers(ground_truth: object) -> list[str]:
     return [text]
 
 
-def _last_boxes(text: str) -> tuple[int, str] | None:
-    """Where the last box begins, and what it holds; of boxes side by side, a list of what they hold."""
-    starts = [box for box in _BOX.finditer(text)][-_MOST_BOXES:]
-    if not starts:
+def last_boxes(text: str) -> tuple[int, str] | None:
+    """Where the last box begins, and what it holds; of boxes side by side, a list of what they hold.
+
+    Behind a filled box, an empty one only repeats where the answer belongs. A box that is never closed is empty.
+    """
+    found = [(box, *_box(text, box.end())) for box in list(_BOX.finditer(text))[-_MOST_BOXES:]]
+    filled = [at for at, (_, content, end) in enumerate(found) if end is None or not _is_placeholder(content)]
+    if not found:
         return None
-    contents = [_box_content(text, starts[-1].end())]
-    for box, following in zip(starts[-2::-1], starts[:0:-1], strict=True):
-        content, end = _box(text, box.end())
-        if not content or not _JOINT.fullmatch(text[end : end + _REACH][: max(following.start() - end, 0)] or "?"):
+    found = found[: filled[-1] + 1] if filled else found[-1:]
+    last, content, _ = found.pop()
+    contents = [content]
+    following = last
+    while found:
+        box, content, end = found.pop()
+        joint = (
+            _JOINT.fullmatch(text[end : end + _REACH][: max(following.start() - end, 0)]) if content and end else None
+        )
+        name = joint["name"] if joint else None
+        if not joint or (name and not re.search(rf"\b{name}\s?=\s?$", text[: box.start()][-9:])):
             break
         contents.insert(0, content)
-    if len(contents) == 1:
-        return starts[-1].start(), contents[0]
-    # Of one value written twice, the last.
-    distinct = list({_number_or_text(content): content for content in contents}.values())
-    return starts[-1].start(), ", ".join(distinct if all(distinct) else distinct[-1:])
+        following = box
+    if len(contents) > 1:
+        # Of one value written twice, the last.
+        distinct = list({_number_or_text(content): content for content in contents}.values())
+        contents = distinct if all(distinct) else distinct[-1:]
+    return last.start(), ", ".join(contents)
+
+
+def _is_placeholder(content: str) -> bool:
+    return bool(_PLACEHOLDER.fullmatch(TEXT.sub(r"\1", content[:_REACH]).strip("$ .")))
 
 
 def _number_or_text(content: str) -> object:
@@ -145,13 +176,8 @@ def _last(pattern: re.Pattern, text: str) -> list[re.Match]:
     return [] if last is None else [last]
 
 
-def _box_content(text: str, start: int) -> str:
-    """What the box that was opened before `start` holds, its braces balanced; empty where they are not."""
-    return _box(text, start)[0]
-
-
-def _box(text: str, start: int) -> tuple[str, int]:
-    """What a box holds, and where it ends."""
+def _box(text: str, start: int) -> tuple[str, int | None]:
+    """What the box that was opened before `start` holds, and where it ends; nothing and None where it is not closed."""
     brace = start
     while brace < len(text) and text[brace] in " \t":
         brace += 1
@@ -171,7 +197,7 @@ def _box(text: str, start: int) -> tuple[str, int]:
             depth -= 1
             if depth == 0:
                 return text[brace + 1 : position], position + 1
-    return "", len(text)
+    return "", None
 
 
 def _sentence(text: str) -> str:
@@ -190,11 +216,25 @@ def _sentence(text: str) -> str:
         if not any(first <= end.start() < last for first, last in inside):
             line = line[: end.start()]
             break
-    return line.strip().strip("*").strip()
+    line = _DRESS.sub("", line.strip().strip("*"))
+    formula = _FORMULA.match(line)
+    if formula and not _PROSE_WORD.search(TEXT.sub("", formula[0])) and _is_aside(line[formula.end() :]):
+        return formula[0]
+    return line
+
+
+def _is_aside(text: str) -> bool:
+    """Whether what follows a formula is no part of the answer: `, and we are done`, `(simplified)`, `is least`."""
+    if _OTHER_VALUE.search(text) or names_another_value(text):
+        return False
+    return not re.search(r"\w", text) or bool(_ASIDE.match(text))
 
 
 def _looks_like_math(content: str) -> bool:
-    return content[:1] in ("$", "\\", "(", "[") or _is_number(content)
+    if _is_number(content) or content[:1] == "$" or content[:2] == r"\(":
+        return True
+    words = TEXT.sub("", content)
+    return content[:1] in ("\\", "(", "[") and not _is_placeholder(content) and not _PROSE_WORD.search(words)
 
 
 def _is_number(content: str) -> bool:

@@ -61,10 +61,19 @@ _ORDINAL = re.compile(r"\^?\s?\{?\s*-?(?:st|nd|rd|th)(?![A-Za-z])\s*\}?\s*")
 _MAGNITUDES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 # Words that make several values of one, or another value.
 _JOINING = frozenset("or and not no nor either maybe negative minus plus".split())
-_NO_UNIT = _JOINING | frozenset(
-    "half halves third thirds fourths fifths sixths eighths tenths hundredths thousandths dozen score to by over than "
-    "mod pi sqrt root factorial infinity hundred thousand million billion trillion".split()
+_SPELLED = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty"
+).split()
+_CHANGING = frozenset(_SPELLED) - {"one"} | frozenset(
+    "thirty forty fifty sixty seventy eighty ninety hundred thousand million billion trillion "
+    "half halves third thirds fourths fifths sixths eighths tenths hundredths thousandths dozen score mod pi sqrt root "
+    "factorial infinity twice thrice double doubled tripled divided multiplied choose otherwise else except unless "
+    "less fewer".split()
 )
+_NO_UNIT = _JOINING | _CHANGING | frozenset("to by over than but".split())
+# `5 cm squared` is an area, `5 squared` is 25.
+_POWER_WORD = re.compile(r"\W*(?:squared|cubed)\b", re.IGNORECASE)
 _LETTER_UNITS = frozenset("mgshlLJNWVKCFA")
 _UNITS = {
     "mm": ("mm", "millimeter", "millimeters"), "cm": ("cm", "centimeter", "centimeters"),
@@ -136,6 +145,11 @@ def _approximated(text: str) -> tuple[str, str]:
     return (left, right) if sign and read_number(right) is not None else (text, "")
 
 
+def names_another_value(text: str) -> bool:
+    """Whether words behind an answer may change it or give another one: `, or six`, `, squared`."""
+    return _holds(_CHANGING | _JOINING - {"and"}, text) or bool(_POWER_WORD.match(text))
+
+
 def split_equation(text: str) -> tuple[str, str]:
     """The sides of the last equals sign of a normalized answer; ("", text) for none, or for several equations."""
     sides = _EQUATION.fullmatch(text)
@@ -173,6 +187,8 @@ def read_number(text: str, *, letters: bool = True) -> Value | None:
     rest = match["rest"]
     if ordinal := _ORDINAL.match(TEXT.sub(r"\1", rest).strip()):
         rest = " " + TEXT.sub(r"\1", rest).strip()[ordinal.end() :]
+    if rest.strip(" ()").lower() == (_SPELLED[int(value)] if value in range(len(_SPELLED)) else None):
+        rest = ""  # 5 (five)
     scale, rest = _magnitude(rest)
     unit = _unit(rest, attached=not rest[:1].isspace(), letters=letters)
     if unit is None:
@@ -259,6 +275,8 @@ def _unit(rest: str, *, attached: bool, letters: bool) -> str | None:
         words = words[1:-1].strip()
     if words in ("", r"\$"):
         return ""
+    if _POWER_WORD.match(words):
+        return None
     if base := _BASE.fullmatch(words):
         return f"base {base[1] or base[2]}"
     if _PERCENT.fullmatch(words):
