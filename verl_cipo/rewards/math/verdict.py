@@ -11,7 +11,8 @@ An answer is refused where the algebra system would do the model's work or take 
 import math
 import re
 
-from verl_cipo.rewards.math.normal import TEXT, normalize
+from verl_cipo.rewards.math.copied import is_copied, squeeze
+from verl_cipo.rewards.math.normal import TEXT
 from verl_cipo.rewards.math.values import (
     KNOWN_UNITS,
     NAME,
@@ -49,7 +50,6 @@ _UNEVALUATED = re.compile(
 )
 _CONNECTIVE = re.compile(r"[\s,.]*(?:or|and)[\s,.]*", re.IGNORECASE)
 _JOINS = re.compile(r"\d|\b(?:or|and|not|nor|either|maybe)\b", re.IGNORECASE)
-_OPERATOR = re.compile(r"[-+*/^!]|\\(?:frac|sqrt|cdot|times|div|pm|sin|cos|tan|log|ln|circ)(?![A-Za-z])|\)\s*\(")
 _FIRST_REMARK = re.compile(r"^\\text\s*\{[A-Za-z .'()]*(?:[:=]|\bis\b)\s*\}\s*(?=\S)")
 _LAST_REMARK = re.compile(r"(?<=\S)\s*" + TEXT.pattern + r"\s*(?:\^\s?(?:\d|\{\s?-?\d\s?\}))?$")
 _LAST_DEGREES = re.compile(r"(?<=[\d)}])\s*(?:\\text\s*\{\s*degrees?\s*\}|degrees?)$")
@@ -73,7 +73,7 @@ def quick_verdict(gold: str, answer: str, question: str | None = None) -> Outcom
     """
     if not answer:
         return Outcome.UNPARSABLE
-    if _squeeze(gold) == _squeeze(answer) or _unwrapped(gold) == _unwrapped(answer):
+    if squeeze(gold) == squeeze(answer) or _unwrapped(gold) == _unwrapped(answer):
         return Outcome.RIGHT
     if choice := _CHOICE.fullmatch(_unwrap(gold)):
         return _verdict(_label(answer)[0] == choice[1])
@@ -96,7 +96,7 @@ def quick_verdict(gold: str, answer: str, question: str | None = None) -> Outcom
         left, right = right, left
     # Of an equation such as x^2 + y^2 = 1 the right side is not the answer.
     gold_number = read_number(gold_right, letters=False) if not gold_left or NAME.fullmatch(gold_left) else None
-    if gold_number is not None and not (gold_left and left and _squeeze(gold_left) != _squeeze(left)):
+    if gold_number is not None and not (gold_left and left and squeeze(gold_left) != squeeze(left)):
         number = read_number(right)
         if number is not None and same_number(gold_number, number):
             # 2 + 3 = 5 answers 5, and 1 = 5 does not.
@@ -108,7 +108,7 @@ def quick_verdict(gold: str, answer: str, question: str | None = None) -> Outcom
         if not _AMBIGUOUS_LIST.fullmatch(answer) and read_number(answer) is None:
             return Outcome.WRONG
     if _TIME.fullmatch(gold) and _TIME.fullmatch(answer):
-        return _verdict(_squeeze(gold) == _squeeze(answer))
+        return _verdict(squeeze(gold) == squeeze(answer))
     if _RATIO.fullmatch(gold):
         return _verdict(bool(_RATIO.fullmatch(answer)) and _in_lowest_terms(gold) == _in_lowest_terms(answer))
     if _is_words(gold):
@@ -119,7 +119,7 @@ def quick_verdict(gold: str, answer: str, question: str | None = None) -> Outcom
         return Outcome.UNPARSABLE
     if not set(_UNEVALUATED.findall(answer)) <= set(_UNEVALUATED.findall(gold)):
         return Outcome.WRONG
-    if question is not None and _OPERATOR.search(answer) and _squeeze(answer) in _squeeze(normalize(question)):
+    if question is not None and is_copied(gold, answer, question):
         return Outcome.WRONG
     return None
 
@@ -145,17 +145,12 @@ def _in_lowest_terms(ratio: str) -> list[int]:
     return [part // divisor for part in parts]
 
 
-def _squeeze(text: str) -> str:
-    """The text without braces around single characters, and without spaces but for those between digits."""
-    return re.sub(r"\{(\w)\}", r"\1", re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text))
-
-
 def _unwrap(text: str) -> str:
     return " ".join(TEXT.sub(r"\1", text).split())
 
 
 def _unwrapped(text: str) -> str:
-    return _squeeze(_unwrap(text)).rstrip(".,;:")
+    return squeeze(_unwrap(text)).rstrip(".,;:")
 
 
 def _letters(text: str) -> frozenset[str]:

@@ -270,6 +270,29 @@ def test_an_expression_of_the_question_is_no_answer_to_it():
 
 
 @pytest.mark.parametrize(
+    "question",
+    ["Factor $x^2-4$.", "Factor. x^2 - 4", "Factor $(x^2-4)$", r"Factor \[ x^{2}-4 \]", "Let $f(x)=x^2-4$. Factor it."],
+)
+def test_a_copied_term_is_no_answer(question):
+    assert outcome("(x-2)(x+2)", "x^2-4", extra_info={"question": question}) == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "question"),
+    [
+        ("f(x)=x+1", "x+1", "Find all $f$ with $f(0)=1$ and $f(x+1)=f(x)+1$."),
+        ("a_n = 1+n", "n+1", "Let $a_{n+1}=a_n+1$. Find $a_n$."),
+        (r"\frac{\pi}{2}", r"\pi/2", r"Find the largest $x \in [0, \pi/2]$."),
+        (r"x=\sqrt2", r"\sqrt{2}", r"Let $f(x) = x - \sqrt{2}$. Find its root."),
+        (r"x = \frac{n^2-n}{2}", r"\frac{n(n-1)}{2}", r"Show that $\frac{n(n-1)}{2}+1$ are enough. Find $x$."),
+        (r"f^{-1}(x)=\frac{x}{x-1}", r"\frac{x}{x-1}", r"Find the inverse of $f(x)=\frac{x}{x-1}$."),
+    ],
+)
+def test_an_answer_that_stands_in_the_question_by_chance(reference, answer, question):
+    assert outcome(reference, answer, extra_info={"question": question}) == "right"
+
+
+@pytest.mark.parametrize(
     "answer",
     [
         "9^{9^{9^{9}}}",
