@@ -6,7 +6,7 @@ Values are compared by `numeric.same`, equations by `equations`, lists and sets 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from verl_cipo.rewards.math.equations import consistent, rounds, same_difference, same_equations, value_of
+from verl_cipo.rewards.math.equations import consistent, exact_side, rounds, same_difference, same_equations, value_of
 from verl_cipo.rewards.math.evaluate import holds, names
 from verl_cipo.rewards.math.expressions import Tree
 from verl_cipo.rewards.math.forms import (
@@ -35,8 +35,11 @@ def equal(gold: Form, answer: Form) -> bool:
         Undecided: a comparison that the verdict hangs on cannot be made.
     """
     gold, answer = _plain(gold), _plain(answer)
-    if isinstance(answer, Equation) and not consistent(answer):
-        return False
+    if isinstance(answer, Equation):
+        if not consistent(answer):
+            return False
+        if (exact := exact_side(answer)) is not None and _says(gold, answer, exact):
+            return True
     if isinstance(gold, Equation) and isinstance(answer, Equation):
         return same_equations(gold, answer)
     if isinstance(gold, Equation) or isinstance(answer, Equation):
@@ -61,8 +64,19 @@ def equal(gold: Form, answer: Form) -> bool:
     return False
 
 
+def _says(gold: Form, answer: Equation, exact: Tree) -> bool:
+    """Whether the reference is this side of a chain, alone or behind the chain's name."""
+    if isinstance(gold, Equation):
+        return bool(names(answer.left)) and same_equations(gold, Equation(answer.left, exact))
+    return isinstance(gold, Expression) and _same(gold.tree, exact)
+
+
 def _plain(form: Form) -> Form:
-    """A set of one value is that one, but not a set of a set."""
+    """A set of one value is that one, but not a set of a set; so is one value in two ways with `or` between them."""
+    if isinstance(form, Items) and form.kind == "either" and isinstance(form.parts[0], Expression):
+        one = form.parts[0]
+        if all(isinstance(part, Expression) and same(one.tree, part.tree) for part in form.parts):
+            return one
     if (
         isinstance(form, Items)
         and form.kind in ("set", "list", "either")

@@ -55,6 +55,14 @@ def _calls(tree: Tree) -> bool:
     return tree[0] == "call" or any(isinstance(part, tuple) and part and _calls(part) for part in tree[1:])
 
 
+def exact_side(equation: Equation) -> Tree | None:
+    r"""The side that the last one is rounded from, 16\pi of A = 16\pi = 50.27; None where there is none."""
+    if not is_decimal(equation.right, 1):
+        return None
+    sides = (*equation.middle[::-1], equation.left)
+    return next((side for side in sides if not names(side) and rounds(side, equation.right, 3)), None)
+
+
 def value_of(equation: Equation) -> Tree | None:
     """What an equation says its name is: 5 of x = 5, of 5 = x, and of 2 + 3 = 5; None where it relates variables."""
     left, right = equation.left, equation.right
@@ -121,7 +129,7 @@ def same_difference(gold: Equation | Relation, answer: Equation | Relation, *, p
     context = Context(holds(one, "i") or holds(other, "i"))
     found: list[tuple[Any, Any]] = []
     with mp.workdps(_DIGITS):
-        for context.point in points(names(one) | names(other)):
+        for context.point in points(names(one) | names(other), one, other):
             with contextlib.suppress(Undefined):
                 found.append((_scalar(value(one, context)), _scalar(value(other, context))))
         # A difference that is the same everywhere, as of x = x + 1, has no solution, and nothing is said by it.

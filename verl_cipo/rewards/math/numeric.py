@@ -7,6 +7,7 @@ it is beside what it is added to, as in 1 - e^{-100}, and small values are compa
 Where the imaginary unit is written, or no point has a real value, values are complex.
 """
 
+import math
 import random
 from collections.abc import Iterator
 from fractions import Fraction
@@ -24,6 +25,7 @@ _CLEAR = mpmath.mpf("1e-8")
 SIGNIFICANT_DIGITS = 6
 _TOLERANCE = mpmath.mpf("1e-6")
 _ENOUGH_POINTS = 3
+_MOST_NAMES, _MOST_NUMBERS, _FARTHEST = 3, 4, Fraction(10**6)
 
 
 def same(one: Tree, other: Tree, *, degree: str = "radians") -> bool | None:
@@ -59,18 +61,44 @@ def is_decimal(tree: Tree, digits: int) -> bool:
     return tree[0] == "num" and 0 < tree[2] * 10 ** (digits - 1) <= tree[1]
 
 
-def points(held: frozenset[str]) -> Iterator[dict[str, Fraction]]:
-    """Values for the names: fractions between 0 and 1, above 1, of both signs, and whole numbers."""
+def points(held: frozenset[str], *trees: Tree) -> Iterator[dict[str, Fraction]]:
+    """Values for the names: fractions between 0 and 1, above 1, of both signs, and whole numbers.
+
+    Where an expression is made of pieces, as |x - 25| is, also values on both sides of its numbers and far beyond them.
+    """
     if not held:
         yield {}
         return
+    first: dict[str, Fraction] = {}
     for number, (low, high, below, signs) in enumerate(_POINTS):
         point = {}
         for name in sorted(held):
             rng = random.Random(f"{number} {name}")
             value = Fraction(rng.randint(low * below, high * below), below)
             point[name] = -value if signs == "-" or (signs == "+-" and rng.random() < 0.5) else value
+        first = first or point
         yield point
+    if any(_has_pieces(tree) for tree in trees):
+        numbers = sorted({abs(value) for tree in trees for value in _numbers(tree)}, reverse=True)
+        far = min(2 * math.prod(value + 1 for value in numbers), _FARTHEST)
+        for name in sorted(held)[:_MOST_NAMES]:
+            for around in (*numbers[:_MOST_NUMBERS], far, min(far**2, _FARTHEST)):
+                for offset in (Fraction(211, 997), Fraction(-307, 997)):
+                    yield {**first, name: around + offset}
+                    yield {**first, name: -around - offset}
+
+
+def _has_pieces(tree: Tree) -> bool:
+    """Whether an absolute value, a root or a part that is rounded to a whole number stands in it."""
+    power = tree[0] == "pow" and tree[2][0] == "div"
+    return tree[0] in ("abs", "root", "floor", "ceil") or power or any(_has_pieces(part) for part in parts(tree))
+
+
+def _numbers(tree: Tree) -> Iterator[Fraction]:
+    if tree[0] == "num":
+        yield tree[1]
+    for part in parts(tree):
+        yield from _numbers(part)
 
 
 _POINTS = (
@@ -81,7 +109,7 @@ _POINTS = (
 
 def _same_at_points(one: Tree, other: Tree, held: frozenset[str], tolerance: Any, context: Context) -> bool | None:
     agreed = 0
-    for context.point in points(held):
+    for context.point in points(held, one, other):
         try:
             equal = _same_here(one, other, tolerance, context)
         except Undefined:

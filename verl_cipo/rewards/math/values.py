@@ -30,6 +30,8 @@ _NUMBER = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _EQUATION = re.compile(r"(?P<left>[^,;<>]*[^,;<>\\!])=(?P<right>[^=]*)", re.DOTALL)
+# What a function is applied to: \gcd(12, 18) = 6, P(X > 2) = 0.3.
+_ARGUMENTS = re.compile(r"(?<=[A-Za-z}])\s?(?:\([^()]*\)|\[[^\[\]]*\])")
 _APPROXIMATELY = re.compile(r"(?:\\approx|\\sim|approximately|about|roughly)(?![A-Za-z])\s*", re.IGNORECASE)
 _REMARK = re.compile(r"[A-Za-z .'()]*(?:[:=]|\bis\b)\s*")
 NAME = re.compile(
@@ -152,10 +154,11 @@ def names_another_value(text: str) -> bool:
 
 def split_equation(text: str) -> tuple[str, str]:
     """The sides of the last equals sign of a normalized answer; ("", text) for none, or for several equations."""
-    sides = _EQUATION.fullmatch(text)
+    sides = _EQUATION.fullmatch(_ARGUMENTS.sub(lambda match: "_" * len(match[0]), text))
     if sides is None or _holds(_JOINING, sides["left"]):
         return "", text
-    return sides["left"].strip(), sides["right"].strip()
+    at = sides.start("right")
+    return text[: at - 1].strip(), text[at:].strip()
 
 
 def read_number(text: str, *, letters: bool = True) -> Value | None:

@@ -49,6 +49,7 @@ _UNEVALUATED = re.compile(
     r"|\\[lr](?:floor|ceil)(?![A-Za-z])|\\begin\s*\{vmatrix\}"
 )
 _CONNECTIVE = re.compile(r"[\s,.]*(?:or|and)[\s,.]*", re.IGNORECASE)
+_OR = re.compile(r"\s*,?\s*(?:\\text\s*\{\s*or\s*\}|\bor\b)")
 _JOINS = re.compile(r"\d|\b(?:or|and|not|nor|either|maybe)\b", re.IGNORECASE)
 _FIRST_REMARK = re.compile(r"^\\text\s*\{[A-Za-z .'()]*(?:[:=]|\bis\b)\s*\}\s*(?=\S)")
 _LAST_REMARK = re.compile(r"(?<=\S)\s*" + TEXT.pattern + r"\s*(?:\^\s?(?:\d|\{\s?-?\d\s?\}))?$")
@@ -87,7 +88,7 @@ def quick_verdict(gold: str, answer: str, question: str | None = None) -> Outcom
         if label != gold_label and label:
             return Outcome.WRONG
         return quick_verdict(_label(gold)[1], value, question)
-    answer = _label(answer)[1] or answer
+    answer = _one_of_equals(_label(answer)[1] or answer)
     if _LETTERS_IN_ORDER.fullmatch(_unwrap(gold)):
         return _verdict(False)
     gold_left, gold_right = split_equation(gold)
@@ -97,10 +98,15 @@ def quick_verdict(gold: str, answer: str, question: str | None = None) -> Outcom
     # Of an equation such as x^2 + y^2 = 1 the right side is not the answer.
     gold_number = read_number(gold_right, letters=False) if not gold_left or NAME.fullmatch(gold_left) else None
     if gold_number is not None and not (gold_left and left and squeeze(gold_left) != squeeze(left)):
-        number = read_number(right)
+        number, before = read_number(right), read_number(left.rpartition("=")[2].strip())
         if number is not None and same_number(gold_number, number):
+            if before is not None:
+                # 0.5 = 50%, while 4 = 5 is false and \frac{1}{3} = 0.333 is to be worked out.
+                return Outcome.RIGHT if same_number(gold_number, before) else None
             # 2 + 3 = 5 answers 5, and 1 = 5 does not.
             return None if left and not _VARIABLE.search(left) else Outcome.RIGHT
+        if number is not None and before is not None and same_number(gold_number, before):
+            return None
         if not _AMBIGUOUS_LIST.fullmatch(gold) and not _in_other_unit(gold_number, right):
             return Outcome.WRONG
     elif gold_left and not left and not _VARIABLE.search(gold_left) and read_number(gold_right) is not None:
@@ -131,8 +137,20 @@ def for_algebra(text: str) -> str:
     """
     text = _label(text)[1] or text
     text = _FIRST_REMARK.sub("", text)
+    if read_number(split_equation(text)[0].rpartition("=")[2].strip()) is not None:
+        return text  # 0.5 = 50%
     text = _LAST_DEGREES.sub(r"^\\circ", text)
     return _LAST_UNIT.sub("", _LAST_REMARK.sub("", _PERCENT_SIGN.sub("", text))).strip().rstrip(".,;:")
+
+
+def _one_of_equals(answer: str) -> str:
+    r"""The first of several ways to write one number: `\frac{5}{2}` of `\frac{5}{2} \text{ or } 2.5`."""
+    ways = _OR.split(answer)
+    numbers = [read_number(way.strip()) for way in ways]
+    one = numbers[0]
+    if one is not None and all(number is not None and same_number(one, number) for number in numbers):
+        return ways[0].strip()
+    return answer
 
 
 def _verdict(right: bool) -> Outcome:
