@@ -141,7 +141,7 @@ def last_boxes(text: str) -> tuple[int, str] | None:
         return None
     found = found[: filled[-1] + 1] if filled else found[-1:]
     last, content, _ = found.pop()
-    contents = [content]
+    contents, joints = [content], []
     following = last
     while found:
         box, content, end = found.pop()
@@ -152,12 +152,14 @@ def last_boxes(text: str) -> tuple[int, str] | None:
         if not joint or (name and not re.search(rf"\b{name}\s?=\s?$", text[: box.start()][-9:])):
             break
         contents.insert(0, content)
+        joints.append(joint[0])
         following = box
     if len(contents) > 1:
         # Of one value written twice, the last.
         distinct = list({_number_or_text(content): content for content in contents}.values())
         contents = distinct if all(distinct) else distinct[-1:]
-    return last.start(), ", ".join(contents)
+    between = r" \text{ or } " if all(re.search(r"\bor\b", joint) for joint in joints) else ", "
+    return last.start(), between.join(contents)
 
 
 def _is_placeholder(content: str) -> bool:

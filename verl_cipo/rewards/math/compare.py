@@ -3,6 +3,7 @@ r"""Whether two forms say the same.
 Values are compared by `numeric.same`, equations by `equations`, lists and sets in any order, tuples in order.
 """
 
+import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -166,7 +167,18 @@ def _same_items(gold: Items, answer: Items) -> bool:
         {part.left for items in (gold, answer) for part in items.parts if isinstance(part, Equation)}
     ) < len(gold.parts):
         return False
-    return all(map(equal, gold.parts, answer.parts))
+    return all(map(equal, _by_name(gold.parts), _by_name(answer.parts)))
+
+
+def _by_name(parts: Sequence[Form]) -> Sequence[Form]:
+    """y = 5, x = 3 in the order of their names, where these are letters that follow on each other."""
+    names_of = [
+        "".join(part.left[1:2]) if isinstance(part, Equation) and part.left[0] == "name" else "" for part in parts
+    ]
+    letters = "".join(sorted(names_of))
+    if len(letters) == len(parts) and letters in string.ascii_letters:
+        return [part for _, part in sorted(zip(names_of, parts, strict=True), key=lambda pair: pair[0])]
+    return parts
 
 
 def _same_names(gold: Tree | None, answer: Tree | None) -> bool:

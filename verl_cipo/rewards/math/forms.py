@@ -5,6 +5,7 @@ belong to it. `x^2+y^2<1` is no range and stays a relation.
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 
 from verl_cipo.rewards.math.expressions import Tree, parse
@@ -24,6 +25,16 @@ _RELATIONS |= dict.fromkeys(
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 _INFINITY: Tree = ("const", "inf")
 _REALS = (r"\mathbb", "{", "R", "}")
+_ZERO: Tree = ("num", Fraction(0), Fraction(0))
+# \mathbb{R}^+ and the like: behind the sign of the real numbers, the sign and whether 0 belongs to them.
+_HALVES = {
+    ("^", "+"): ("+", False),
+    ("^", "-"): ("-", False),
+    ("_", ">", "0"): ("+", False),
+    ("_", "<", "0"): ("-", False),
+    ("_", r"\ge", "0"): ("+", True),
+    ("_", r"\le", "0"): ("-", True),
+}
 
 
 @dataclass(frozen=True)
@@ -162,7 +173,10 @@ def _relation(found: list[str]) -> Form:
     if "?" in relations:
         raise Unreadable
     if relations == ["in"]:
-        return _named(_name_of(parse(parts[0])), _whole(parts[1]))
+        whole = _whole(parts[1])
+        if isinstance(whole, Items) and whole.kind == "set" and isinstance(_items(parts[0]), Items):
+            return whole  # (x, y) \in \{(1, 2)\}
+        return _named(_name_of(parse(parts[0])), whole)
     if len(parts[0]) == 0 and relations == ["="]:
         return _whole(parts[1])
     if relations == ["="] and (items := _items(parts[1])) is not None:
@@ -227,6 +241,12 @@ def _whole(found: list[str]) -> Form:
         return Items("set", ())
     if tuple(found) == _REALS:
         return Range("", (Interval(("neg", _INFINITY), False, _INFINITY, False),))
+    if tuple(found[: len(_REALS)]) == _REALS:
+        half = _HALVES.get(tuple(token for token in found[len(_REALS) :] if token not in ("{", "}")))
+        if half is not None:
+            sign, belongs = half
+            ends = (_ZERO, belongs, _INFINITY, False) if sign == "+" else (("neg", _INFINITY), False, _ZERO, belongs)
+            return Range("", (Interval(*ends),))
     items = _items(found)
     if items is not None:
         return items

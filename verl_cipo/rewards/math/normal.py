@@ -63,6 +63,7 @@ _SIZES = re.compile(r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\.?")
 _FRACTIONS = re.compile(r"\\(?:[dtcsx]|nice)frac(?![A-Za-z])")
 _TOP = re.compile(r"\\frac\s*(\d|(?:\\(?!frac|sqrt|text)[A-Za-z]+|(?<=\s)[A-Za-z]))\s*")
 _BOTTOM = re.compile(r"(\\frac\s*\{[^{}]*\})\s*(\d|[A-Za-z]|\\(?!frac|sqrt|text)[A-Za-z]+)")
+_DOUBLE_BRACES = re.compile(r"(?<!\\)\{(\{[^{}]*(?<!\\)\})\}")
 _OVER = re.compile(r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}")
 _LONE_OVER = re.compile(r"(?<![\^_}\]A-Za-z\\])" + _OVER.pattern)
 _BARE_OVER = re.compile(r"([^{}]*)\\over(?![A-Za-z])([^{}]*)")
@@ -203,6 +204,9 @@ def _without_fonts(text: str) -> str:
 
 
 def _short_fractions(text: str) -> str:
+    before = None
+    while text != before:
+        before, text = text, _DOUBLE_BRACES.sub(r"\1", text)
     if bare := _BARE_OVER.fullmatch(text):
         text = rf"\frac{{{bare[1]}}}{{{bare[2]}}}"
     text = _LONE_OVER.sub(r"\\frac{\1}{\2}", text)

@@ -16,7 +16,7 @@ _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?:\ \d{3})+(?!\d)|\d+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.\d+)?|\.\d+)"
 _NUMBER = re.compile(
     rf"""
-    (?P<sign>[+-]?)\s?(?:\\\$\s?)?
+    (?P<sign>[+-]?)\s?(?P<money>\\\$\s?)?
     (?:
         (?P<whole>\d+)?\s?\\frac\s?\{{\s?(?P<top>[+-]?{_DIGITS})\s?\}}\s?\{{\s?(?P<bottom>[+-]?{_DIGITS})\s?\}}
       | (?:(?P<plain_whole>\d+)\s(?!0))?(?P<plain_top>{_DIGITS})\.?\s?/\s?(?P<plain_bottom>{_DIGITS})(?:\.(?!\d))?
@@ -34,6 +34,7 @@ _EQUATION = re.compile(r"(?P<left>[^,;<>]*[^,;<>\\!])=(?P<right>[^=]*)", re.DOTA
 _ARGUMENTS = re.compile(r"(?<=[A-Za-z}])\s?(?:\([^()]*\)|\[[^\[\]]*\])")
 _APPROXIMATELY = re.compile(r"(?:\\approx|\\sim|approximately|about|roughly)(?![A-Za-z])\s*", re.IGNORECASE)
 _REMARK = re.compile(r"[A-Za-z .'()]*(?:[:=]|\bis\b)\s*")
+_SAID = re.compile(r"[A-Za-z]{3}[A-Za-z .'()]*(?::|\bis\b)\s*")
 NAME = re.compile(
     r"(?:\\[A-Za-z]+|[A-Za-z]|[A-Z][A-Za-z]+|[A-Za-z]{4,})'?\s?(?:_\s?(?:\w|\\[A-Za-z]+|\{\s?(?:\w+|\\[A-Za-z]+|"
     + TEXT.pattern
@@ -76,6 +77,7 @@ _CHANGING = frozenset(_SPELLED) - {"one"} | frozenset(
 _NO_UNIT = _JOINING | _CHANGING | frozenset("to by over than but".split())
 # `5 cm squared` is an area, `5 squared` is 25.
 _POWER_WORD = re.compile(r"\W*(?:squared|cubed)\b", re.IGNORECASE)
+_MONEY = re.compile(r"\\\$|\bdollars?\b", re.IGNORECASE)
 _LETTER_UNITS = frozenset("mgshlLJNWVKCFA")
 _UNITS = {
     "mm": ("mm", "millimeter", "millimeters"), "cm": ("cm", "centimeter", "centimeters"),
@@ -84,7 +86,7 @@ _UNITS = {
     "g": ("g", "gram", "grams"), "kg": ("kg", "kilogram", "kilograms"), "lb": ("lb", "lbs", "pound", "pounds"),
     "s": ("s", "sec", "second", "seconds"), "min": ("min", "minute", "minutes"), "h": ("h", "hr", "hour", "hours"),
     "yd": ("yd", "yard", "yards"), "L": ("l", "liter", "liters", "litre", "litres"), "mph": ("mph",),
-    "day": ("day", "days"), "year": ("year", "years"),
+    "cent": ("cent", "cents"), "day": ("day", "days"), "year": ("year", "years"),
     "percent": ("percent",), "degree": ("degree",),
 }  # fmt: skip
 KNOWN_UNITS = {name: unit for unit, names in _UNITS.items() for name in names}
@@ -102,14 +104,16 @@ class Value:
     unit: a known unit's short name with its power ("cm^2"), the power of an unknown one ("^2"), "percent", "degree",
         "base 8", or empty.
     step: a unit of the last place of a decimal that was written with six significant digits or more; else 0.
+    money: whether a currency sign or "dollars" stands by it.
     """
 
     value: Fraction
     unit: str = ""
     step: Fraction = field(default=Fraction(0), compare=False)
+    money: bool = field(default=False, compare=False)
 
     def times(self, factor: Fraction | int) -> "Value":
-        return Value(self.value * factor, self.unit, abs(self.step * factor))
+        return Value(self.value * factor, self.unit, abs(self.step * factor), self.money)
 
 
 def plain_words(text: str) -> str:
@@ -179,10 +183,13 @@ def read_number(text: str, *, letters: bool = True) -> Value | None:
         and not _holds(_JOINING, prefix[1])
     ):
         text = text[prefix.end() :].strip()
-    if approximately := _APPROXIMATELY.match(text):
-        text = text[approximately.end() :]
     while wrapped := _WRAPPED.fullmatch(text):
         text = next(group for group in wrapped.groups() if group is not None).strip().rstrip(".,;")
+    said = _SAID.match(text)
+    if said and not _holds(_JOINING | _CHANGING, said[0]):
+        text = text[said.end() :]
+    if approximately := _APPROXIMATELY.match(text):
+        text = text[approximately.end() :]
     text = _BRACKETED_FRACTION.sub(r"\1\2/\3", text)
     match = _NUMBER.fullmatch(text)
     if match is None or (value := _value(match)) is None:
@@ -196,7 +203,8 @@ def read_number(text: str, *, letters: bool = True) -> Value | None:
     unit = _unit(rest, attached=not rest[:1].isspace(), letters=letters)
     if unit is None:
         return None
-    return Value(value, unit, _step(match)).times(-scale if match["sign"] == "-" else scale)
+    money = bool(match["money"] or _MONEY.search(rest))
+    return Value(value, unit, _step(match), money).times(-scale if match["sign"] == "-" else scale)
 
 
 def same_number(gold: Value, answer: Value) -> bool:
@@ -207,6 +215,8 @@ def same_number(gold: Value, answer: Value) -> bool:
     """
     if gold.unit == answer.unit:
         return _close(gold, answer)
+    if (gold.money and answer.unit == "cent") or (answer.money and gold.unit == "cent"):
+        return _close(*(n.times(Fraction(1, 100)) if n.unit == "cent" else n for n in (gold, answer)))
     if gold.unit and answer.unit:
         # Of a unit that is not known, only its power is.
         (name, _, power), (other, _, other_power) = gold.unit.partition("^"), answer.unit.partition("^")

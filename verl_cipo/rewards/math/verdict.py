@@ -38,7 +38,7 @@ _AMBIGUOUS_LIST = re.compile(r"[(\[]?\s?-?[1-9]\d{0,2}(?:,[1-9]\d{2})+\s?[)\]]?"
 _LABEL = re.compile(r"(?:\(([A-J])\)|([A-J])[).:](?=\s|$)|([A-J])(?=\s*$))\s*(.*)", re.DOTALL)
 _CHOICE_WORD = re.compile(r"(?:option|choice|answer)\s+(?=\(?[A-J]\b)", re.IGNORECASE)
 _NOT_AFTER_LABEL = ("(", "^", "_", "=", "+", "-", "*", "/", r"\cup", r"\cap")
-_MORE_LETTERS = re.compile(r"\([A-J]\)|(?:\b(?:or|and)\b|[,/&}])\s*\(?[A-J]\b|^[A-J][.)]?$")
+_MORE_LETTERS = re.compile(r"\([A-J]\)|(?:\b(?:or|and)\b|[,/&}])\s*\(?[A-J]\b|^[A-J][.)]?$|\b[A-J][.):](?=\s|$)")
 _WORD = re.compile(r"[A-Za-z]{3,}")
 _ONLY_WORDS = re.compile(r"[A-Za-z][A-Za-z' ,.-]*")
 _FUNCTION = re.compile(
@@ -49,6 +49,7 @@ _UNEVALUATED = re.compile(
     r"|\\[lr](?:floor|ceil)(?![A-Za-z])|\\begin\s*\{vmatrix\}"
 )
 _CONNECTIVE = re.compile(r"[\s,.]*(?:or|and)[\s,.]*", re.IGNORECASE)
+_CONGRUENT = re.compile(r"(-?\d{1,50})\s*\\equiv\s*(\d{1,50})\s*\(?\\(?:pmod|mod|bmod)\s*\{?\s*(\d{1,50})\s*\}?\s*\)?")
 _OR = re.compile(r"\s*,?\s*(?:\\text\s*\{\s*or\s*\}|\bor\b)")
 _JOINS = re.compile(r"\d|\b(?:or|and|not|nor|either|maybe)\b", re.IGNORECASE)
 _FIRST_REMARK = re.compile(r"^\\text\s*\{[A-Za-z .'()]*(?:[:=]|\bis\b)\s*\}\s*(?=\S)")
@@ -88,7 +89,7 @@ def quick_verdict(gold: str, answer: str, question: str | None = None) -> Outcom
         if label != gold_label and label:
             return Outcome.WRONG
         return quick_verdict(_label(gold)[1], value, question)
-    answer = _one_of_equals(_label(answer)[1] or answer)
+    answer = _residue(_one_of_equals(_label(answer)[1] or answer))
     if _LETTERS_IN_ORDER.fullmatch(_unwrap(gold)):
         return _verdict(False)
     gold_left, gold_right = split_equation(gold)
@@ -150,6 +151,15 @@ def _one_of_equals(answer: str) -> str:
     one = numbers[0]
     if one is not None and all(number is not None and same_number(one, number) for number in numbers):
         return ways[0].strip()
+    return answer
+
+
+def _residue(answer: str) -> str:
+    r"""The 7 of `17 \equiv 7 \pmod{10}`; any other answer as it is."""
+    if congruent := _CONGRUENT.fullmatch(answer):
+        number, residue, modulus = map(int, congruent.groups())
+        if residue < modulus and (number - residue) % modulus == 0:
+            return str(residue)
     return answer
 
 

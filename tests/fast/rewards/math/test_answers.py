@@ -35,8 +35,9 @@ from verl_cipo.rewards.math.answers import last_answer, reference_answers
         (r"\boxed{3}, \boxed{5}. It is in \boxed{}.", "3, 5"),
         (r"\boxed{...}", "..."),
         (r"\boxed{5} is in \boxed{", ""),
-        (r"$x=\boxed{3}$ or $x = \boxed{5}$", "3, 5"),
-        (r"$\boxed{3} \text{ or } \boxed{5}$", "3, 5"),
+        (r"$x=\boxed{3}$ or $x = \boxed{5}$", r"3 \text{ or } 5"),
+        (r"$\boxed{3} \text{ or } \boxed{5}$", r"3 \text{ or } 5"),
+        (r"$\boxed{3} \text{ and } \boxed{5}$", "3, 5"),
         (r"$x=\boxed{3}$ and $y=\boxed{5}$", "5"),
         # hashes
         ("9 * 2\n#### 18", "18"),
