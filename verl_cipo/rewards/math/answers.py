@@ -50,7 +50,7 @@ _LAST_NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d{1,50})(?:\.\d{1,50})?%
 _DRESS = re.compile("[\\s*_\u220e\u2500-\u27bf\u2b00-\u2bff\ufe0f\U0001f000-\U0001faff]+$")
 _FORMULA = re.compile(r"\$(?:\\.|[^$\\])+\$|\\\(.*?\\\)")
 # What goes on after a formula without being a part of the answer, and what is a part of it all the same.
-_ASIDE = re.compile(r"[\s*_]*(?:[,;:(\u2013\u2014]|-\s|\b(?:is|are|was|satisfies|gives|works)\b)")
+_ASIDE = re.compile(r"[\s*_]*(?:[,;:(\u2013\u2014]|-\s|\b(?:is|are|was|satisfies|gives|works|and (?:it|we|this))\b)")
 _OTHER_VALUE = re.compile(r"[\d$\\=<>^]|\b(?![aAI]\b)[A-Za-z]\b")
 _PROSE_WORD = re.compile(r"(?<![A-Za-z\\])(?!(?:and|or|sqrt|log|sin|cos|tan|exp|min|max)\b)[A-Za-z]{3,}")
 _CLOSERS = {"$": "$", "$$": "$$", r"\(": r"\)", r"\[": r"\]"}

@@ -6,6 +6,7 @@ says nothing but its sides.
 """
 
 import contextlib
+import itertools
 from fractions import Fraction
 from typing import Any
 
@@ -15,10 +16,12 @@ from mpmath import mp
 from verl_cipo.rewards.math.evaluate import Context, Undefined, as_number, holds, names, value
 from verl_cipo.rewards.math.expressions import Tree
 from verl_cipo.rewards.math.forms import Equation, Relation
-from verl_cipo.rewards.math.numeric import is_decimal, points, same
+from verl_cipo.rewards.math.numeric import is_decimal, numbers_in, points, same
 from verl_cipo.rewards.math.values import is_rounded
 
 _DIGITS = 120
+_Line = list[dict[str, Fraction]]
+_NEARLY = mpmath.mpf("1e-25")
 _CLOSE, _NOTHING = mpmath.mpf("1e-80"), mpmath.mpf("1e-100")
 
 
@@ -157,7 +160,66 @@ def _same_solution(gold: Equation, answer: Equation) -> bool:
             if not all(_equal(a, b) for a, b in roots):
                 return False
         solved |= len(roots) >= 3
-    return solved
+    return solved and not _holds_elsewhere(one, other) and not _holds_elsewhere(other, one)
+
+
+def _holds_elsewhere(one: Tree, other: Tree) -> bool:
+    """Whether an equation is also solved where one of its variables has some value, whatever the others have, and the
+    other equation is not: (x + y - 1)(x - 5) = 0 by x = 5, where x + y = 1 is not.
+
+    The value is looked for among whole numbers up to 60, between them, and at the numbers that are written.
+    """
+    held = sorted(names(one) | names(other))
+    base = next(points(frozenset(held)))
+    places = sorted({Fraction(at) for at in range(-60, 61)} | {n * sign for n in numbers_in(one) for sign in (1, -1)})
+    for name, free in itertools.permutations(held, 2):
+        lines = [[{**base, name: at, free: Fraction(of_free)} for of_free in (2, 3)] for at in places]
+        found = [_on_line(one, line) for line in lines]
+        for at in range(len(places)):
+            line, values = lines[at], found[at]
+            if at and _change_sign(found[at - 1], values):
+                line = _zero_between(one, name, lines[at - 1], line)
+                values = _on_line(one, line)
+            if values and all(map(_is_nothing, values)):
+                others = _on_line(other, line)
+                if others and not all(map(_is_nothing, others)):
+                    return True
+    return False
+
+
+def _on_line(tree: Tree, line: _Line) -> list[Any]:
+    """The values at these points; none where one has no value."""
+    try:
+        found = []
+        for point in line:
+            context = Context(False)
+            context.point = point
+            found.append(_scalar(value(tree, context)))
+    except Undefined:
+        return []
+    return found if all(isinstance(x, Fraction) for x in found) else [as_number(x) for x in found]
+
+
+def _change_sign(before: list[Any], values: list[Any]) -> bool:
+    if not before or not values or not isinstance(before[0] * values[0], Fraction | mpmath.mpf):
+        return False
+    return before[0] * values[0] < 0
+
+
+def _zero_between(tree: Tree, name: str, low: _Line, high: _Line) -> _Line:
+    """The line between two on which the first value, of other signs on the two, is next to nothing."""
+    at_low = _on_line(tree, low)
+    for _ in range(130):
+        middle = [{**point, name: (point[name] + other[name]) / 2} for point, other in zip(low, high, strict=True)]
+        found = _on_line(tree, middle)
+        if not found or not found[0]:
+            return middle
+        low, high = (low, middle) if _change_sign(at_low, found) else (middle, high)
+    return low
+
+
+def _is_nothing(x: Any) -> bool:
+    return abs(as_number(x)) < _NEARLY
 
 
 def _difference(relation: Equation | Relation) -> Tree:

@@ -79,7 +79,7 @@ def points(held: frozenset[str], *trees: Tree) -> Iterator[dict[str, Fraction]]:
         first = first or point
         yield point
     if any(_has_pieces(tree) for tree in trees):
-        numbers = sorted({abs(value) for tree in trees for value in _numbers(tree)}, reverse=True)
+        numbers = sorted({abs(value) for tree in trees for value in numbers_in(tree)}, reverse=True)
         far = min(2 * math.prod(value + 1 for value in numbers), _FARTHEST)
         for name in sorted(held)[:_MOST_NAMES]:
             for around in (*numbers[:_MOST_NUMBERS], far, min(far**2, _FARTHEST)):
@@ -94,11 +94,12 @@ def _has_pieces(tree: Tree) -> bool:
     return tree[0] in ("abs", "root", "floor", "ceil") or power or any(_has_pieces(part) for part in parts(tree))
 
 
-def _numbers(tree: Tree) -> Iterator[Fraction]:
+def numbers_in(tree: Tree) -> Iterator[Fraction]:
+    """The numbers that are written in an expression."""
     if tree[0] == "num":
         yield tree[1]
     for part in parts(tree):
-        yield from _numbers(part)
+        yield from numbers_in(part)
 
 
 _POINTS = (
