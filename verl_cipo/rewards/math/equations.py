@@ -153,7 +153,7 @@ def _same_solution(gold: Equation, answer: Equation) -> bool:
     for name in sorted(names(one)):
         roots = [
             (a, b)
-            for point in points(names(one) | names(other))
+            for point in points(names(one) | names(other), one, other)
             if (a := _root(one, name, point)) is not None and (b := _root(other, name, point)) is not None
         ]
         with mp.workdps(_DIGITS):

@@ -197,7 +197,7 @@ def read_number(text: str, *, letters: bool = True) -> Value | None:
     rest = match["rest"]
     if ordinal := _ORDINAL.match(TEXT.sub(r"\1", rest).strip()):
         rest = " " + TEXT.sub(r"\1", rest).strip()[ordinal.end() :]
-    if rest.strip(" ()").lower() == (_SPELLED[int(value)] if value in range(len(_SPELLED)) else None):
+    if value in range(len(_SPELLED)) and TEXT.sub(r"\1", rest).strip(" ()").lower() == _SPELLED[int(value)]:
         rest = ""  # 5 (five)
     scale, rest = _magnitude(rest)
     unit = _unit(rest, attached=not rest[:1].isspace(), letters=letters)

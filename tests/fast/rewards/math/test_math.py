@@ -247,11 +247,101 @@ def test_any_answer_gets_a_verdict(answer):
         ("Evelyn", "Evelyn and Carla"),
         ("C", "A, B, C, D"),
         ("C", r"\text{(B) or (C)}"),
+        ("B", "B. 5 C. 6"),
+        ("B", "B) x C) y"),
+        # words behind a number
+        ("5", r"5 \text{ squared}"),
+        ("5", r"5 \text{ cubed}"),
+        ("5", r"5 \text{ choose two}"),
+        ("5", r"5 \text{ times two}"),
+        ("5", r"5 \text{ through ten}"),
+        ("5", r"5 \text{ otherwise six}"),
+        (r"\$5", r"5 \text{ cents}"),
+        # chains
+        (r"\frac{1}{3}", r"\frac{1}{3} = 0.344"),
+        (r"16\pi", r"16\pi = 51.27"),
+        ("0.5", r"0.5 = 60\%"),
+        ("5", "x = 4 = 5"),
+        ("5", r"12 \equiv 5 \pmod{10}"),
+        # differences beyond the numbers of an expression
+        ("|x-25|", "25-x"),
+        ("|x-100|", "100-x"),
+        ("|y-x-100|", "100-y+x"),
+        (r"\sqrt{(x-30)^2}", "30-x"),
+        (r"\frac{|x-40|}{x-40}", "-1"),
+        (r"\lfloor \frac{n}{100} \rfloor", "0"),
+        ("y = |x-25|", "y = 25-x"),
+        # equations with a factor of their own
+        ("x+y=1", "(x+y-1)(x-5)=0"),
+        ("x+y=1", "(x+y-1)(x^2-2)=0"),
+        ("y=2x", "y(x-1)=2x(x-1)"),
+        ("(3,5)", "y=3, x=5"),
+        (r"\frac{1}{2}", r"\frac{1}{2} \text{ or } 0.6"),
         ("C", "(B)(C)"),
     ],
 )
 def test_what_does_not_pass(reference, answer):
     assert outcome(reference, answer) in {"wrong", "unparsable"}
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer"),
+    [
+        ("6", r"\gcd(12,18)=6"),
+        ("12", r"\text{lcm}(4,6)=12"),
+        ("6", "f(2,3)=6"),
+        ("10", "C(5,2)=10"),
+        ("0.3", "P(X > 2)=0.3"),
+        ("0.5", r"\frac{1}{2} = 50\%"),
+        (r"50\%", r"\frac{1}{2} = 50\%"),
+        ("0.5", r"0.5 = 50\%"),
+        (r"\frac13", r"\frac13 = 0.333"),
+        (r"x = \frac13", r"x = \frac13 = 0.333"),
+        ("0.333", r"\frac13 = 0.333"),
+        (r"2\sqrt3", r"2\sqrt3 = 3.46"),
+        (r"16\pi", r"A = 16\pi = 50.27"),
+        ("2.5", r"\frac{5}{2} \text{ or } 2.5"),
+        ("0.5", r"50\% \text{ or } 0.5"),
+        ("11+x", r"x+11 \text{ or } 11+x"),
+        (r"\$0.50", r"50 \text{ cents}"),
+        (r"\$5", r"5 \text{ dollars}"),
+        ("5", r"5 \text{ (five)}"),
+        ("5", r"5 \text{ times}"),
+        ("5", r"5 \text{ units squared}"),
+        ("5", r"\text{The answer is 5}"),
+        ("5", "Total: 5"),
+        (r"\frac{3}{4}", r"\frac{{3}}{{4}}"),
+        ("(3,5)", "y=5,x=3"),
+        (r"(0,\infty)", r"\mathbb{R}^+"),
+        (r"[0,\infty)", r"\mathbb{R}_{\ge 0}"),
+        ("(1,2),(3,4)", r"(x,y)\in\{(1,2),(3,4)\}"),
+        ("7", r"17 \equiv 7 \pmod{10}"),
+        ("B", "B. 5"),
+        ("|x-25|", "|25-x|"),
+        ("xy=1", r"y=\frac1x"),
+        ("y(x-2)=x+1", r"y=\frac{x+1}{x-2}"),
+        ("x+y=1", "(x+y-1)(x^2+1)=0"),
+    ],
+)
+def test_other_ways_to_say_it(reference, answer):
+    assert outcome(reference, answer) == "right"
+
+
+@pytest.mark.parametrize(
+    ("reference", "solution", "judged"),
+    [
+        (r"$\boxed{3}$ and $\boxed{5}$", r"$\boxed{3}$ and $\boxed{5}$", "right"),
+        (r"$\boxed{3}$ and $\boxed{5}$", r"\boxed{5}", "wrong"),
+        ("11+x", r"This yields $\boxed{x+11}$ or $\boxed{11+x}$.", "right"),
+        ("5", "We get $\\boxed{5}$.\n\n**Final Answer:** $5$ \u2705", "right"),
+        ("5", "We get $\\boxed{6}$.\n\nThus the final answer is $5$, and we are done.", "right"),
+        ("5", "We get $\\boxed{5}$.\n\nThus the final answer is $6$, and we are done.", "wrong"),
+        ("5", r"We get $\boxed{5}$. The final answer is in \boxed{} as required.", "right"),
+        ("5", r"We get $\boxed{5}$. The final answer is \boxed{", "unparsable"),
+    ],
+)
+def test_where_the_answer_is(reference, solution, judged):
+    assert compute_score("test", solution, reference)["outcome"] == judged
 
 
 def test_one_answer_is_not_two_because_of_an_approximation():
