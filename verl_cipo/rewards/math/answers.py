@@ -52,7 +52,7 @@ _FORMULA = re.compile(r"\$(?:\\.|[^$\\])+\$|\\\(.*?\\\)")
 # What goes on after a formula without being a part of the answer, and what is a part of it all the same.
 _ASIDE = re.compile(r"[\s*_]*(?:[,;:(\u2013\u2014]|-\s|\b(?:is|are|was|satisfies|gives|works|and (?:it|we|this))\b)")
 _OTHER_VALUE = re.compile(r"[\d$\\=<>^]|\b(?![aAI]\b)[A-Za-z]\b")
-_PROSE_WORD = re.compile(r"(?<![A-Za-z\\])(?!(?:and|or|sqrt|log|sin|cos|tan|exp|min|max)\b)[A-Za-z]{3,}")
+_WORD = re.compile(r"(?<![A-Za-z\\])(?!(?:and|sqrt|log|sin|cos|tan|exp|min|max)\b)[A-Za-z]{3,}")
 _CLOSERS = {"$": "$", "$$": "$$", r"\(": r"\)", r"\[": r"\]"}
 _OPENER = re.compile(r"\$\$?|\\\(|\\\[")
 # What follows a phrase is looked at no further than this: an answer is short, and a text may be one long line.
@@ -220,7 +220,7 @@ def _sentence(text: str) -> str:
             break
     line = _DRESS.sub("", line.strip().strip("*"))
     formula = _FORMULA.match(line)
-    if formula and not _PROSE_WORD.search(TEXT.sub("", formula[0])) and _is_aside(line[formula.end() :]):
+    if formula and not _is_prose(formula[0]) and _is_aside(line[formula.end() :]):
         return formula[0]
     return line
 
@@ -235,8 +235,13 @@ def _is_aside(text: str) -> bool:
 def _looks_like_math(content: str) -> bool:
     if _is_number(content) or content[:1] == "$" or content[:2] == r"\(":
         return True
-    words = TEXT.sub("", content)
-    return content[:1] in ("\\", "(", "[") and not _is_placeholder(content) and not _PROSE_WORD.search(words)
+    return content[:1] in ("\\", "(", "[") and not _is_placeholder(content) and not _is_prose(content)
+
+
+def _is_prose(content: str) -> bool:
+    """Whether words stand in it that are no product of three letters."""
+    words = _WORD.findall(TEXT.sub("", content))
+    return len(words) > 1 or any(len(word) > 3 for word in words)
 
 
 def _is_number(content: str) -> bool:

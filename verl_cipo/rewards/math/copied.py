@@ -26,7 +26,9 @@ def is_copied(gold: str, answer: str, question: str) -> bool:
     if not _OPERATOR.search(answer):
         return False
     text, expected = _unbraced(normalize(question)), split_equation(gold)[1]
-    return _is_term(answer, text) and not _is_term(expected, text) and not _written_alike(expected, answer)
+    if not _is_term(answer, text) or _written_alike(expected, answer):
+        return False
+    return not (_OPERATOR.search(expected) and _is_term(expected, text))
 
 
 def squeeze(text: str) -> str:

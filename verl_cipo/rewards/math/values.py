@@ -71,12 +71,13 @@ _SPELLED = (
 _CHANGING = frozenset(_SPELLED) - {"one"} | frozenset(
     "thirty forty fifty sixty seventy eighty ninety hundred thousand million billion trillion "
     "half halves third thirds fourths fifths sixths eighths tenths hundredths thousandths dozen score mod pi sqrt root "
-    "factorial infinity twice thrice double doubled tripled divided multiplied choose otherwise else except unless "
-    "less fewer".split()
+    "factorial infinity twice thrice divided multiplied choose otherwise else except unless".split()
 )
 _NO_UNIT = _JOINING | _CHANGING | frozenset("to by over than but".split())
 # `5 cm squared` is an area, `5 squared` is 25.
-_POWER_WORD = re.compile(r"\W*(?:squared|cubed)\b", re.IGNORECASE)
+_POWER_WORD = re.compile(r"\W*(?:squared|cubed|doubled|tripled|halved)\b", re.IGNORECASE)
+# Of two-digit numbers there may be five.
+_ADJECTIVE = re.compile(rf"\b(?:{'|'.join(_SPELLED)})-(?=[a-z])", re.IGNORECASE)
 _MONEY = re.compile(r"\\\$|\bdollars?\b", re.IGNORECASE)
 _LETTER_UNITS = frozenset("mgshlLJNWVKCFA")
 _UNITS = {
@@ -283,7 +284,7 @@ def _magnitude(rest: str) -> tuple[int, str]:
 
 def _unit(rest: str, *, attached: bool, letters: bool) -> str | None:
     """The unit that `rest` is, empty for none or an unknown one; None when it is no unit and the text no number."""
-    words = TEXT.sub(r" \1 ", rest).strip()
+    words = _ADJECTIVE.sub("", TEXT.sub(r" \1 ", rest)).strip()
     if words.startswith("(") and words.endswith(")"):
         words = words[1:-1].strip()
     if words in ("", r"\$"):

@@ -81,6 +81,7 @@ from verl_cipo.rewards.math.answers import last_answer, reference_answers
         ("Answer: $5$ \u2014 verified.", "$5$"),
         ("Answer: $5 for the first and $6 for the other", "$5 for the first and $6 for the other"),
         (r"\boxed{5}" + "\nFinal Answer: (in the box)", "5"),
+        (r"\boxed{5}" + "\nFinal Answer: \\sqrt{abc}", r"\sqrt{abc}"),
         (r"\boxed{5}" + "\nFinal Answer: [see box]", "5"),
         (r"\boxed{5}" + "\nFinal Answer: (1, 2) and (3, 4)", "(1, 2) and (3, 4)"),
         (r"\boxed{5}" + "\nFinal Answer: \\frac{\\pi}{2} \\text{ square units}", r"\frac{\pi}{2} \text{ square units}"),

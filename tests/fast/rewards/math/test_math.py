@@ -252,6 +252,7 @@ def test_any_answer_gets_a_verdict(answer):
         # words behind a number
         ("5", r"5 \text{ squared}"),
         ("5", r"5 \text{ cubed}"),
+        ("5", r"5 \text{ twenty-two}"),
         ("5", r"5 \text{ choose two}"),
         ("5", r"5 \text{ times two}"),
         ("5", r"5 \text{ through ten}"),
@@ -307,6 +308,8 @@ def test_what_does_not_pass(reference, answer):
         (r"\$5", r"5 \text{ dollars}"),
         ("5", r"5 \text{ (five)}"),
         ("5", r"5 \text{ times}"),
+        ("5", r"5 \text{ two-digit numbers}"),
+        ("5", r"5 \text{ fewer}"),
         ("5", r"5 \text{ units squared}"),
         ("5", r"\text{The answer is 5}"),
         ("5", "Total: 5"),
@@ -365,6 +368,11 @@ def test_an_expression_of_the_question_is_no_answer_to_it():
 )
 def test_a_copied_term_is_no_answer(question):
     assert outcome("(x-2)(x+2)", "x^2-4", extra_info={"question": question}) == "wrong"
+
+
+def test_a_copied_term_is_no_answer_where_the_reference_is_a_letter_of_the_question():
+    question = r"Simplify $\frac{x^2}{x}$ for $x > 0$."
+    assert outcome("x", r"\frac{x^2}{x}", extra_info={"question": question}) == "wrong"
 
 
 @pytest.mark.parametrize(
