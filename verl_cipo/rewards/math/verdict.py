@@ -99,14 +99,15 @@ def quick_verdict(gold: str, answer: str, question: str | None = None) -> Outcom
     # Of an equation such as x^2 + y^2 = 1 the right side is not the answer.
     gold_number = read_number(gold_right, letters=False) if not gold_left or NAME.fullmatch(gold_left) else None
     if gold_number is not None and not (gold_left and left and squeeze(gold_left) != squeeze(left)):
-        number, before = read_number(right), read_number(left.rpartition("=")[2].strip())
+        number = read_number(right)
+        before = [found for side in left.split("=") if (found := read_number(side.strip())) is not None]
         if number is not None and same_number(gold_number, number):
-            if before is not None:
+            if before:
                 # 0.5 = 50%, while 4 = 5 is false and \frac{1}{3} = 0.333 is to be worked out.
-                return Outcome.RIGHT if same_number(gold_number, before) else None
+                return Outcome.RIGHT if all(same_number(gold_number, side) for side in before) else None
             # 2 + 3 = 5 answers 5, and 1 = 5 does not.
             return None if left and not _VARIABLE.search(left) else Outcome.RIGHT
-        if number is not None and before is not None and same_number(gold_number, before):
+        if number is not None and any(same_number(gold_number, side) for side in before):
             return None
         if not _AMBIGUOUS_LIST.fullmatch(gold) and not _in_other_unit(gold_number, right):
             return Outcome.WRONG

@@ -263,6 +263,8 @@ def test_any_answer_gets_a_verdict(answer):
         (r"16\pi", r"16\pi = 51.27"),
         ("0.5", r"0.5 = 60\%"),
         ("5", "x = 4 = 5"),
+        ("5", "4 = x = 5"),
+        ("5", "5 = x = 4"),
         ("5", r"12 \equiv 5 \pmod{10}"),
         # differences beyond the numbers of an expression
         ("|x-25|", "25-x"),
