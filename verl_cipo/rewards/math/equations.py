@@ -7,6 +7,7 @@ says nothing but its sides.
 
 import contextlib
 import itertools
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -20,7 +21,7 @@ from verl_cipo.rewards.math.numeric import is_decimal, numbers_in, points, same
 from verl_cipo.rewards.math.values import is_rounded
 
 _DIGITS = 120
-_Line = list[dict[str, Fraction]]
+_Point = dict[str, Fraction]
 _NEARLY = mpmath.mpf("1e-25")
 _CLOSE, _NOTHING = mpmath.mpf("1e-80"), mpmath.mpf("1e-100")
 
@@ -160,66 +161,61 @@ def _same_solution(gold: Equation, answer: Equation) -> bool:
             if not all(_equal(a, b) for a, b in roots):
                 return False
         solved |= len(roots) >= 3
-    return solved and not _holds_elsewhere(one, other) and not _holds_elsewhere(other, one)
+    with mp.workdps(_DIGITS):
+        return solved and not _holds_elsewhere(one, other) and not _holds_elsewhere(other, one)
 
 
 def _holds_elsewhere(one: Tree, other: Tree) -> bool:
     """Whether an equation is also solved where one of its variables has some value, whatever the others have, and the
     other equation is not: (x + y - 1)(x - 5) = 0 by x = 5, where x + y = 1 is not.
 
-    The value is looked for among whole numbers up to 60, between them, and at the numbers that are written.
+    The value is looked for among whole numbers up to 30, between them, and at the numbers that are written.
     """
     held = sorted(names(one) | names(other))
     base = next(points(frozenset(held)))
-    places = sorted({Fraction(at) for at in range(-60, 61)} | {n * sign for n in numbers_in(one) for sign in (1, -1)})
+    places = sorted({Fraction(at) for at in range(-30, 31)} | {n * sign for n in numbers_in(one) for sign in (1, -1)})
     for name, free in itertools.permutations(held, 2):
-        lines = [[{**base, name: at, free: Fraction(of_free)} for of_free in (2, 3)] for at in places]
-        found = [_on_line(one, line) for line in lines]
-        for at in range(len(places)):
-            line, values = lines[at], found[at]
-            if at and _change_sign(found[at - 1], values):
-                line = _zero_between(one, name, lines[at - 1], line)
-                values = _on_line(one, line)
-            if values and all(map(_is_nothing, values)):
-                others = _on_line(other, line)
-                if others and not all(map(_is_nothing, others)):
+        line = {**base, free: Fraction(2)}
+        for at in _zeros(one, name, line, places):
+            both = [{**line, name: at, free: Fraction(of_free)} for of_free in (2, 3)]
+            if all(_is_nothing(_at(one, point)) for point in both):
+                values = [_at(other, point) for point in both]
+                if None not in values and not all(map(_is_nothing, values)):
                     return True
     return False
 
 
-def _on_line(tree: Tree, line: _Line) -> list[Any]:
-    """The values at these points; none where one has no value."""
+def _zeros(tree: Tree, name: str, line: _Point, places: list[Fraction]) -> Iterator[Fraction]:
+    """Where an expression of one name is 0: at these places, and between two of them where it changes its sign."""
+    before = None
+    for at in places:
+        found = _at(tree, {**line, name: at})
+        if found is not None and not found:
+            yield at
+        elif found and before and (before[1] > 0) != (found > 0):
+            low, high = before[0], at
+            for _ in range(130):
+                middle = (low + high) / 2
+                beyond = ((_at(tree, {**line, name: middle}) or 0) > 0) == (found > 0)
+                low, high = (low, middle) if beyond else (middle, high)
+            yield high
+        before = (at, found) if found else None
+
+
+def _at(tree: Tree, point: _Point) -> Any:
+    """The value at a point, None where there is no real one."""
+    context = Context(False)
+    context.point = point
     try:
-        found = []
-        for point in line:
-            context = Context(False)
-            context.point = point
-            found.append(_scalar(value(tree, context)))
+        found = _scalar(value(tree, context))
     except Undefined:
-        return []
-    return found if all(isinstance(x, Fraction) for x in found) else [as_number(x) for x in found]
-
-
-def _change_sign(before: list[Any], values: list[Any]) -> bool:
-    if not before or not values or not isinstance(before[0] * values[0], Fraction | mpmath.mpf):
-        return False
-    return before[0] * values[0] < 0
-
-
-def _zero_between(tree: Tree, name: str, low: _Line, high: _Line) -> _Line:
-    """The line between two on which the first value, of other signs on the two, is next to nothing."""
-    at_low = _on_line(tree, low)
-    for _ in range(130):
-        middle = [{**point, name: (point[name] + other[name]) / 2} for point, other in zip(low, high, strict=True)]
-        found = _on_line(tree, middle)
-        if not found or not found[0]:
-            return middle
-        low, high = (low, middle) if _change_sign(at_low, found) else (middle, high)
-    return low
+        return None
+    found = found if isinstance(found, Fraction) else as_number(found)
+    return found if isinstance(found, Fraction | mpmath.mpf) else None
 
 
 def _is_nothing(x: Any) -> bool:
-    return abs(as_number(x)) < _NEARLY
+    return x is not None and abs(as_number(x)) < _NEARLY
 
 
 def _difference(relation: Equation | Relation) -> Tree:

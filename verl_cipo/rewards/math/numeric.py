@@ -25,7 +25,7 @@ _CLEAR = mpmath.mpf("1e-8")
 SIGNIFICANT_DIGITS = 6
 _TOLERANCE = mpmath.mpf("1e-6")
 _ENOUGH_POINTS = 3
-_MOST_NAMES, _MOST_NUMBERS, _FARTHEST = 3, 4, Fraction(10**6)
+_MOST_NAMES, _MOST_NUMBERS, _SMALL, _FARTHEST = 3, 4, 9, Fraction(10**6)
 
 
 def same(one: Tree, other: Tree, *, degree: str = "radians") -> bool | None:
@@ -64,7 +64,7 @@ def is_decimal(tree: Tree, digits: int) -> bool:
 def points(held: frozenset[str], *trees: Tree) -> Iterator[dict[str, Fraction]]:
     """Values for the names: fractions between 0 and 1, above 1, of both signs, and whole numbers.
 
-    Where an expression is made of pieces, as |x - 25| is, also values on both sides of its numbers and far beyond them.
+    Where an expression is made of pieces, as |x - 25| is, also values beyond each of its numbers and far beyond all.
     """
     if not held:
         yield {}
@@ -79,13 +79,13 @@ def points(held: frozenset[str], *trees: Tree) -> Iterator[dict[str, Fraction]]:
         first = first or point
         yield point
     if any(_has_pieces(tree) for tree in trees):
-        numbers = sorted({abs(value) for tree in trees for value in numbers_in(tree)}, reverse=True)
+        numbers = {abs(value) for tree in trees for value in numbers_in(tree)}
         far = min(2 * math.prod(value + 1 for value in numbers), _FARTHEST)
+        large = sorted((value for value in numbers if value > _SMALL), reverse=True)
         for name in sorted(held)[:_MOST_NAMES]:
-            for around in (*numbers[:_MOST_NUMBERS], far, min(far**2, _FARTHEST)):
-                for offset in (Fraction(211, 997), Fraction(-307, 997)):
-                    yield {**first, name: around + offset}
-                    yield {**first, name: -around - offset}
+            for beyond in (*large[:_MOST_NUMBERS], far, min(far**2, _FARTHEST)):
+                yield {**first, name: beyond + Fraction(211, 997)}
+                yield {**first, name: -beyond - Fraction(307, 997)}
 
 
 def _has_pieces(tree: Tree) -> bool:
