@@ -3,7 +3,6 @@ r"""Whether two forms say the same.
 Values are compared by `numeric.same`, equations by `equations`, lists and sets in any order, tuples in order.
 """
 
-import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -167,17 +166,16 @@ def _same_items(gold: Items, answer: Items) -> bool:
         {part.left for items in (gold, answer) for part in items.parts if isinstance(part, Equation)}
     ) < len(gold.parts):
         return False
-    return all(map(equal, _by_name(gold.parts), _by_name(answer.parts)))
+    return all(map(equal, gold.parts, _in_order(answer.parts)))
 
 
-def _by_name(parts: Sequence[Form]) -> Sequence[Form]:
-    """y = 5, x = 3 in the order of their names, where these are letters that follow on each other."""
-    names_of = [
-        "".join(part.left[1:2]) if isinstance(part, Equation) and part.left[0] == "name" else "" for part in parts
-    ]
-    letters = "".join(sorted(names_of))
-    if len(letters) == len(parts) and letters in string.ascii_letters:
-        return [part for _, part in sorted(zip(names_of, parts, strict=True), key=lambda pair: pair[0])]
+def _in_order(parts: Sequence[Form]) -> Sequence[Form]:
+    """The coordinates y = 5, x = 3 of an answer as x = 3, y = 5; all others as they are."""
+    named = {part.left: part for part in parts if isinstance(part, Equation)}
+    for letters in ("xy", "xyz"):
+        order = [("name", letter) for letter in letters]
+        if len(parts) == len(order) and named.keys() == set(order):
+            return [named[name] for name in order]
     return parts
 
 

@@ -5,12 +5,20 @@ import re
 from verl_cipo.rewards.math.expressions import Tree, parse
 from verl_cipo.rewards.math.normal import normalize
 from verl_cipo.rewards.math.tokens import Unreadable, tokens
-from verl_cipo.rewards.math.values import split_equation
+from verl_cipo.rewards.math.values import NAME, read_number, split_equation
 
 _OPERATOR = re.compile(r"[-+*/^!]|\\(?:frac|sqrt|cdot|times|div|pm|sin|cos|tan|log|ln|circ)(?![A-Za-z])|\)\s*\(")
 # What makes a larger term of the one behind it, and of the one in front of it.
 _GOES_BEFORE = re.compile(r"(?:[\w\\)}]|\d\.|(?:[\^_+*/-]|\\(?:cdot|times|div|pm))\s*)\Z")
 _GOES_ON = re.compile(r"[\w({]|\s*(?:[\^_+*/!-]|\\(?:cdot|times|div|pm))")
+# A formula of a question with the marks of a list or of emphasis, a dash or an exclamation mark around it.
+_FORMULA = re.compile(
+    r"[-*_+\u2013\u2014\s]{0,9}"
+    r"(\$\$[^$]{1,2000}\$\$|\$[^$]{1,2000}\$|\\\(.{1,2000}?\\\)|\\\[.{1,2000}?\\\])"
+    r"[-*_!\u2013\u2014\s]{0,9}",
+    re.DOTALL,
+)
+_SEPARATOR = re.compile(r"=|,?\s*(?:\\text\s*\{\s*or\s*\}|\bor\b)")
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -25,10 +33,19 @@ def is_copied(gold: str, answer: str, question: str) -> bool:
     """
     if not _OPERATOR.search(answer):
         return False
-    text, expected = _unbraced(normalize(question)), split_equation(gold)[1]
-    if not _is_term(answer, text) or _written_alike(expected, answer):
+    text, expected = _unbraced(normalize(_FORMULA.sub(r" \1 ", question))), split_equation(gold)[1]
+    parts = [part.strip() for part in _SEPARATOR.split(answer)]
+    if not _is_term(answer, text) and not _are_terms(parts, text):
+        return False
+    if any(_written_alike(expected, part) for part in (answer, *parts)):
         return False
     return not (_OPERATOR.search(expected) and _is_term(expected, text))
+
+
+def _are_terms(parts: list[str], text: str) -> bool:
+    r"""Whether a text has each of these, one at least, but names and numbers: `A`, `\sin 75^\circ` and `0.966`."""
+    said = [part for part in parts if not NAME.fullmatch(part) and read_number(part) is None]
+    return bool(said) and all(_OPERATOR.search(part) and _is_term(part, text) for part in said)
 
 
 def squeeze(text: str) -> str:

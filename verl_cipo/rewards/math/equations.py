@@ -46,10 +46,14 @@ def rounds(one: Tree, other: Tree, digits: int) -> bool:
         if is_decimal(inner, digits) and not names(exact):
             try:
                 with mp.workdps(30):
-                    number = as_number(_scalar(value(exact, Context(False))))
+                    number = _scalar(value(exact, Context(False)))
+                    written, step = -inner[1] if negative else inner[1], inner[2]
+                    if isinstance(number, Fraction):
+                        return is_rounded(written, step, number)
+                    number = as_number(number)
                     if not isinstance(number, mpmath.mpf):
                         return False
-                    return is_rounded(as_number(-inner[1] if negative else inner[1]), as_number(inner[2]), number)
+                    return is_rounded(as_number(written), as_number(step), number)
             except Undefined:
                 return False
     return False

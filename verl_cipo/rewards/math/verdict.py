@@ -10,6 +10,7 @@ An answer is refused where the algebra system would do the model's work or take 
 
 import math
 import re
+from fractions import Fraction
 
 from verl_cipo.rewards.math.copied import is_copied, squeeze
 from verl_cipo.rewards.math.normal import TEXT
@@ -63,6 +64,8 @@ _RATIO = re.compile(r"\d+(?:\s?:\s?\d+){2,}")
 # 2:40 is not 1:20.
 _TIME = re.compile(r"\d{1,2}\s?:\s?[0-5]\d")
 _PERCENT_SIGN = re.compile(r"\s*\\?%$")
+# The digits in front of the point and behind it, of no fraction, mixed number or power of ten.
+_ROUNDED = re.compile(r"[-+]?(?:\\\$)?(\d+)(?:\.(\d+))?(?![\d,.]|\s?\\(?:frac|times|cdot|overline)|\s?[*/]|[eE]|\s\d)")
 
 
 def quick_verdict(gold: str, answer: str, question: str | None = None) -> Outcome | None:
@@ -104,11 +107,16 @@ def quick_verdict(gold: str, answer: str, question: str | None = None) -> Outcom
         if number is not None and same_number(gold_number, number):
             if before:
                 # 0.5 = 50%, while 4 = 5 is false and \frac{1}{3} = 0.333 is to be worked out.
-                return Outcome.RIGHT if all(same_number(gold_number, side) for side in before) else None
+                agree = all(same_number(gold_number, side) or _leads_to(side, number, right) for side in before)
+                return Outcome.RIGHT if agree else None
             # 2 + 3 = 5 answers 5, and 1 = 5 does not.
             return None if left and not _VARIABLE.search(left) else Outcome.RIGHT
         if number is not None and any(same_number(gold_number, side) for side in before):
-            return None
+            # A whole number is no rounded one: 100 = 99.99999 is false.
+            whole = gold_number.value.denominator == 1 and not any(
+                side.unit or side.money for side in (number, *before)
+            )
+            return Outcome.WRONG if whole else None
         if not _AMBIGUOUS_LIST.fullmatch(gold) and not _in_other_unit(gold_number, right):
             return Outcome.WRONG
     elif gold_left and not left and not _VARIABLE.search(gold_left) and read_number(gold_right) is not None:
@@ -143,6 +151,21 @@ def for_algebra(text: str) -> str:
         return text  # 0.5 = 50%
     text = _LAST_DEGREES.sub(r"^\\circ", text)
     return _LAST_UNIT.sub("", _LAST_REMARK.sub("", _PERCENT_SIGN.sub("", text))).strip().rstrip(".,;:")
+
+
+def _leads_to(side: Value, number: Value, written: str) -> bool:
+    r"""Whether a side of a chain is the same as its last one, `written`: 3 hours = 180 minutes, \frac{10}{3} = 3.33.
+
+    Of two different units neither is converted. A last side is rounded where it has two digits or more.
+    """
+    if "percent" in (side.unit, number.unit) or (side.money != number.money and "cent" in (side.unit, number.unit)):
+        return same_number(side, number)
+    if side.unit and number.unit and side.unit != number.unit:
+        return True
+    decimal = _ROUNDED.match(written)
+    if not decimal or len((decimal[1] + (decimal[2] or "")).lstrip("0")) < 2:
+        return False
+    return abs(side.value - number.value) <= Fraction(1, 2 * 10 ** len(decimal[2] or ""))
 
 
 def _one_of_equals(answer: str) -> str:
