@@ -31,12 +31,14 @@ _JOINT = re.compile(
 )
 # Boxes that say where the answer belongs: \boxed{}, \boxed{...}, \boxed{your answer}.
 _PLACEHOLDER = re.compile(
-    r"(?:\u2026|\\[lc]?dots|\?|\\boxed\s*\{\s*\}|(?:(?:the|your) )?(?:final )?answer)?", re.IGNORECASE
+    r"(?:\u2026|\\[lc]?dots|\\boxed\s*\{\s*\}|(?:(?:the|your) )?(?:final )?answer)?", re.IGNORECASE
 )
 _CHOICE = re.compile(r"\(?[A-J]\)?\.?")
 _BARE_BOX = re.compile(r"[ \t]*([^\s{}$]+)")
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)")
-_HEADING = re.compile(r"\d+\s+[A-Z][a-z]+\b.*")
+_HEADING = re.compile(
+    r"\d+\s+(?:Verification|Verify|Check|Checking|Step|Solution|Explanation|Note|Conclusion|Proof|Summary)\b.*"
+)
 _PHRASE = re.compile(
     r"(?:\bfinal\s{1,5}answer\b[*_\s]{0,5}(?:is\b|:|=)|^\W{0,5}(?:the\s{1,5})?answer\b[*_ ]{0,5}:"
     r"|^[#*_ ]{0,8}final\s{1,5}answer[*_ ]{0,5}\n)[*_: \t]{0,10}",
@@ -44,13 +46,27 @@ _PHRASE = re.compile(
 )
 _PROSE = re.compile(r"\banswer\b[*_\s]{0,5}(?:is\b|:)[*_: \t]{0,10}", re.IGNORECASE)
 _REPEATED_PHRASE = re.compile(r"(?:the\s{1,5})?(?:final\s{1,5})?answer\s{1,5}is\b[: \t]*", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.;!?](?=\s|\*|$)|,?\s(?:because|since|which|so|as)\s|[.,]?\s*I hope", re.IGNORECASE)
+_SENTENCE_END = re.compile(
+    r"[.!?](?=\s|\*|$)|;(?=\s|\*|$)(?!\s*(?:and\s|or\s)?\s*(?:[$\d+-]|\\))"
+    r"|,?\s(?:because|since|which|so|(?<!\bwell\s)as(?!\s+well\s))\s|[.,]?\s*I hope",
+    re.IGNORECASE,
+)
 _LAST_NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d{1,50})(?:\.\d{1,50})?%?")
 # What an answer is decorated with: bold type, squares, check marks.
 _DRESS = re.compile("[\\s*_\u220e\u2500-\u27bf\u2b00-\u2bff\ufe0f\U0001f000-\U0001faff]+$")
 _FORMULA = re.compile(r"\$(?:\\.|[^$\\])+\$|\\\(.*?\\\)")
 # What goes on after a formula without being a part of the answer, and what is a part of it all the same.
-_ASIDE = re.compile(r"[\s*_]*(?:[,;:(\u2013\u2014]|-\s|\b(?:is|are|was|satisfies|gives|works|and (?:it|we|this))\b)")
+_ASIDE = re.compile(
+    r"[\s*_]*(?:[,;:(\u2013\u2014]|-\s|\b(?:satisfies|gives|works|and (?:it|we|this))\b"
+    r"|\b(?:is|are|was) (?:the )?(?:least|largest|smallest|greatest|positive|number|only)\b)",
+    re.IGNORECASE,
+)
+# Words by which a remark changes the formula in front of it, adds to it or takes it back; and Roman numerals.
+_CHANGES = re.compile(
+    r"\b(?:conjugates?|reciprocals?|inverses?|opposites?|negat\w*|signs?|reversed|both|versus|also|candidates?|wrong"
+    r"|incorrect|false|unknown|per ?cent|factors?|as well as)\b|\b(?-i:(?=[IVXLC]{2})[IVXLC]+)\b",
+    re.IGNORECASE,
+)
 _OTHER_VALUE = re.compile(r"[\d$\\=<>^]|\b(?![aAI]\b)[A-Za-z]\b")
 _WORD = re.compile(r"(?<![A-Za-z\\])(?!(?:and|sqrt|log|sin|cos|tan|exp|min|max)\b)[A-Za-z]{3,}")
 _CLOSERS = {"$": "$", "$$": "$$", r"\(": r"\)", r"\[": r"\]"}
@@ -227,7 +243,7 @@ def _sentence(text: str) -> str:
 
 def _is_aside(text: str) -> bool:
     """Whether what follows a formula is no part of the answer: `, and we are done`, `(simplified)`, `is least`."""
-    if _OTHER_VALUE.search(text) or names_another_value(text):
+    if _OTHER_VALUE.search(text) or _CHANGES.search(text) or names_another_value(text):
         return False
     return not re.search(r"\w", text) or bool(_ASIDE.match(text))
 

@@ -166,6 +166,8 @@ def _same_items(gold: Items, answer: Items) -> bool:
         {part.left for items in (gold, answer) for part in items.parts if isinstance(part, Equation)}
     ) < len(gold.parts):
         return False
+    if all(named):
+        return _match(gold.parts, answer.parts, equal)
     return all(map(equal, gold.parts, _in_order(answer.parts)))
 
 

@@ -76,8 +76,11 @@ _CHANGING = frozenset(_SPELLED) - {"one"} | frozenset(
 _NO_UNIT = _JOINING | _CHANGING | frozenset("to by over than but".split())
 # `5 cm squared` is an area, `5 squared` is 25.
 _POWER_WORD = re.compile(r"\W*(?:squared|cubed|doubled|tripled|halved)\b", re.IGNORECASE)
-# Of two-digit numbers there may be five.
-_ADJECTIVE = re.compile(rf"\b(?:{'|'.join(_SPELLED)})-(?=[a-z])", re.IGNORECASE)
+# Of two-digit numbers, and of two point shots, there may be five.
+_ADJECTIVE = re.compile(
+    rf"\b(?:{'|'.join(_SPELLED)})(?:-(?=[a-z])|\s(?=(?:digit|point|letter|sided|way|year|bedroom|person)\s[a-z]))",
+    re.IGNORECASE,
+)
 _MONEY = re.compile(r"\\\$|\bdollars?\b", re.IGNORECASE)
 _LETTER_UNITS = frozenset("mgshlLJNWVKCFA")
 _UNITS = {
