@@ -37,7 +37,7 @@ _CHOICE = re.compile(r"\(?[A-J]\)?\.?")
 _BARE_BOX = re.compile(r"[ \t]*([^\s{}$]+)")
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n]*)")
 _HEADING = re.compile(
-    r"\d+\s+(?:Verification|Verify|Check|Checking|Step|Solution|Explanation|Note|Conclusion|Proof|Summary)\b.*"
+    r"\d+\s+(?:Verification|Verify|Checking|(?:Check|Step|Solution|Explanation|Note|Conclusion|Proof)s?|Summary)\b.*"
 )
 _PHRASE = re.compile(
     r"(?:\bfinal\s{1,5}answer\b[*_\s]{0,5}(?:is\b|:|=)|^\W{0,5}(?:the\s{1,5})?answer\b[*_ ]{0,5}:"
@@ -64,7 +64,8 @@ _ASIDE = re.compile(
 # Words by which a remark changes the formula in front of it, adds to it or takes it back; and Roman numerals.
 _CHANGES = re.compile(
     r"\b(?:conjugates?|reciprocals?|inverses?|opposites?|negat\w*|signs?|reversed|both|versus|also|candidates?|wrong"
-    r"|incorrect|false|unknown|per ?cent|factors?|as well as)\b|\b(?-i:(?=[IVXLC]{2})[IVXLC]+)\b",
+    r"|incorrect|false|unknown|per ?cent|factors?|as well as|perhaps|possibly|its (?:square|cube|root))\b"
+    r"|\b(?-i:(?=[IVXLC]{2})[IVXLC]+)\b",
     re.IGNORECASE,
 )
 _OTHER_VALUE = re.compile(r"[\d$\\=<>^]|\b(?![aAI]\b)[A-Za-z]\b")

@@ -10,7 +10,6 @@ An answer is refused where the algebra system would do the model's work or take 
 
 import math
 import re
-from fractions import Fraction
 
 from verl_cipo.rewards.math.copied import is_copied, squeeze
 from verl_cipo.rewards.math.normal import TEXT
@@ -64,8 +63,8 @@ _RATIO = re.compile(r"\d+(?:\s?:\s?\d+){2,}")
 # 2:40 is not 1:20.
 _TIME = re.compile(r"\d{1,2}\s?:\s?[0-5]\d")
 _PERCENT_SIGN = re.compile(r"\s*\\?%$")
-# The digits in front of the point and behind it, of no fraction, mixed number or power of ten.
-_ROUNDED = re.compile(r"[-+]?(?:\\\$)?(\d+)(?:\.(\d+))?(?![\d,.]|\s?\\(?:frac|times|cdot|overline)|\s?[*/]|[eE]|\s\d)")
+# The digits in front of the point and behind it, of no fraction and no mixed number.
+_ROUNDED = re.compile(r"[-+]?(?:\\\$)?(\d+)(?:\.(\d+))?(?![\d.]|\s?\\(?:frac|overline)|\s?/|\s\d)")
 
 
 def quick_verdict(gold: str, answer: str, question: str | None = None) -> Outcome | None:
@@ -162,10 +161,10 @@ def _leads_to(side: Value, number: Value, written: str) -> bool:
         return same_number(side, number)
     if side.unit and number.unit and side.unit != number.unit:
         return True
-    decimal = _ROUNDED.match(written)
-    if not decimal or len((decimal[1] + (decimal[2] or "")).lstrip("0")) < 2:
-        return False
-    return abs(side.value - number.value) <= Fraction(1, 2 * 10 ** len(decimal[2] or ""))
+    decimal = _ROUNDED.match(written.replace(",", ""))
+    digits = (decimal[1] + (decimal[2] or "")).lstrip("0") if decimal else ""
+    # Half of the last place: of 2.0 \times 10^{-19}, of 12 million.
+    return len(digits) >= 2 and abs(side.value - number.value) <= abs(number.value) / (2 * int(digits))
 
 
 def _one_of_equals(answer: str) -> str:

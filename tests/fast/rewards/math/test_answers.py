@@ -49,6 +49,7 @@ from verl_cipo.rewards.math.answers import last_answer, reference_answers
         (r"\boxed{3}" + "\n#### 4", "4"),
         ("#### 4\n" + r"\boxed{3}", "3"),
         ("#### Evelyn", "Evelyn"),
+        (r"so \boxed{5}" + "\n#### 2 Checks", "5"),
         (r"so \boxed{5}" + "\n#### 2 Verification", "5"),
         # phrases
         ("Final Answer: The final answer is $x^2$. I hope it is correct.", "$x^2$"),

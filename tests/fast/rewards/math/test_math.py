@@ -274,6 +274,8 @@ def test_any_answer_gets_a_verdict(answer):
         ("50", "x=50=49.9"),
         ("100", "100 = 99.99999"),
         ("100", "x = 100 = 99.99999"),
+        ("3.3", r"x=\frac{11}{3}=3.3"),
+        ("1668", r"x=\frac{5000}{3}=1,668"),
         ("5", "5 = x = 4"),
         ("5", r"12 \equiv 5 \pmod{10}"),
         # differences beyond the numbers of an expression
@@ -396,6 +398,8 @@ def test_one_answer_is_not_two_because_of_an_approximation():
         ("25", r"x=0.25=25\%"),
         ("3.33", r"v=\frac{10}{3}=3.33\text{ m/s}"),
         ("667", r"x=\frac{2000}{3}=667"),
+        ("1667", r"x=\frac{5000}{3}=1,667"),
+        ("2e-19", r"E=1.98\times10^{-19}=2.0\times10^{-19}"),
     ],
 )
 def test_a_chain_may_end_with_the_reference_in_another_unit_or_rounded(reference, answer):
