@@ -227,7 +227,8 @@ class Step:
     def measure(self) -> dict[str, float]:
         """Metrics of the step; moves rho and the guard."""
         own = batch_metrics(self.table) | {f"cipo/{name}": value for name, value in self.statistics.items()}
-        return own | self.controller.observe({**own, "actor/entropy": 1.0}, self.table, step=self.global_steps)
+        how = {"step": self.global_steps, "loss_agg_mode": "token-mean"}
+        return own | self.controller.observe({**own, "actor/entropy": 1.0}, self.table, **how)
 
 
 def rendering_of(tokens: int) -> Rendering:

@@ -311,10 +311,17 @@ def check_contexts(dataset: Sequence[Mapping[str, Any]], cipo: CIPOConfig, promp
         )
 
 
-def announce(config: DictConfig, cipo: CIPOConfig) -> None:
-    """What the second turn adds to a validation, and what a group filter takes from budget=auto."""
+def announce(config: DictConfig, cipo: CIPOConfig, *, validation: bool = True) -> None:
+    """What the second turn adds to a validation, and what a group filter takes from budget=auto.
+
+    validation: False where the first is said elsewhere.
+    """
     trainer = config.trainer
-    if cipo.val_corrections > 0 and (trainer.val_before_train or trainer.test_freq > 0 or trainer.val_only):
+    if (
+        validation
+        and cipo.val_corrections > 0
+        and (trainer.val_before_train or trainer.test_freq > 0 or trainer.val_only)
+    ):
         print(
             f"[verl_cipo] {ROOT}.val_corrections={cipo.val_corrections}: a validation samples "
             f"{1 + cipo.val_corrections} times as many answers as without second turns; set it to 0 to turn them off"

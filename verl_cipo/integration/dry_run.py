@@ -162,7 +162,7 @@ def check(config: DictConfig) -> Plan:
         cipo = switch_on(config)
         if not check_model(config, cipo):
             unchecked.append(f"prompt budget (no tokenizer of {config.actor_rollout_ref.model.path} on this machine)")
-        announce(config, cipo)
+        announce(config, cipo, validation=False)
     verl_config.validate_config.__wrapped__(
         config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
     )
