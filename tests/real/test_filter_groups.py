@@ -23,7 +23,14 @@ FILTER = [
 @pytest.fixture(scope="session")
 def sync_run(run, tmp_path_factory) -> Run:
     """verl's synchronous trainer, anchors as prompts finish, one all-wrong prompt of four kept."""
-    return run(tmp_path_factory.mktemp("filter"), *FILTER, "+algorithm.cipo.keep_all_wrong=0.25")
+    own = ("+algorithm.cipo.keep_all_wrong=0.25", "+algorithm.cipo.budget=fixed")
+    return run(tmp_path_factory.mktemp("filter"), *FILTER, *own)
+
+
+@pytest.fixture(scope="session")
+def auto_run(run, tmp_path_factory) -> Run:
+    """The default's budget, which corrects next to nothing but what is kept."""
+    return run(tmp_path_factory.mktemp("filter_auto"), *FILTER, "+algorithm.cipo.keep_all_wrong=0.25")
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +84,23 @@ def test_anchors_are_the_steps(sync_run):
         right = sum(score > 0.5 for rows in base.values() for score in (row["score"] for row in rows))
         assert metrics["cipo/anchors/correct"] == min(rounded(metrics["cipo/rho"] * PROMPTS), right)
         assert {len(rows) for rows in corrections.values()} == {N}
+
+
+def test_what_is_kept_is_corrected_whatever_the_budget_says(auto_run):
+    kept = [int(metrics["cipo/filter/kept_all_wrong"]) for metrics in auto_run.steps]
+    assert sum(kept) > 0, "nothing was kept, so nothing was tested"
+    for step, metrics in enumerate(auto_run.steps, start=1):
+        base, corrections, _ = streams(auto_run.rollouts(step))
+        # Further attempts come after the attempts.
+        session = {row["uid"]: int(row["uid"].rsplit("_", 2)[1]) for rows in base.values() for row in rows}
+        first = {uid: {row["score"] for row in rows if session[row["uid"]] < N} for uid, rows in base.items()}
+        wrong = {uid for uid, scores in first.items() if scores == {0.0}}
+        assert len(base) == PROMPTS and len(wrong) == kept[step - 1]
+        assert wrong <= {name.rpartition("_c")[0] for name in corrections}
+        assert metrics["cipo/budget/corrected"] == len(corrections) >= kept[step - 1]
+        # A slot is the corrections of an anchor, or as many further attempts.
+        assert metrics["cipo/rows/base"] + metrics["cipo/rows/correction"] == 2 * N * PROMPTS
+        assert metrics["cipo/filter/evicted_all_wrong"] <= evicted(metrics) + left_over(metrics)
 
 
 def test_hosted_corrections_outlive_their_hosts(async_run):
