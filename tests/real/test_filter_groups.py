@@ -23,14 +23,14 @@ FILTER = [
 @pytest.fixture(scope="session")
 def sync_run(run, tmp_path_factory) -> Run:
     """verl's synchronous trainer, anchors as prompts finish, one all-wrong prompt of four kept."""
-    own = ("+algorithm.cipo.keep_all_wrong=0.25", "+algorithm.cipo.budget=fixed")
-    return run(tmp_path_factory.mktemp("filter"), *FILTER, *own)
+    return run(tmp_path_factory.mktemp("filter"), *FILTER, "+algorithm.cipo.keep_all_wrong=0.25")
 
 
 @pytest.fixture(scope="session")
 def auto_run(run, tmp_path_factory) -> Run:
     """The default's budget, which corrects next to nothing but what is kept."""
-    return run(tmp_path_factory.mktemp("filter_auto"), *FILTER, "+algorithm.cipo.keep_all_wrong=0.25")
+    own = ("+algorithm.cipo.keep_all_wrong=0.25", "+algorithm.cipo.budget=auto")
+    return run(tmp_path_factory.mktemp("filter_auto"), *FILTER, *own)
 
 
 @pytest.fixture(scope="session")
