@@ -96,6 +96,11 @@ class RowKey(NamedTuple):
         return f"{self.group}_{self.session}"
 
 
+def follows_outputs(key: str) -> bool:
+    """Whether a row's session gave outputs before it: what it answers has them in it, and is not the prompt alone."""
+    return RowKey.parse(key).output > 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mark:
     """What a rollout worker notes on each row of a session.

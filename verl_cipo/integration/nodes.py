@@ -18,18 +18,17 @@ from verl_cipo.integration.reward_function import FILE, PACKAGE
 
 TIMEOUT_S = 120.0
 """A worker process has to start on each node."""
-FILES = (
-    "reward.custom_reward_function.path",
-    "actor_rollout_ref.rollout.agent.agent_loop_config_path",
-    "actor_rollout_ref.rollout.multi_turn.tool_config_path",
-    "actor_rollout_ref.rollout.multi_turn.function_tool_path",
-)
-"""Keys that name what workers open, wherever they run."""
 OF_VERL = (
     "actor_rollout_ref.rollout.agent.agent_loop_config_path",
     "actor_rollout_ref.rollout.multi_turn.tool_config_path",
 )
-"""Those that verl looks for below its own package, too."""
+"""Keys of files that verl looks for below its own package, too."""
+FILES = (
+    "reward.custom_reward_function.path",
+    *OF_VERL,
+    "actor_rollout_ref.rollout.multi_turn.function_tool_path",
+)
+"""Keys that name what workers open, wherever they run."""
 PACKAGES = ("verl_cipo", "verl", "TransferQueue")
 """Of the version that is installed here."""
 

@@ -20,7 +20,7 @@ import torch
 from verl_cipo.core.advantage import nudged_relative
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.nudge import SKIPPED
-from verl_cipo.core.rows import BASE, PLAIN, RowKey, RowTable
+from verl_cipo.core.rows import BASE, PLAIN, RowTable, follows_outputs
 
 NUDGE_WEIGHTS = "cipo_nudge_weights"
 """What each row carries to the workers: (N, T), float32, signed; 0 where nothing is trained."""
@@ -61,7 +61,7 @@ def distilled_attempts(
     for i, own in zip(final.tolist(), advantage.tolist(), strict=True):
         if own == 0 or table.keys[i] not in usable:
             continue
-        if RowKey.parse(table.keys[i]).output > 0:
+        if follows_outputs(table.keys[i]):
             counts[f"{SKIPPED}several_outputs"] += 1
             continue
         weight = own / len(final)

@@ -33,7 +33,7 @@ from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.contents import media_of, with_media
 from verl_cipo.core.nudge import SKIPPED as NUDGE_SKIPPED
 from verl_cipo.core.prompts import SKIP_REASONS, CorrectionPrompt
-from verl_cipo.core.rows import CHOSEN, REJECTED, UNTRAINED, GroupName, RowKey, RowTable
+from verl_cipo.core.rows import CHOSEN, REJECTED, UNTRAINED, GroupName, RowKey, RowTable, follows_outputs
 
 _NO_TEXT = f"{SKIPPED}no_text_question"
 _SEVERAL = f"{SKIPPED}several_outputs"
@@ -231,7 +231,7 @@ def plan_aux(
     # Numbered after those of the corrections.
     for number, pair in enumerate(pairs, len(table.keys)):
         attempt, right = key_of[pair.anchor], key_of[pair.donor]
-        if any(RowKey.parse(key).output > 0 for key in ((right, attempt) if contrastive else (right,))):
+        if any(map(follows_outputs, (right, attempt) if contrastive else (right,))):
             plan.counts[_SEVERAL] += 1
             continue
         media = (right,) if pair.same_prompt else (right, attempt)
@@ -264,7 +264,7 @@ def _append_corrections(
         if asked.bound:
             plan.counts[_NO_TEXT] += 1
             continue
-        if failed is not None and any(RowKey.parse(one).output > 0 for one in (key, failed)):
+        if failed is not None and any(map(follows_outputs, (key, failed))):
             plan.counts[_SEVERAL] += 1
             continue
         if in_stream:

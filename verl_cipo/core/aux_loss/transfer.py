@@ -28,7 +28,7 @@ from torch import Tensor
 from verl_cipo.core.anchors import Outcome
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import lot, origin
-from verl_cipo.core.rows import BASE, CORRECTION, PLAIN, GroupName, RowKey, RowTable
+from verl_cipo.core.rows import BASE, CORRECTION, PLAIN, GroupName, RowKey, RowTable, follows_outputs
 
 TRANSFER_WEIGHTS = "cipo_transfer_weights"
 """What each row carries to the workers: (N, T), float32, signed; 0 where nothing is trained."""
@@ -140,7 +140,7 @@ def moved_corrections(
     of_prompt: dict[Hashable, list[_Candidate]] = {}
     for i in _in_order(table, usable, seed=config.seed, step=step):
         outcome, asked, question = table.outcome[i], None, table.question[i] or []
-        if RowKey.parse(table.keys[i]).output > 0:
+        if follows_outputs(table.keys[i]):
             counts[f"{SKIPPED}several_outputs"] += 1
             continue
         if outcome is None:
@@ -194,7 +194,7 @@ def rare_attempts(
             continue
         for attempt in group.attempts:
             key = key_of[attempt]
-            if not attempt.correct or key not in usable or context[key] != PLAIN or RowKey.parse(key).output > 0:
+            if not attempt.correct or key not in usable or context[key] != PLAIN or follows_outputs(key):
                 continue
             advantage, share = regressed(attempt.score, outcome), outcome.prompt_right
             if config.transfer.kind == "inject":

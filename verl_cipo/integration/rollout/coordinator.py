@@ -242,9 +242,10 @@ class AnchorCoordinator:
         queue = batch.decided[group.uid] = asyncio.Queue()
         owed = self._owed(batch, selector, group)
         if batch.admitted is not None:
-            if selector.complete or not group.attempts or (group.evicted and not owed):
-                if not selector.complete and group.attempts and group.pass_rate == 0:
-                    self._reports.step["filter/evicted_all_wrong"] += 1
+            evicted = group.evicted and not owed
+            if selector.complete or not group.attempts or evicted:
+                counts = evicted and not selector.complete and group.pass_rate == 0
+                self._reports.step["filter/evicted_all_wrong"] += counts
                 queue.put_nowait(None)
                 return
             batch.admitted.add(group.uid)

@@ -5,7 +5,7 @@ import re
 from verl_cipo.rewards.math.expressions import Tree, parse
 from verl_cipo.rewards.math.normal import normalize
 from verl_cipo.rewards.math.tokens import Unreadable, tokens
-from verl_cipo.rewards.math.values import NAME, read_number, split_equation
+from verl_cipo.rewards.math.values import NAME, OR, read_number, split_equation
 
 _OPERATOR = re.compile(r"[-+*/^!]|\\(?:frac|sqrt|cdot|times|div|pm|sin|cos|tan|log|ln|circ)(?![A-Za-z])|\)\s*\(")
 # What makes a larger term of the one behind it, and of the one in front of it.
@@ -18,7 +18,7 @@ _FORMULA = re.compile(
     r"[-*_!\u2013\u2014\s]{0,9}",
     re.DOTALL,
 )
-_SEPARATOR = re.compile(r"=|,?\s*(?:\\text\s*\{\s*or\s*\}|\bor\b)")
+_SEPARATOR = re.compile(f"=|{OR}")
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 

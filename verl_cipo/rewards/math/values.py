@@ -62,6 +62,8 @@ _BETWEEN_FACTORS = re.compile(r"(?:\\mu\s*)?\0(?:(?:[\s*/]|\\cdot|\\times|\\mu)*
 _ORDINAL = re.compile(r"\^?\s?\{?\s*-?(?:st|nd|rd|th)(?![A-Za-z])\s*\}?\s*")
 
 _MAGNITUDES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+OR = r",?\s*(?:\\text\s*\{\s*or\s*\}|\bor\b)"
+"""Pattern of what stands between several answers, or several ways to write one."""
 # Words that make several values of one, or another value.
 _JOINING = frozenset("or and not no nor either maybe negative minus plus".split())
 _SPELLED = (

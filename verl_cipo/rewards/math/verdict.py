@@ -16,6 +16,7 @@ from verl_cipo.rewards.math.normal import TEXT
 from verl_cipo.rewards.math.values import (
     KNOWN_UNITS,
     NAME,
+    OR,
     Value,
     plain_words,
     read_number,
@@ -50,7 +51,7 @@ _UNEVALUATED = re.compile(
 )
 _CONNECTIVE = re.compile(r"[\s,.]*(?:or|and)[\s,.]*", re.IGNORECASE)
 _CONGRUENT = re.compile(r"(-?\d{1,50})\s*\\equiv\s*(\d{1,50})\s*\(?\\(?:pmod|mod|bmod)\s*\{?\s*(\d{1,50})\s*\}?\s*\)?")
-_OR = re.compile(r"\s*,?\s*(?:\\text\s*\{\s*or\s*\}|\bor\b)")
+_OR = re.compile(OR)
 _JOINS = re.compile(r"\d|\b(?:or|and|not|nor|either|maybe)\b", re.IGNORECASE)
 _FIRST_REMARK = re.compile(r"^\\text\s*\{[A-Za-z .'()]*(?:[:=]|\bis\b)\s*\}\s*(?=\S)")
 _LAST_REMARK = re.compile(r"(?<=\S)\s*" + TEXT.pattern + r"\s*(?:\^\s?(?:\d|\{\s?-?\d\s?\}))?$")
