@@ -345,7 +345,7 @@ def main(arguments: list[str] | None = None, shape: tuple[int, int, int] = (PROM
     sums = ("overhead", "limit", "grpo_compute_advantage", "cipo_compute_advantage", "overhead_whole")
     for name in (*sums, "pairs", "pairs_limit"):
         print(f"| {name} | {figures[f'{name}_ms']:.1f} |")
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     figures["coordinator_mb"] = asyncio.run(coordinator_mb(prompts, rollouts))
     ray.shutdown()
     print(f"| one prompt in a worker | {figures['prompt_in_worker_ms']:.1f} |")

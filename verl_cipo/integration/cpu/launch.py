@@ -103,7 +103,7 @@ def only_run() -> Iterator[None]:
 
 _KEEP_CLUSTER = """
 import ray, sys
-started = ray.init(num_cpus=16, num_gpus=1, include_dashboard=False, log_to_driver=False)
+started = ray.init("local", num_cpus=16, num_gpus=1, include_dashboard=False, log_to_driver=False)
 print(started.address_info["address"], flush=True)
 sys.stdin.read()
 """

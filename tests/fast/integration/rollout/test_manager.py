@@ -22,7 +22,7 @@ from verl_cipo.integration.rollout.worker import CIPOAgentLoopWorker, CorrectsAt
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR")
+    ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR")
     yield
     ray.shutdown()
 

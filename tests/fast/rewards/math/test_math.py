@@ -596,7 +596,7 @@ def test_in_a_ray_actor():
             # As verl's reward loop: in a thread of the event loop's executor.
             return await asyncio.get_running_loop().run_in_executor(None, compute_score, "s", solution, "1+x")
 
-    ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR")
+    ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR")
     try:
         actor = ray.remote(Scorer).remote()
         solutions = [r"\boxed{x+1}", r"\boxed{x}"] * 3
