@@ -3,7 +3,7 @@
     python -m verl_cipo.contexts --checkpoint DIR --data FILE.parquet --output FILE.parquet -n 4
 
 Samples strategies for each problem from the problem alone, no answer and no attempt in view, and writes the file again
-with a column that holds them. Train with data.train_files=FILE.parquet algorithm.cipo.nudge.contexts=COLUMN. Exit
+with a column that holds them. Train with data.train_files=FILE.parquet +algorithm.cipo.nudge.contexts=COLUMN. Exit
 status 1 when it could not be done.
 """
 

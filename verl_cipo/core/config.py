@@ -48,7 +48,7 @@ class CIPOConfig:
     schedule: Literal["streaming", "barrier", "replay", "auto"] = "auto"
     """When anchors are drawn: streaming, as prompts finish; barrier, after the last prompt of the batch; replay, from
     the attempts of the previous step, so that corrections are rolled out beside the attempts; auto, streaming, and
-    replay in asynchronous trainer modes, so that no prompt waits for another."""
+    replay in asynchronous trainer modes, so that no prompt waits for another, but for aux.kind=contrastive."""
     lambda_corr: float = 1.0
     """Weight of the correction stream against the base stream, each normalized by its own size."""
     lambda_risk: float = 1.0
@@ -72,7 +72,8 @@ class CIPOConfig:
     rho_adaptive: bool = True
     """Whether rho follows the retention; false keeps it at rho_init."""
     delta_low: float = 0.375
-    """Lowest pass rate of a prompt of medium difficulty, inclusive; anchors come from these first."""
+    """Lowest pass rate of a prompt of medium difficulty, inclusive; anchors come from these first, with budget=auto
+    also from prompts without a right attempt."""
     delta_high: float = 0.75
     """Highest pass rate of a prompt of medium difficulty, inclusive."""
     correct_threshold: float | Mapping[str, float] = 0.5

@@ -24,7 +24,8 @@ METRICS: dict[str, str] = {
     "cipo/anchors/correct": "Anchors whose attempt was right.",
     "cipo/anchors/failed": "Anchors whose attempt was wrong.",
     "cipo/anchors/medium": "Anchors of prompts of medium difficulty.",
-    "cipo/anchors/other": "Anchors of other prompts, drawn when those run out.",
+    "cipo/anchors/other": "Anchors of other prompts: drawn when those run out, and with budget=auto as early, or "
+    "earlier, where no attempt is right.",
     "cipo/anchors/unreported": "Prompts left out of the draw because report_timeout had passed.",
     "cipo/anchors/skipped/too_long": "Attempts that could not be anchors: the correction prompt would not fit into "
     "rollout.prompt_length.",

@@ -1,4 +1,4 @@
-"""The pool of attempts that `schedule: replay` draws anchors from, docs/method.md 6."""
+"""The pool of attempts that `schedule: replay` draws anchors from, docs/method.md 12."""
 
 import bisect
 from collections.abc import Callable, Iterable, Mapping

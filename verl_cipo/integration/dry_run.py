@@ -108,13 +108,20 @@ def compose_config(config_path: str, config_name: str, overrides: Sequence[str])
         try:
             return compose(config_name, overrides=list(overrides))
         except ConfigCompositionException as error:
-            known = list(flat(compose(config_name, overrides=_groups(overrides))))
-            if (found := misspelled(f"{error}\n{error.__cause__}", known)) is None:
+            known = flat(compose(config_name, overrides=_groups(overrides)))
+            if (found := misspelled(f"{error}\n{error.__cause__}", [*known, *_knobs()])) is None:
                 raise
             typed, nearest = found
-            raise UnknownKeyError(
-                f"{typed}: no such key, did you mean {nearest}? What the config lacks is added with +{typed}=..."
-            ) from error
+            if nearest in known:
+                hint = f", did you mean {nearest}? What the config lacks is added with +{typed}=..."
+            else:
+                hint = f" in this config, which has no knobs of CIPO: add it with +{nearest}=..."
+            raise UnknownKeyError(f"{typed}: no such key{hint}") from error
+
+
+def _knobs() -> dict[str, Any]:
+    """Key -> default of all knobs of CIPO."""
+    return flat(OmegaConf.create({"algorithm": {"cipo": CIPOConfig().to_mapping()}}))
 
 
 def _groups(overrides: Sequence[str]) -> list[str]:
@@ -135,7 +142,7 @@ def _verl_defaults(engine: str) -> DictConfig:
 
 def differences(config: DictConfig) -> dict[str, Any]:
     """Key -> value of what is neither verl's nor CIPO's default. What follows from another value is left out."""
-    own = flat(verl_defaults(config)) | flat(OmegaConf.create({"algorithm": {"cipo": CIPOConfig().to_mapping()}}))
+    own = flat(verl_defaults(config)) | _knobs()
     missing = object()
     changed = {key: value for key, value in flat(config).items() if own.get(key, missing) != value}
     # A knob that is null follows the preset.

@@ -34,10 +34,10 @@ def obstacles(config: DictConfig, cipo: CIPOConfig) -> Iterator[Obstacle]:
     """
     if filter_metric(config) is not None and cipo.replays and cipo.moves_budget:
         allowed = (
-            "with algorithm.filter_groups.enable=true and schedule=replay further attempts would be made at prompts "
-            "that may be evicted; use fixed or another schedule"
+            f"with schedule=replay the further attempts of {ROOT}.budget=auto would be made at prompts that may be "
+            "evicted; use budget=fixed or another schedule"
         )
-        yield Obstacle(f"{ROOT}.budget", allowed, ("budget",))
+        yield Obstacle("algorithm.filter_groups.enable", allowed, ("budget",))
     if not cipo.adds_loss:
         return
     if OmegaConf.select(config, "distillation.enabled"):

@@ -53,10 +53,11 @@ def check_filter(
             f"with {_ENABLE}=true a sampler of your own would have to filter by attempts alone, set it to null",
         )
     if asynchronous and cipo.rolls_out and not cipo.replays:
+        without = f" without {ROOT}.aux.kind=contrastive" if cipo.aux.contrastive else ""
         refuse(
-            f"{ROOT}.schedule",
-            f"with {_ENABLE}=true an asynchronous trainer has no fixed number of prompts a step among which anchors "
-            "could be drawn; use replay",
+            _ENABLE,
+            f"with {ROOT}.schedule={cipo.schedule} an asynchronous trainer has no fixed number of prompts a step among "
+            f"which anchors could be drawn; use schedule=replay{without}",
         )
     if cipo.keep_all_wrong > 0:
         _check_kept(cipo, refuse)

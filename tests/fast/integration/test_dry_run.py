@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
 from verl_cipo import check
+from verl_cipo.core.config import ROOT
 from verl_cipo.integration import dry_run
 from verl_cipo.integration.values import missing_loggers
 
@@ -54,6 +55,17 @@ def refusal(capsys, *overrides: str, name: str = "cipo_trainer") -> str:
     assert status == 1
     assert captured.out == ""
     return captured.err[captured.err.index("dry run: refused") :]
+
+
+@pytest.mark.parametrize(
+    ("typed", "key"),
+    [("nudge.contexts=hints", "nudge.contexts"), ("budgte=auto", "budget")],
+)
+def test_a_knob_without_plus_is_told_of_it_where_the_config_has_none(capsys, typed, key):
+    status = check.main(
+        ["--config-path", "pkg://verl.trainer.config", "--config-name", "ppo_trainer", f"{ROOT}.{typed}"]
+    )
+    assert status == 1 and f"no knobs of CIPO: add it with +{ROOT}.{key}=..." in capsys.readouterr().err
 
 
 def test_plan_counts_corrections_updates_and_gpus():

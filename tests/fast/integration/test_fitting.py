@@ -42,6 +42,7 @@ def test_what_the_run_cannot_have_is_left_out_with_a_line(case, capsys):
     assert knobs(cipo) == PRESET | left
     assert cipo.aux.coef == (0.1 if cipo.pairs else 0.0)
     said = capsys.readouterr().out.splitlines()
+    assert not any("=None" in line for line in said), "a setting of the run is named, not a knob that was not set"
     assert [line.partition(", since ")[0] for line in said] == [
         f"[verl_cipo] algorithm.cipo.{knob}={value}" for knob, value in left.items()
     ]

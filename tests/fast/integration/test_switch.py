@@ -216,8 +216,12 @@ FILTER = "algorithm.filter_groups.enable=true"
 REFUSED_WITH_FILTERING = {
     "trainer.v1.sampler.custom_sampler={path:mine.py,name:Mine}": ["custom_sampler.path=mine.py", "set it to null"],
     "algorithm.filter_groups.metric=null": ["algorithm.filter_groups.metric=None", "reward or acc"],
-    "trainer.v1.trainer_mode=colocate_async +algorithm.cipo.schedule=barrier": ["schedule=barrier", "use replay"],
-    "+algorithm.cipo={schedule:replay,budget:auto}": ["algorithm.cipo.budget=auto", "use fixed"],
+    "trainer.v1.trainer_mode=colocate_async +algorithm.cipo.schedule=barrier": ["schedule=barrier", "schedule=replay"],
+    "trainer.v1.trainer_mode=colocate_async +algorithm.cipo.aux.kind=contrastive": [
+        "schedule=streaming",
+        "use schedule=replay without algorithm.cipo.aux.kind=contrastive",
+    ],
+    "+algorithm.cipo={schedule:replay,budget:auto}": ["algorithm.cipo.budget=auto", "use budget=fixed"],
     "+algorithm.cipo={keep_all_wrong:0.5,schedule:replay}": ["keep_all_wrong=0.5", "schedule=replay", "set it to 0"],
     "+algorithm.cipo={keep_all_wrong:0.5,replay_fraction:0}": ["keep_all_wrong=0.5", "no corrections are sampled"],
     "trainer.use_v1=false": ["algorithm.filter_groups.enable=True", "set trainer.use_v1=true"],

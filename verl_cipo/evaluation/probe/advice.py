@@ -220,8 +220,8 @@ def meaning(probed: Probed, *, factor: float) -> list[str]:
         else:
             worth = f"{found}: the difference, {points}, may be chance, so more prompts (--limit) would have to decide."
     cost = (
-        f"A step of CIPO with the default number of corrections samples {factor:.2f} times the tokens of GRPO with "
-        f"n={n}, so compare it with GRPO with n={max(n, round(n * factor))}."
+        f"A step of CIPO with the default number of sessions, all of them corrections, samples {factor:.2f} times the "
+        f"tokens of GRPO with n={n}, so compare it with GRPO with n={max(n, round(n * factor))}."
     )
     return [signal, worth, cost]
 
