@@ -18,7 +18,7 @@ from verl_cipo.evaluation import corrections
 from verl_cipo.evaluation.dumps import command as dumps
 from verl_cipo.evaluation.dumps.rows import CORRECT_THRESHOLD
 from verl_cipo.evaluation.intervals import CONFIDENCE
-from verl_cipo.evaluation.jsonl import BadLinesError, check_output, told
+from verl_cipo.evaluation.jsonl import BadLinesError, EvaluationError, check_output, told
 from verl_cipo.evaluation.rescore import command as rescore
 from verl_cipo.evaluation.suite import command as suite
 from verl_cipo.rewards.outcome import VerifierInfrastructureError
@@ -81,11 +81,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check_outputs(args: argparse.Namespace, *, folder: bool, resumes: bool) -> None:
     """Raises: EvaluationError when --output cannot be written. A file that is replaced, and not continued, is named."""
+    given = [getattr(args, name, None) for name in ("dumps", "compare", "second_turns", "rescore")]
+    reads = [path for one in given if one for path in (one if isinstance(one, list) else [one])]
     if not resumes or not args.output.is_file():
-        check_output("--output", args.output, folder=folder)
-    for suffix in ("csv", "markdown"):
-        if getattr(args, suffix, False):
-            check_output(f"--{suffix}", args.output.with_suffix({"csv": ".csv", "markdown": ".md"}[suffix]))
+        check_output("--output", args.output, folder=folder, reads=reads)
+    for option, suffix in (("csv", ".csv"), ("markdown", ".md")):
+        if getattr(args, option, False):
+            beside = args.output.with_suffix(suffix)
+            if beside == args.output:
+                raise EvaluationError(f"--{option} {beside}: is --output itself, which takes JSON: end that in .json")
+            check_output(f"--{option}", beside, reads=reads)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def write_report(args: argparse.Namespace) -> list[Path]:
     """
     from verl_cipo.evaluation.report import charts
 
-    check_output("--output", args.output)
+    check_output("--output", args.output, reads=[split_label(given)[1] for given in args.runs])
     if args.png is not None:
         check_output("--png", args.png, folder=True)
     html, found, lines = make_page(args)

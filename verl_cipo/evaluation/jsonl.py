@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,15 +176,17 @@ def same_settings(file: Path, settings: Mapping[str, Any], before: Mapping[str, 
     return now
 
 
-def check_output(option: str, path: Path, *, folder: bool = False) -> None:
+def check_output(option: str, path: Path, *, folder: bool = False, reads: Iterable[Path] = ()) -> None:
     """Look at where figures are to go, before the work; a file that is there is replaced, and that is said.
 
     Args:
         option: names the path in errors.
         folder: whether the path is to be a folder; its files are not looked at.
+        reads: files that the figures are made from, and folders with JSONL files that they may be made from.
 
     Raises:
-        EvaluationError: a file is where a folder has to be, or the other way round.
+        EvaluationError: a file is where a folder has to be, or the other way round; or the file that is there is
+            no regular one, or one of those that are read: it would be lost.
     """
     above = next((parent for parent in path.parents if parent.exists()), path)
     if not above.is_dir():
@@ -193,8 +195,15 @@ def check_output(option: str, path: Path, *, folder: bool = False) -> None:
         raise EvaluationError(f"{option} {path}: is a file, expected a folder")
     if not folder and path.is_dir():
         raise EvaluationError(f"{option} {path}: is a folder, expected a file")
-    if not folder and path.exists():
-        print(f"{option} {path}: is there and will be replaced", file=sys.stderr)
+    if folder or not path.exists():
+        return
+    if not path.is_file():
+        raise EvaluationError(f"{option} {path}: is a device or a pipe, which a file would replace; give a file's name")
+    place = path.resolve()
+    for read in map(Path.resolve, reads):
+        if place == read or (place.suffix == ".jsonl" and place.is_relative_to(read)):
+            raise EvaluationError(f"{option} {path}: is a file that is read, and would be lost; give another name")
+    print(f"{option} {path}: is there and will be replaced", file=sys.stderr)
 
 
 def write_whole(file: Path, content: str | bytes) -> None:

@@ -52,9 +52,7 @@ def run(args: argparse.Namespace) -> int:
             )
     if args.request.count("{question}") != 1:
         raise EvaluationError(f"--request {args.request!r}: expected a text that holds {{question}} once")
-    if args.output.resolve() == args.data.resolve():
-        raise EvaluationError(f"--output {args.output}: is the file of --data, give another one")
-    check_output("--output", args.output)
+    check_output("--output", args.output, reads=[args.data])
     if not args.data.is_file():
         raise EvaluationError(f"--data {args.data}: no such file, expected a parquet file in verl's schema; {_REMEDY}")
     checkpoint, given = model_folder(args.checkpoint), pairs(args, OPTIONS)

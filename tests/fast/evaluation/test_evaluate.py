@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 
@@ -255,6 +256,33 @@ def test_what_is_replaced_is_named(tmp_path, capsys):
     error = capsys.readouterr().err
     for option, name in (("--output", "a.json"), ("--markdown", "a.md"), ("--csv", "a.csv")):
         assert f"{option} {tmp_path / name}: is there and will be replaced" in error
+
+
+@pytest.mark.parametrize("option", ["--dumps", "--compare", "--second-turns"])
+def test_a_file_that_is_read_is_not_replaced(option, tmp_path, capsys):
+    path = dump(tmp_path / "run" / "validation" / "1.jsonl", ["10"])
+    before = path.read_bytes()
+    first = ["--dumps", dump(tmp_path / "other" / "1.jsonl", ["10"])] if option == "--compare" else []
+    for given in (path, tmp_path / "run"):
+        assert run(*first, option, given, "--output", path) == 1
+        assert f"--output {path}: is a file that is read, and would be lost" in capsys.readouterr().err
+        assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("option", "name"), [("--csv", "a.csv"), ("--markdown", "a.md")])
+def test_two_outputs_do_not_share_a_name(option, name, tmp_path, capsys):
+    path = dump(tmp_path / "a.jsonl", ["10"])
+    assert run("--dumps", path, "--output", tmp_path / name, option) == 1
+    assert f"{option} {tmp_path / name}: is --output itself" in capsys.readouterr().err
+    assert not (tmp_path / name).exists()
+
+
+def test_a_pipe_stays_one(tmp_path, capsys):
+    """As /dev/null and /dev/stdout would have to, for root."""
+    os.mkfifo(tmp_path / "pipe")
+    path = dump(tmp_path / "a.jsonl", ["10"])
+    assert run("--dumps", path, "--output", tmp_path / "pipe") == 1
+    assert "is a device or a pipe" in capsys.readouterr().err and (tmp_path / "pipe").is_fifo()
 
 
 def test_errors_of_the_system_are_words():

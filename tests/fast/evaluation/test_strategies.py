@@ -123,7 +123,7 @@ def test_what_is_too_long_or_no_text_has_none(data, engine):
         (["--request", "Name one."], ["--request 'Name one.'", "{question} once"]),
         (["--column", "prompt"], ["--column prompt", "another name"]),
         (["--data", "no.parquet"], ["--data no.parquet: no such file"]),
-        (["--output", "{data}/train.parquet"], ["is the file of --data"]),
+        (["--output", "{data}/train.parquet"], ["is a file that is read, and would be lost"]),
         (["--output", "{data}/model"], ["is a folder, expected a file"]),
         (["--checkpoint", "{data}"], ["--checkpoint", "expected config.json"]),
         (["--engine", "x"], ["--engine x: expected KEY=VALUE"]),

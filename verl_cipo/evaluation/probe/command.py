@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     # Everything that can be wrong is looked at before the model is loaded.
     for option, path, folder in (("--json", args.json, False), ("--output", args.output, True)):
         if path is not None:
-            check_output(option, path, folder=folder)
+            check_output(option, path, folder=folder, reads=[args.data])
     benchmark = Benchmark(
         name="probe",
         file=str(args.data),

@@ -161,6 +161,7 @@ def test_the_reward_is_verls_own_where_none_is_named(data, engine, capsys):
         (["--prompt", "attempts=2"], "attempts above 1 cannot be probed"),
         (["--output", "{data}/mine.py"], "--output {data}/mine.py: is a file, expected a folder"),
         (["--json", "{data}"], "--json {data}: is a folder, expected a file"),
+        (["--json", "{data}/train.parquet"], "--json {data}/train.parquet: is a file that is read, and would be lost"),
     ],
 )
 def test_what_is_wrong_is_said_before_a_model_is_loaded(more, told, data, engine, capsys):

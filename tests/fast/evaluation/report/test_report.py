@@ -314,6 +314,16 @@ def test_a_missing_run_is_an_error_and_leaves_the_old_report(tmp_path, capsys):
     assert output.read_text() == "old"
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "validation/2.jsonl"])
+def test_a_page_does_not_replace_what_it_is_made_from(name, tmp_path, capsys):
+    folder = write_run(tmp_path / "run")
+    before = (folder / name).read_bytes()
+
+    assert report.main([f"arm={folder}", "--output", str(folder / name)]) == 1
+    assert "is a file that is read, and would be lost" in capsys.readouterr().err
+    assert (folder / name).read_bytes() == before
+
+
 def test_more_arms_than_colors_are_refused(tmp_path, capsys):
     runs = [str(write_metrics(tmp_path / f"run{index}.jsonl", {1: {"a": 1}})) for index in range(6)]
 
