@@ -108,7 +108,7 @@ def convert(dataset: DataSet, args: argparse.Namespace) -> None:
     source = str(root) if local else f"{dataset.hub}@{root.name}"
     folder = (args.local_save_dir or Path("~/data") / dataset.name.format(**vars(args))).expanduser()
     tables = []
-    with Output(folder) as output:
+    with Output(folder, [file for found in files.values() for file in found]) as output:
         for split, found in files.items():
             counts = Counts()
             if found:

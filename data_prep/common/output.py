@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,13 @@ class Output:
     Each is written under a hidden name beside its place, flushed to the disk and moved over; a file that is
     replaced is named. A process that is killed leaves at most such a hidden file, never a part of a file under its own
     name.
+
+    sources: files that are read, none of which may be replaced.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, sources: Iterable[Path] = ()):
         self.folder = folder
+        self._sources = {file.resolve() for file in sources}
         self._waiting: dict[Path, Path] = {}
         self._made = not folder.exists()
 
@@ -40,9 +43,16 @@ class Output:
         return self
 
     def path(self, name: str) -> Path:
-        """Where to write the file that becomes `name`."""
+        """Where to write the file that becomes `name`. Raises: PrepError when it cannot, or would replace a source."""
+        place = self.folder / name
+        if place.is_dir():
+            raise PrepError(f"--local_save_dir {self.folder}: {place} is a folder; expected a file or nothing there")
+        if place.resolve() in self._sources:
+            raise PrepError(
+                f"--local_save_dir {self.folder}: {place} is read, and would be replaced; give another folder"
+            )
         waiting = self.folder / f".{name}.{os.getpid()}.tmp"
-        self._waiting[waiting] = self.folder / name
+        self._waiting[waiting] = place
         return waiting
 
     def json(self, name: str, value: Any) -> None:

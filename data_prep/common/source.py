@@ -62,7 +62,12 @@ def find_files(path: Path, split: str, *, only_split: bool, config: str | None) 
             raise PrepError(f"{path}: the ending is {path.suffix or 'missing'}; expected one of {', '.join(FORMATS)}")
         return [path] if only_split or _says(path.name, split) else []
     root = next((folder for folder in sorted(path.rglob(config)) if folder.is_dir()), path) if config else path
-    found = [file for file in sorted(root.rglob("*")) if file.suffix in FORMATS and file.name not in NOT_DATA]
+    # A folder may have such an ending, too: train.parquet with parts in it.
+    found = [
+        file
+        for file in sorted(root.rglob("*"))
+        if file.suffix in FORMATS and file.name not in NOT_DATA and file.is_file()
+    ]
     said = [file for file in found if _says(str(file.relative_to(root)), split)]
     files = said or (found if only_split else [])
     best = min((FORMATS.index(file.suffix) for file in files), default=0)

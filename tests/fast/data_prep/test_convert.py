@@ -125,6 +125,26 @@ def test_an_error_leaves_earlier_output_as_it_was(gsm_run, tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
+def test_a_source_is_not_replaced_by_what_is_made_of_it(tmp_path, run, write, capsys):
+    """The hub's own names are those of the output: a copy in ~/data/gsm8k would be lost."""
+    source = write(tmp_path / "out" / "train.parquet", [gsm("One?")])
+    before = source.read_bytes()
+    for given in (tmp_path / "out", source):
+        assert run("gsm8k", given) == 1
+        assert f"{source} is read, and would be replaced; give another folder" in capsys.readouterr().err
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["train.parquet"]
+        assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["test.parquet", "train_stats.json"])
+def test_a_folder_in_a_files_place_keeps_all_files_from_appearing(name, gsm_run, tmp_path, write, capsys):
+    write(tmp_path / "raw" / "train.jsonl", [gsm("One?")])
+    (tmp_path / "out" / name).mkdir(parents=True)
+    assert gsm_run([gsm("Two?")], split="test") == 1
+    assert f"{tmp_path}/out/{name} is a folder; expected a file or nothing there" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+
+
 def test_an_error_in_the_last_split_keeps_the_first_from_appearing(gsm_run, write, tmp_path):
     write(tmp_path / "raw" / "train.jsonl", [gsm("Good?")])
     assert gsm_run([gsm("Good?"), {"question": "Bad?"}], split="test") == 1

@@ -53,6 +53,12 @@ def test_where_there_is_one_split_files_need_not_say_it(folder):
     assert find(root, "test") == []
 
 
+def test_a_folder_named_like_a_file_is_one(folder):
+    """As Spark writes parquet."""
+    root = folder("train.parquet/part-0.parquet", "train.parquet/part-1.parquet")
+    assert names(find(root, "train")) == ["part-0.parquet", "part-1.parquet"]
+
+
 def test_where_a_file_says_it_the_others_are_left_out(folder):
     root = folder("test.jsonl", "notes.jsonl")
     assert names(find(root, "test", only_split=True)) == ["test.jsonl"]
