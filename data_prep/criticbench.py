@@ -36,7 +36,8 @@ CORRECT = "The response may or may not be right. Check it step by step, then ans
 
 def convert(row: Row, args: argparse.Namespace) -> Example:
     source = row.text("question_source")
-    if source not in args.sources and args.sources != ["all"]:
+    kept = args.sources or MATHS
+    if source not in kept and "all" not in kept:
         raise Dropped("source not asked for (--sources)")
     question, response = row.text("question").strip(), row.text_or_empty("response").strip()
     label = row.flag("response_label")
@@ -78,7 +79,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sources",
         nargs="+",
-        default=list(MATHS),
+        action="extend",
         metavar="SOURCE",
         help=f"values of question_source to keep, or all (default: the mathematical ones, {' '.join(MATHS)})",
     )

@@ -234,9 +234,11 @@ def _stats(args: argparse.Namespace, configs: Mapping[str, Mapping[str, Any]], c
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--tasks", nargs="+", metavar="TASK", help="names of tasks")
+    what.add_argument("--tasks", nargs="+", action="extend", metavar="TASK", help="names of tasks")
     what.add_argument("--list", action="store_true", help="print all tasks with their settings, and end")
-    parser.add_argument("--config", nargs="+", default=[], metavar="[TASK.]KEY=VALUE", help="settings of the tasks")
+    parser.add_argument(
+        "--config", nargs="+", action="extend", default=[], metavar="[TASK.]KEY=VALUE", help="settings of the tasks"
+    )
     parser.add_argument("--train_size", type=positive, default=2000, help="training rows of each task (default 2000)")
     parser.add_argument("--test_size", type=positive, default=100, help="test rows of each task (default 100)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed of the entries (default 0)")

@@ -245,6 +245,7 @@ def _parser(dataset: DataSet, doc: str) -> argparse.ArgumentParser:
         "--decontaminate",
         type=Path,
         nargs="+",
+        action="extend",
         default=[],
         metavar="FILE",
         help="evaluation files; training rows that hold half or more of one of their questions are dropped",

@@ -148,12 +148,19 @@ class EvaluationSets:
 def read_questions(files: Sequence[Path]) -> list[Question]:
     """The questions of evaluation files: those that these converters wrote, or raw JSON, JSON lines or parquet.
 
-    Raises: PrepError when a file is missing, or a row has none of the fields a question is looked for in.
+    Raises: PrepError when a file is missing or without a row, or a row has none of the fields a question is looked for
+    in.
     """
     for file in files:
         if not file.is_file() or file.suffix not in FORMATS:
             raise PrepError(f"--decontaminate {file}: expected a file ending in {', '.join(FORMATS)}")
-    return [Question(_question(row), row.where) for row in read_rows(files)]
+    found = []
+    for file in files:
+        own = [Question(_question(row), row.where) for row in read_rows([file])]
+        if not own:
+            raise PrepError(f"--decontaminate {file}: holds no row; expected one with a question at least")
+        found += own
+    return found
 
 
 def _question(row: Row) -> str:

@@ -74,6 +74,21 @@ def test_training_rows_that_repeat_an_evaluation_question_go_and_are_named(gsm_r
     assert len(table(tmp_path / "out" / "train.parquet")) == 3, "of 3 runs of 13 words the second row has one"
 
 
+def test_evaluation_files_are_all_kept_out_however_they_are_given(gsm_run, tmp_path, write):
+    files = [write(tmp_path / f"{name}.jsonl", [{"question": f"{name} question?"}]) for name in ("First", "Second")]
+    options = [part for file in files for part in ("--decontaminate", str(file))]
+    assert gsm_run([gsm("First question?"), gsm("Second question?"), gsm("Third question?")], *options) == 0
+    assert questions(tmp_path / "out" / "train.parquet") == ["Third question?"]
+
+
+def test_an_evaluation_file_without_a_question_is_refused(gsm_run, tmp_path, write, capsys):
+    """A download that broke off keeps nothing out."""
+    empty = write(tmp_path / "empty.jsonl", [])
+    full = write(tmp_path / "full.jsonl", [{"question": "Asked?"}])
+    assert gsm_run([gsm("One?")], "--decontaminate", str(full), str(empty)) == 1
+    assert f"--decontaminate {empty}: holds no row" in capsys.readouterr().err
+
+
 def test_phrases_that_many_training_rows_have_are_no_overlap(gsm_run, tmp_path, write):
     """The rows are looked at twice, so a phrase is known as common before the first row is judged."""
     phrase = "bears dance around an old oak tree in the garden of Eden every night?"

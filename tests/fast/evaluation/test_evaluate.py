@@ -1,5 +1,6 @@
 """`python -m verl_cipo.evaluate`: dispatch, exit status, and the files of --dumps."""
 
+import argparse
 import csv
 import json
 import os
@@ -9,12 +10,17 @@ import sys
 import pytest
 
 from verl_cipo import evaluate
+from verl_cipo.evaluation import strategies
+from verl_cipo.evaluation.dumps import command as dumps_command
 from verl_cipo.evaluation.dumps.rows import Sample, Sampled
 from verl_cipo.evaluation.dumps.summary import Settings, compare, measure, summarize
 from verl_cipo.evaluation.dumps.tables import as_csv, as_markdown
 from verl_cipo.evaluation.intervals import interval
 from verl_cipo.evaluation.jsonl import told
 from verl_cipo.evaluation.output import for_terminal
+from verl_cipo.evaluation.probe import command as probe_command
+from verl_cipo.evaluation.rescore import command as rescore_command
+from verl_cipo.evaluation.suite import command as suite_command
 
 
 def dump(path, verdicts):
@@ -94,6 +100,22 @@ def test_a_step_of_each_folder_is_chosen(tmp_path):
     assert run("--dumps", val, "--step", 2, "--compare", val, "--compare-step", 1, "--output", tmp_path / "x.json") == 0
     figures = json.loads((tmp_path / "x.json").read_text())
     assert figures["comparison"]["differences"]["val"]["avg@n"]["estimate"] == 0.5
+
+
+def test_an_option_may_be_given_once_for_each_of_its_files(tmp_path):
+    files = [dump(tmp_path / name, ["10"]) for name in ("a.jsonl", "b.jsonl")]
+    both = ["--dumps", files[0], "--dumps", files[1], "--compare", files[0], "--compare", files[1]]
+    assert run(*both, "--output", tmp_path / "x.json") == 0
+    figures = json.loads((tmp_path / "x.json").read_text())
+    assert figures["run"]["files"] == figures["baseline"]["files"] == list(map(str, files))
+
+
+@pytest.mark.parametrize("module", [dumps_command, rescore_command, suite_command, probe_command, strategies])
+def test_no_option_of_several_values_forgets_the_first_when_it_is_given_again(module):
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    several = [each for each in parser._actions if each.nargs == "+"]
+    assert several and all(isinstance(each, argparse._ExtendAction) for each in several)
 
 
 def test_bad_lines_end_the_run_unless_skipped(tmp_path, capsys):

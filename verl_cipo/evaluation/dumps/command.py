@@ -20,12 +20,23 @@ SHARED_OPTIONS = ("--output", "--confidence", "--correct-threshold", "--skip-bad
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of --dumps."""
     parser.add_argument(
-        "--dumps", type=Path, nargs="+", metavar="PATH", required=True, help="JSONL files, or folders of {step}.jsonl"
+        "--dumps",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="PATH",
+        required=True,
+        help="JSONL files, or folders of {step}.jsonl",
     )
     parser.add_argument("--csv", action="store_true", help="write FILE.csv beside FILE.json")
     parser.add_argument("--markdown", action="store_true", help="write FILE.md beside FILE.json")
     parser.add_argument(
-        "--compare", type=Path, nargs="+", metavar="PATH", help="dumps of a baseline on the same problems"
+        "--compare",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="PATH",
+        help="dumps of a baseline on the same problems",
     )
     parser.add_argument("--step", type=int, help="which step of a folder (default: the newest)")
     parser.add_argument("--compare-step", type=int, metavar="STEP", help="the same for --compare")

@@ -23,15 +23,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rescore", type=Path, required=True, metavar="RUN", help="folder of {step}.jsonl, or one with rollouts/ in it"
     )
     parser.add_argument("--markdown", action="store_true", help="write FILE.md beside FILE.json")
-    parser.add_argument("--steps", type=int, nargs="+", help="only these (default: all)")
+    parser.add_argument("--steps", type=int, nargs="+", action="extend", help="only these (default: all)")
     parser.add_argument("--verifier", choices=("auto", "math", "code"), default="auto", help="default: by ground truth")
     parser.add_argument(
-        "--held-out", type=Path, nargs="+", metavar="PARQUET", help="data_prep's files with tests not trained on"
+        "--held-out",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="PARQUET",
+        help="data_prep's files with tests not trained on",
     )
     parser.add_argument(
         "--references",
         type=Path,
         nargs="+",
+        action="extend",
         metavar="PARQUET",
         help="data_prep's files made with --keep_solutions: programs are also run on tests with other names in them",
     )

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="dumps and results go there")
     parser.add_argument("--suites", type=Path, default=SUITES_FILE, metavar="YAML", help="suites of your own")
     parser.add_argument("--data-dir", type=Path, default=Path("~/data"), help="where data_prep wrote (default ~/data)")
-    parser.add_argument("--benchmarks", nargs="+", metavar="NAME", help="only these of the suite")
+    parser.add_argument("--benchmarks", nargs="+", action="extend", metavar="NAME", help="only these of the suite")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N problems of each benchmark")
     parser.add_argument("--samples", type=int, metavar="N", help="attempts a problem, in place of the suite's")
     parser.add_argument("--temperature", type=float, help="in place of the suite's")

@@ -22,7 +22,7 @@ PAIRS = {
 def add_pairs(parser: argparse.ArgumentParser, options: Iterable[str] = PAIRS) -> None:
     """Those `options` of PAIRS."""
     for option in options:
-        parser.add_argument(option, nargs="+", default=[], metavar="KEY=VALUE", help=PAIRS[option])
+        parser.add_argument(option, nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=PAIRS[option])
 
 
 def pairs(args: argparse.Namespace, options: Iterable[str] = PAIRS) -> dict[str, dict[str, Any]]:
