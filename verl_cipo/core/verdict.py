@@ -37,12 +37,12 @@ def verdict(reward: float, info: Mapping[str, Any] | None, threshold: float) -> 
     if reward is None:
         raise ValueError("a session reached CIPO without a reward: rewards must be computed while rolling out")
     info = info or {}
-    acc, score = _plain(info.get("acc")), _number(info.get("score"))
+    acc, score = _plain(info.get("acc")), finite(info.get("score"))
     if isinstance(acc, bool):
         return acc
     if "score" not in info:
-        own = _number(acc)
-    elif _number(acc) is not None:
+        own = finite(acc)
+    elif finite(acc) is not None:
         return float(acc) > 0.5
     else:
         own = score
@@ -59,12 +59,12 @@ def fault(reward: Any, info: Mapping[str, Any] | None) -> str | None:
     info = info or {}
     if info.get("outcome") == INFRASTRUCTURE_ERROR:
         return f"the verifier reports an infrastructure error: {dict(info)}"
-    if _number(reward) == 0 and _number(info.get("acc")) == 0 and not isinstance(_plain(info["acc"]), bool):
+    if finite(reward) == 0 and finite(info.get("acc")) == 0 and not isinstance(_plain(info["acc"]), bool):
         if info.keys() == {"acc", "timeout"} and info["timeout"] is True:
             return "the reward manager gave up waiting for the verifier (reward.timeout)"
         if info.keys() == {"acc", "error"} and isinstance(info["error"], str):
             return f"the reward manager met an error of the verifier: {info['error']}"
-    if _number(reward) is None:
+    if finite(reward) is None:
         return f"the reward is {reward!r:.80}, no finite number"
     return None
 
@@ -74,7 +74,13 @@ def _plain(value: Any) -> Any:
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
-def _number(value: Any) -> float | None:
-    """The value as a float; None where it is no finite number."""
+def finite(value: Any) -> float | None:
+    """The value as a float; None where it is no finite number, or an integer that no float holds."""
     value = _plain(value)
-    return float(value) if isinstance(value, Real) and math.isfinite(value) else None
+    if not isinstance(value, Real):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None

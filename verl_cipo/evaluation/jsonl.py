@@ -117,7 +117,7 @@ def read_objects(
                 continue
             try:
                 value = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 torn = not line.endswith(b"\n")
                 end = "; the file ends in the middle of it" if torn else ""
                 bad.append(BadLine(path, number, f"not JSON: {error}{end}", torn))
@@ -281,7 +281,7 @@ class AppendLog:
             at += len(line)
             try:
                 key = self._key(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise EvaluationError(
                     f"{self.path}:{number}: not a line of this log ({error!r}); fix or remove the file"
                 ) from error

@@ -149,6 +149,15 @@ def test_a_prompt_under_several_uids_is_one_problem_and_is_told(tmp_path, capsys
     assert "1 of 2 problems have not 2 samples; the first has 1: 'once'" in capsys.readouterr().err
 
 
+def test_rows_without_a_verdict_are_told(tmp_path, capsys):
+    row = {"input": "q", "output": "", "gts": "1", "score": 0.0, "step": 0, "acc": 0.0, "timeout": None}
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row | {"timeout": out}) + "\n" for out in (None, True, True)))
+
+    assert run("--dumps", path, "--output", tmp_path / "a.json") == 0
+    assert "2 rows without a verdict are no samples" in capsys.readouterr().err
+
+
 def test_n_demands_that_many_samples(tmp_path, capsys):
     path = dump(tmp_path / "a.jsonl", ["10", "1"])
 

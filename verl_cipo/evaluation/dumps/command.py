@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from verl_cipo.evaluation.dumps.rows import Dumps, Options, read_dumps
+from verl_cipo.evaluation.dumps.rows import NO_VERDICT, Dumps, Options, read_dumps
 from verl_cipo.evaluation.dumps.summary import Settings, compare, measure, summarize
 from verl_cipo.evaluation.dumps.tables import as_csv, as_markdown, comparison_as_json, run_as_json
 from verl_cipo.evaluation.jsonl import BadLinesError, EvaluationError, existing_folder, write_whole
@@ -76,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
                 "truth are one problem with all its samples",
                 file=sys.stderr,
             )
+        if without := each.rows.get(NO_VERDICT):
+            print(f"{without} rows without a verdict are no samples: the verifier was not reached", file=sys.stderr)
         if each.skipped:
             print(f"skipped {len(each.skipped)} bad lines:\n{BadLinesError(each.skipped)}", file=sys.stderr)
     measured = {name: measure(each.problems, settings) for name, each in runs.items()}

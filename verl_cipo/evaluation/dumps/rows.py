@@ -9,7 +9,6 @@ Prompts of a file with equal input and ground truth are one problem, whatever th
 Dumps of the V0 trainer have no uid: there these alone tell problems apart.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from verl_cipo.core.rows import GroupName, RowKey
 from verl_cipo.core.transitions import problem_of
-from verl_cipo.core.verdict import fault, verdict
+from verl_cipo.core.verdict import fault, finite, verdict
 from verl_cipo.evaluation.jsonl import (
     ANSWER,
     BadLine,
@@ -34,6 +33,8 @@ from verl_cipo.evaluation.jsonl import (
 )
 
 CORRECT_THRESHOLD = 0.5
+NO_VERDICT = "without a verdict"
+"""Among the kinds of rows: an attempt that the verifier did not judge."""
 
 
 class NoAttemptError(EvaluationError):
@@ -156,9 +157,10 @@ def read_dumps(paths: Sequence[Path], options: Options | None = None) -> Dumps:
     with tqdm(total=total, desc="reading", unit="B", unit_scale=True, disable=hidden) as bar:
         for file in files:
             reader.read(file, bar.update)
-    if reader.bad and not reader.rows:
-        told = str(wrong_file(reader.bad[0].path, reader.bad, ANSWER))
-        raise NoAttemptError(told, reader.bad)
+    # Those of corrections beside a dump say nothing about what the dump is.
+    own = [line for line in reader.bad if line.path in files]
+    if own and not reader.rows:
+        raise NoAttemptError(str(wrong_file(own[0].path, own, ANSWER)), reader.bad)
     if reader.bad and not options.skip_bad:
         raise BadLinesError(reader.bad)
     if not reader.problems:
@@ -225,18 +227,24 @@ class _Reader:
         beside = path.parent / "corrections" / path.name
         if not beside.is_file():
             return {}
-        rows = (row for _, row in read_objects(beside, self.bad))
-        return {row["uid"]: row["data_source"] for row in rows if row.get("uid") and row.get("data_source")}
+        found = {}
+        for number, row in read_objects(beside, self.bad):
+            uid = row.get("uid")
+            if not isinstance(uid, str | None):
+                self.bad.append(BadLine(beside, number, f"uid is no text: {uid!r:.80}"))
+            elif uid and row.get("data_source"):
+                found[uid] = str(row["data_source"])
+        return found
 
     def _take(self, path: Path, row: dict[str, Any], default: str, benchmarks: dict[str, str]) -> None:
-        _check(row)
+        check_row(row)
         uid = row.get("uid")
         kind, prompt = row_kind(uid)
         if kind != "attempts":
             self.rows[kind] += 1
             return
         if fault(*reward_and_info(row)) is not None:
-            self.rows["without a verdict"] += 1
+            self.rows[NO_VERDICT] += 1
             return
         key = _key(uid)
         benchmark = str(row.get("data_source") or benchmarks.get(prompt) or default)
@@ -269,18 +277,23 @@ class _Reader:
         )
 
 
-def _check(row: dict[str, Any]) -> None:
+def check_row(row: dict[str, Any]) -> None:
     """Raises: ValueError saying what keeps `row` from being a row of a dump."""
     if missing := [name for name in ("input", "output", "score") if name not in row]:
         raise ValueError(f"lacks {', '.join(missing)}")
     for name in ("input", "output"):
         if not isinstance(row[name], str):
             raise ValueError(f"{name} is no text: {row[name]!r:.80}")
-    if not isinstance(row.get("uid", ""), str):
+    if not isinstance(row.get("uid"), str | None):
         raise ValueError(f"uid is no text: {row['uid']!r:.80}")
     score = row["score"] if row["score"] is not None else row.get("reward")
-    if not isinstance(score, int | float) or not math.isfinite(score):
+    if finite(score) is None:
         raise ValueError(f"score is no finite number: {score!r:.80}")
+    tokens, truncated = row.get("response_tokens"), row.get("truncated")
+    if tokens is not None and (finite(tokens) is None or tokens < 0):
+        raise ValueError(f"response_tokens is no number of tokens: {tokens!r:.80}")
+    if truncated is not None and truncated not in (False, True):
+        raise ValueError(f"truncated is neither true nor false: {truncated!r:.80}")
 
 
 def reward_and_info(row: dict[str, Any]) -> tuple[float, dict[str, Any]]:

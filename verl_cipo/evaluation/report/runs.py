@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from verl_cipo.core.verdict import finite
 from verl_cipo.evaluation.jsonl import BadLine, EvaluationError, by_step, read_objects
 from verl_cipo.evaluation.report.settings import Settings, read_settings, settings_files
 
@@ -81,8 +82,8 @@ def read_metrics(paths: Iterable[Path], bad: list[BadLine]) -> Steps:
         for _, line in read_objects(path, bad, {"step": int, "data": dict}):
             figures = fresh.setdefault(line["step"], {})
             for name, value in line["data"].items():
-                if isinstance(value, (int, float)) and abs(value) < float("inf"):
-                    figures[name] = float(value)
+                if (figure := finite(value)) is not None:
+                    figures[name] = figure
         again = min((step for step, figures in fresh.items() if TRAINED in figures), default=float("inf"))
         steps = {step: figures for step, figures in steps.items() if step < again}
         for step, figures in fresh.items():

@@ -15,7 +15,7 @@ import numpy as np
 
 from verl_cipo.core.transitions import problem_of
 from verl_cipo.core.verdict import verdict
-from verl_cipo.evaluation.dumps.rows import reward_and_info, row_kind
+from verl_cipo.evaluation.dumps.rows import check_row, reward_and_info, row_kind
 from verl_cipo.evaluation.intervals import ratio_interval
 from verl_cipo.evaluation.jsonl import ANSWER, BadLine, EvaluationError, check_lines, read_objects
 from verl_cipo.evaluation.output import plain
@@ -116,12 +116,18 @@ def rescore_step(file: Path, how: Strictness, *, skip_bad: bool = False) -> dict
         EvaluationError: no line is a row; or held-out tests cannot be judged by, or a row's tests fail nothing.
     """
     bad: list[BadLine] = []
-    rows = []
+    rows: list[dict[str, Any]] = []
+    uids: set[str] = set()
     for number, row in read_objects(file, bad, _FIELDS):
+        uid = row.get("uid")
         if reason := _fault(row, how):
             bad.append(BadLine(file, number, reason))
+        elif uid in uids:
+            bad.append(BadLine(file, number, f"the uid {uid} was there before"))
         else:
             rows.append(row)
+            if uid is not None and row_kind(uid)[0] in _STREAM_OF:
+                uids.add(uid)
     check_lines(file, bad, ANSWER, found=bool(rows), skip_bad=skip_bad)
     tallies = {name: _Tally() for name in STREAMS}
     kinds = [row_kind(row.get("uid")) for row in rows]
@@ -221,15 +227,16 @@ def _kind(truth: Any, how: Strictness) -> str:
 
 def _fault(row: dict[str, Any], how: Strictness) -> str | None:
     """Why a row cannot be judged again; None where it can be tried, or was not accepted."""
-    if row_kind(row.get("uid"))[0] not in _STREAM_OF:
-        return None
-    place = "score"
+    place = ""
     try:
+        check_row(row)
+        if row_kind(row.get("uid"))[0] not in _STREAM_OF:
+            return None
         if verdict(*reward_and_info(row), how.threshold) and _kind(row["gts"], how) == "code":
-            place = "gts"
+            place = "gts: "
             read_tests(row["gts"])
     except ValueError as error:
-        return f"{place}: {error}"
+        return f"{place}{error}"
     return None
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from verl_cipo.core.verdict import verdict
 from verl_cipo.evaluation.dumps.rows import Options, Sample, find_files, read_dumps, reward_and_info
-from verl_cipo.evaluation.jsonl import BadLinesError
+from verl_cipo.evaluation.jsonl import BadLinesError, EvaluationError
 
 UID = "0135f9ff-21c8-4ddd-9d25-d2634f36cb1b"
 
@@ -185,6 +185,22 @@ def test_benchmark_by_row_then_by_the_dump_of_corrections_then_by_name(tmp_path)
     assert [p.benchmark for p in read_dumps([dump], Options(name="mine")).problems] == ["aime24", "amc23", "mine"]
 
 
+def test_a_bad_line_beside_the_dump_is_named_with_its_file(tmp_path):
+    dump = write(tmp_path / "4.jsonl", row(uid="a_0_0"))
+    beside = write(tmp_path / "corrections" / "4.jsonl", {"uid": ["a"], "data_source": "amc23"})
+
+    with pytest.raises(BadLinesError, match="uid is no text: \\['a'\\]") as caught:
+        read_dumps([dump])
+    assert str(caught.value).startswith(f"{beside}:1: ")
+    dump.write_text("")
+    with pytest.raises(EvaluationError, match="no attempt in"):
+        read_dumps([dump], Options(skip_bad=True))
+
+
+def test_an_acc_that_no_float_holds_is_none():
+    assert verdict(*reward_and_info({"score": 1.0, "acc": 10**400}), 0.5)
+
+
 def test_lengths_and_truncation_where_the_dump_or_a_tokenizer_tells(tmp_path):
     path = write(
         tmp_path / "a.jsonl",
@@ -229,6 +245,12 @@ BAD = {
     "uid is no text": json.dumps(row(uid=3)),
     "score is no finite number: nan": json.dumps(row(score=float("nan"))),
     "score is no finite number: None": json.dumps(row(score=None)),
+    "score is no finite number: 1000": json.dumps(row(score=10**400)),
+    "response_tokens is no number of tokens: '12'": json.dumps(row(response_tokens="12")),
+    "response_tokens is no number of tokens: nan": json.dumps(row(response_tokens=float("nan"))),
+    "response_tokens is no number of tokens: -1": json.dumps(row(response_tokens=-1)),
+    "truncated is neither true nor false: 'false'": json.dumps(row(truncated="false")),
+    "not JSON: maximum recursion": "[" * 100_000,
     "was there before": json.dumps(row(uid="a_0_0")),
 }
 

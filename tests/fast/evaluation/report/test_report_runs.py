@@ -84,7 +84,7 @@ def test_files_of_a_run(tmp_path):
 
 def test_figures_that_are_not_finite_are_no_figures(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "data": {"a": NaN, "b": Infinity, "c": -Infinity, "d": 0}}\n')
+    path.write_text('{"step": 1, "data": {"a": NaN, "b": Infinity, "c": -Infinity, "d": 0, "e": 1' + "0" * 400 + "}}\n")
 
     assert read_metrics([path], []) == {1: {"d": 0.0}}
 

@@ -70,6 +70,24 @@ def test_the_verifiers_own_acc_says_what_was_accepted(tmp_path):
     assert [one["uid"] for one in found["examples"]] == ["a_1_0"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"score": [1]}, r"score is no finite number: \[1\]"),
+        ({"score": float("nan")}, "score is no finite number: nan"),
+        ({"score": "1"}, "score is no finite number: '1'"),
+        ({"uid": 3}, "uid is no text: 3"),
+        ({"uid": "a_0_0"}, "the uid a_0_0 was there before"),
+        ({"response_tokens": "9"}, "response_tokens is no number of tokens: '9'"),
+    ],
+)
+def test_a_line_is_bad_as_it_is_for_dumps(changes, told, tmp_path):
+    file = write(tmp_path / "1.jsonl", [*MATHS[:2], row("z_0_0", "x") | changes])
+    with pytest.raises(BadLinesError, match=f"1.jsonl:3: {told}"):
+        rescore_step(file, Strictness())
+    assert rescore_step(file, Strictness(), skip_bad=True)["bad_lines"] == 1
+
+
 def test_without_a_decided_answer_there_is_no_gap(tmp_path):
     found = rescore_step(write(tmp_path / "1.jsonl", MATHS[4:5]), Strictness())["streams"]["base"]
     assert found["undecided"] == 1 and found["gap"] is None
@@ -198,7 +216,10 @@ def test_tests_that_cannot_be_read_are_a_bad_line(tmp_path, capsys):
     output = tmp_path / "out" / "gap.json"
     assert run("--rescore", tmp_path, "--output", output) == 1
     told = capsys.readouterr().err
-    assert "1.jsonl:1: gts: ground_truth has 1 inputs and 2 outputs" in told and "1.jsonl:3: score: " in told
+    assert (
+        "1.jsonl:1: gts: ground_truth has 1 inputs and 2 outputs" in told
+        and "1.jsonl:3: score is no finite number: None" in told
+    )
     assert run("--rescore", tmp_path, "--output", output, "--skip-bad") == 0
     (step,) = json.loads(output.read_text())["steps"]
     assert step["bad_lines"] == 3 and step["streams"]["base"]["confirmed"] == 1
