@@ -15,6 +15,7 @@ from typing import Any
 from verl_cipo.core.config import CIPOConfig, PromptConfig
 from verl_cipo.core.prompts import correction_prompt
 from verl_cipo.evaluation.jsonl import EvaluationError, told
+from verl_cipo.evaluation.options import real
 from verl_cipo.evaluation.suite.engine import model_folder
 from verl_cipo.evaluation.suite.pairs import add_pairs, pairs, second_turn
 
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="Hugging Face folder")
     parser.add_argument("--instruction", metavar="TEXT", help="goes behind every question, as it does in your data")
     parser.add_argument("--max-tokens", type=int, help="of an answer (default 512, or half of what the model takes)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest tokens (default 1)")
+    parser.add_argument("--temperature", type=real, default=1.0, help="0 takes the likeliest tokens (default 1)")
     parser.add_argument("--seed", type=int, help="of the draws (default: others each time)")
     parser.add_argument("--show-prompt", action="store_true", help="print what the model is shown for the correction")
     add_pairs(parser, PAIRS)

@@ -19,6 +19,7 @@ from verl_cipo.evaluation.dumps import command as dumps
 from verl_cipo.evaluation.dumps.rows import CORRECT_THRESHOLD
 from verl_cipo.evaluation.intervals import CONFIDENCE
 from verl_cipo.evaluation.jsonl import BadLinesError, EvaluationError, check_output, told
+from verl_cipo.evaluation.options import real, share
 from verl_cipo.evaluation.rescore import command as rescore
 from verl_cipo.evaluation.suite import command as suite
 from verl_cipo.rewards.outcome import VerifierInfrastructureError
@@ -27,18 +28,11 @@ MODES = {"--dumps": dumps, "--suite": suite, "--second-turns": corrections, "--r
 """By the option that chooses it: a module with `add_arguments`, `run`, and `SHARED_OPTIONS`, names of those below."""
 
 
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number between 0 and 1")
-    return value
-
-
 _SHARED_OPTIONS = {
     "--output": {"type": Path, "required": True, "metavar": "FILE.json", "help": "where the figures go"},
-    "--confidence": {"type": _share, "default": CONFIDENCE, "help": "of intervals (default %(default)s)"},
+    "--confidence": {"type": share, "default": CONFIDENCE, "help": "of intervals (default %(default)s)"},
     "--correct-threshold": {
-        "type": float,
+        "type": real,
         "default": CORRECT_THRESHOLD,
         "metavar": "SCORE",
         "help": "a score above it is right, where there is no acc (default %(default)s)",

@@ -214,6 +214,23 @@ def test_a_confidence_is_a_share(confidence, tmp_path):
         run("--dumps", tmp_path, "--output", tmp_path / "a.json", "--confidence", confidence)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--correct-threshold", "nan"),
+        ("--correct-threshold", "inf"),
+        ("--seed", "-1"),
+        ("--n", "0"),
+        ("--max-tokens", "0"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(option, value, tmp_path, capsys):
+    """No score is above NaN: all answers were wrong."""
+    with pytest.raises(SystemExit):
+        run("--dumps", dump(tmp_path / "a.jsonl", ["10"]), "--output", tmp_path / "a.json", option, value)
+    assert f"argument {option}: {value}: expected" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", evaluate.MODES)
 def test_every_mode_has_its_own_help(option, capsys):
     assert run(option, "--help") == 0

@@ -11,6 +11,7 @@ from verl_cipo.evaluation.dumps.rows import NO_VERDICT, Dumps, Options, read_dum
 from verl_cipo.evaluation.dumps.summary import Settings, compare, measure, summarize
 from verl_cipo.evaluation.dumps.tables import as_csv, as_markdown, comparison_as_json, run_as_json
 from verl_cipo.evaluation.jsonl import BadLinesError, EvaluationError, existing_folder, write_whole
+from verl_cipo.evaluation.options import at_least
 from verl_cipo.evaluation.output import for_terminal, write_json
 
 RUN, BASELINE = "run", "baseline"
@@ -41,12 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=int, help="which step of a folder (default: the newest)")
     parser.add_argument("--compare-step", type=int, metavar="STEP", help="the same for --compare")
     parser.add_argument("--name", help="benchmark of rows that name none (default: the file's or folder's name)")
-    parser.add_argument("--n", type=int, help="samples that every problem must have; any other number is an error")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of maj@K (default 0)")
+    parser.add_argument(
+        "--n", type=at_least(1), help="samples that every problem must have; any other number is an error"
+    )
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the bootstrap and of maj@K (default 0)")
     parser.add_argument("--no-maj", action="store_true", help="no maj@K, where pred is no answer to vote on")
     parser.add_argument("--tokenizer", metavar="DIR", help="count tokens with this Hugging Face tokenizer, too")
     parser.add_argument(
-        "--max-tokens", type=int, metavar="N", help="with --tokenizer: a response of N tokens was cut off"
+        "--max-tokens", type=at_least(1), metavar="N", help="with --tokenizer: a response of N tokens was cut off"
     )
 
 

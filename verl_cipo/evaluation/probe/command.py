@@ -13,6 +13,7 @@ from typing import Any
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.prompts import correction_prompt
 from verl_cipo.evaluation.jsonl import EvaluationError, check_output
+from verl_cipo.evaluation.options import at_least, real
 from verl_cipo.evaluation.output import write_json
 from verl_cipo.evaluation.probe import advice
 from verl_cipo.evaluation.probe.advice import Step
@@ -44,9 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=int, default=128, metavar="N", help="problems, drawn by the seed (default 128)")
     parser.add_argument("--samples", type=int, default=8, metavar="N", help="attempts a problem, rollout.n (default 8)")
-    parser.add_argument("--max-tokens", type=int, default=1024, help="data.max_response_length (default 1024)")
+    parser.add_argument("--max-tokens", type=at_least(1), default=1024, help="data.max_response_length (default 1024)")
     parser.add_argument(
-        "--prompt-length", type=int, metavar="N", help="rollout.prompt_length to sample under (default: whole attempts)"
+        "--prompt-length",
+        type=at_least(1),
+        metavar="N",
+        help="rollout.prompt_length to sample under (default: whole attempts)",
     )
     parser.add_argument("--temperature", type=float, default=1.0, help="of training's rollouts (default 1)")
     parser.add_argument("--top-p", type=float, default=1.0, help="of training's rollouts (default 1)")
@@ -55,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sequences", type=int, default=256, metavar="N", help="rollout.max_num_seqs times engines (default 256, one)"
     )
     parser.add_argument(
-        "--correct-threshold", type=float, default=0.5, metavar="SCORE", help="algorithm.cipo.correct_threshold (0.5)"
+        "--correct-threshold", type=real, default=0.5, metavar="SCORE", help="algorithm.cipo.correct_threshold (0.5)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and the options there, too")
     parser.add_argument("--output", type=Path, metavar="DIR", help="keep all answers; a killed probe goes on from them")

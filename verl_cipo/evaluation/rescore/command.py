@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 def _judged(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The figures of all steps, written after each."""
     for name, least in (("changes", 0), ("workers", 1), ("timeout", 0.1)):
-        if getattr(args, name) < least:
+        if not getattr(args, name) >= least:
             raise EvaluationError(f"--{name} {getattr(args, name)}: expected {least} or more")
     files = step_files(args.rescore, args.steps)
     how = Strictness(
@@ -88,8 +88,8 @@ def _judged(args: argparse.Namespace) -> list[dict[str, Any]]:
         name: getattr(args, name)
         for name in ("verifier", "held_out", "references", "changes", "timeout", "correct_threshold", "skip_bad")
     }
-    before = json.loads(args.output.read_text(encoding="utf-8")) if args.output.is_file() else None
-    settings = same_settings(args.output, settings, before and before.get("settings", {}))
+    before = _before(args.output)
+    settings = same_settings(args.output, settings, before and before["settings"])
     results = before or {"settings": settings, "steps": []}
     done = {step["step"] for step in results["steps"]}
     left = [file for file in files if int(file.stem) not in done]
@@ -98,6 +98,19 @@ def _judged(args: argparse.Namespace) -> list[dict[str, Any]]:
         results["steps"].sort(key=lambda step: step["step"])
         write_json(args.output, results)
     return results["steps"]
+
+
+def _before(output: Path) -> dict[str, Any] | None:
+    """What an earlier start wrote; None where there was none. Raises: EvaluationError when the file is another one."""
+    if not output.is_file():
+        return None
+    try:
+        found = json.loads(output.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EvaluationError(f"--output {output}: is there, and not JSON ({error}); give another one") from error
+    if not isinstance(found, dict) or not found.keys() >= {"settings", "steps"}:
+        raise EvaluationError(f"--output {output}: is there, and not of --rescore; give another one")
+    return found
 
 
 def step_files(run: Path, steps: list[int] | None = None) -> list[Path]:

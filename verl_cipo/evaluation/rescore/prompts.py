@@ -5,6 +5,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from verl_cipo.evaluation.jsonl import EvaluationError
+from verl_cipo.evaluation.suite.problems import Problem, problems_of, read_table
+
+_REMEDY = "data_prep/ writes such files"
+
 
 class ByPrompt:
     """Something of each problem.
@@ -34,8 +39,9 @@ class HeldOut(ByPrompt):
 
     @classmethod
     def read(cls, files: Sequence[Path]) -> "HeldOut":
-        """From data_prep's parquet files. Raises: OSError, and what pyarrow raises on other files."""
-        return cls((prompt, row["reward_model"]["ground_truth"]) for prompt, row in _rows(files, "reward_model"))
+        """From data_prep's parquet files. Raises: EvaluationError on other files."""
+        problems = [problem for file in files for problem in _problems("--held-out", file)]
+        return cls((problem.messages[-1]["content"], problem.ground_truth) for problem in problems)
 
 
 class References(ByPrompt):
@@ -43,13 +49,24 @@ class References(ByPrompt):
 
     @classmethod
     def read(cls, files: Sequence[Path]) -> "References":
-        """From data_prep's parquet files, made with --keep_solutions. Raises: as `HeldOut.read`."""
-        return cls((prompt, row["extra_info"].get("solutions") or []) for prompt, row in _rows(files, "extra_info"))
+        """From data_prep's parquet files, made with --keep_solutions. Raises: EvaluationError on other files."""
+        problems = [problem for file in files for problem in _problems("--references", file)]
+        found = [(one.messages[-1]["content"], one.extra_info.get("solutions") or []) for one in problems]
+        if not any(solutions for _, solutions in found):
+            names = ", ".join(map(str, files))
+            raise EvaluationError(
+                f"--references {names}: no row has extra_info.solutions; {_REMEDY} with --keep_solutions"
+            )
+        return cls(found)
 
 
-def _rows(files: Sequence[Path], column: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    import pyarrow.parquet as pq
-
-    for file in files:
-        for row in pq.read_table(file, columns=["prompt", column]).to_pylist():
-            yield row["prompt"][-1]["content"], row
+def _problems(option: str, file: Path) -> list[Problem]:
+    """The rows of a file whose prompts end in a text. Raises: EvaluationError on other files."""
+    if not file.is_file():
+        raise EvaluationError(f"{option} {file}: no such file, expected a parquet file; {_REMEDY}")
+    table = read_table(file, remedy=_REMEDY)
+    problems = problems_of(table, range(len(table)), file, name="", remedy=_REMEDY)
+    for place, problem in enumerate(problems):
+        if not isinstance(said := problem.messages[-1]["content"], str):
+            raise EvaluationError(f"{option} {file}: row {place}: the prompt ends in {said!r:.80}, expected a text")
+    return problems

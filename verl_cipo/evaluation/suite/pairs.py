@@ -43,5 +43,8 @@ def _read(option: str, args: argparse.Namespace) -> dict[str, Any]:
         name, sign, value = text.partition("=")
         if not sign or not name.isidentifier():
             raise EvaluationError(f"{option} {text}: expected KEY=VALUE")
-        found[name] = yaml.safe_load(value)
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise EvaluationError(f"{option} {text}: the value is not YAML ({' '.join(str(error).split())})") from error
     return found

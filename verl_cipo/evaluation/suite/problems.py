@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from verl_cipo.core.verdict import finite
 from verl_cipo.evaluation.jsonl import EvaluationError
 
 SUITES_FILE = Path(__file__).resolve().parents[2] / "config" / "suites.yaml"
@@ -31,11 +32,12 @@ class Sampling:
     max_tokens: int
 
     def __post_init__(self) -> None:
+        temperature, top_p = finite(self.temperature), finite(self.top_p)
         for name, fine, allowed in (
-            ("n", isinstance(self.n, int) and self.n >= 1, "an integer >= 1"),
-            ("temperature", self.temperature >= 0, "a number >= 0"),
-            ("top_p", 0 < self.top_p <= 1, "a number above 0, at most 1"),
-            ("max_tokens", isinstance(self.max_tokens, int) and self.max_tokens >= 1, "an integer >= 1"),
+            ("n", type(self.n) is int and self.n >= 1, "an integer >= 1"),
+            ("temperature", temperature is not None and temperature >= 0, "a number >= 0"),
+            ("top_p", top_p is not None and 0 < top_p <= 1, "a number above 0, at most 1"),
+            ("max_tokens", type(self.max_tokens) is int and self.max_tokens >= 1, "an integer >= 1"),
         ):
             if not fine:
                 raise EvaluationError(f"sampling.{name} = {getattr(self, name)!r}: expected {allowed}")
@@ -84,6 +86,8 @@ def load_suite(name: str, file: Path = SUITES_FILE) -> list[Benchmark]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise EvaluationError(f"{file}: {error}") from error
     known = _table(content, f"{file}", {"benchmarks", "suites"})
+    for part, value in known.items():
+        _mapping(value, f"{file}: {part}", "names")
     return _suite(name, known["suites"], known["benchmarks"], str(file), ())
 
 
@@ -155,8 +159,13 @@ def problems_of(
     problems = []
     for place, row in zip(places, table.select(columns).take(list(places)).to_pylist(), strict=True):
         for column, fine, expected in (
-            ("prompt", isinstance(row["prompt"], list) and row["prompt"], "a list of messages"),
-            ("reward_model", "ground_truth" in (row["reward_model"] or ()), "a mapping with ground_truth"),
+            ("prompt", _is_chat(row["prompt"]), "a list of messages with role and content"),
+            (
+                "reward_model",
+                isinstance(row["reward_model"], dict) and "ground_truth" in row["reward_model"],
+                "a mapping with ground_truth",
+            ),
+            ("extra_info", isinstance(row.get("extra_info"), dict | None), "a mapping or nothing"),
         ):
             if not fine:
                 told = f"{path}: row {place}: {column} is {row[column]!r:.80}"
@@ -175,6 +184,15 @@ def problems_of(
     return problems
 
 
+def _is_chat(prompt: Any) -> bool:
+    """Whether it is a list of messages, each with a role and something said."""
+    return (
+        isinstance(prompt, list)
+        and bool(prompt)
+        and all(isinstance(one, dict) and one.get("role") and one.get("content") is not None for one in prompt)
+    )
+
+
 def digest(problems: list[Problem]) -> str:
     """A digest of prompts and ground truths, the same for the same problems in the same order."""
     found = hashlib.blake2b(digest_size=16)
@@ -187,22 +205,25 @@ def _suite(name: str, suites: Mapping, benchmarks: Mapping, where: str, above: t
     if name in above:
         raise EvaluationError(f"{where}: suite {name} is made of itself")
     if name not in suites:
-        near = difflib.get_close_matches(name, suites, n=1)
+        known = list(map(str, suites))
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise EvaluationError(f"suite {name!r} is not in {where}.{hint} Expected one of {', '.join(suites)}")
+        raise EvaluationError(f"suite {name!r} is not in {where}.{hint} Expected one of {', '.join(known)}")
     place = f"{where}: suites.{name}"
     if "suites" in (suites[name] or {}):
         parts = _table(suites[name], place, {"suites"})["suites"]
+        if not isinstance(parts, list):
+            raise EvaluationError(f"{place}.suites is {parts!r}: expected a list of suites")
         return [one for part in parts for one in _suite(part, suites, benchmarks, where, (*above, name))]
     suite = _table(suites[name], place, {"sampling", "corrections", "benchmarks"})
     knobs = {knob.name for knob in fields(Sampling)}
     sampling = Sampling(**_table(suite["sampling"], f"{place}.sampling", knobs))
-    if not isinstance(suite["corrections"], int) or suite["corrections"] < 0:
+    if type(suite["corrections"]) is not int or suite["corrections"] < 0:
         raise EvaluationError(f"{place}.corrections = {suite['corrections']!r}: expected an integer >= 0")
     found = []
-    for one, own in suite["benchmarks"].items():
+    for one, own in _mapping(suite["benchmarks"], f"{place}.benchmarks", "benchmarks").items():
         if one not in benchmarks:
-            raise EvaluationError(f"{place}: benchmark {one!r} is not among {', '.join(benchmarks)}")
+            raise EvaluationError(f"{place}: benchmark {one!r} is not among {', '.join(map(str, benchmarks))}")
         own = _table(own or {}, f"{place}.benchmarks.{one}", knobs, required=set())
         described = _table(
             benchmarks[one],
@@ -210,6 +231,9 @@ def _suite(name: str, suites: Mapping, benchmarks: Mapping, where: str, above: t
             {"file", "converter", "verifier", "group"},
             required={"file", "converter", "verifier"},
         )
+        for key, value in described.items():
+            if not isinstance(value, str | None) or (key != "group" and not value):
+                raise EvaluationError(f"{where}: benchmarks.{one}.{key} = {value!r}: expected a text")
         if described["verifier"] not in VERIFIERS:
             raise EvaluationError(
                 f"{where}: benchmarks.{one}.verifier = {described['verifier']!r}: expected one of "
@@ -223,10 +247,16 @@ def _suite(name: str, suites: Mapping, benchmarks: Mapping, where: str, above: t
 
 def _table(value: Any, where: str, allowed: set[str], required: set[str] | None = None) -> dict[str, Any]:
     """The mapping, all of whose keys are allowed; all allowed ones are required unless said otherwise."""
-    if not isinstance(value, Mapping):
-        raise EvaluationError(f"{where} is {value!r}: expected a mapping with the keys {', '.join(sorted(allowed))}")
-    if unknown := sorted(set(value) - allowed):
+    _mapping(value, where, f"the keys {', '.join(sorted(allowed))}")
+    if unknown := sorted(set(value) - allowed, key=str):
         raise EvaluationError(f"{where} has the unknown keys {unknown}: expected {', '.join(sorted(allowed))}")
     if missing := sorted((allowed if required is None else required) - set(value)):
         raise EvaluationError(f"{where} lacks the keys {', '.join(missing)}")
     return dict(value)
+
+
+def _mapping(value: Any, where: str, keys: str) -> Mapping[str, Any]:
+    """The value. Raises: EvaluationError when it is no mapping; keys: what its keys are."""
+    if not isinstance(value, Mapping):
+        raise EvaluationError(f"{where} is {value!r}: expected a mapping with {keys}")
+    return value

@@ -157,6 +157,7 @@ def test_the_reward_is_verls_own_where_none_is_named(data, engine, capsys):
         (["--reward", "maths"], "verifier 'maths': expected math, code, critique, verl"),
         (["--samples", "1"], "--samples 1: expected 2 or more"),
         (["--temperature", "0"], "--temperature 0"),
+        (["--engine", "seed=["], "--engine seed=[: the value is not YAML"),
         (["--prompt", "view=whole"], "prompt.view = 'whole': unknown key"),
         (["--prompt", "attempts=2"], "attempts above 1 cannot be probed"),
         (["--output", "{data}/mine.py"], "--output {data}/mine.py: is a file, expected a folder"),

@@ -161,9 +161,12 @@ def test_shortcuts_have_a_rate_of_their_own_and_change_no_judgment(tmp_path):
     assert "isomorphic" not in rescore_step(file, off)["streams"]["base"]
 
 
+VERLS = {"data_source": "s", "reward_model": {"style": "rule", "ground_truth": "1"}}
+
+
 def test_the_command_reads_references_and_shows_the_rate(tmp_path, capsys):
     prompt = [{"role": "user", "content": QUESTION.split("\n")[1]}]
-    table = [{"prompt": prompt, "extra_info": {"index": 0, "solutions": [LEDGER]}}]
+    table = [VERLS | {"prompt": prompt, "extra_info": {"index": 0, "solutions": [LEDGER]}}]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "train.parquet")
     write(tmp_path / "1.jsonl", answers(LEDGER, BY_HEART))
     output = tmp_path / "out" / "gap.json"
@@ -175,7 +178,9 @@ def test_the_command_reads_references_and_shows_the_rate(tmp_path, capsys):
     assert "base: shortcuts" in head and "50.0 " in line
 
 
-def test_files_without_solutions_have_no_reference(tmp_path):
-    table = [{"prompt": [{"role": "user", "content": "How many?"}], "extra_info": {"index": 0}}]
+def test_rows_without_solutions_have_no_reference(tmp_path):
+    asked = [{"role": "user", "content": text} for text in ("How many?", "How few?")]
+    extra = [{"index": 0, "solutions": None}, {"index": 1, "solutions": [LEDGER]}]
+    table = [VERLS | {"prompt": [one], "extra_info": more} for one, more in zip(asked, extra, strict=True)]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "train.parquet")
     assert References.read([tmp_path / "train.parquet"]).find(QUESTION) == []

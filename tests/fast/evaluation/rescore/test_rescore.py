@@ -235,7 +235,10 @@ def test_tests_that_fail_nothing_are_named(tmp_path):
 def test_held_out_files_are_found_by_the_longest_line_of_the_prompt(tmp_path):
     prompt = [{"role": "user", "content": "  Read\nthe sum of two numbers\nand print it.\n"}]
     other = [{"role": "user", "content": "Not\nthe sum of two numbers"}]
-    table = [{"prompt": one, "reward_model": {"ground_truth": str(i)}} for i, one in enumerate((other, prompt))]
+    table = [
+        {"data_source": "s", "prompt": one, "reward_model": {"ground_truth": str(i)}}
+        for i, one in enumerate((other, prompt))
+    ]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "test.parquet")
     found = HeldOut.read([tmp_path / "test.parquet"])
     assert found.find("<|user|>Read\nthe sum of two numbers\nand print it.<|end|>") == "1"
@@ -296,3 +299,51 @@ def test_what_is_no_run_is_said(tmp_path, capsys):
     write(tmp_path / "3.jsonl", MATHS)
     assert run("--rescore", tmp_path, "--output", tmp_path / "gap.json", "--steps", 4) == 1
     assert "no step 4; it has 3 to 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[1", "[1]", '{"settings": {}}'])
+def test_a_file_that_is_not_of_rescore_stays_as_it_is(content, tmp_path, capsys):
+    write(tmp_path / "rollouts" / "1.jsonl", MATHS)
+    output = tmp_path / "other.json"
+    output.write_text(content)
+    assert run("--rescore", tmp_path, "--output", output) == 1
+    told = capsys.readouterr().err
+    assert f"--output {output}: is there, and not " in told and "give another one" in told
+    assert output.read_text() == content
+
+
+@pytest.mark.parametrize("value", ["nan", "0", "-1"])
+def test_a_timeout_is_a_time(value, tmp_path, capsys):
+    write(tmp_path / "1.jsonl", MATHS)
+    assert run("--rescore", tmp_path, "--output", tmp_path / "out" / "a.json", "--timeout", value) == 1
+    assert "expected 0.1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--held-out", "--references"])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (None, "no such file, expected a parquet file; data_prep/ writes such files"),
+        ({"prompt": "q"}, "row 0: prompt is 'q', expected a list of messages"),
+        ({"prompt": [{"role": "user", "content": ["a"]}]}, "row 0: the prompt ends in ['a'], expected a text"),
+        ({"reward_model": "1"}, "row 0: reward_model is '1', expected a mapping with ground_truth"),
+        ({"extra_info": "x"}, "row 0: extra_info is 'x', expected a mapping"),
+    ],
+)
+def test_files_that_are_not_data_preps_are_named(option, changes, told, tmp_path, capsys):
+    file = tmp_path / "tests.parquet"
+    if changes is not None:
+        good = {"data_source": "s", "prompt": [{"role": "user", "content": "q"}]}
+        good |= {"reward_model": {"ground_truth": "1"}, "extra_info": {"solutions": ["x"]}}
+        pq.write_table(pa.Table.from_pylist([good | changes]), file)
+    write(tmp_path / "rollouts" / "1.jsonl", MATHS)
+    assert run("--rescore", tmp_path, "--output", tmp_path / "a.json", option, file) == 1
+    assert f"{file}: {told}" in capsys.readouterr().err
+
+
+def test_references_without_a_solution_are_refused(tmp_path, capsys):
+    row = {"data_source": "s", "prompt": [{"role": "user", "content": "q"}], "reward_model": {"ground_truth": "1"}}
+    pq.write_table(pa.Table.from_pylist([row | {"extra_info": None}]), tmp_path / "a.parquet")
+    write(tmp_path / "rollouts" / "1.jsonl", MATHS)
+    assert run("--rescore", tmp_path, "--output", tmp_path / "a.json", "--references", tmp_path / "a.parquet") == 1
+    assert "no row has extra_info.solutions; data_prep/ writes such files with --keep_sol" in capsys.readouterr().err

@@ -99,7 +99,14 @@ def write_suites(path, **changes):
         ({"sampling": {"n": 2, "temperature": 1.0, "top_p": 1.5, "max_tokens": 9}}, "top_p = 1.5"),
         ({"sampling": {"n": 2, "temperature": 1.0, "top_p": 1.0}}, "math6.sampling lacks the keys max_tokens"),
         ({"top_k": 3}, r"math6 has the unknown keys \['top_k'\]"),
+        ({"sampling": {"n": 2, "temperature": "hot", "top_p": 1.0, "max_tokens": 9}}, "temperature = 'hot'"),
+        ({"sampling": {"n": 2, "temperature": 1.0, "top_p": None, "max_tokens": 9}}, "top_p = None"),
+        ({"sampling": {"n": 2, "temperature": float("inf"), "top_p": 1.0, "max_tokens": 9}}, "temperature = inf"),
+        ({"sampling": {"n": True, "temperature": 1.0, "top_p": 1.0, "max_tokens": 9}}, "n = True"),
         ({"corrections": -1}, "math6.corrections = -1"),
+        ({"corrections": True}, "math6.corrections = True"),
+        ({"benchmarks": None}, "math6.benchmarks is None: expected a mapping"),
+        ({"benchmarks": ["aime24"]}, r"math6.benchmarks is \['aime24'\]: expected a mapping"),
         ({"benchmarks": {"aime42": {}}}, "benchmark 'aime42'"),
         ({"benchmarks": {"aime24": {"nn": 1}}}, r"aime24 has the unknown keys \['nn'\]"),
     ],
@@ -107,6 +114,30 @@ def write_suites(path, **changes):
 def test_a_faulty_suite_is_refused_with_its_place(changes, told, tmp_path):
     with pytest.raises(EvaluationError, match=told):
         load_suite("math6", write_suites(tmp_path / "s.yaml", **changes))
+
+
+@pytest.mark.parametrize(
+    "content, told",
+    [
+        ({"benchmarks": {}, "suites": None}, "suites is None: expected a mapping"),
+        ({"benchmarks": None, "suites": {}}, "benchmarks is None: expected a mapping"),
+        ({"benchmarks": {}, "suites": {"math6": {"suites": None}}}, "math6.suites is None: expected a list"),
+        ({"benchmarks": {}, "suites": {6: {}}}, "suite 'math6' is not in .* Expected one of 6"),
+        ({"benchmarks": {}, "suites": {}, 3: {}, "x": {}}, r"unknown keys \[3, 'x'\]"),
+    ],
+)
+def test_a_file_of_another_layout_is_refused_with_its_place(content, told, tmp_path):
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(EvaluationError, match=told):
+        load_suite("math6", tmp_path / "s.yaml")
+
+
+def test_a_benchmarks_file_is_a_text(tmp_path):
+    content = yaml.safe_load(SUITES_FILE.read_text())
+    content["benchmarks"]["aime24"]["file"] = 24
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(EvaluationError, match="benchmarks.aime24.file = 24: expected a text"):
+        load_suite("math6", tmp_path / "s.yaml")
 
 
 def test_an_unknown_suite_is_named_with_the_nearest():
@@ -140,6 +171,25 @@ def test_problems_are_limited_and_their_digest_follows_them(tmp_path):
     assert [problem.data_source for problem in two] == ["s", "t"] and one == two[:1]
     assert digest(one) != digest(two) == digest(read_problems(aime, tmp_path))
     assert digest(one) != digest([replace(one[0], ground_truth="2")])
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("prompt", ["q"]),
+        ("prompt", [{"role": "user"}]),
+        ("prompt", [{"role": "user", "content": None}]),
+        ("reward_model", '{"ground_truth": "1"}'),
+        ("reward_model", ["ground_truth"]),
+        ("extra_info", '{"index": 0}'),
+    ],
+)
+def test_a_row_that_is_not_as_verl_has_it_is_refused_with_its_column(column, value, tmp_path):
+    """Columns of JSON text, as some files have them, among others."""
+    (aime, *_) = load_suite("math6")
+    write_problems(tmp_path / aime.file, **{column: value})
+    with pytest.raises(EvaluationError, match=f"row 0: {column} is .*expected a "):
+        read_problems(aime, tmp_path)
 
 
 def test_a_file_without_a_column_or_for_another_verifier_is_refused(tmp_path):
