@@ -118,6 +118,20 @@ def test_no_option_of_several_values_forgets_the_first_when_it_is_given_again(mo
     assert several and all(isinstance(each, argparse._ExtendAction) for each in several)
 
 
+def test_a_step_that_chooses_nothing_is_refused(tmp_path, capsys):
+    path = dump(tmp_path / "val" / "1.jsonl", ["10"])
+    dump(tmp_path / "suite" / "aime24.jsonl", ["10"])
+    output = ["--output", tmp_path / "x.json"]
+
+    assert run("--dumps", path, "--step", 7, *output) == 1
+    assert f"step 7 is of a folder, not of {path}" in capsys.readouterr().err
+    assert run("--dumps", tmp_path / "suite", "--step", 7, *output) == 1
+    assert "no dump of step 7: its files are not named after steps" in capsys.readouterr().err
+    assert run("--dumps", path, "--compare-step", 7, *output) == 2
+    assert "--compare-step needs --compare" in capsys.readouterr().err
+    assert run("--dumps", path, "--step", 1, *output) == 0
+
+
 def test_bad_lines_end_the_run_unless_skipped(tmp_path, capsys):
     path = dump(tmp_path / "a.jsonl", ["10", "11"])
     path.write_text(path.read_text() + '{"input": "torn')

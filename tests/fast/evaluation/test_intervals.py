@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from verl_cipo.evaluation.intervals import Interval, SignTest, interval, ratio_interval, sign_test, stratified_interval
+from verl_cipo.evaluation.passk import pass_at_k
 
 
 def test_interval_is_scipys_bca_bootstrap_of_the_mean():
@@ -85,3 +86,12 @@ def test_sign_test_by_hand():
     # Of 2^5 sign patterns, 6 on each side are as far out as 4 of 5: p = 12 / 32.
     assert sign_test([0.1, 0.2, 0.3, 0.4, -9.0, 0.0]) == SignTest(higher=4, lower=1, equal=1, p=pytest.approx(0.375))
     assert sign_test([0.0, 0.0]) == SignTest(higher=0, lower=0, equal=2, p=1.0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_problems_that_agree_but_for_rounding_are_a_point():
+    """pass@2 is 2/3 of 1 right of 3 and of 15 of 36; the bootstrap of these is NaN, with a warning."""
+    values = pass_at_k([3, 3, 36, 36], [1, 1, 15, 15], 2)
+    assert len(set(values)) == 2
+    for found in (interval(values), ratio_interval(values, [1, 1, 1, 1]), stratified_interval([values, values])):
+        assert found.low == found.high == found.estimate == pytest.approx(2 / 3)

@@ -58,6 +58,9 @@ def run(args: argparse.Namespace) -> int:
     if args.max_tokens is not None and args.tokenizer is None:
         print("--max-tokens needs --tokenizer: dumps hold no tokens", file=sys.stderr)
         return 2
+    if args.compare_step is not None and not args.compare:
+        print("--compare-step needs --compare: there is no baseline to take a step of", file=sys.stderr)
+        return 2
     count_tokens = _token_counter(args.tokenizer) if args.tokenizer else None
     settings = Settings(confidence=args.confidence, seed=args.seed, majority=not args.no_maj)
     options = Options(

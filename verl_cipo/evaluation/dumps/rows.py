@@ -132,6 +132,8 @@ def find_files(path: Path, step: int | None = None) -> list[Path]:
     if steps:
         raise FileNotFoundError(f"{path} has no dump of step {step}; it has {', '.join(map(str, steps))}")
     near = {str(file.parent) for file in path.glob("*/*.jsonl") if file.stem.isdecimal()}
+    if found and not near and step is not None:
+        raise FileNotFoundError(f"{path} has no dump of step {step}: its files are not named after steps")
     if near or not found:
         hint = f": did you mean {' or '.join(sorted(near))}?" if near else ""
         raise FileNotFoundError(f"{path} is neither a JSONL file nor a folder of dumps{hint}")
@@ -145,12 +147,15 @@ def read_dumps(paths: Sequence[Path], options: Options | None = None) -> Dumps:
         FileNotFoundError: a path holds no dump.
         BadLinesError: naming every line that is no row, unless options.skip_bad.
         NoAttemptError: no attempt was found.
-        EvaluationError: two paths are one file.
+        EvaluationError: two paths are one file, or all are files, of other steps than options.step.
     """
     options = options or Options()
     files = [file for path in paths for file in find_files(path, options.step)]
     if twice := [str(file) for file, count in Counter(map(Path.resolve, files)).items() if count > 1]:
         raise EvaluationError(f"given twice: {', '.join(twice)}")
+    if options.step is not None and not any(path.is_dir() or path.stem == str(options.step) for path in paths):
+        names = ", ".join(map(str, paths))
+        raise EvaluationError(f"step {options.step} is of a folder, not of {names}: give the folder, or no step")
     reader = _Reader(options)
     total = sum(file.stat().st_size for file in files)
     hidden = None if options.progress else True  # None: where there is no terminal

@@ -185,11 +185,12 @@ def problems_of(
 
 
 def _is_chat(prompt: Any) -> bool:
-    """Whether it is a list of messages, each with a role and something said."""
+    """Whether it is a list of messages, each with a role, the last of which says something."""
     return (
         isinstance(prompt, list)
         and bool(prompt)
-        and all(isinstance(one, dict) and one.get("role") and one.get("content") is not None for one in prompt)
+        and all(isinstance(one, dict) and one.get("role") and "content" in one for one in prompt)
+        and prompt[-1]["content"] is not None
     )
 
 
