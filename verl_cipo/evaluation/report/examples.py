@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from verl_cipo.core.contents import Content, is_content, is_media
 from verl_cipo.evaluation.jsonl import BadLine, read_objects
 from verl_cipo.evaluation.report.runs import CORRECTIONS, Run
 
 TRANSITIONS: tuple[str, ...] = ("w2c", "c2w", "c2c", "w2w")
 """In the order in which a person wants to see them."""
 
-_FIELDS = {"question": str, "attempt": str, "anchor_correct": bool, "corrections": list}
+_FIELDS = {"question": object, "attempt": str, "anchor_correct": bool, "corrections": list}
 _CORRECTION_FIELDS = {"correction": str, "correct": bool, "copied": bool}
 _CUT = "\n[\u2026 {} characters left out \u2026]\n"
 
@@ -56,6 +57,9 @@ def gather(runs: Sequence[Run], *, limit: int, characters: int, bad: list[BadLin
     for run, step, path in sources:
         kinds: dict[str, list[Example]] = {kind: [] for kind in TRANSITIONS}
         for number, line in read_objects(path, bad, _FIELDS):
+            if not is_content(line["question"]):
+                bad.append(BadLine(path, number, f"question is neither text nor parts: {line['question']!r:.80}"))
+                continue
             for correction in line["corrections"]:
                 if not _whole(correction):
                     bad.append(BadLine(path, number, f"a correction lacks one of {', '.join(_CORRECTION_FIELDS)}"))
@@ -89,13 +93,20 @@ def _example(run: Run, step: int, line: dict[str, Any], correction: dict[str, An
         run=run.name,
         step=step,
         transition="2".join(verdicts),
-        question=cut(line["question"], characters),
+        question=cut(_asked(line["question"]), characters),
         attempt=cut(line["attempt"], characters),
         correction=cut(correction["correction"], characters),
         copied=correction["copied"],
         truth=cut(str(line.get("gts", "")), characters),
         source=str(line.get("data_source", "")),
     )
+
+
+def _asked(question: Content) -> str:
+    """The question as text, with the kind of each image and the like in its place."""
+    if isinstance(question, str):
+        return question
+    return "".join(f"[{part['type']}]" if is_media(part) else str(part.get("text", "")) for part in question)
 
 
 def _evenly(examples: Sequence[Example], room: int) -> list[Example]:

@@ -124,9 +124,13 @@ def read_arms(given: Sequence[str], bad: list[BadLine]) -> list[Arm]:
         if seen & {file.resolve() for file in files}:
             raise ValueError(f"run {label}: {metrics} was given twice")
         seen |= {file.resolve() for file in files}
+        known = len(bad)
         figures = read_metrics(files, bad)
         if not figures:
-            raise NothingLoggedError(f"run {label}: {metrics} holds no step that can be read")
+            why = next(
+                (f"; line {line.line} of {line.path} {line.reason}" for line in bad[known:] if not line.torn), ""
+            )
+            raise NothingLoggedError(f"run {label}: {metrics} holds no step that can be read{why}")
         seeds = runs.setdefault(label, [])
         name = f"{label} #{len(seeds) + 1}" if several else label
         folder = path if path.is_dir() else None

@@ -62,6 +62,20 @@ def test_a_malformed_line_is_named_and_left_out(tmp_path, broken):
     assert [(item.path, item.line) for item in bad] == [(path, 2)] and broken in bad[0].reason
 
 
+def test_a_question_with_images_is_shown_with_their_places(tmp_path):
+    """As core.transitions.attempt_record writes it."""
+    folder = write_run(tmp_path / "run")
+    parts = [{"type": "text", "text": "How many in "}, {"type": "image", "index": 7}, {"type": "text", "text": "?"}]
+    lines = [second_turn("q", "1", False, ("2", True)) | {"question": asked} for asked in (parts, 3)]
+    path = write_lines(folder / "validation/corrections/3.jsonl", lines)
+    bad = []
+
+    (example,) = gather(runs_of(folder), limit=9, characters=100, bad=bad).shown
+
+    assert example.question == "How many in [image]?"
+    assert [str(line) for line in bad] == [f"{path}:2: question is neither text nor parts: 3"]
+
+
 def test_a_malformed_correction_is_named_and_left_out(tmp_path):
     folder = write_run(tmp_path / "run")
     line = second_turn("q", "1", False, ("2", True), ("3", True))

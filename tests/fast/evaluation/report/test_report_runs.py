@@ -175,3 +175,11 @@ def test_what_cannot_be_a_run_is_said(tmp_path):
         read_arms([f"a={folder}", f"b={folder}/metrics.jsonl"], [])
     with pytest.raises(NothingLoggedError, match="run empty: .* holds no step"):
         read_arms([str(tmp_path / "empty")], [])
+
+
+def test_a_file_of_another_kind_says_why_it_holds_no_step(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [{"input": "q", "output": "a", "score": 1.0, "step": 1}])
+    with pytest.raises(
+        NothingLoggedError, match=r"holds no step that can be read; line 1 of .*a.jsonl lacks data \(di"
+    ):
+        read_arms([str(path)], [])
