@@ -1,7 +1,7 @@
 """The commands of this package, and its knobs.
 
 python -m verl_cipo                 what there is
-python -m verl_cipo knobs [WORD]    every knob of algorithm.cipo, or those with the word in their name or meaning
+python -m verl_cipo knobs [TEXT]    every knob of algorithm.cipo, or those with the text in their name or meaning
 """
 
 import sys
@@ -33,7 +33,7 @@ def overview() -> str:
             f"verl_cipo {__version__}: CIPO for verl. Switch it on with algorithm.adv_estimator=cipo.",
             "",
             *lines,
-            f"  {'python -m verl_cipo knobs':<{width}}  every option {ROOT}.<knob>",
+            f"  {'python -m verl_cipo knobs':<{width}}  every option {ROOT}.<knob>; knobs TEXT: those that say so",
             "",
             "Each has --help.",
         )
@@ -55,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 with the overview where a command is unknown."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     match given:
-        case [] | ["-h" | "--help"]:
+        case [] | ["-h" | "--help"] | ["knobs" | "--knobs", "-h" | "--help"]:
             print(overview())
-        case ["knobs" | "--knobs", *words] if len(words) < 2 and (text := knob_list(*words)):
+        case ["knobs" | "--knobs", *words] if text := knob_list(" ".join(words)):
             print(text)
         case ["knobs" | "--knobs", *words]:
             print(f"no knob has {' '.join(words)!r} in its name or meaning", file=sys.stderr)

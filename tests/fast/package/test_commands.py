@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from tests.conftest import ROOT
-from verl_cipo.__main__ import COMMANDS, main
+from verl_cipo.__main__ import COMMANDS, main, overview
 from verl_cipo.core.config import CIPOConfig
 
 
@@ -32,6 +32,10 @@ def test_every_knob_is_listed_with_default_and_range(capsys):
 def test_knobs_are_found_by_a_word(capsys):
     assert main(["--knobs", "retention"]) == 0
     assert "rho_target=0.8" in (shown := capsys.readouterr().out) and "n_corrections" not in shown
+    assert main(["knobs", "correction", "prompt"]) == 0
+    assert capsys.readouterr().out.startswith("prompt.template=math")
+    assert main(["knobs", "--help"]) == 0
+    assert capsys.readouterr().out == overview() + "\n"
     assert main(["knobs", "no such word"]) == 2
     assert "no knob has 'no such word'" in capsys.readouterr().err
 
