@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from verl_cipo.core.transitions import problem_of, retried
+from verl_cipo.core.verdict import finite
 from verl_cipo.evaluation.intervals import Interval, interval, ratio_interval
 from verl_cipo.evaluation.jsonl import (
     CORRECTED,
@@ -173,10 +174,17 @@ def _files(path: Path) -> list[Path]:
 def _read(file: Path) -> tuple[dict[str, list[dict[str, Any]]], list[BadLine]]:
     """The records of a `corrections/{step}.jsonl` by benchmark, and the lines that are none."""
     records, bad = defaultdict(list), []
+    attempts: set[tuple[str, str]] = set()
     for number, record in read_objects(file, bad, _FIELDS):
+        # Each is written once; a file that was put together from two has some twice, which retry takes for others.
+        attempt = (str(record.get("uid")), str(record.get("session")))
+        named = record.get("uid") is not None and record.get("session") is not None
         if reason := _fault(record):
             bad.append(BadLine(file, number, reason))
+        elif named and attempt in attempts:
+            bad.append(BadLine(file, number, f"session {attempt[1]} of the uid {attempt[0]} was there before"))
         else:
+            attempts.add(attempt)
             records[str(record.get("data_source"))].append(record)
     return records, bad
 
@@ -190,6 +198,8 @@ def _fault(record: Mapping[str, Any]) -> str | None:
         return f"a correction lacks one of {', '.join(_CORRECTION_FIELDS)}"
     if not isinstance(record.get("chat", ""), str):
         return f"chat is no text: {record['chat']!r:.80}"
-    if not isinstance(record.get("temperature", 1.0), int | float):
+    if not all(isinstance(one.get("second"), bool | None) for one in (record, *record["corrections"])):
+        return "second, the second verifier's verdict, is not true, false or null"
+    if finite(record.get("temperature", 1.0)) is None:
         return f"temperature is no number: {record['temperature']!r:.80}"
     return None

@@ -207,10 +207,13 @@ def check_output(option: str, path: Path, *, folder: bool = False, reads: Iterab
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
-    """Write a file that is there whole or not at all; an older one stays until the new one is complete."""
+    """Write a file that is there whole or not at all; an older one stays until the new one is complete.
+
+    Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes its escape, which in JSON says the same.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.tmp")
-    part.write_bytes(content if isinstance(content, bytes) else content.encode())
+    part.write_bytes(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
     part.replace(file)
 
 
@@ -248,7 +251,7 @@ class AppendLog:
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Write whole units; they are on the disk when this returns. What JSON cannot hold is text, as verl has it."""
-        lines = (json.dumps(row, ensure_ascii=False, default=str).encode() for row in rows)
+        lines = (json.dumps(row, ensure_ascii=False, default=str).encode(errors="backslashreplace") for row in rows)
         self._file.write(b"".join(line + b"\n" for line in lines))
         self._file.flush()
         os.fsync(self._file.fileno())

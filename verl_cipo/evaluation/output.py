@@ -35,9 +35,9 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table of cells as text; all columns but the first are aligned right."""
+    """A table of cells as text, each on one line; all columns but the first are aligned right."""
     rule = ["---", *["---:"] * (len(head) - 1)]
-    lines = [[str(cell).replace("|", r"\|") for cell in row] for row in (head, rule, *rows)]
+    lines = [[" ".join(str(cell).split()).replace("|", r"\|") for cell in row] for row in (head, rule, *rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

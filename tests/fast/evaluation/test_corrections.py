@@ -253,6 +253,9 @@ def test_a_line_that_is_no_record_is_named(tmp_path, capsys):
         ({"anchor_correct": None}, "lacks anchor_correct (bool)"),
         ({"chat": 3}, "chat is no text: 3"),
         ({"temperature": None}, "temperature is no number: None"),
+        ({"temperature": float("nan")}, "temperature is no number: nan"),
+        ({"second": "no"}, "second, the second verifier's verdict, is not true, false or null"),
+        ({"corrections": [{"correct": True, "copied": False, "second": 1}]}, "second, the second verifier's verdict"),
     ],
 )
 def test_a_line_that_cannot_be_counted_is_a_bad_line(changes, told, tmp_path, capsys):
@@ -272,6 +275,18 @@ def test_a_line_that_cannot_be_counted_is_a_bad_line(changes, told, tmp_path, ca
     assert run("--second-turns", file, "--output", output, "--skip-bad") == 1
     said = capsys.readouterr().err
     assert f"line 1 {told}" in said and "this is" not in said
+
+
+def test_an_attempt_is_counted_once(tmp_path, capsys):
+    """Beside itself a wrong attempt would be a further one: retry would be lower."""
+    lines = [each | {"uid": "u", "session": session, "data_source": "s"} for session, each in enumerate(RECORDS)]
+    file, output = tmp_path / "1.jsonl", tmp_path / "out.json"
+    file.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[1]]))
+    assert run("--second-turns", file, "--output", output) == 1
+    assert f"{file}:5: session 1 of the uid u was there before" in capsys.readouterr().err
+    assert run("--second-turns", file, "--output", output, "--skip-bad") == 0
+    (step,) = json.loads(output.read_text())["steps"]
+    assert step["benchmarks"]["s"]["retry"]["estimate"] == 1.0
 
 
 def test_a_dump_that_a_killed_run_left_torn_is_skipped_with_its_step(tmp_path, capsys):

@@ -16,8 +16,8 @@ from verl_cipo.evaluation.dumps.rows import Sample, Sampled
 from verl_cipo.evaluation.dumps.summary import Settings, compare, measure, summarize
 from verl_cipo.evaluation.dumps.tables import as_csv, as_markdown
 from verl_cipo.evaluation.intervals import interval
-from verl_cipo.evaluation.jsonl import told
-from verl_cipo.evaluation.output import for_terminal
+from verl_cipo.evaluation.jsonl import AppendLog, told
+from verl_cipo.evaluation.output import for_terminal, write_json
 from verl_cipo.evaluation.probe import command as probe_command
 from verl_cipo.evaluation.rescore import command as rescore_command
 from verl_cipo.evaluation.suite import command as suite_command
@@ -356,6 +356,22 @@ def test_a_tokenizer_is_a_folder_and_no_name_of_the_hub(tmp_path, capsys):
     path = dump(tmp_path / "a.jsonl", ["10"])
     assert run("--dumps", path, "--output", tmp_path / "a.json", "--tokenizer", "Qwen/Qwen3-4B") == 1
     assert "--tokenizer Qwen/Qwen3-4B: no such folder" in capsys.readouterr().err
+
+
+def test_a_benchmarks_name_of_several_lines_stands_in_one_cell(tmp_path, capsys):
+    path = dump(tmp_path / "a.jsonl", ["10", "11"])
+    assert run("--dumps", path, "--output", tmp_path / "a.json", "--name", "two\nlines | here") == 0
+    assert "\ntwo lines | here  " in capsys.readouterr().out
+    assert "two\nlines | here" in json.loads((tmp_path / "a.json").read_text())["run"]["benchmarks"]
+
+
+def test_half_a_surrogate_pair_is_written_as_json_has_it(tmp_path):
+    value = {"text": "\ud83d", "whole": "\U0001f600"}
+    write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text()) == value
+    with AppendLog(tmp_path / "a.jsonl", key=lambda row: row["text"]) as log:
+        log.append([value])
+        assert list(log.rows()) == [value]
 
 
 def test_tables_for_a_terminal_by_hand(monkeypatch):
