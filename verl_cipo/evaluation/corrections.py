@@ -101,7 +101,6 @@ def correction_figures(records: Iterable[Mapping[str, Any]], **how: Any) -> dict
         "accuracy_turn1": interval(first / attempts, **how),
         "accuracy_turn2": interval(second / attempts, **how),
         "gain": interval((second - first) / attempts, **how),
-        "without_correction": interval(without / attempts, **how),
     }
     right, wrong = cc + cw, wc + ww
     shares = [
@@ -113,6 +112,7 @@ def correction_figures(records: Iterable[Mapping[str, Any]], **how: Any) -> dict
         ("repair", wc, right + wrong),
         ("copy_rate", copied, right + wrong),
         ("copy_rate_failed", copied_failed, wrong),
+        ("without_correction", without, attempts),
         ("hacking_gap", gaps[0], gaps[1]),
         ("hacking_gap_corrections", gaps[2], gaps[3]),
     ]

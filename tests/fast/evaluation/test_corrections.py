@@ -138,6 +138,12 @@ def test_intervals_are_over_problems_and_not_over_corrections():
     assert two["w2c"].problems == 4 and (two["w2c"].low, two["w2c"].high) != (0.5, 0.5)
 
 
+def test_attempts_without_a_correction_are_a_share_of_all_attempts():
+    """1 of 4 at problem a, 1 of 1 at b: 2 of 5, and not the mean of 1 / 4 and 1."""
+    records = [*RECORDS[:2], record("a", False, (True, False)), record("a", True), record("b", True)]
+    assert correction_figures(records, resamples=20)["without_correction"].estimate == 2 / 5
+
+
 def test_a_rate_without_an_attempt_of_its_kind_is_left_out():
     found = correction_figures([record("a", True, (True, False)), record("b", True, (True, False))])
     assert "w2c" not in found and found["c2c"].estimate == 1.0
