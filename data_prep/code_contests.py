@@ -33,7 +33,9 @@ def python_solutions(row: Row) -> list[str]:
         return []
     found = row.struct("solutions")
     languages, programs = found.get("solutions.language")[1] or [], found.get("solutions.solution")[1] or []
-    pairs = zip(languages, programs, strict=False)
+    if not isinstance(languages, list) or not isinstance(programs, list) or len(languages) != len(programs):
+        raise row.fault("solutions", "language and solution that do not match", "two lists of equal length")
+    pairs = zip(languages, programs, strict=True)
     return [program for language, program in pairs if language in PYTHON][:MAX_SOLUTIONS]
 
 

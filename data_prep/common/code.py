@@ -129,7 +129,7 @@ def _lines(row: Row, field: str, item: Any) -> str:
 
 def _line(row: Row, field: str, item: Any) -> str:
     if isinstance(item, int | float) and not isinstance(item, bool):
-        if not math.isfinite(item):
+        if isinstance(item, float) and not math.isfinite(item):
             raise Dropped(NOT_FINITE)
         item = str(item)
     if not isinstance(item, str):

@@ -93,6 +93,18 @@ def test_the_first_python_solutions_of_code_contests():
     assert python_solutions(Row({}, "f:1")) == []
 
 
+@pytest.mark.parametrize("changed", [{"language": 3}, {"solution": True}, {"language": [3]}])
+def test_solutions_of_code_contests_that_do_not_match(changed):
+    solutions = {"language": [3, 3], "solution": ["a", "b"]} | changed
+    with pytest.raises(PrepError, match="f:1: field solutions: language and solution that do not match; expected two"):
+        python_solutions(Row({"solutions": solutions}, "f:1"))
+
+
+def test_a_whole_number_that_no_float_holds_is_text_for_a_program():
+    digits = 10**400
+    assert checked(ROW, "x", {"inputs": [digits], "outputs": ["1"]}, None)["inputs"] == [str(digits)]
+
+
 def test_evalplus_values_that_json_holds_become_inputs_and_outputs():
     assert mbpp("[[1, 'a'], [2, 'b']]", "[[1.5], None]") == {
         "inputs": [[1, "a"], [2, "b"]],
