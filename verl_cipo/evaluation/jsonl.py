@@ -157,6 +157,22 @@ def by_step(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def read_earlier(file: Path, fields: Mapping[str, type]) -> dict[str, Any] | None:
+    """What an earlier start of the command wrote, with at least these fields; None where there is no such file.
+
+    Raises: EvaluationError when the file is another one.
+    """
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise EvaluationError(f"{file}: is there, and not JSON ({error}); take another --output") from error
+    if not isinstance(found, dict) or any(not isinstance(found.get(name), kind) for name, kind in fields.items()):
+        raise EvaluationError(f"{file}: is there, and not of this command; take another --output")
+    return found
+
+
 def same_settings(file: Path, settings: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
     """`settings` as JSON holds them.
 

@@ -1,14 +1,13 @@
 """python -m verl_cipo.evaluate --rescore RUN --output FILE.json: accepted answers under a stricter verifier."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from verl_cipo.evaluation.jsonl import EvaluationError, by_step, inside, same_settings, write_whole
+from verl_cipo.evaluation.jsonl import EvaluationError, by_step, inside, read_earlier, same_settings, write_whole
 from verl_cipo.evaluation.output import for_terminal, markdown_table, shown, write_json
 from verl_cipo.evaluation.rescore.judge import STREAMS, Strictness, rescore_step
 from verl_cipo.evaluation.rescore.prompts import HeldOut, References
@@ -88,7 +87,7 @@ def _judged(args: argparse.Namespace) -> list[dict[str, Any]]:
         name: getattr(args, name)
         for name in ("verifier", "held_out", "references", "changes", "timeout", "correct_threshold", "skip_bad")
     }
-    before = _before(args.output)
+    before = read_earlier(args.output, {"settings": dict, "steps": list})
     settings = same_settings(args.output, settings, before and before["settings"])
     results = before or {"settings": settings, "steps": []}
     done = {step["step"] for step in results["steps"]}
@@ -98,19 +97,6 @@ def _judged(args: argparse.Namespace) -> list[dict[str, Any]]:
         results["steps"].sort(key=lambda step: step["step"])
         write_json(args.output, results)
     return results["steps"]
-
-
-def _before(output: Path) -> dict[str, Any] | None:
-    """What an earlier start wrote; None where there was none. Raises: EvaluationError when the file is another one."""
-    if not output.is_file():
-        return None
-    try:
-        found = json.loads(output.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise EvaluationError(f"--output {output}: is there, and not JSON ({error}); give another one") from error
-    if not isinstance(found, dict) or not found.keys() >= {"settings", "steps"}:
-        raise EvaluationError(f"--output {output}: is there, and not of --rescore; give another one")
-    return found
 
 
 def step_files(run: Path, steps: list[int] | None = None) -> list[Path]:

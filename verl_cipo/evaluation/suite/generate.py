@@ -6,7 +6,6 @@ what the two files hold: each batch is on the disk before the next one is sample
 """
 
 import itertools
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from verl_cipo.core.draws import session_seed
 from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt, strip_thinking
 from verl_cipo.core.rows import RowKey
 from verl_cipo.core.transitions import attempt_record, correction_record, is_copy
-from verl_cipo.evaluation.jsonl import AppendLog, EvaluationError, same_settings
+from verl_cipo.evaluation.jsonl import AppendLog, EvaluationError, read_earlier, same_settings
 from verl_cipo.evaluation.output import write_json
 from verl_cipo.evaluation.suite.engine import Completion, Engine
 from verl_cipo.evaluation.suite.problems import Benchmark, Problem, digest
@@ -253,7 +252,7 @@ def _claim(file: Path, benchmark: Benchmark, problems: list[Problem], how: Gener
         "corrections": benchmark.corrections,
         "problems": digest(problems),
     }
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    before = read_earlier(file, {"prompt": dict})
     if before is not None:
         # A folder of an older version was made with the defaults of the knobs that it does not name.
         before["prompt"] = asdict(PromptConfig(standalone=False)) | before["prompt"]

@@ -308,7 +308,7 @@ def test_a_file_that_is_not_of_rescore_stays_as_it_is(content, tmp_path, capsys)
     output.write_text(content)
     assert run("--rescore", tmp_path, "--output", output) == 1
     told = capsys.readouterr().err
-    assert f"--output {output}: is there, and not " in told and "give another one" in told
+    assert f"{output}: is there, and not " in told and "take another --output" in told
     assert output.read_text() == content
 
 

@@ -101,6 +101,16 @@ def test_a_folder_from_before_a_knob_was_there_goes_on(tmp_path):
         generate(tmp_path, engine, prompt=PromptConfig(standalone=True))
 
 
+@pytest.mark.parametrize("content", ['{"torn', "[]", "{}"])
+def test_settings_of_something_else_are_refused(content, tmp_path):
+    settings = tmp_path / "made_up" / "settings.json"
+    settings.parent.mkdir()
+    settings.write_text(content)
+    with pytest.raises(EvaluationError, match=f"{settings}: is there, and not .*take another --output"):
+        generate(tmp_path, ScriptedEngine(right_then_wrong))
+    assert settings.read_text() == content
+
+
 @pytest.mark.parametrize("answers", [1, 5, 9, 12, 17])
 def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_files(answers, tmp_path):
     whole = generate(tmp_path / "whole", ScriptedEngine(right_then_wrong))
