@@ -271,11 +271,15 @@ class Replica:
                 loss = loss + self.cipo.nudge.coef * term
                 added["cipo/nudge/loss"] += float(term.detach())
             loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), 1.0)
-        self._optimizer.step()
-        measured = {"actor/grad_norm": float(norm), "tokens": float(sum(len(row.sample.response) for row in rows))}
+        measured = {"actor/grad_norm": self._take(), "tokens": float(sum(len(row.sample.response) for row in rows))}
         measured["trained_tokens"] = float(sum(len(prompt) + len(response) for prompt, response in pairs))
         return measured | plan_metrics([plan], self.cipo) | (added if self.cipo.adds_loss else {})
+
+    def _take(self) -> float:
+        """Take the optimizer step by the gradient that is there; returns its length."""
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), 1.0)
+        self._optimizer.step()
+        return float(norm)
 
     def _advantages(self, trained: Sequence[Row], table: RowTable, places: Sequence[int], mask: Tensor) -> Tensor:
         """(N, T) advantages of all rows of the update, 0 for those that the policy loss does not train."""
