@@ -340,7 +340,7 @@ class Replica:
             return None
         signs, numbers = plan.signs(keys)
         sign, partner = torch.tensor(signs), torch.zeros(len(keys))
-        weights = aux_weights(mask, sign, optimizer_steps=1)
+        weights = aux_weights(mask, sign, optimizer_steps=1, share=plan.share)
         if self.cipo.aux.contrastive:
             old = torch.zeros_like(mask)
             with torch.no_grad():

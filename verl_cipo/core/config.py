@@ -36,8 +36,9 @@ class CIPOConfig:
     """
 
     preset: Literal["balanced", "stream"] = "balanced"
-    """What source, budget and transfer.kind are where they are null: balanced, both, auto and inject, each where the
-    run can have it (a line says so where it cannot); stream, resample, fixed and none, which is CIPO as published."""
+    """What source, budget, transfer.kind and aux.by_signal are where they are null: balanced, both, auto, inject and
+    true, each where the run can have it (a line says so where it cannot); stream, resample, fixed, none and false,
+    which is CIPO as published."""
     replay_fraction: float = 1.0
     """Anchors per step = round(replay_fraction * prompts); 0 trains plain GRPO."""
     source: Literal["resample", "paired", "both"] = FOLLOWS
@@ -188,6 +189,8 @@ class CIPOConfig:
             put("budget", "auto" if samples else "fixed")
         if self.aux.coef is None:
             put("aux", replace(self.aux, coef=PAIRS_COEF if self.pairs else 0.0))
+        if self.aux.by_signal is None:
+            put("aux", replace(self.aux, by_signal=balanced))
         if self.transfer.kind is None:
             put("transfer", replace(self.transfer, kind="inject" if samples else "none"))
         if self.transfer.coef is None:

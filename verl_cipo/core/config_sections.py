@@ -73,6 +73,9 @@ class AuxConfig:
     """nll, log-likelihood of right corrections; contrastive, right corrections preferred over the wrong attempt."""
     coef: float = FOLLOWS
     """Weight of the auxiliary loss; 0 = off. Pairs are trained by it alone: null = 0.1 with them, else 0."""
+    by_signal: bool = FOLLOWS
+    """Whether it counts by the share of the step's prompts whose attempts differ in score, as the policy loss does,
+    which learns from these alone; null = that of the preset."""
     beta: float = 2.0
     """Scale of the contrastive margin between mean log-probabilities per token."""
     path: InitVar[str] = f"{ROOT}.aux"

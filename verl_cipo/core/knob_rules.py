@@ -144,6 +144,7 @@ RULES: dict[str, Rule] = {
     "attempts": number(1, 16, integer=True),
     "standalone": FLAG,
     # aux
+    "by_signal": FLAG,
     "coef": WEIGHT,
     "beta": WEIGHT,
     # transfer; coef as above

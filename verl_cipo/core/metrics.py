@@ -118,7 +118,10 @@ METRICS: dict[str, str] = {
     "cipo/nudge/skipped/no_prompt": "Attempts left out of the distillation: their plain prompt is not known.",
     "cipo/nudge/skipped/unknown_tools": "Attempts left out of the distillation: which tools their prompt offers cannot "
     "be told.",
-    "cipo/aux/loss": "Auxiliary loss before its coefficient: per correction (nll) or pair (contrastive).",
+    "cipo/aux/loss": "Auxiliary loss before its coefficient: per correction (nll) or pair (contrastive), times "
+    "cipo/aux/share.",
+    "cipo/aux/share": "Share of the prompts whose attempts differ in score, by which the auxiliary loss counts with "
+    "aux.by_signal; else 1.",
     "cipo/aux/rows": "Corrections, or pairs, that the auxiliary loss trains.",
     "cipo/aux/pairs": "Attempts that were paired with a right rollout.",
     "cipo/aux/adjacent": "Those among them whose right rollout belongs to another prompt.",

@@ -49,7 +49,7 @@ DEFAULTS = {
         "form": "message",
         "standalone": True,
     },
-    "aux": {"kind": "nll", "coef": 0.1, "beta": 2.0},
+    "aux": {"kind": "nll", "coef": 0.1, "by_signal": True, "beta": 2.0},
     "transfer": {"kind": "inject", "coef": 8.0, "below": 0.125, "own": False, "gamma": 0.1, "floor": -5.0},
     "nudge": {
         "contexts": None,
@@ -81,21 +81,40 @@ def test_defaults():
     assert CIPOConfig.from_mapping({"prompt": {}}) == CIPOConfig()
 
 
-PLAIN = {"source": "resample", "budget": "fixed", "aux.coef": 0.0, "transfer.kind": "none", "prompt.standalone": False}
+PLAIN = {
+    "source": "resample",
+    "budget": "fixed",
+    "aux.coef": 0.0,
+    "aux.by_signal": False,
+    "transfer.kind": "none",
+    "prompt.standalone": False,
+}
 BALANCED = {
     "source": "both",
     "budget": "auto",
     "aux.coef": 0.1,
+    "aux.by_signal": True,
     "transfer.kind": "inject",
     "transfer.coef": 8.0,
     "prompt.standalone": True,
 }
 FOLLOWED = [
     ({}, BALANCED),
-    ({"source": None, "budget": None, "transfer": {"kind": None, "coef": None}, "aux": {"coef": None}}, BALANCED),
+    (
+        {
+            "source": None,
+            "budget": None,
+            "transfer": {"kind": None, "coef": None},
+            "aux": {"coef": None, "by_signal": None},
+        },
+        BALANCED,
+    ),
     ({"preset": "stream"}, PLAIN),
     ({"replay_fraction": 0}, PLAIN),
-    ({"source": "paired"}, PLAIN | {"source": "paired", "aux.coef": 0.1}),
+    ({"source": "paired"}, PLAIN | {"source": "paired", "aux.coef": 0.1, "aux.by_signal": True}),
+    ({"preset": "stream", "source": "paired"}, PLAIN | {"source": "paired", "aux.coef": 0.1}),
+    ({"aux": {"by_signal": False}}, BALANCED | {"aux.by_signal": False}),
+    ({"preset": "stream", "aux": {"by_signal": True}}, PLAIN | {"aux.by_signal": True}),
     ({"source": "resample"}, BALANCED | {"source": "resample", "aux.coef": 0.0}),
     ({"budget": "fixed"}, BALANCED | {"budget": "fixed"}),
     ({"keep_all_wrong": 0.2}, BALANCED),
@@ -169,6 +188,7 @@ BAD = [
     ("report_timeout", None, "a finite number >= 0"),
     ("aux.kind", "dpo", "one of nll, contrastive"),
     ("aux.coef", -0.1, "a finite number >= 0"),
+    ("aux.by_signal", "yes", "true or false or null"),
     ("aux.beta", None, "a finite number >= 0"),
     ("transfer.kind", "distil", "one of none, inject, regress"),
     ("transfer.coef", -0.1, "a finite number >= 0"),

@@ -16,12 +16,13 @@ from verl_cipo.core.rows import CHOSEN, REJECTED, UNTRAINED
 WEIGHTS, SIGN, PARTNER = "cipo_aux_weights", "cipo_aux_sign", "cipo_aux_partner"
 
 
-def aux_weights(token_mask: Tensor, sign: Tensor, *, optimizer_steps: int) -> Tensor:
+def aux_weights(token_mask: Tensor, sign: Tensor, *, optimizer_steps: int, share: float = 1.0) -> Tensor:
     """The weight of each token's log-probability in the auxiliary loss.
 
-    A trained row has the weight optimizer_steps / (chosen rows of the batch), spread evenly over its trained tokens.
-    So the loss is the mean over chosen rows (pairs, for `contrastive`) of the mean over tokens, in each optimizer step
-    whose mini-batch holds its share of them, and their mean over the steps is that of the batch exactly.
+    A trained row has the weight share * optimizer_steps / (chosen rows of the batch), spread evenly over its trained
+    tokens. So the loss is `share` times the mean over chosen rows (pairs, for `contrastive`) of the mean over tokens,
+    in each optimizer step whose mini-batch holds its share of them, and their mean over the steps is that of the batch
+    exactly.
     token_mask: (N, T), nonzero where the row's policy wrote the token; sign: (N,), CHOSEN, REJECTED or UNTRAINED.
     Returns float32 (N, T), 0 in untrained rows; all 0 when no row is chosen.
     Raises: ValueError on other shapes or signs, fewer than one step, and a row to be trained that has no token.
@@ -38,7 +39,7 @@ def aux_weights(token_mask: Tensor, sign: Tensor, *, optimizer_steps: int) -> Te
         rows = torch.nonzero((sign != UNTRAINED) & (tokens == 0)).flatten().tolist()
         raise ValueError(f"rows {rows} are to be trained and have no token: leave rows with an empty mask out")
     n_chosen = int((sign == CHOSEN).sum())
-    per_row = optimizer_steps / max(n_chosen, 1) / tokens.clamp(min=1)
+    per_row = share * optimizer_steps / max(n_chosen, 1) / tokens.clamp(min=1)
     return (trained * per_row.unsqueeze(-1)).float()
 
 

@@ -26,9 +26,9 @@ from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.aux_loss.distill import COUNTED as NUDGE_COUNTED
 from verl_cipo.core.aux_loss.distill import Distilled, distilled_attempts
 from verl_cipo.core.aux_loss.pairs import SKIPPED, Pair, draw_pairs
+from verl_cipo.core.aux_loss.transfer import ROUNDING, Moved, moved_corrections, rare_attempts
 from verl_cipo.core.aux_loss.transfer import SKIP_REASONS as TRANSFER_REASONS
 from verl_cipo.core.aux_loss.transfer import SKIPPED as TRANSFER_SKIPPED
-from verl_cipo.core.aux_loss.transfer import Moved, moved_corrections, rare_attempts
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.contents import media_of, with_media
 from verl_cipo.core.nudge import SKIPPED as NUDGE_SKIPPED
@@ -110,6 +110,8 @@ class NewRow:
 class AuxPlan:
     """What is trained of a batch beside the policy loss; rows by key."""
 
+    share: float = 1.0
+    """What the auxiliary loss counts for, see `signal_share`."""
     chosen: dict[str, int] = field(default_factory=dict)
     """Rows of the batch that are made likelier where they are -> number of the pair."""
     own: dict[str, float] = field(default_factory=dict)
@@ -153,6 +155,9 @@ def plan_metrics(plans: Sequence[AuxPlan], config: CIPOConfig) -> dict[str, floa
         *(TRANSFER_COUNTED if config.transfers else ()),
         *(NUDGE_COUNTED if config.distils else ()),
     )
+    measured = {}
+    if config.aux.coef > 0 and plans:
+        measured["cipo/aux/share"] = sum(plan.share for plan in plans) / len(plans)
     counts: Counter = Counter()
     for plan in plans:
         counts.update(plan.counts)
@@ -163,7 +168,17 @@ def plan_metrics(plans: Sequence[AuxPlan], config: CIPOConfig) -> dict[str, floa
         counts["transfer/rows"] += moved
         counts["transfer/own"] += len(plan.own)
         counts["nudge/rows"] += distilled
-    return {f"cipo/{name}": float(counts[name]) for name in logged}
+    return measured | {f"cipo/{name}": float(counts[name]) for name in logged}
+
+
+def signal_share(groups: Sequence[Group]) -> float:
+    """Share of the prompts whose attempts differ in score, from which GRPO learns; 0 without prompts.
+
+    The policy loss is a mean over all tokens, so the fewer such prompts a step has, the less it weighs.
+    """
+    ends = [(min(scores), max(scores)) for group in groups if (scores := [a.score for a in group.attempts])]
+    differ = [high - low > ROUNDING * max(abs(low), abs(high), 1.0) for low, high in ends]
+    return sum(differ) / max(len(differ), 1)
 
 
 def plan_aux(
@@ -190,7 +205,7 @@ def plan_aux(
     """
     usable = set(table.keys if trained is None else np.array(table.keys, dtype=object)[trained])
     contrastive = config.aux.contrastive
-    plan = AuxPlan()
+    plan = AuxPlan(share=signal_share(table.attempts()[0])) if config.aux.by_signal else AuxPlan()
     corrections: Mapping[str, str | None] = {}
     moved: list[Moved] = []
     distilled: list[Distilled] = []

@@ -33,7 +33,7 @@ from verl_cipo.core.rows import BASE, CORRECTION, PLAIN, GroupName, RowKey, RowT
 TRANSFER_WEIGHTS = "cipo_transfer_weights"
 """What each row carries to the workers: (N, T), float32, signed; 0 where nothing is trained."""
 SKIPPED = "transfer/skipped/"
-_NOTHING = 1e-6
+ROUNDING = 1e-6
 """Of a score, and of 1 where that is larger: what rounding leaves of no difference, since scores are float32."""
 SKIP_REASONS = ("unknown_prompt", "no_prompt", "no_text_question", "unknown_tools", "several_outputs", "no_advantage")
 
@@ -87,7 +87,7 @@ def regress_loss(log_prob: Tensor, weights: Tensor, *, floor: float | None = Non
 def regressed(score: float, outcome: Outcome) -> float:
     """The advantage of a correction over the attempts: its raw score less their mean; 0 where rounding is all of it."""
     above = score - outcome.prompt_score
-    return 0.0 if abs(above) <= _NOTHING * max(abs(score), 1.0) else above
+    return 0.0 if abs(above) <= ROUNDING * max(abs(score), 1.0) else above
 
 
 def injected(score: float, outcome: Outcome, *, norm_by_std: bool, epsilon: float = 1e-6) -> float:

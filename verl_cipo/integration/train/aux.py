@@ -93,7 +93,7 @@ class AuxRows:
             # Rollout correction may have rejected all tokens of a row since.
             empty = {key for key, row in zip(keys, masks, strict=True) if not row.any()}
             sign, pair = map(torch.tensor, self.plan.signs(keys, without=empty))
-            weights = aux_weights(masks, sign, optimizer_steps=optimizer_steps)
+            weights = aux_weights(masks, sign, optimizer_steps=optimizer_steps, share=self.plan.share)
             partner = torch.zeros(len(keys))
             if config.aux.contrastive:
                 partner = partner_scores(old_log_probs, weights, sign, pair)

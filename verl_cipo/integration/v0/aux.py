@@ -161,7 +161,7 @@ def append_rows(
     if config.aux.coef > 0:
         sign, pair = plan.signs(keys)
         out[SIGN], out[PAIR] = torch.tensor(sign), torch.tensor(pair, dtype=torch.int64)
-        out[WEIGHTS] = aux_weights(token_mask, out[SIGN], optimizer_steps=optimizer_steps)
+        out[WEIGHTS] = aux_weights(token_mask, out[SIGN], optimizer_steps=optimizer_steps, share=plan.share)
         out[PARTNER] = torch.zeros(len(token_mask))
     if config.transfers:
         row_weights = torch.tensor(plan.transfer_weights(keys))

@@ -33,6 +33,25 @@ def test_weights_by_hand():
     weights = aux_weights(MASK, torch.tensor([1.0, 0.0, 1.0, 0.0]), optimizer_steps=3)
     assert weights.dtype == torch.float32
     assert weights.tolist() == [[0.75, 0.75, 0, 0], [0, 0, 0, 0], [0.375, 0.375, 0.375, 0.375], [0, 0, 0, 0]]
+    third = aux_weights(MASK, torch.tensor([1.0, 0.0, 1.0, 0.0]), optimizer_steps=3, share=1 / 3)
+    torch.testing.assert_close(third, weights / 3)
+    assert not aux_weights(MASK, torch.tensor([1.0, 0.0, 1.0, 0.0]), optimizer_steps=3, share=0.0).any()
+
+
+@pytest.mark.parametrize("kind", ["nll", "contrastive"])
+@pytest.mark.parametrize("share", [0.25, 0.0])
+def test_a_loss_that_counts_by_a_share_has_that_share_of_the_gradient(kind, share):
+    """What contrastive compares are means over tokens, which a share leaves alone."""
+    found = []
+    for scale in (1.0, share):
+        weights = aux_weights(MASK, SIGN, optimizer_steps=2, share=scale)
+        log_prob = (-torch.rand(MASK.shape, generator=torch.Generator().manual_seed(3))).requires_grad_()
+        partner = torch.linspace(-1.0, -0.1, len(MASK))
+        loss, _ = aux_loss(log_prob, weights, SIGN, partner, kind=kind, beta=2.0)
+        loss.backward()
+        found.append(log_prob.grad)
+    torch.testing.assert_close(found[1], share * found[0])
+    assert found[0].any()
 
 
 def test_a_rejected_row_weighs_as_much_as_its_chosen_one():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.aux_loss.pairs import pair_up
-from verl_cipo.core.aux_loss.plan import COUNTED, AuxPlan, Shown, plan_aux, plan_metrics
+from verl_cipo.core.aux_loss.plan import COUNTED, AuxPlan, Shown, plan_aux, plan_metrics, signal_share
 from verl_cipo.core.config import AuxConfig, CIPOConfig
 from verl_cipo.core.metrics import check_names
 from verl_cipo.core.prompts import CorrectionPrompt
@@ -256,8 +256,39 @@ def test_counts_of_all_updates_of_a_step_are_added():
     assert metrics["cipo/aux/rows"] == 2 + 4 + 2 and metrics["cipo/rows/aux"] == 4 + 2
     assert metrics["cipo/aux/pairs"] == 4
     check_names(metrics)
+    assert metrics["cipo/aux/share"] == 1
     assert plan_metrics([], config) == {f"cipo/{name}": 0.0 for name in COUNTED}
     assert plan_metrics([], CIPOConfig(preset="stream")) == {}
+
+
+def test_with_by_signal_the_loss_counts_by_the_prompts_whose_attempts_differ():
+    """Those of a do, both of b are wrong; corrections and rejected rows change nothing."""
+    by_signal = {"aux": {"by_signal": True}}
+    assert planned(**by_signal).share == 0.5 and planned().share == 1
+    assert planned(rejected=["a_0_0"], **by_signal).share == 0.5
+    alike = {key: (text, key[0] == "a" or right, anchor) for key, (text, right, anchor) in ROWS.items()}
+    assert planned(alike, **by_signal).share == 0
+    config = CIPOConfig(preset="stream", aux=AuxConfig(coef=1.0, by_signal=True))
+    metrics = plan_metrics([planned(**by_signal), planned(alike, **by_signal)], config)
+    check_names(metrics)
+    assert metrics["cipo/aux/share"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("scores", "share"),
+    [
+        ([[1, 0], [0, 0], [1, 1], [-1, 1]], 0.5),
+        ([[0.3, 0.3 + 1e-8], [70.0, 70.0 + 1e-6], [-0.2, -0.1]], 1 / 3),
+        ([[0.5], []], 0),
+        ([], 0),
+    ],
+)
+def test_attempts_differ_by_their_scores_whatever_is_right(scores, share):
+    groups = [
+        Group(str(i), tuple(Attempt(str(i), i, session, True, float(score)) for session, score in enumerate(own)))
+        for i, own in enumerate(scores)
+    ]
+    assert signal_share(groups) == pytest.approx(share)
 
 
 def test_appended_rows_are_in_no_group_of_the_batch():

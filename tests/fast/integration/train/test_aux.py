@@ -79,6 +79,14 @@ def test_rows_of_the_batch_are_trained_where_they_are(store):
     assert all(len(row[WEIGHTS]) == len(row["responses"]) for row in rows.values())
 
 
+def test_with_by_signal_rows_weigh_by_the_prompts_whose_attempts_differ(store):
+    """One of two."""
+    batch, aux = grown(store, aux={"coef": 1.0, "by_signal": True})
+    rows = written(store, batch, aux, optimizer_steps=2)
+    assert rows["a_c1_1_0"][WEIGHTS].tolist() == pytest.approx([1 / 14] * 7)
+    assert rows["a_c1_2_0"][WEIGHTS].tolist() == pytest.approx([1 / 8] * 4)
+
+
 def test_appended_rows_hold_a_response_under_another_prompt_which_this_loss_alone_trains(store):
     batch, aux = grown(store, in_stream=False)
     sources, new = ["a_c1_1_0", "a_c1_2_0"], batch.keys[len(ROWS) :]

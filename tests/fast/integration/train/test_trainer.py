@@ -290,8 +290,8 @@ def test_the_order_of_the_prompts_is_drawn_by_the_seed(balanced):
     assert orders[2] == tuple(balanced(Trainer(seed=2), eight)[0])
 
 
-PREFERS, INJECTS = AuxConfig(coef=0.5, kind="contrastive"), TransferConfig(kind="inject", coef=8.0)
-NO_AUX, OFF = AuxConfig(coef=0.0), TransferConfig(kind="none", coef=0.0)
+PREFERS, INJECTS = AuxConfig(coef=0.5, kind="contrastive", by_signal=False), TransferConfig(kind="inject", coef=8.0)
+NO_AUX, OFF = AuxConfig(coef=0.0, by_signal=False), TransferConfig(kind="none", coef=0.0)
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,9 @@ def test_without_new_rows_a_batch_of_any_kind_is_trained():
     out = append_rows(batch, AuxPlan(chosen={"u0_1_0": 0}), config=ON, pad_token_id=PAD, optimizer_steps=1)
     assert out.batch["cipo_aux_sign"].tolist() == [0, 1] and out.batch["cipo_aux_pair"].tolist() == [-1, 0]
     assert out.batch["cipo_aux_weights"].sum(-1).tolist() == pytest.approx([0, 1])
+    half = AuxPlan(chosen={"u0_1_0": 0}, share=0.5)
+    out = append_rows(scored(["-+"]), half, config=ON, pad_token_id=PAD, optimizer_steps=1)
+    assert out.batch["cipo_aux_weights"].sum(-1).tolist() == pytest.approx([0, 0.5])
 
 
 def test_a_second_time_is_an_error():
