@@ -63,6 +63,12 @@ ABLATIONS = (
         "transfer.coef=8",
     ),
     _cipo(
+        "balanced_constant",
+        "preset=balanced, pairs weigh the same whatever the attempts of a step teach",
+        "aux.by_signal=false",
+        preset="balanced",
+    ),
+    _cipo(
         "balanced_own",
         "preset=balanced, rare right attempts trained like what corrections find",
         "transfer.own=true",
