@@ -84,8 +84,8 @@ METRICS: dict[str, str] = {
     "cipo/rows/padding": "Rows that only fill up the batch.",
     "cipo/rows/aux": "Rows that only the auxiliary loss trains.",
     "cipo/transfer/loss": "What transfer adds to the loss, before its coefficient.",
-    "cipo/transfer/mean_log_prob": "Mean log-probability, under the plain prompt, of the tokens that transfer "
-    "trains; with transfer.own also of attempts.",
+    "cipo/transfer/mean_log_prob": "Mean log-probability, under the plain prompt, of the tokens of corrections that "
+    "transfer trains.",
     "cipo/transfer/rows": "Rows that transfer trains: corrections, as answers to the plain prompt.",
     "cipo/transfer/prompts": "Prompts that these belong to.",
     "cipo/transfer/own": "Right attempts that transfer trains where they are, see transfer.own.",

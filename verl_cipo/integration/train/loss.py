@@ -28,7 +28,7 @@ METRIC = "cipo_aux_loss"
 """Name under which the workers report; verl's trainers put ``actor/`` in front of it."""
 TRANSFER_METRIC = "cipo_transfer_loss"
 TRANSFERRED, TRANSFERRED_TOKENS = "cipo_transfer_log_prob", "cipo_transfer_tokens"
-"""Likewise: sum of the log-probabilities of the tokens that transfer trains, and their number."""
+"""Likewise: sum of the log-probabilities of the tokens of corrections that transfer trains, and their number."""
 NUDGE_METRIC = "cipo_nudge_loss"
 """Likewise, of the distillation of attempts under contexts."""
 NO_TRANSFER = TransferConfig(kind="none", coef=0.0)
@@ -112,12 +112,14 @@ def cipo_loss(
         report(METRIC, value)
         loss = loss + aux.coef * dp_size * term
     if transfer.kind != "none":
-        weights = data.select(TRANSFER_WEIGHTS).to_padded_tensor()[TRANSFER_WEIGHTS]
+        fields = data.select(TRANSFER_WEIGHTS, "response_mask").to_padded_tensor()
+        weights = fields[TRANSFER_WEIGHTS]
         term = transfer_loss(log_prob, weights, kind=transfer.kind, gamma=transfer.gamma, floor=transfer.floor)
-        trained = weights != 0
+        # The attempts of transfer.own are in rows that the policy loss trains, corrections in rows that it does not.
+        corrections = (weights != 0) & (fields["response_mask"] == 0)
         report(TRANSFER_METRIC, term.detach())
-        report(TRANSFERRED, torch.where(trained, log_prob.detach(), 0.0).sum())
-        report(TRANSFERRED_TOKENS, trained.sum())
+        report(TRANSFERRED, torch.where(corrections, log_prob.detach(), 0.0).sum())
+        report(TRANSFERRED_TOKENS, corrections.sum())
         loss = loss + transfer.coef * dp_size * term
     if nudge > 0:
         term = regress_loss(log_prob, data.select(NUDGE_WEIGHTS).to_padded_tensor()[NUDGE_WEIGHTS])

@@ -40,16 +40,16 @@ def actor_node():
     return config.actor_rollout_ref.actor
 
 
-def transferred(rows):
+def transferred(rows, row_weights=ROW_WEIGHTS):
     rows = dict(rows)
-    weights = transfer_weights(rows.pop("trained"), ROW_WEIGHTS, optimizer_steps=1)
+    weights = transfer_weights(rows.pop("trained"), row_weights, optimizer_steps=1)
     return rows | {"cipo_transfer_weights": weights}
 
 
-def term_by_hand(policy, rows, kind):
-    """Row by row and token by token; also how many tokens, and the sum of their log-probabilities."""
+def term_by_hand(policy, rows, kind, row_weights=ROW_WEIGHTS):
+    """Row by row and token by token; also of rows 4 and 5 how many tokens, and the sum of their log-probabilities."""
     term, total, tokens = torch.zeros(()), 0.0, 0
-    for row in (4, 5):
+    for row in row_weights.nonzero().flatten().tolist():
         ids = rows["input_ids"][row][rows["attention_mask"][row].bool()]
         logits = policy.head(policy.embed(ids[:-1]))
         found = torch.log_softmax(logits, dim=-1).gather(-1, ids[1:].unsqueeze(-1)).squeeze(-1)[PROMPTS[row] - 1 :]
@@ -57,11 +57,11 @@ def term_by_hand(policy, rows, kind):
         for t in written:
             p = found[t].exp()
             if kind == "inject":
-                term = term - ROW_WEIGHTS[row] / len(written) * p / (p + 0.2)
+                term = term - row_weights[row] / len(written) * p / (p + 0.2)
             elif found[t] >= -2.4:
-                term = term - ROW_WEIGHTS[row] / len(written) * found[t]
-            total += found[t].item()
-        tokens += len(written)
+                term = term - row_weights[row] / len(written) * found[t]
+            total += found[t].item() * (row >= 4)
+        tokens += len(written) * (row >= 4)
     return term, total, tokens
 
 
@@ -84,6 +84,27 @@ def test_loss_and_gradient_are_the_sum(actor_node, loss_mode, kind, layout):
         {"cipo/transfer/loss": term.item(), "cipo/transfer/mean_log_prob": total / tokens}, rel=1e-5
     )
     assert not reported, "all that is CIPO's was taken"
+
+
+@pytest.mark.parametrize("layout", ["nested", "padded"])
+@pytest.mark.parametrize("kind", TRANSFER)
+def test_attempts_are_trained_where_they_are_and_do_not_enter_the_mean_of_corrections(actor_node, kind, layout):
+    """Row 0, which the policy loss trains as well. Attempts are likely anyway, corrections become so."""
+    with_own = ROW_WEIGHTS + torch.tensor([0.9, 0.0, 0.0, 0.0, 0.0, 0.0])
+    policy, rows = Policy(), transferred(padded_rows(), with_own)
+    config = actor_config(actor_node)
+    loss_fn = partial(cipo_loss, config=config, aux=OFF, transfer=TRANSFER[kind])
+    loss, metrics = run(policy, loss_fn, micro_batch(rows, layout=layout))
+    own, _ = run(policy, partial(ppo_loss, config), micro_batch(rows, layout=layout))
+    term, total, tokens = term_by_hand(policy, rows, kind, with_own)
+    torch.testing.assert_close(loss, own + 0.3 * term)
+    expected = zip(gradients(policy, own), gradients(policy, term), strict=True)
+    for got, (base, extra) in zip(gradients(policy, loss), expected, strict=True):
+        torch.testing.assert_close(got, base + 0.3 * extra)
+    reported = {f"actor/{name}": value.aggregate() for name, value in metrics.items() if name.startswith("cipo_")}
+    assert taken_metrics(reported) == pytest.approx(
+        {"cipo/transfer/loss": term.item(), "cipo/transfer/mean_log_prob": total / tokens}, rel=1e-5
+    )
 
 
 def test_the_floor_masks_something_here(actor_node):
