@@ -137,6 +137,12 @@ class AuxPlan:
         found = [kept.get(key, (UNTRAINED, -1)) for key in keys]
         return [sign for sign, _ in found], [pair for _, pair in found]
 
+    def drop(self, keys: Collection[str]) -> None:
+        """Forget rows of the batch that have lost all their tokens, so that they do not count as trained."""
+        for key in keys:
+            for rows in (self.chosen, self.own, self.distilled):
+                rows.pop(key, None)
+
     def transfer_weights(self, keys: Sequence[str]) -> list[float]:
         """What each row counts for in transfer."""
         weights = self.own | {str(row.key): row.weight for row in self.rows}

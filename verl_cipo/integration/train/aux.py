@@ -88,10 +88,10 @@ class AuxRows:
         def of_rows(values: Tensor) -> Tensor:
             return torch.zeros(len(lengths)).index_put((torch.tensor(places, dtype=torch.int64),), values.float())
 
+        # Rollout correction may have rejected all tokens of a row since.
+        empty = {key for key, row in zip(keys, masks, strict=True) if not row.any()}
         fields = {}
         if config.aux.coef > 0:
-            # Rollout correction may have rejected all tokens of a row since.
-            empty = {key for key, row in zip(keys, masks, strict=True) if not row.any()}
             sign, pair = map(torch.tensor, self.plan.signs(keys, without=empty))
             weights = aux_weights(masks, sign, optimizer_steps=optimizer_steps, share=self.plan.share)
             partner = torch.zeros(len(keys))
@@ -104,6 +104,7 @@ class AuxRows:
         if config.distils:
             distilled = torch.tensor(self.plan.nudge_weights(keys))
             fields[NUDGE_WEIGHTS] = of_tokens(transfer_weights(masks, distilled, optimizer_steps=optimizer_steps))
+        self.plan.drop(empty)
         return tq.kv_batch_put(
             keys=batch.keys,
             partition_id=batch.partition_id,

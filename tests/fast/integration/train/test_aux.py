@@ -12,7 +12,7 @@ from tests.fast.integration.scored_batch import FIELDS, R, appended, chats_of, d
 from verl_cipo.core.anchors import Outcome
 from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS
 from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS
-from verl_cipo.core.aux_loss.plan import AuxPlan
+from verl_cipo.core.aux_loss.plan import AuxPlan, plan_metrics
 from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.integration.train.aux import AuxRows, add_aux_rows, aux_row, aux_tag
@@ -215,6 +215,24 @@ def test_a_pair_that_lost_a_side_is_left_out(store):
     store.rows["a_c1_1_0"]["response_mask"] = torch.zeros(7, dtype=torch.int64)
     rows = written(store, batch, aux, kind="contrastive")
     assert not any(row[WEIGHTS].any() or row[SIGN] for row in rows.values())
+
+
+def test_what_was_rejected_since_is_neither_trained_nor_counted(store):
+    """A right attempt of three at a, and one of its two right corrections of failed attempts."""
+    on = {"transfer": {"kind": "inject", "below": 0.5, "own": True}}
+    config = CIPOConfig.from_mapping({"preset": "stream", "aux": {"coef": 1.0}, **on})
+
+    def trained(*rejected):
+        batch, aux = grown(store, **on)
+        for key in rejected:
+            store.rows[key]["response_mask"] = torch.zeros_like(store.rows[key]["response_mask"])
+        rows = written(store, batch, aux, **on)
+        metrics = plan_metrics([aux.plan], config)
+        found = {key for key, row in rows.items() if row[WEIGHTS].any() or row[TRANSFER_WEIGHTS].any()}
+        return found, metrics["cipo/aux/rows"], metrics["cipo/transfer/own"]
+
+    assert trained() == ({"a_0_0", "a_c1_1_0", "a_c1_2_0"}, 2, 1)
+    assert trained("a_0_0", "a_c1_1_0") == ({"a_c1_2_0"}, 1, 0)
 
 
 def test_all_pairs_weigh_as_much_together_as_one_loss(store):
