@@ -154,6 +154,11 @@ class CIPOConfig:
                 f"{path}.transfer.kind = {self.transfer.kind!r} with {path}.source = 'paired': no corrections are "
                 f"sampled; use {path}.transfer.kind = 'none', or {path}.source = 'resample' or 'both'"
             )
+        if self.transfer.own and self.transfer.kind == "none" and self.replay_fraction > 0:
+            raise CIPOConfigError(
+                f"{path}.transfer.own = True with {path}.transfer.kind = 'none': there is no term to train right "
+                f"attempts by; set {path}.transfer.kind to 'inject' or 'regress', or {path}.transfer.own to false"
+            )
         if self.nudge.corrections and not (self.nudges and self.rolls_out):
             key, value, allowed = ("nudge.contexts", None, "a column of the data")
             if self.nudges:

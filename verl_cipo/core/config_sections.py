@@ -102,7 +102,8 @@ class TransferConfig:
     below: float = 0.125
     """Highest pass rate of the prompts whose corrections are trained so, inclusive."""
     own: bool = False
-    """Whether right attempts at such prompts are trained by the term, too, each in its own row."""
+    """Whether right attempts at such prompts are trained by the term, too, each in its own row; takes a kind that is
+    not none."""
     gamma: float = 0.1
     """Shaping of inject: a token of probability p counts p / (p + gamma)."""
     floor: float | None = -5.0

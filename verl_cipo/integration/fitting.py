@@ -93,7 +93,8 @@ def fitted(config: DictConfig, mapping: Mapping[str, Any], *, asynchronous: bool
         for knob in obstacle.knobs:
             section, _, name = knob.rpartition(".")
             inner = dict(settings.get(section) or {}) if section else settings
-            if inner.get(name) is not None:
+            # Who asks for transfer.own asks for transfer.
+            if inner.get(name) is not None or (knob == "transfer.kind" and inner.get("own")):
                 continue
             inner[name] = PLAIN[knob]
             if section:

@@ -327,6 +327,17 @@ def test_corrections_under_contexts_need_both(knobs, named, allowed):
     CIPOConfig.from_mapping({"nudge": {"contexts": "hints", "corrections": True}})
 
 
+@pytest.mark.parametrize("knobs", [{"preset": "stream"}, {"source": "paired"}, {"transfer": {"kind": "none"}}])
+def test_right_attempts_are_trained_by_a_term_that_is_on(knobs):
+    message = message_of(knobs | {"transfer": knobs.get("transfer", {}) | {"own": True}})
+    for part in ("algorithm.cipo.transfer.own = True", "transfer.kind = 'none'", "'inject' or 'regress'"):
+        assert part in message
+    CIPOConfig.from_mapping(knobs)
+    CIPOConfig.from_mapping({"preset": "stream", "transfer": {"kind": "regress", "own": True}})
+    # Without corrections it is plain GRPO, whatever their knobs say.
+    CIPOConfig.from_mapping(knobs | {"replay_fraction": 0, "source": "resample", "transfer": {"own": True}})
+
+
 def test_order_of_rho_and_of_the_medium_band():
     message = message_of({"rho_init": 0.1})
     for part in ("algorithm.cipo.rho_min = 0.2", "algorithm.cipo.rho_init = 0.1", "rho_min <= rho_init <= rho_max"):

@@ -55,6 +55,7 @@ def test_what_the_run_cannot_have_is_left_out_with_a_line(case, capsys):
     [
         ([BYPASS], "+algorithm.cipo.source=both"),
         ([BYPASS], "+algorithm.cipo.transfer.kind=inject"),
+        ([BYPASS], "+algorithm.cipo.transfer.own=true"),
         ([*DAPO, ASYNC], "+algorithm.cipo.budget=auto"),
         (V0, "+algorithm.cipo.transfer.kind=regress"),
     ],
