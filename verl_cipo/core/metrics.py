@@ -95,7 +95,8 @@ METRICS: dict[str, str] = {
     "cipo/transfer/skipped/no_text_question": "Corrections left out: a message is neither text nor parts, or "
     "what the model sees of an image fits no other row.",
     "cipo/transfer/skipped/unknown_tools": "Corrections left out: which tools their prompt offers cannot be told.",
-    "cipo/transfer/skipped/several_outputs": "Corrections left out: their agent loop gave several outputs.",
+    "cipo/transfer/skipped/several_outputs": "Corrections, and right attempts of transfer.own, left out: their agent "
+    "loop gave several outputs.",
     "cipo/transfer/skipped/no_advantage": "Corrections left out: their advantage is 0, so they would train nothing.",
     "cipo/nudge/context_share": "Share of the attempts that had a strategy context, without the further ones of "
     "budget=auto; cipo/nudge/* exist with nudge.contexts.",

@@ -220,7 +220,7 @@ def plan_aux(
     if config.transfers:
         moved = moved_corrections(table, plan.counts, config=config, step=step, norm_by_std=norm_by_std, usable=usable)
         if config.transfer.own:
-            plan.own.update(rare_attempts(table, config=config, norm_by_std=norm_by_std, usable=usable))
+            plan.own.update(rare_attempts(table, plan.counts, config=config, norm_by_std=norm_by_std, usable=usable))
     if config.distils:
         how = {"config": config, "norm_by_std": norm_by_std, "usable": usable}
         in_place, distilled = distilled_attempts(table, plan.counts, **how)

@@ -178,11 +178,12 @@ def moved_corrections(
 
 
 def rare_attempts(
-    table: RowTable, *, config: CIPOConfig, norm_by_std: bool, usable: Collection[str]
+    table: RowTable, counts: Counter, *, config: CIPOConfig, norm_by_std: bool, usable: Collection[str]
 ) -> dict[str, float]:
     """Key -> weight of the right attempts at prompts of which at most the share `below` is right, over P prompts.
 
-    Those under a strategy context answer another prompt, and those of several outputs a longer one: they are left out.
+    Those under a strategy context answer another prompt, and those of several outputs a longer one: they are left out,
+    the latter are added to `counts`.
     norm_by_std: whether the run's advantages are divided by the std; usable: keys with a token to train.
     """
     groups, key_of = table.attempts()
@@ -194,7 +195,10 @@ def rare_attempts(
             continue
         for attempt in group.attempts:
             key = key_of[attempt]
-            if not attempt.correct or key not in usable or context[key] != PLAIN or follows_outputs(key):
+            if not attempt.correct or key not in usable or context[key] != PLAIN:
+                continue
+            if follows_outputs(key):
+                counts[f"{SKIPPED}several_outputs"] += 1
                 continue
             advantage, share = regressed(attempt.score, outcome), outcome.prompt_right
             if config.transfer.kind == "inject":

@@ -335,7 +335,8 @@ def test_of_several_right_attempts_each_has_a_share():
 
 def test_attempts_that_are_not_at_the_plain_prompt_alone_are_not_trained_by_transfer():
     assert not moved(own=True, rejected=["b_0_0"])[0].own
-    assert not moved(ROWS | {"b_0_1": ("5, then", True, None)}, own=True)[0].own
+    several, _ = moved(ROWS | {"b_0_1": ("5, then", True, None)}, own=True)
+    assert not several.own and several.counts["transfer/skipped/several_outputs"] == 1
     table = table_of()
     table.rows.context[list(ROWS).index("b_0_0")] = 1
     assert not moved(own=True, table=table)[0].own
