@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.fast.core.aux_loss.test_plan import chat, decode, encode
 from verl_cipo.core.anchors import Outcome
 from verl_cipo.core.aux_loss.plan import TRANSFER_COUNTED, Shown, plan_aux, plan_metrics
-from verl_cipo.core.aux_loss.transfer import injected, regressed, transfer_loss, transfer_weights
+from verl_cipo.core.aux_loss.transfer import injected, rare_attempts, regressed, transfer_loss, transfer_weights
 from verl_cipo.core.config import CIPOConfig, TransferConfig
 from verl_cipo.core.metrics import check_names
 from verl_cipo.core.prompts import CorrectionPrompt
@@ -323,6 +323,30 @@ def test_rare_right_attempts_are_trained_where_they_are(kind, norm_by_std, weigh
     assert rows == moved(kind=kind, norm_by_std=norm_by_std)[1], "corrections are what they are without"
     assert plan_metrics([plan], CIPOConfig(transfer=TransferConfig(kind=kind)))["cipo/transfer/own"] == 1
     assert not moved(kind=kind)[0].own and not moved(kind=kind, own=True, below=0.2)[0].own
+
+
+@given(st.lists(st.tuples(SCORE, st.booleans()), min_size=2, max_size=9), st.sampled_from([-1.0, 5.0]), st.booleans())
+def test_a_rare_attempt_has_the_advantage_that_verl_gives_it(attempts, shift, norm_by_std):
+    """Whatever the verifier's scale; where that is not above 0 nothing is trained."""
+    from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
+
+    keys = [f"a_{i}_0" for i in range(len(attempts))]
+    table = RowTable.of_marks(
+        keys,
+        [Mark(correct=right, further=i >= 4) for i, (_, right) in enumerate(attempts)],
+        index=[0] * len(keys),
+        scores=np.array([score + shift for score, _ in attempts], dtype=np.float32),
+        tokens=np.ones(len(keys), dtype=np.int64),
+    )
+    rewards, uids = torch.from_numpy(table.scores.copy()).unsqueeze(-1), np.array(["a"] * len(keys), dtype=object)
+    expected, _ = compute_grpo_outcome_advantage(
+        rewards, torch.ones_like(rewards), uids, norm_adv_by_std_in_grpo=norm_by_std
+    )
+    config = CIPOConfig.from_mapping({"preset": "stream", "transfer": {"kind": "inject", "own": True, "below": 1}})
+    found = rare_attempts(table, Counter(), config=config, norm_by_std=norm_by_std, usable=keys)
+    for key, advantage, (_, right) in zip(keys, expected[:, 0].tolist(), attempts, strict=True):
+        wanted = max(advantage, 0.0) / len(keys) if right else 0.0
+        assert found.get(key, 0.0) == pytest.approx(wanted, rel=1e-3, abs=1e-4)
 
 
 def test_of_several_right_attempts_each_has_a_share():
