@@ -30,6 +30,8 @@ def _cipo(
     return Arm(name=name, what=what, algo="cipo", rollouts=rollouts, options=options)
 
 
+CONSTANT = "aux.by_signal=false"
+"""Of arms that were run before the default had pairs count by the signal of a step."""
 MAIN = (
     Arm(name="base", what="the model before training", algo=None),
     Arm(name="grpo", what="GRPO, half the rollouts", algo="grpo"),
@@ -65,16 +67,23 @@ ABLATIONS = (
     _cipo(
         "balanced_constant",
         "preset=balanced, pairs weigh the same whatever the attempts of a step teach",
-        "aux.by_signal=false",
+        CONSTANT,
         preset="balanced",
     ),
     _cipo(
         "balanced_own",
-        "preset=balanced, rare right attempts trained like what corrections find",
+        "balanced_constant, rare right attempts trained like what corrections find",
+        CONSTANT,
         "transfer.own=true",
         preset="balanced",
     ),
-    _cipo("aggregated", "preset=balanced, up to three wrong attempts shown", "prompt.attempts=3", preset="balanced"),
+    _cipo(
+        "aggregated",
+        "balanced_constant, up to three wrong attempts shown",
+        CONSTANT,
+        "prompt.attempts=3",
+        preset="balanced",
+    ),
     _cipo(
         "think_twice",
         "attempts drawn like ThinkTwice's: of any prompt, as many right ones as wrong, no std, no penalty for c->w",
@@ -101,13 +110,15 @@ ABLATIONS = (
     ),
     _cipo(
         "balanced_nudge",
-        "preset=balanced with attempts under strategy contexts",
+        "balanced_constant with attempts under strategy contexts",
+        CONSTANT,
         "nudge.contexts=contexts",
         preset="balanced",
     ),
     _cipo(
         "balanced_nudge_both",
         "the same, with corrections under contexts, too",
+        CONSTANT,
         "nudge.contexts=contexts",
         "nudge.corrections=true",
         preset="balanced",
