@@ -34,7 +34,7 @@ from benchmarks.experiment.options import KNOB
 from benchmarks.experiment.replica import Replica
 from benchmarks.experiment.setting import TASKS, Setting, prepared
 from benchmarks.json_file import write_json
-from benchmarks.transfer import Goal, read_questions
+from benchmarks.transfer import Goal, flat_gradient, read_questions
 
 BLOCKS = 10
 SAMPLES = 16
@@ -50,8 +50,7 @@ class Still(Replica):
         self.gradients: list[Tensor] = []
 
     def _take(self) -> float:
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.policy.model.parameters()]
-        self.gradients.append(torch.cat([part.flatten() for part in parts]))
+        self.gradients.append(flat_gradient(self.policy))
         return float(self.gradients[-1].norm())
 
 

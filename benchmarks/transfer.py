@@ -55,6 +55,11 @@ def gradient(policy: Policy, samples: Sequence[Sample], weights: np.ndarray) -> 
     rows = [(s.prompt, s.response, float(w)) for s, w in zip(samples, weights, strict=True) if w]
     for places, log_prob in policy.log_probs([(prompt, response) for prompt, response, _ in rows]):
         (log_prob.sum(dim=-1) * torch.tensor([rows[place][2] for place in places])).sum().backward()
+    return flat_gradient(policy)
+
+
+def flat_gradient(policy: Policy) -> Tensor:
+    """(parameters,) gradient that the model holds, 0 where it has none."""
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in policy.model.parameters()]
     return torch.cat([part.flatten() for part in parts])
 

@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from verl_cipo.core.anchors import Attempt, Group
+from verl_cipo.core.anchors import Group
 from verl_cipo.core.aux_loss.distill import COUNTED as NUDGE_COUNTED
 from verl_cipo.core.aux_loss.distill import Distilled, distilled_attempts
 from verl_cipo.core.aux_loss.pairs import SKIPPED, Pair, draw_pairs
@@ -211,12 +211,12 @@ def plan_aux(
     """
     usable = set(table.keys if trained is None else np.array(table.keys, dtype=object)[trained])
     contrastive = config.aux.contrastive
-    plan = AuxPlan(share=signal_share(table.attempts()[0])) if config.aux.by_signal else AuxPlan()
+    groups, key_of = table.attempts() if config.aux.coef > 0 else ([], {})
+    plan = AuxPlan(share=signal_share(groups)) if config.aux.coef > 0 and config.aux.by_signal else AuxPlan()
     corrections: Mapping[str, str | None] = {}
     moved: list[Moved] = []
     distilled: list[Distilled] = []
     pairs: list[Pair] = []
-    key_of: dict[Attempt, str] = {}
     if config.transfers:
         moved = moved_corrections(table, plan.counts, config=config, step=step, norm_by_std=norm_by_std, usable=usable)
         if config.transfer.own:
@@ -231,7 +231,6 @@ def plan_aux(
             key: failed for key, failed in right.items() if key in usable and (failed is None or failed in usable)
         }
     if config.pairs and config.aux.coef > 0:
-        groups, key_of = table.attempts()
         kept = [Group(group.uid, tuple(a for a in group.attempts if key_of[a] in usable)) for group in groups]
         pairs = draw_pairs([group for group in kept if group.attempts], plan.counts, config=config, step=step)
 
