@@ -19,6 +19,9 @@ INFRASTRUCTURE_ERROR = "infrastructure_error"
 UNDECIDED = "undecided"
 """The `outcome` by which one says that its score is no verdict on the answer: nothing can be told, now or later."""
 
+LARGEST = 3.4028234663852886e38
+"""Of float32. A larger reward would be stored as infinite, and the advantages of its group would be NaN."""
+
 
 def verdict(reward: float, info: Mapping[str, Any] | None, threshold: float) -> bool:
     """True when the verifier called the response right.
@@ -53,8 +56,9 @@ def fault(reward: Any, info: Mapping[str, Any] | None) -> str | None:
     """Why reward and info are no verdict; None where they are one.
 
     The verifier reports an `outcome` of infrastructure_error, verl's rate_limited manager a time-out or an error that
-    it met, or the reward is no finite number. That manager gives a reward of 0 and nothing but an `acc` of 0 and one
-    of its two keys: anybody else's `timeout` or `error` is their own word about the answer.
+    it met, or the reward is no finite number, as such or once verl has stored it. That manager gives a reward of 0 and
+    nothing but an `acc` of 0 and one of its two keys: anybody else's `timeout` or `error` is their own word about the
+    answer.
     """
     info = info or {}
     if info.get("outcome") == INFRASTRUCTURE_ERROR:
@@ -64,8 +68,11 @@ def fault(reward: Any, info: Mapping[str, Any] | None) -> str | None:
             return "the reward manager gave up waiting for the verifier (reward.timeout)"
         if info.keys() == {"acc", "error"} and isinstance(info["error"], str):
             return f"the reward manager met an error of the verifier: {info['error']}"
-    if finite(reward) is None:
+    score = finite(reward)
+    if score is None:
         return f"the reward is {reward!r:.80}, no finite number"
+    if abs(score) > LARGEST:
+        return f"the reward is {score:g}, and verl stores rewards as float32, which end at {LARGEST:g}"
     return None
 
 

@@ -1,6 +1,7 @@
 """Right, wrong or no verdict from what verl's reward loop returns."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -63,6 +64,9 @@ def test_missing_reward_is_an_error():
         (None, {}, "no finite number"),
         ("1.0", {}, "no finite number"),
         ([1.0], {}, "no finite number"),
+        # Infinite once verl has stored it.
+        (-sys.float_info.max, None, "-1.79769e+308, and verl stores rewards as float32, which end at 3.40282e+38"),
+        (10**39, {"score": 10**39, "acc": True}, "float32"),
     ],
 )
 def test_what_is_no_verdict(reward, info, reason):
@@ -83,6 +87,7 @@ def test_what_is_no_verdict(reward, info, reason):
         (0.5, {"acc": 0.0, "timeout": True}),
         (1.0, {"acc": 1.0}),
         (np.float32(0.5), None),
+        (-float(np.finfo(np.float32).max), None),
         (torch.tensor(0.5), {"acc": 1.0, "overlong_reward": torch.tensor(-0.5)}),
     ],
 )
