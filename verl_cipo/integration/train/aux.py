@@ -4,10 +4,10 @@ An appended row is a response that was rolled out, under another prompt. Its res
 and advantages are zero, as those of verl's own padding rows are, so policy loss, KL, entropy, their normalisers,
 rollout-correction weights and group statistics do not see it. It is trained through the fields of
 ``core.aux_loss.losses``, ``core.aux_loss.transfer`` and ``core.aux_loss.distill`` alone. What does see it are means
-over rows: the sequence-level metrics of rollout correction, and the policy loss geo_mean, which divides by all rows of
-a micro-batch; and the policy loss bypass_mode refuses a micro-batch of nothing else. Any moment after the reward is
-right to add such rows. In the V1 trainers it is ``_balance_batch``, so that verl pads and spreads them with the others,
-and the tag ``is_padding`` keeps them out of its data metrics.
+over rows or micro-batches, docs/method.md 13 has them: metrics, the KL that an adaptive ``algorithm.kl_ctrl`` follows,
+and the policy loss geo_mean; and the policy loss bypass_mode refuses a micro-batch of nothing else. Any moment after
+the reward is right to add such rows. In the V1 trainers it is ``_balance_batch``, so that verl pads and spreads them
+with the others, and the tag ``is_padding`` keeps them out of its data metrics.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
