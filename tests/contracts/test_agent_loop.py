@@ -365,7 +365,7 @@ def test_a_request_is_sent_to_the_server_that_acquire_server_hands_out():
     )
 
 
-@seam("workers.rollout.utils.get_max_position_embeddings", "verl_cipo/integration/checks.py")
+@seam("workers.rollout.utils.get_max_position_embeddings", "verl_cipo/integration/lengths.py")
 def test_a_model_says_how_long_its_sequences_may_be():
     found = load("verl.workers.rollout.utils:get_max_position_embeddings")
     assert found(SimpleNamespace(max_position_embeddings=512)) == 512

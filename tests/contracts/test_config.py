@@ -34,7 +34,7 @@ READ = {
         actor_rollout_ref.actor.loss_agg_mode data.train_batch_size trainer.default_local_dir trainer.resume_mode
         trainer.resume_from_path trainer.validation_data_dir actor_rollout_ref.actor
     """,
-    "verl_cipo/integration/checks.py": "actor_rollout_ref.model actor_rollout_ref.model.path data.max_prompt_length",
+    "verl_cipo/integration/lengths.py": "actor_rollout_ref.model actor_rollout_ref.model.path data.max_prompt_length",
     "verl_cipo/integration/dry_run.py": """
         trainer.nnodes trainer.n_gpus_per_node actor_rollout_ref.rollout.nnodes
         actor_rollout_ref.rollout.n_gpus_per_node
@@ -146,7 +146,7 @@ def test_main_ppo_composes_a_config_of_another_package():
     assert made["trainer"]["device"] == "cpu" and made["algorithm"]["adv_estimator"] == "grpo"
 
 
-@seam("utils.config.omega_conf_to_dataclass", "verl_cipo/integration/checks.py", "verl_cipo/integration/dry_run.py")
+@seam("utils.config.omega_conf_to_dataclass", "verl_cipo/integration/lengths.py", "verl_cipo/integration/dry_run.py")
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [("actor", "loss_agg_mode", "sideways"), ("rollout", "unknown_key", 1)],

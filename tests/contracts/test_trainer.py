@@ -150,7 +150,7 @@ def test_the_tokenizer_comes_first_and_the_hook_of_the_loss_after_workers_and_ch
     )
 
 
-@seam("PPOTrainer._init_tokenizer", TRAINER, "verl_cipo/integration/checks.py")
+@seam("PPOTrainer._init_tokenizer", TRAINER, "verl_cipo/integration/lengths.py")
 def test_the_tokenizer_is_that_of_the_models_dataclass(monkeypatch):
     made = SimpleNamespace(tokenizer="tokenizer", processor=None)
     monkeypatch.setattr(load("verl.trainer.ppo.v1.trainer_base"), "omega_conf_to_dataclass", lambda node: made)

@@ -2,7 +2,7 @@
 
 It composes the config as `verl.trainer.main_ppo` would, and has verl and CIPO validate it, in this order: types and
 ranges (values.py), both halves of `validate_config`, dataclasses that verl's workers make of it, the reward function,
-the trainer's own preconditions, then what verl finds out only when workers run (checks.py, :func:`check_layout`).
+the trainer's own preconditions, then what verl finds out only when workers run (lengths.py, :func:`check_layout`).
 """
 
 import functools
@@ -24,7 +24,8 @@ from verl.utils import config as verl_config
 
 from verl_cipo.core.anchors import anchor_budget
 from verl_cipo.core.config import ROOT, CIPOConfig
-from verl_cipo.integration.checks import SPLIT_BY, announce, check_lengths, check_model, gpus_of_a_sequence
+from verl_cipo.integration.lengths import SPLIT_BY, check_lengths, check_model, gpus_of_a_sequence
+from verl_cipo.integration.remarks import announce
 from verl_cipo.integration.settings import cipo_config
 from verl_cipo.integration.switch import is_switch, switch_on
 from verl_cipo.integration.train.estimator import NAME

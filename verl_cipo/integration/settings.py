@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
 from verl_cipo.core.prompts import with_text
-from verl_cipo.integration.checks import check_lengths
 from verl_cipo.integration.fitting import fitted, obstacles
 from verl_cipo.integration.group_filter import check_filter
+from verl_cipo.integration.lengths import check_lengths
 from verl_cipo.integration.reward_function import load, located
 from verl_cipo.integration.rollout.seeds import seed_name
 

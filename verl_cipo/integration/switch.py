@@ -26,7 +26,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_cipo.core.config import ROOT, CIPOConfig, CIPOConfigError
 from verl_cipo.integration import ChangedSeamError
-from verl_cipo.integration.checks import announce, check_model
+from verl_cipo.integration.lengths import check_model
+from verl_cipo.integration.remarks import announce
 from verl_cipo.integration.settings import MANAGER_CLASS, MANAGER_CLASS_V0, TRAINER_OF_MODE, settle, write_back
 from verl_cipo.integration.train.estimator import NAME
 

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from verl.utils import config as verl_config
 
 from verl_cipo.core.config import CIPOConfig, CIPOConfigError
-from verl_cipo.integration.checks import check_model, check_prompt_length, load_model
+from verl_cipo.integration.lengths import check_model, check_prompt_length, load_model
 
 
 class Words:

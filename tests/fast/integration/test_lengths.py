@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from verl.utils import config as verl_config
 
 from verl_cipo.core.config import CIPOConfig, CIPOConfigError
-from verl_cipo.integration import checks, switch
+from verl_cipo.integration import lengths, switch
 
 WORKER = "actor_rollout_ref"
 ROOM = [
@@ -122,10 +122,10 @@ def test_the_models_own_limit_holds_where_none_is_given(nested):
         text = SimpleNamespace(max_position_embeddings=positions)
         return SimpleNamespace(text_config=text) if nested else text
 
-    checks.check_model_length(composed(), model(2560))
-    checks.check_model_length(composed(f"{WORKER}.rollout.max_model_len=2560"), model(2559))
+    lengths.check_model_length(composed(), model(2560))
+    lengths.check_model_length(composed(f"{WORKER}.rollout.max_model_len=2560"), model(2559))
     with pytest.raises(CIPOConfigError, match=r"rollout\.prompt_length=2048 .*more than the 2559 tokens of "):
-        checks.check_model_length(composed(), model(2559))
+        lengths.check_model_length(composed(), model(2559))
 
 
 @given(prompt=st.integers(1, 5000), response=st.integers(1, 5000), gpus=st.integers(1, 8), tokens=st.integers(1, 10000))
@@ -154,11 +154,11 @@ def test_what_is_accepted_is_what_verl_can_split(prompt, response, gpus, tokens)
         }
     )
     try:
-        checks.check_lengths(config)
+        lengths.check_lengths(config)
     except CIPOConfigError as error:
         assert tokens * gpus < prompt + response
         config.actor_rollout_ref.actor.ppo_max_token_len_per_gpu = int(str(error).split("set it to ")[1].split()[0])
-        checks.check_lengths(config)
+        lengths.check_lengths(config)
     else:
         assert tokens * gpus >= prompt + response
 
@@ -175,6 +175,6 @@ def test_without_corrections_a_response_is_shortened_as_with_grpo(knobs, refused
     config = composed(*options)
     if refused:
         with pytest.raises(CIPOConfigError, match="max_model_len=2000"):
-            checks.check_lengths(config, corrects=CIPOConfig(preset="stream", **knobs).corrects)
+            lengths.check_lengths(config, corrects=CIPOConfig(preset="stream", **knobs).corrects)
     else:
-        checks.check_lengths(config, corrects=CIPOConfig(preset="stream", **knobs).corrects)
+        lengths.check_lengths(config, corrects=CIPOConfig(preset="stream", **knobs).corrects)

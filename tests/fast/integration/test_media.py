@@ -28,7 +28,8 @@ from tests.contracts.support.store import FUNCTIONS, Store
 from tests.fast.integration.rollout.test_worker import Remote
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.prompts import TAIL_MARK
-from verl_cipo.integration.checks import check_prompt_length, check_questions
+from verl_cipo.integration.data_set import check_questions
+from verl_cipo.integration.lengths import check_prompt_length
 from verl_cipo.integration.rendering import Rendering, media_tokens
 from verl_cipo.integration.rollout import worker as rollouts
 from verl_cipo.integration.rollout.coordinator import AnchorCoordinator

@@ -4,7 +4,7 @@ import pytest
 import verl  # noqa: F401, which registers the resolvers of our configs
 from hydra import compose, initialize_config_module
 
-from verl_cipo.integration import checks, switch
+from verl_cipo.integration import remarks, switch
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def said(capsys):
             config = compose("cipo_trainer", overrides=[*needed, *overrides])
         cipo = switch.switch_on(config)
         capsys.readouterr()
-        checks.announce(config, cipo)
+        remarks.announce(config, cipo)
         return capsys.readouterr().out
 
     return say

@@ -32,8 +32,9 @@ from verl_cipo.core.aux_loss.plan import plan_metrics
 from verl_cipo.core.config import CIPOConfigError
 from verl_cipo.core.metrics import batch_metrics, nudge_metrics
 from verl_cipo.core.rows import RowTable
-from verl_cipo.integration.checks import check_contexts, check_prompt_length, check_questions
+from verl_cipo.integration.data_set import check_contexts, check_questions
 from verl_cipo.integration.group_filter import filter_metric
+from verl_cipo.integration.lengths import check_prompt_length
 from verl_cipo.integration.nodes import check_nodes
 from verl_cipo.integration.rendering import Rendering
 from verl_cipo.integration.settings import MANAGER_CLASS, TRAINER_OF_MODE, settle

@@ -33,7 +33,8 @@ from verl_cipo.core.config import CIPOConfigError
 from verl_cipo.core.metrics import batch_metrics, nudge_metrics
 from verl_cipo.core.rows import APPENDED, BASE, RowTable
 from verl_cipo.integration import ChangedSeamError
-from verl_cipo.integration.checks import check_contexts, check_prompt_length, check_questions
+from verl_cipo.integration.data_set import check_contexts, check_questions
+from verl_cipo.integration.lengths import check_prompt_length
 from verl_cipo.integration.nodes import check_nodes
 from verl_cipo.integration.rendering import Rendering
 from verl_cipo.integration.settings import MANAGER_CLASS_V0, settle

@@ -11,7 +11,7 @@ from verl_cipo.core.nudge import drawn_contexts
 from verl_cipo.core.prompts import CorrectionPrompt
 from verl_cipo.core.rows import PLAIN
 from verl_cipo.core.steering.budget import KINDS, PROBE
-from verl_cipo.integration.checks import check_contexts
+from verl_cipo.integration.data_set import check_contexts
 
 __all__ = ["world"]
 
