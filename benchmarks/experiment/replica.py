@@ -28,9 +28,10 @@ from benchmarks.experiment.setting import Setting
 from examples.tiny.task import Task
 from verl_cipo.core.advantage import two_stream_advantage
 from verl_cipo.core.anchors import Attempt, Group, anchor_budget, medium, select_anchors
-from verl_cipo.core.aux_loss.losses import aux_loss, aux_weights, partner_scores
+from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS
+from verl_cipo.core.aux_loss.losses import PAIR, PARTNER, SIGN, WEIGHTS, aux_loss, partner_scores
 from verl_cipo.core.aux_loss.plan import AuxPlan, Shown, plan_aux, plan_metrics
-from verl_cipo.core.aux_loss.transfer import regress_loss, transfer_loss, transfer_weights
+from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS, regress_loss, transfer_loss, transfer_weights
 from verl_cipo.core.metrics import batch_metrics, nudge_metrics
 from verl_cipo.core.nudge import listed
 from verl_cipo.core.prompts import Others, Said, correction_prompt
@@ -241,33 +242,33 @@ class Replica:
         policy_mask = mask.clone()
         policy_mask[len(trained) :] = 0
         weight = -self._advantages([rows[i] for i in trained], table, trained, mask) / policy_mask.sum()
-        aux = self._aux_fields(plan, keys, pairs, mask)
-        moved = transfer_weights(mask, torch.tensor(plan.transfer_weights(keys)), optimizer_steps=1)
-        distilled = transfer_weights(mask, torch.tensor(plan.nudge_weights(keys)), optimizer_steps=1)
+        fields = plan.fields(keys, mask, config=self.cipo, optimizer_steps=1)
+        if self.cipo.aux.contrastive:
+            old = self._log_probs(pairs, mask)
+            fields[PARTNER] = partner_scores(old, fields[WEIGHTS], fields[SIGN], fields[PAIR])
         own = -self._own * transfer_weights(mask, self._rare(table, trained, len(keys)), optimizer_steps=1)
         self._optimizer.zero_grad()
         added = dict.fromkeys(("cipo/aux/loss", "cipo/transfer/loss", "cipo/nudge/loss"), 0.0)
         # Rows of groups that are all right or all wrong have no gradient.
         weight = weight + own
-        needed = ((weight != 0) | (moved != 0) | (distilled != 0)).any(dim=-1)
-        if aux is not None:
-            needed |= (aux[0] != 0).any(dim=-1)
-        kept = needed.nonzero()[:, 0]
+        of_tokens = [weight, *(fields[name] for name in (WEIGHTS, TRANSFER_WEIGHTS, NUDGE_WEIGHTS) if name in fields)]
+        kept = torch.stack([(one != 0).any(dim=-1) for one in of_tokens]).any(dim=0).nonzero()[:, 0]
         for part, log_prob in self.policy.log_probs([pairs[i] for i in kept.tolist()], width=width):
             places = kept[part]
             loss = (weight[places] * log_prob).sum()
-            if aux is not None:
-                fields = [field[places] for field in aux]
-                term, value = aux_loss(log_prob, *fields, kind=self.cipo.aux.kind, beta=self.cipo.aux.beta)
+            if self.cipo.aux.coef > 0:
+                own_fields = [fields[name][places] for name in (WEIGHTS, SIGN, PARTNER)]
+                term, value = aux_loss(log_prob, *own_fields, kind=self.cipo.aux.kind, beta=self.cipo.aux.beta)
                 loss = loss + self.cipo.aux.coef * term
                 added["cipo/aux/loss"] += float(value)
             if self.cipo.transfers:
                 how = self.cipo.transfer
-                term = transfer_loss(log_prob, moved[places], kind=how.kind, gamma=how.gamma, floor=how.floor)
+                moved = fields[TRANSFER_WEIGHTS][places]
+                term = transfer_loss(log_prob, moved, kind=how.kind, gamma=how.gamma, floor=how.floor)
                 loss = loss + how.coef * term
                 added["cipo/transfer/loss"] += float(term)
             if self.cipo.distils:
-                term = regress_loss(log_prob, distilled[places])
+                term = regress_loss(log_prob, fields[NUDGE_WEIGHTS][places])
                 loss = loss + self.cipo.nudge.coef * term
                 added["cipo/nudge/loss"] += float(term.detach())
             loss.backward()
@@ -332,22 +333,13 @@ class Replica:
             norm_by_std=self._by_std,
         )
 
-    def _aux_fields(
-        self, plan: AuxPlan, keys: Sequence[str], pairs: Sequence[tuple[list[int], list[int]]], mask: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Weights, signs and partners of the auxiliary loss; None where it is off."""
-        if self.cipo.aux.coef == 0:
-            return None
-        signs, numbers = plan.signs(keys)
-        sign, partner = torch.tensor(signs), torch.zeros(len(keys))
-        weights = aux_weights(mask, sign, optimizer_steps=1, share=plan.share)
-        if self.cipo.aux.contrastive:
-            old = torch.zeros_like(mask)
-            with torch.no_grad():
-                for places, log_prob in self.policy.log_probs(pairs):
-                    old[places] = log_prob
-            partner = partner_scores(old, weights, sign, torch.tensor(numbers))
-        return weights, sign, partner
+    @torch.no_grad()
+    def _log_probs(self, pairs: Sequence[tuple[list[int], list[int]]], mask: Tensor) -> Tensor:
+        """(N, T) log-probabilities of (prompt, response) rows, shaped as `mask`."""
+        found = torch.zeros_like(mask)
+        for places, log_prob in self.policy.log_probs(pairs):
+            found[places] = log_prob
+        return found
 
 
 def asked_by(problem: Mapping[str, Any]) -> dict[str, Any]:

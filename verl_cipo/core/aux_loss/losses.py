@@ -14,6 +14,8 @@ from verl_cipo.core.rows import CHOSEN, REJECTED, UNTRAINED
 
 # What each row carries to the workers: (N, T), (N,) and (N,), float32.
 WEIGHTS, SIGN, PARTNER = "cipo_aux_weights", "cipo_aux_sign", "cipo_aux_partner"
+PAIR = "cipo_aux_pair"
+"""int64 (N,), for the partners alone: equal for the two rows of a pair, -1 where a row is in none."""
 
 
 def aux_weights(token_mask: Tensor, sign: Tensor, *, optimizer_steps: int, share: float = 1.0) -> Tensor:

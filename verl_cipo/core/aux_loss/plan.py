@@ -21,12 +21,22 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from verl_cipo.core.anchors import Group
 from verl_cipo.core.aux_loss.distill import COUNTED as NUDGE_COUNTED
-from verl_cipo.core.aux_loss.distill import Distilled, distilled_attempts
+from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS, Distilled, distilled_attempts
+from verl_cipo.core.aux_loss.losses import PAIR, PARTNER, SIGN, WEIGHTS, aux_weights
 from verl_cipo.core.aux_loss.pairs import SKIPPED, Pair, draw_pairs
-from verl_cipo.core.aux_loss.transfer import ROUNDING, Moved, moved_corrections, rare_attempts
+from verl_cipo.core.aux_loss.transfer import (
+    ROUNDING,
+    TRANSFER_WEIGHTS,
+    Moved,
+    moved_corrections,
+    rare_attempts,
+    transfer_weights,
+)
 from verl_cipo.core.aux_loss.transfer import SKIP_REASONS as TRANSFER_REASONS
 from verl_cipo.core.aux_loss.transfer import SKIPPED as TRANSFER_SKIPPED
 from verl_cipo.core.config import CIPOConfig
@@ -152,6 +162,34 @@ class AuxPlan:
         """What each row counts for in the distillation."""
         weights = self.distilled | {str(row.key): row.distilled for row in self.rows}
         return [weights.get(key, 0.0) for key in keys]
+
+    def fields(
+        self,
+        keys: Sequence[str],
+        token_mask: Tensor,
+        *,
+        config: CIPOConfig,
+        optimizer_steps: int,
+        without: Collection[str] = (),
+    ) -> dict[str, Tensor]:
+        """What the losses take of the rows `keys`: weights, signs and pairs of what is on.
+
+        token_mask: (K, T), nonzero where the policy wrote the token; without: as of `signs`.
+        Returns the weights (K, T), the others (K,); PARTNER is 0, `losses.partner_scores` gives it.
+        """
+        made = {}
+        if config.aux.coef > 0:
+            sign, pair = self.signs(keys, without=without)
+            made |= {SIGN: torch.tensor(sign), PAIR: torch.tensor(pair, dtype=torch.int64)}
+            made[WEIGHTS] = aux_weights(token_mask, made[SIGN], optimizer_steps=optimizer_steps, share=self.share)
+            made[PARTNER] = torch.zeros(len(keys))
+        if config.transfers:
+            moved = torch.tensor(self.transfer_weights(keys))
+            made[TRANSFER_WEIGHTS] = transfer_weights(token_mask, moved, optimizer_steps=optimizer_steps)
+        if config.distils:
+            distilled = torch.tensor(self.nudge_weights(keys))
+            made[NUDGE_WEIGHTS] = transfer_weights(token_mask, distilled, optimizer_steps=optimizer_steps)
+        return made
 
 
 def plan_metrics(plans: Sequence[AuxPlan], config: CIPOConfig) -> dict[str, float]:

@@ -24,10 +24,8 @@ from transfer_queue import KVBatchMeta
 from verl.utils.model import extract_multi_modal_inputs
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
-from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS
-from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS, aux_weights, partner_scores
+from verl_cipo.core.aux_loss.losses import PAIR, PARTNER, SIGN, WEIGHTS, partner_scores
 from verl_cipo.core.aux_loss.plan import AuxPlan, Shown, Tools, plan_aux
-from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS, transfer_weights
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.rows import RowTable
 from verl_cipo.integration.rendering import Positions, Rendering, text_positions
@@ -82,33 +80,23 @@ class AuxRows:
         masks, old_log_probs = self._read(keys, batch.partition_id, contrastive=config.aux.contrastive)
         lengths = [tag["response_len"] for tag in batch.tags]
 
-        def of_tokens(weights: Tensor) -> Tensor:
-            return spread(weights, places, lengths)
-
-        def of_rows(values: Tensor) -> Tensor:
+        def of_all(values: Tensor) -> Tensor:
+            if values.dim() == 2:
+                return spread(values, places, lengths)
             return torch.zeros(len(lengths)).index_put((torch.tensor(places, dtype=torch.int64),), values.float())
 
         # Rollout correction may have rejected all tokens of a row since.
         empty = {key for key, row in zip(keys, masks, strict=True) if not row.any()}
-        fields = {}
-        if config.aux.coef > 0:
-            sign, pair = map(torch.tensor, self.plan.signs(keys, without=empty))
-            weights = aux_weights(masks, sign, optimizer_steps=optimizer_steps, share=self.plan.share)
-            partner = torch.zeros(len(keys))
-            if config.aux.contrastive:
-                partner = partner_scores(old_log_probs, weights, sign, pair)
-            fields |= {WEIGHTS: of_tokens(weights), SIGN: of_rows(sign), PARTNER: of_rows(partner)}
-        if config.transfers:
-            moved = torch.tensor(self.plan.transfer_weights(keys))
-            fields[TRANSFER_WEIGHTS] = of_tokens(transfer_weights(masks, moved, optimizer_steps=optimizer_steps))
-        if config.distils:
-            distilled = torch.tensor(self.plan.nudge_weights(keys))
-            fields[NUDGE_WEIGHTS] = of_tokens(transfer_weights(masks, distilled, optimizer_steps=optimizer_steps))
+        fields = self.plan.fields(keys, masks, config=config, optimizer_steps=optimizer_steps, without=empty)
+        if config.aux.contrastive:
+            fields[PARTNER] = partner_scores(old_log_probs, fields[WEIGHTS], fields[SIGN], fields[PAIR])
         self.plan.drop(empty)
         return tq.kv_batch_put(
             keys=batch.keys,
             partition_id=batch.partition_id,
-            fields=TensorDict(fields, batch_size=len(batch.keys)),
+            fields=TensorDict(
+                {name: of_all(values) for name, values in fields.items() if name != PAIR}, batch_size=len(batch.keys)
+            ),
         )
 
     def _read(self, keys: Sequence[str], partition_id: str, *, contrastive: bool) -> tuple[Tensor, Tensor]:

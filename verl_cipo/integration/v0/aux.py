@@ -12,17 +12,14 @@ from torch import Tensor
 from verl import DataProto
 
 from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS
-from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS, aux_weights, partner_scores
+from verl_cipo.core.aux_loss.losses import PAIR, PARTNER, SIGN, WEIGHTS, partner_scores
 from verl_cipo.core.aux_loss.plan import AuxPlan, NewRow, Shown, Tools, plan_aux
-from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS, transfer_weights
+from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.rows import RowTable
 from verl_cipo.integration.rendering import Rendering
 from verl_cipo.integration.train.aux import ZERO, check_keys, in_channels
 from verl_cipo.integration.v0.rows import objects, prompt_ids, response_ids, row_keys
-
-PAIR = "cipo_aux_pair"
-"""int64 (N,): equal for the two rows of a pair, -1 where a row is in none."""
 
 _SEQUENCE = ("prompts", "responses", "input_ids", "attention_mask", "position_ids")
 
@@ -158,17 +155,7 @@ def append_rows(
 
     keys += [str(row.key) for row in rows]
     token_mask = torch.cat([tensors["response_mask"], tensors["response_mask"][source]])
-    if config.aux.coef > 0:
-        sign, pair = plan.signs(keys)
-        out[SIGN], out[PAIR] = torch.tensor(sign), torch.tensor(pair, dtype=torch.int64)
-        out[WEIGHTS] = aux_weights(token_mask, out[SIGN], optimizer_steps=optimizer_steps, share=plan.share)
-        out[PARTNER] = torch.zeros(len(token_mask))
-    if config.transfers:
-        row_weights = torch.tensor(plan.transfer_weights(keys))
-        out[TRANSFER_WEIGHTS] = transfer_weights(token_mask, row_weights, optimizer_steps=optimizer_steps)
-    if config.distils:
-        row_weights = torch.tensor(plan.nudge_weights(keys))
-        out[NUDGE_WEIGHTS] = transfer_weights(token_mask, row_weights, optimizer_steps=optimizer_steps)
+    out |= plan.fields(keys, token_mask, config=config, optimizer_steps=optimizer_steps)
     return DataProto(
         batch=TensorDict(out, batch_size=[len(token_mask)]),
         non_tensor_batch=_append_non_tensors(batch.non_tensor_batch, rows, taken),
