@@ -275,7 +275,8 @@ def plan_aux(
     read = [key for one in (*moved, *distilled) for key in (one.key, one.asked) if key is not None]
     if contrastive or not in_stream:
         read += [key for item in corrections.items() for key in item if key is not None]
-    read += [key_of[attempt] for pair in pairs for attempt in (pair.anchor, pair.donor)]
+    keyed = [(pair, key_of[pair.anchor], key_of[pair.donor]) for pair in pairs]
+    read += [key for _, *both in keyed for key in both]
     rows = dict(shown(list(dict.fromkeys(read)))) if read else {}
     # What follows asks these rows for their question: the context in it was one attempt's.
     rows |= {key: rows[key]._replace(messages=chat) for key, chat in table.plain_questions().items() if key in rows}
@@ -286,30 +287,9 @@ def plan_aux(
         plan.chosen.update({key: number for number, key in enumerate(corrections)})
     _append_moved(plan, moved, rows, encode=encode, offered=offered)
     _append_distilled(plan, distilled, rows, encode=encode, offered=offered)
-    # Numbered after those of the corrections.
-    for number, pair in enumerate(pairs, len(table.keys)):
-        attempt, right = key_of[pair.anchor], key_of[pair.donor]
-        if any(map(follows_outputs, (right, attempt) if contrastive else (right,))):
-            plan.counts[_SEVERAL] += 1
-            continue
-        media = (right,) if pair.same_prompt else (right, attempt)
-        messages, reason = _pair_prompt(prompt, pair, attempt=rows[attempt], right=rows[right])
-        if messages is not None and not _shows(messages, [rows[key] for key in media]):
-            messages, reason = None, "no_text_question"
-        tools = offered(right) if messages is not None else ()
-        if tools is None:
-            messages, reason = None, "unknown_tools"
-        if messages is None:
-            plan.counts[f"{SKIPPED}{reason}"] += 1
-            continue
-        plan.counts["aux/pairs"] += 1
-        plan.counts["aux/adjacent"] += not pair.same_prompt
-        group = str(GroupName(pair.anchor.uid, "p", pair.anchor.session))
-        prompt_ids = encode(messages, tools or ())
-        shared = {"messages": messages, "prompt_ids": prompt_ids, "media": media, "pair": number}
-        plan.rows.append(NewRow(key=RowKey(group, 0), source=right, sign=CHOSEN, **shared))
-        if contrastive:
-            plan.rows.append(NewRow(key=RowKey(group, 1), source=attempt, sign=REJECTED, **shared))
+    # Numbered after the corrections.
+    of_pairs = {"prompt": prompt, "encode": encode, "offered": offered, "contrastive": contrastive}
+    _append_pairs(plan, keyed, rows, first=len(table.keys), **of_pairs)
     return plan
 
 
@@ -390,6 +370,45 @@ def _append_distilled(
                 distilled=one.weight,
             )
         )
+
+
+def _append_pairs(
+    plan: AuxPlan,
+    pairs: Sequence[tuple[Pair, str, str]],
+    rows: Mapping[str, Shown],
+    *,
+    prompt: CorrectionPrompt,
+    encode: Encode,
+    offered: Offered,
+    contrastive: bool,
+    first: int,
+) -> None:
+    """Right rollouts under the prompts of pairs, given as (pair, key of its attempt, key of its right rollout).
+
+    first: the number of the first pair.
+    """
+    for number, (pair, attempt, right) in enumerate(pairs, first):
+        if any(map(follows_outputs, (right, attempt) if contrastive else (right,))):
+            plan.counts[_SEVERAL] += 1
+            continue
+        media = (right,) if pair.same_prompt else (right, attempt)
+        messages, reason = _pair_prompt(prompt, pair, attempt=rows[attempt], right=rows[right])
+        if messages is not None and not _shows(messages, [rows[key] for key in media]):
+            messages, reason = None, "no_text_question"
+        tools = offered(right) if messages is not None else ()
+        if tools is None:
+            messages, reason = None, "unknown_tools"
+        if messages is None:
+            plan.counts[f"{SKIPPED}{reason}"] += 1
+            continue
+        plan.counts["aux/pairs"] += 1
+        plan.counts["aux/adjacent"] += not pair.same_prompt
+        group = str(GroupName(pair.anchor.uid, "p", pair.anchor.session))
+        prompt_ids = encode(messages, tools or ())
+        shared = {"messages": messages, "prompt_ids": prompt_ids, "media": media, "pair": number}
+        plan.rows.append(NewRow(key=RowKey(group, 0), source=right, sign=CHOSEN, **shared))
+        if contrastive:
+            plan.rows.append(NewRow(key=RowKey(group, 1), source=attempt, sign=REJECTED, **shared))
 
 
 def _of_correction(key: str, use: str, number: int, *, source: str, asked: Shown, sign: float, pair: int) -> NewRow:
