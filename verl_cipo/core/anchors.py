@@ -1,4 +1,4 @@
-"""Which attempts become anchors: difficulty-aware selection with a share rho of correct ones.
+"""Which attempts become anchors: difficulty-aware selection with a share rho of right ones.
 
 docs/method.md 2, 5, 8 and 12. An anchor is an attempt that the policy is asked to correct. The draw is a hash of (seed,
 step, index, session), so it depends neither on the order in which prompts finish nor on their random uids. Prompts that
@@ -87,7 +87,7 @@ class Group:
 
     @property
     def pass_rate(self) -> float:
-        """Share of correct attempts; NaN when every session failed."""
+        """Share of right attempts; NaN when every session failed."""
         if not self.attempts:
             return math.nan
         return sum(attempt.correct for attempt in self.attempts) / len(self.attempts)
@@ -173,7 +173,7 @@ def select_anchors(
 ) -> list[Attempt]:
     """Draw `budget` anchors from `groups`, or all attempts if there are fewer.
 
-    round(rho * budget) of them are correct and the rest failed. Each kind comes from prompts of medium difficulty
+    round(rho * budget) of them are right and the rest wrong. Each kind comes from prompts of medium difficulty
     first, or from those that `first` names, then from the rest, round-robin over the prompts of a tier: none gives a
     second anchor of a kind before every prompt that has one gave its first. When a kind runs short altogether, the
     other one fills up.
@@ -201,7 +201,7 @@ class AnchorSelector:
     barrier: everything is decided at the last group, by the rule of `select_anchors`.
     streaming: after i groups ceil(budget * i / n_groups) anchors may have been given out. A group of medium difficulty
     releases what is due, out of all medium attempts seen so far and in the order of `select_anchors`, such that the
-    running share of correct anchors stays closest to rho and no kind exceeds its quota. The last group releases
+    running share of right anchors stays closest to rho and no kind exceeds its quota. The last group releases
     everything that is left, by the rule of `select_anchors`: so both schedules give equally many anchors, and equally
     many of each kind.
 

@@ -295,7 +295,7 @@ class CIPOConfig:
 
     @property
     def pairs(self) -> bool:
-        """Whether failed attempts are paired with right rollouts."""
+        """Whether wrong attempts are paired with right rollouts."""
         return self.replay_fraction > 0 and self.source != "resample"
 
     def to_mapping(self) -> dict[str, Any]:

@@ -95,7 +95,7 @@ class TransferConfig:
 
     kind: Literal["none", "inject", "regress"] = FOLLOWS
     """none; inject, one right correction of a prompt as one more row of its attempts' group; regress, the
-    log-probability of all corrections of failed attempts, right and wrong, by their advantage over the attempts; null =
+    log-probability of all corrections of wrong attempts, right and wrong, by their advantage over the attempts; null =
     that of the preset."""
     coef: float = FOLLOWS
     """Weight of the term, 0 = off; null = 8 for inject and 2 for regress."""

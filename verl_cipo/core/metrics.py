@@ -221,9 +221,9 @@ def batch_metrics(table: RowTable, *, longest: int | None = None) -> dict[str, f
         metrics["retention"] = transitions.retention
     if final.any():
         metrics["copy_rate"] = float(copied[final].mean())
-    failed = final & ~rows.anchor_correct
-    if failed.any():
-        metrics["copy_rate_failed"] = float(copied[failed].mean())
+    wrong = final & ~rows.anchor_correct
+    if wrong.any():
+        metrics["copy_rate_failed"] = float(copied[wrong].mean())
     return {PREFIX + name: value for name, value in metrics.items()}
 
 
@@ -239,9 +239,9 @@ def nudge_metrics(table: RowTable) -> dict[str, float]:
     for name, own in (("context", drawn & under_context), ("plain", drawn & ~under_context)):
         if own.any():
             metrics[f"accuracy_{name}"] = float(rows.correct[own].mean())
-    failed = (rows.stream == CORRECTION) & rows.final & ~rows.anchor_correct
-    of_both = np.isin(rows.group, np.unique(rows.group[failed & under_context]))
-    for name, own in (("context", failed & under_context), ("plain", failed & of_both & ~under_context)):
+    wrong = (rows.stream == CORRECTION) & rows.final & ~rows.anchor_correct
+    of_both = np.isin(rows.group, np.unique(rows.group[wrong & under_context]))
+    for name, own in (("context", wrong & under_context), ("plain", wrong & of_both & ~under_context)):
         if own.any():
             metrics[f"w2c_{name}"] = float(rows.correct[own].mean())
     return {f"{PREFIX}nudge/{name}": value for name, value in metrics.items()}

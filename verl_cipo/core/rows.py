@@ -296,13 +296,13 @@ class RowTable:
         return [Group(uid, tuple(own)) for uid, own in attempts.items()], key_of
 
     def right_corrections(self) -> list[str]:
-        """Keys of right corrections of failed attempts."""
+        """Keys of right corrections of wrong attempts."""
         rows = self.rows
         right = (rows.stream == CORRECTION) & rows.final & rows.correct & ~rows.anchor_correct
         return [self.keys[i] for i in np.flatnonzero(right)]
 
     def preferences(self) -> dict[str, str]:
-        """The first right correction of each failed attempt -> the attempt, both as keys."""
+        """The first right correction of each wrong attempt -> the attempt, both as keys."""
         first: dict[str, str] = {}
         for key in sorted(map(RowKey.parse, self.right_corrections()), key=lambda key: key.session):
             first.setdefault(key.group, str(key))

@@ -1,7 +1,7 @@
 """What corrections do: how they change the verdict, whether they copy, and the second turn of a validation.
 
-c->c, c->w, w->c, w->w: c is correct, w is wrong. w->c falling while c->c rises is the sign of the copying collapse: the
-policy repeats what it is shown.
+c->c, c->w, w->c, w->w: c (correct) is right, w is wrong. w->c falling while c->c rises is the sign of the copying
+collapse: the policy repeats what it is shown.
 """
 
 import json
@@ -41,12 +41,12 @@ class Transitions:
 
     @property
     def c2c(self) -> float | None:
-        """Share of corrections of correct anchors that stay correct; None without such an anchor."""
+        """Share of corrections of right anchors that stay right; None without such an anchor."""
         return self.cc / (self.cc + self.cw) if self.cc + self.cw else None
 
     @property
     def w2c(self) -> float | None:
-        """Share of corrections of failed anchors that become correct; None without such an anchor."""
+        """Share of corrections of wrong anchors that become right; None without such an anchor."""
         return self.wc / (self.wc + self.ww) if self.wc + self.ww else None
 
     @property

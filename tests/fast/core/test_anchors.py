@@ -94,7 +94,7 @@ def test_medium_prompts_come_first():
     hard, medium_, easy = group("hard", "cwww"), group("medium", "ccww"), group("easy", "cccc")
     # 1/4, 2/4 and 4/4: only the second is in [.375, .75]; it has just the two of each kind that are needed.
     assert set(ids(draw([hard, medium_, easy], budget=4, rho=0.5))) == {("medium", s) for s in range(4)}
-    # One more failed one has to come from the rest: `hard` alone has any.
+    # One more wrong one has to come from the rest: `hard` alone has any.
     anchors = draw([hard, medium_, easy], budget=5, rho=0.4)
     assert Counter(anchor.index for anchor in anchors) == {"medium": 4, "hard": 1}
 
@@ -152,7 +152,7 @@ def test_seed_and_step_change_the_draw():
 
 
 def test_every_attempt_is_drawn_equally_often():
-    # One failed anchor out of 2 prompts x 2 failed attempts: 1/4 each, sd sqrt(.25 * .75 / 2000) = .0097.
+    # One wrong anchor out of 2 prompts x 2 wrong attempts: 1/4 each, sd sqrt(.25 * .75 / 2000) = .0097.
     groups = [group(0, "ccww"), group(1, "wcwc")]
     drawn = Counter(ids(draw(groups, budget=1, rho=0.0, step=step))[0] for step in range(2000))
     assert set(drawn) == {(0, 2), (0, 3), (1, 0), (1, 2)}
@@ -160,7 +160,7 @@ def test_every_attempt_is_drawn_equally_often():
 
 
 def test_every_prompt_is_drawn_equally_often_whatever_it_could_give():
-    # One failed anchor out of two medium prompts with 5 and 2 failed attempts: 1/2 each, sd sqrt(.25 / 2000) = .011.
+    # One wrong anchor out of two medium prompts with 5 and 2 wrong attempts: 1/2 each, sd sqrt(.25 / 2000) = .011.
     groups = [group(0, "cccwwwww"), group(1, "ccccccww")]
     drawn = Counter(draw(groups, budget=1, rho=0.0, step=step)[0].index for step in range(2000))
     assert abs(drawn[0] / 2000 - 0.5) < 0.05
@@ -281,7 +281,7 @@ def test_streaming_by_hand():
     assert [anchor.correct for anchor in third] == [False, True]
     assert {anchor.index for anchor in third} == {2}
     assert not chooser.complete
-    # The last one is not medium. One failed anchor is left; 0 and 2 have a failed attempt more and are medium.
+    # The last one is not medium. One wrong anchor is left; 0 and 2 have a wrong attempt more and are medium.
     last = chooser.add(group(3, "wwwwwwww"))
     assert [anchor.correct for anchor in last] == [False]
     assert last[0].index in (0, 2) and last[0] not in first + third

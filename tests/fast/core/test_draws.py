@@ -41,7 +41,7 @@ def test_donors_are_drawn_by_seed_step_and_both_attempts():
 
 
 def test_pairs_are_drawn_by_the_configured_seed():
-    """One failed attempt of 16, or one right rollout of 16."""
+    """One wrong attempt of 16, or one right rollout of 16."""
 
     def drawn(verdict, seed):
         attempts = tuple(Attempt("u", 7, session, (session == 16) != verdict, 0.0) for session in range(17))

@@ -92,7 +92,7 @@ def chats_of(config, *, prompt_length=10_000, tools=NO_TOOLS):
 
 
 def appended(batch, *, kind="nll", step=1, optimizer_steps=1, **knobs):
-    """The batch with the auxiliary loss's rows and fields, and the counts of its plan; pairs of failed attempts."""
+    """The batch with the auxiliary loss's rows and fields, and the counts of its plan; pairs of wrong attempts."""
     failed_alone = {"rho_init": 0.0, "rho_adaptive": False}
     aux = AuxConfig(kind=kind, coef=0.1)
     config = CIPOConfig(

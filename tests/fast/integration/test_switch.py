@@ -522,7 +522,7 @@ SCHEDULED = [
     ("separate_async", {}, "replay"),
     ("separate_async", {"schedule": "barrier"}, "barrier"),
     ("sync", {"schedule": "replay"}, "replay"),
-    # The failed attempts of a batch are needed there.
+    # The wrong attempts of a batch are needed there.
     ("colocate_async", {"aux": {"coef": 0.1, "kind": "contrastive"}}, "streaming"),
     ("colocate_async", {"aux": {"coef": 0.0, "kind": "contrastive"}}, "replay"),
     ("colocate_async", {"transfer": {"kind": "inject"}}, "replay"),

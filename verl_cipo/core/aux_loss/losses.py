@@ -1,4 +1,4 @@
-"""Auxiliary correction losses: verified corrections made likelier, or preferred over the failed attempt.
+"""Auxiliary correction losses: verified corrections made likelier, or preferred over the wrong attempt.
 
 docs/method.md 15, added to verl's policy loss with a coefficient. Which tokens it trains, and how much, is a field of
 its own, `weights`, so that a row may be trained by it without taking part in the policy loss. Every loss here is a sum

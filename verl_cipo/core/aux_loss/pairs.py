@@ -1,7 +1,7 @@
 """Pairs: attempts, each with a right rollout of the same step as its correction, docs/method.md 13 and 14.
 
 The right rollout is of the same prompt, else of the nearest prompt that has one, whose solution is then learnt beside
-the failed attempt as a worked example. Nothing is generated.
+the wrong attempt as a worked example. Nothing is generated.
 """
 
 from bisect import bisect_left

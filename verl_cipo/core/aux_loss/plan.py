@@ -2,14 +2,14 @@
 
 docs/method.md 13, 14, 15 and 17. The auxiliary loss trains two kinds:
 
-* Corrections of failed attempts that were rolled out and are right; with `aux.kind` contrastive the first of each
+* Corrections of wrong attempts that were rolled out and are right; with `aux.kind` contrastive the first of each
   attempt, and an appended row that has the attempt as its response to the same prompt. A correction that the policy
   loss does not train is not in the batch and is appended, too.
-* With `source` paired or both, pairs: each failed attempt is given a right rollout of the same step as its correction,
-  of the same prompt, else of the nearest prompt that has one, whose solution is then learnt beside the failed attempt
+* With `source` paired or both, pairs: each wrong attempt is given a right rollout of the same step as its correction,
+  of the same prompt, else of the nearest prompt that has one, whose solution is then learnt beside the wrong attempt
   as a worked example. The share `rho_init` of the pairs show a right attempt, so that what is right is kept. Nothing is
-  generated. Appended is the right rollout under the prompt of the pair, and with contrastive, which has pairs of failed
-  attempts alone, the failed attempt under the same prompt.
+  generated. Appended is the right rollout under the prompt of the pair, and with contrastive, which has pairs of wrong
+  attempts alone, the wrong attempt under the same prompt.
 
 Transfer trains corrections of prompts that mostly fail as responses to the plain question (transfer.py), and nudging
 attempts under strategy contexts (distill.py). A row of that is appended for each.
@@ -266,7 +266,7 @@ def plan_aux(
     if config.rolls_out and config.aux.coef > 0:
         right = table.preferences() if contrastive else dict.fromkeys(table.right_corrections())
         corrections = {
-            key: failed for key, failed in right.items() if key in usable and (failed is None or failed in usable)
+            key: wrong for key, wrong in right.items() if key in usable and (wrong is None or wrong in usable)
         }
     if config.pairs and config.aux.coef > 0:
         kept = [Group(group.uid, tuple(a for a in group.attempts if key_of[a] in usable)) for group in groups]
@@ -296,21 +296,21 @@ def plan_aux(
 def _append_corrections(
     plan: AuxPlan, corrections: Mapping[str, str | None], rows: Mapping[str, Shown], *, in_stream: bool
 ) -> None:
-    """Right corrections, each with the failed attempt where the loss compares the two."""
-    for number, (key, failed) in enumerate(corrections.items()):
+    """Right corrections, each with the wrong attempt where the loss compares the two."""
+    for number, (key, wrong) in enumerate(corrections.items()):
         asked = rows[key]
         if asked.bound:
             plan.counts[_NO_TEXT] += 1
             continue
-        if failed is not None and any(map(follows_outputs, (key, failed))):
+        if wrong is not None and any(map(follows_outputs, (key, wrong))):
             plan.counts[_SEVERAL] += 1
             continue
         if in_stream:
             plan.chosen[key] = number
         else:
             plan.rows.append(_of_correction(key, "a", number, source=key, asked=asked, sign=CHOSEN, pair=number))
-        if failed is not None:
-            plan.rows.append(_of_correction(key, "r", number, source=failed, asked=asked, sign=REJECTED, pair=number))
+        if wrong is not None:
+            plan.rows.append(_of_correction(key, "r", number, source=wrong, asked=asked, sign=REJECTED, pair=number))
 
 
 def _append_moved(
@@ -431,7 +431,7 @@ def _pair_prompt(
     """The chat of a pair's rows, or the reason why there is none, as `CorrectionPrompt.build` returns them.
 
     For a pair of one prompt that is the correction prompt; for one of two prompts the right rollout's question, with
-    the failed attempt at its own as a worked example.
+    the wrong attempt at its own as a worked example.
     """
     if attempt.bound or right.bound:
         return None, _NO_TEXT.removeprefix(SKIPPED)

@@ -1,6 +1,6 @@
 """Transfer: what corrections find is trained on the plain prompt, docs/method.md 17.
 
-A row holds the plain question x and a correction y of a failed attempt at it, where few attempts at x are right. y was
+A row holds the plain question x and a correction y of a wrong attempt at it, where few attempts at x are right. y was
 sampled with the attempt in view, so pi(y|x) is no ratio's business: each kind has a function of log pi(y_t|x), and what
 a row counts for. With P prompts a step, A an advantage and |y| trained tokens, added to the loss with `transfer.coef`:
 
@@ -129,7 +129,7 @@ def moved_corrections(
 ) -> list[Moved]:
     """The corrections to train on the plain prompt, and how much; those that cannot be are added to `counts`.
 
-    They are corrections of failed attempts at prompts of which at most the share `below` of the attempts was right
+    They are corrections of wrong attempts at prompts of which at most the share `below` of the attempts was right
     when the attempt was drawn. Those of an agent loop that gave several outputs are left out: what the last one answers
     contains the others. Which one is injected is a lot of (seed, step), so neither uids nor the order in which
     rows arrive matter. Rows without an advantage would train nothing and are left out, but count in the mean over the
@@ -211,7 +211,7 @@ def rare_attempts(
 
 
 def _in_order(table: RowTable, usable: Collection[str], *, seed: int, step: int) -> list[int]:
-    """Positions of the corrections of failed attempts, in an order that is the same in a run and its repetition."""
+    """Positions of the corrections of wrong attempts, in an order that is the same in a run and its repetition."""
     rows = table.rows
     found = np.flatnonzero((rows.stream == CORRECTION) & rows.final & ~rows.anchor_correct).tolist()
     found = [i for i in found if table.keys[i] in usable]

@@ -58,9 +58,9 @@ ACTED_ON = ("copying", "copy_rate", "accuracy")
 
 @dataclass(frozen=True)
 class Signals:
-    """What one training step showed; None where it showed none (no failed anchor: no w2c).
+    """What one training step showed; None where it showed none (no wrong anchor: no w2c).
 
-    w2c, c2c, copy_rate, accuracy: shares in [0, 1], of this step's corrections of failed and of correct anchors that
+    w2c, c2c, copy_rate, accuracy: shares in [0, 1], of this step's corrections of wrong and of right anchors that
     are right, of corrections that repeat their attempt, of attempts that are right; entropy: mean per token, nats.
     """
 

@@ -1,6 +1,6 @@
-"""The replay ratio rho: the share of correct attempts among the anchors, steered by the retention.
+"""The replay ratio rho: the share of right attempts among the anchors, steered by the retention.
 
-docs/method.md 5. The retention is how often a correct anchor stays correct. When it is too low, more correct anchors
+docs/method.md 5. The retention is how often a right anchor stays right. When it is too low, more right anchors
 are replayed, so that learning to correct does not erode what already works.
 """
 
@@ -17,7 +17,7 @@ _MAX_PATIENCE_STEPS = 3
 class RhoState:
     """What the controller remembers between steps; part of every checkpoint.
 
-    rho: share of correct anchors for the next step; prev_retention: of the last step that had one;
+    rho: share of right anchors for the next step; prev_retention: of the last step that had one;
     steps_below_target: consecutive measured steps, the last one included, with retention below the target.
     """
 
@@ -44,7 +44,7 @@ def update_rho(state: RhoState, retention: float | None, *, config: CIPOConfig) 
     """One step of the controller.
 
     rho <- clip(rho * (1 + w1 * (target - ret) + w2 * max(0, prev_ret - ret) + w3 * min(steps_below, 3)), min, max)
-    with w1, w2, w3 = rho_gain, rho_drop_gain, rho_patience_gain. A retention of None (the step had no correct anchor)
+    with w1, w2, w3 = rho_gain, rho_drop_gain, rho_patience_gain. A retention of None (the step had no right anchor)
     leaves the state as it is. With rho_adaptive off, rho stays and the retention is still tracked.
     """
     if retention is None:

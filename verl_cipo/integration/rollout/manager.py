@@ -42,7 +42,7 @@ class DispatchesCorrections:
         super().__init__(*args, **kwargs)
         self.agent_loop_workers_class = ray.remote(worker_over(self.agent_loop_workers_class))
         self.rho = 0.0
-        """Share of correct attempts among the anchors of the next batch; the trainer sets it."""
+        """Share of right attempts among the anchors of the next batch; the trainer sets it."""
         self.shares: Mapping[str, float] | None = None
         """Of core.steering.budget, for the next batch; the trainer sets it. None with budget=fixed."""
         self.replaces = 0

@@ -43,7 +43,7 @@ class CIPOAgentLoopManagerV0(AgentLoopManager):
         self.agent_loop_workers_class = ray.remote(CIPOAgentLoopWorkerV0)
         super().__init__(*args, **kwargs)
         self.rho = 0.0
-        """Share of correct attempts among the anchors of the next step; the trainer sets it."""
+        """Share of right attempts among the anchors of the next step; the trainer sets it."""
         self.shares: Mapping[str, float] | None = None
         """Of core.steering.budget, likewise; None with budget=fixed."""
         self._cipo = cipo_config(self.config)

@@ -296,7 +296,7 @@ def test_appended_rows_are_in_no_group_of_the_batch():
     assert not {row.key.group for row in plan.rows} & {RowKey.parse(key).group for key in ROWS}
 
 
-# ---- which right rollout corrects which failed attempt
+# ---- which right rollout corrects which wrong attempt
 
 
 def group(index, outcomes, uid=None):

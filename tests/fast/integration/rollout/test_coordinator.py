@@ -58,7 +58,7 @@ def test_barrier_waits_for_the_last_group():
 
     a, b = asyncio.run(run())
     assert len(a) == len(b) == 1
-    assert {*a, *b} <= {1, 3}, "rho=0 draws failed attempts only"
+    assert {*a, *b} <= {1, 3}, "rho=0 draws wrong attempts only"
 
 
 def test_a_group_without_attempts_does_not_hold_the_others_up():

@@ -218,7 +218,7 @@ def test_a_pair_that_lost_a_side_is_left_out(store):
 
 
 def test_what_was_rejected_since_is_neither_trained_nor_counted(store):
-    """A right attempt of three at a, and one of its two right corrections of failed attempts."""
+    """A right attempt of three at a, and one of its two right corrections of wrong attempts."""
     on = {"transfer": {"kind": "inject", "below": 0.5, "own": True}}
     config = CIPOConfig.from_mapping({"preset": "stream", "aux": {"coef": 1.0}, **on})
 

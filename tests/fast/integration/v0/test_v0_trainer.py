@@ -462,7 +462,7 @@ def test_the_auxiliary_loss_gets_its_rows_and_the_trainer_keeps_its_own(monkeypa
     batch = attempts()
     metrics = one_step(trainer, batch, monkeypatch)
     (trained,) = trainer.actor_rollout_wg.trained
-    # Right corrections of failed attempts: 3, of one attempt; and a right rollout for each of 2 failed attempts.
+    # Right corrections of wrong attempts: 3, of one attempt; and a right rollout for each of 2 wrong attempts.
     chosen, rejected = (3 + 2, 0) if kind == "nll" else (1 + 2, 1 + 2)
     assert (trained["cipo_aux_sign"] == 1).sum() == chosen and (trained["cipo_aux_sign"] == -1).sum() == rejected
     appended = 2 if kind == "nll" else 5
