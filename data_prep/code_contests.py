@@ -18,7 +18,7 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data_prep.common.code import MAX_SOLUTIONS, max_tests_option, request, tests
+from data_prep.common.code import MAX_SOLUTIONS, max_tests_option, request, tests, two_lists
 from data_prep.common.convert import DataSet, main
 from data_prep.common.records import Example
 from data_prep.common.rows import Dropped, Row
@@ -33,9 +33,7 @@ def python_solutions(row: Row) -> list[str]:
         return []
     found = row.struct("solutions")
     languages, programs = found.get("solutions.language")[1] or [], found.get("solutions.solution")[1] or []
-    if not isinstance(languages, list) or not isinstance(programs, list) or len(languages) != len(programs):
-        raise row.fault("solutions", "language and solution that do not match", "two lists of equal length")
-    pairs = zip(languages, programs, strict=True)
+    pairs = zip(*two_lists(row, "solutions", language=languages, solution=programs), strict=True)
     return [program for language, program in pairs if language in PYTHON][:MAX_SOLUTIONS]
 
 
@@ -50,8 +48,7 @@ def convert(row: Row, args: argparse.Namespace) -> Example:
         if row.get(kind)[1] is not None:
             found = row.struct(kind)
             given, wanted = found.get(f"{kind}.input")[1] or [], found.get(f"{kind}.output")[1] or []
-            if not isinstance(given, list) or not isinstance(wanted, list) or len(given) != len(wanted):
-                raise row.fault(kind, "input and output that do not match", "two lists of equal length")
+            given, wanted = two_lists(row, kind, input=given, output=wanted)
             inputs += given
             outputs += wanted
     return Example(

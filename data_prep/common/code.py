@@ -49,8 +49,7 @@ def tests(row: Row, field: str, found: Mapping[str, Any], max_tests: int | None)
     program that prints nothing or a function that returns nothing would pass.
     """
     inputs, outputs, fn_name = found.get("inputs"), found.get("outputs"), found.get("fn_name")
-    if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs):
-        raise row.fault(field, "inputs and outputs that do not match", "two lists of equal length")
+    inputs, outputs = two_lists(row, field, inputs=inputs, outputs=outputs)
     if fn_name and not (isinstance(fn_name, str) and fn_name.isidentifier()):
         raise row.fault(field, f"fn_name {fn_name!r}", "the name of a function, or none")
     if not inputs:
@@ -67,6 +66,14 @@ def tests(row: Row, field: str, found: Mapping[str, Any], max_tests: int | None)
     if not any(text.strip() for text in found["outputs"]):
         raise Dropped("all expected outputs are empty")
     return found
+
+
+def two_lists(row: Row, field: str, **pair: Any) -> tuple[list[Any], list[Any]]:
+    """The values of the two keywords. Raises: PrepError about `field` where they are not lists of equal length."""
+    first, second = pair.values()
+    if not isinstance(first, list) or not isinstance(second, list) or len(first) != len(second):
+        raise row.fault(field, f"{' and '.join(pair)} that do not match", "two lists of equal length")
+    return first, second
 
 
 def listed_solutions(row: Row, field: str) -> Sequence[str]:
