@@ -17,8 +17,9 @@ from pathlib import Path
 from verl_cipo.evaluation import corrections
 from verl_cipo.evaluation.dumps import command as dumps
 from verl_cipo.evaluation.dumps.rows import CORRECT_THRESHOLD
+from verl_cipo.evaluation.files import check_output
 from verl_cipo.evaluation.intervals import CONFIDENCE
-from verl_cipo.evaluation.jsonl import BadLinesError, EvaluationError, check_output, told
+from verl_cipo.evaluation.jsonl import BadLinesError, EvaluationError, told
 from verl_cipo.evaluation.options import real, share
 from verl_cipo.evaluation.rescore import command as rescore
 from verl_cipo.evaluation.suite import command as suite

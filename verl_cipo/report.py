@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, check_output, told, write_whole
+from verl_cipo.evaluation.files import check_output, write_whole
+from verl_cipo.evaluation.jsonl import BadLine, BadLinesError, told
 from verl_cipo.evaluation.report.examples import gather
 from verl_cipo.evaluation.report.runs import files_of, read_arms, split_label
 

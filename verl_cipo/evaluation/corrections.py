@@ -14,17 +14,9 @@ import numpy as np
 
 from verl_cipo.core.transitions import problem_of, retried
 from verl_cipo.core.verdict import finite
+from verl_cipo.evaluation.files import write_whole
 from verl_cipo.evaluation.intervals import Interval, interval, ratio_interval
-from verl_cipo.evaluation.jsonl import (
-    CORRECTED,
-    BadLine,
-    EvaluationError,
-    by_step,
-    check_lines,
-    inside,
-    read_objects,
-    write_whole,
-)
+from verl_cipo.evaluation.jsonl import CORRECTED, BadLine, EvaluationError, by_step, check_lines, inside, read_objects
 from verl_cipo.evaluation.output import for_terminal, markdown_table, plain, shown, write_json
 
 SHARED_OPTIONS = ("--output", "--confidence", "--skip-bad")

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from verl_cipo.evaluation.files import write_whole
 from verl_cipo.evaluation.intervals import Interval
-from verl_cipo.evaluation.jsonl import write_whole
 
 _WIDTH = 120
 """Of a terminal that does not say."""

@@ -9,7 +9,8 @@ from typing import Any
 from verl_cipo.core.contents import last_question
 from verl_cipo.core.draws import session_seed
 from verl_cipo.core.prompts import fill, strip_thinking
-from verl_cipo.evaluation.jsonl import EvaluationError, check_output, write_whole
+from verl_cipo.evaluation.files import check_output, write_whole
+from verl_cipo.evaluation.jsonl import EvaluationError
 from verl_cipo.evaluation.suite.engine import Completion, Engine, VLLMEngine, model_folder
 from verl_cipo.evaluation.suite.pairs import add_pairs, pairs
 from verl_cipo.evaluation.suite.problems import Sampling, read_table

@@ -11,12 +11,13 @@ import pytest
 
 from verl_cipo import evaluate
 from verl_cipo.evaluation import strategies
+from verl_cipo.evaluation.append_log import AppendLog
 from verl_cipo.evaluation.dumps import command as dumps_command
 from verl_cipo.evaluation.dumps.rows import Sample, Sampled
 from verl_cipo.evaluation.dumps.summary import Settings, compare, measure, summarize
 from verl_cipo.evaluation.dumps.tables import as_csv, as_markdown
 from verl_cipo.evaluation.intervals import interval
-from verl_cipo.evaluation.jsonl import AppendLog, told
+from verl_cipo.evaluation.jsonl import told
 from verl_cipo.evaluation.output import for_terminal, write_json
 from verl_cipo.evaluation.probe import command as probe_command
 from verl_cipo.evaluation.rescore import command as rescore_command

@@ -10,7 +10,8 @@ from typing import Any
 from verl_cipo.evaluation.dumps.rows import NO_VERDICT, Dumps, Options, read_dumps
 from verl_cipo.evaluation.dumps.summary import Settings, compare, measure, summarize
 from verl_cipo.evaluation.dumps.tables import as_csv, as_markdown, comparison_as_json, run_as_json
-from verl_cipo.evaluation.jsonl import BadLinesError, EvaluationError, existing_folder, write_whole
+from verl_cipo.evaluation.files import existing_folder, write_whole
+from verl_cipo.evaluation.jsonl import BadLinesError, EvaluationError
 from verl_cipo.evaluation.options import at_least
 from verl_cipo.evaluation.output import for_terminal, write_json
 

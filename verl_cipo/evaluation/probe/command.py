@@ -12,7 +12,8 @@ from typing import Any
 
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.prompts import correction_prompt
-from verl_cipo.evaluation.jsonl import EvaluationError, check_output
+from verl_cipo.evaluation.files import check_output
+from verl_cipo.evaluation.jsonl import EvaluationError
 from verl_cipo.evaluation.options import at_least, real
 from verl_cipo.evaluation.output import write_json
 from verl_cipo.evaluation.probe import advice

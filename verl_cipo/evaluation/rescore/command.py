@@ -7,7 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from verl_cipo.evaluation.jsonl import EvaluationError, by_step, inside, read_earlier, same_settings, write_whole
+from verl_cipo.evaluation.files import read_earlier, same_settings, write_whole
+from verl_cipo.evaluation.jsonl import EvaluationError, by_step, inside
 from verl_cipo.evaluation.output import for_terminal, markdown_table, shown, write_json
 from verl_cipo.evaluation.rescore.judge import STREAMS, Strictness, rescore_step
 from verl_cipo.evaluation.rescore.prompts import HeldOut, References

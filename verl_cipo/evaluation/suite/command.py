@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from verl_cipo.evaluation.jsonl import EvaluationError, write_whole
+from verl_cipo.evaluation.files import write_whole
+from verl_cipo.evaluation.jsonl import EvaluationError
 from verl_cipo.evaluation.output import for_terminal, write_json
 from verl_cipo.evaluation.suite.engine import VLLMEngine, model_folder
 from verl_cipo.evaluation.suite.generate import Generation, run_benchmark, step_of

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from verl_cipo.evaluation.jsonl import EvaluationError, existing_folder
+from verl_cipo.evaluation.files import existing_folder
+from verl_cipo.evaluation.jsonl import EvaluationError
 from verl_cipo.evaluation.suite.problems import Sampling
 
 GIB = 2**30

@@ -19,7 +19,9 @@ from verl_cipo.core.draws import session_seed
 from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt, strip_thinking
 from verl_cipo.core.rows import RowKey
 from verl_cipo.core.transitions import attempt_record, correction_record, is_copy
-from verl_cipo.evaluation.jsonl import AppendLog, EvaluationError, read_earlier, same_settings
+from verl_cipo.evaluation.append_log import AppendLog
+from verl_cipo.evaluation.files import read_earlier, same_settings
+from verl_cipo.evaluation.jsonl import EvaluationError
 from verl_cipo.evaluation.output import write_json
 from verl_cipo.evaluation.suite.engine import Completion, Engine
 from verl_cipo.evaluation.suite.problems import Benchmark, Problem, digest

@@ -12,8 +12,9 @@ import torch
 from tests.fast.evaluation.suite.scripted import ScriptedEngine, benchmark, generation, problems
 from verl_cipo.core.config import PromptConfig
 from verl_cipo.core.prompts import TEMPLATES, render
+from verl_cipo.evaluation.append_log import AppendLog
 from verl_cipo.evaluation.dumps.rows import read_dumps
-from verl_cipo.evaluation.jsonl import AppendLog, EvaluationError
+from verl_cipo.evaluation.jsonl import EvaluationError
 from verl_cipo.evaluation.suite.engine import model_folder
 from verl_cipo.evaluation.suite.generate import run_benchmark, step_of
 from verl_cipo.evaluation.suite.verifier import Verifier, load_function
