@@ -62,51 +62,54 @@ def correction_figures(records: Iterable[Mapping[str, Any]], **how: Any) -> dict
     Raises:
         ValueError: there is no record.
     """
-    per_problem: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros(14))
+    per_problem: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     sampled = True
     for record in records:
         turns = record.get("corrections", [{"correct": record.get("acc"), "copied": record.get("copied")}])
         sampled &= "corrections" in record and record.get("temperature", 1.0) > 0
         first = bool(record["anchor_correct"])
-        right = sum(bool(turn["correct"]) for turn in turns)
-        second = right / len(turns) if turns else float(first)
-        stays = (right, len(turns) - right)
-        copies = sum(bool(turn["copied"]) for turn in turns)
-        per_problem[problem_of(record)] += [
-            1,
-            first,
-            second,
-            *(stays if first else (0, 0)),
-            *((0, 0) if first else stays),
-            copies,
-            0 if first else copies,
-            not turns,
-            *_twice([(first, record.get("second"))]),
-            *_twice([(turn["correct"], turn.get("second")) for turn in turns]),
-        ]
+        right, copied = (sum(bool(turn[name]) for turn in turns) for name in ("correct", "copied"))
+        before = "c" if first else "w"
+        tally = per_problem[problem_of(record)]
+        tally["attempts"] += 1
+        tally["first"] += first
+        tally["second"] += right / len(turns) if turns else first
+        tally["without"] += not turns
+        tally[f"{before}2c"] += right
+        tally[f"{before}2w"] += len(turns) - right
+        tally[f"copies_{before}"] += copied
+        for stream, judged in (
+            ("attempts", [(first, record.get("second"))]),
+            ("corrections", [(turn["correct"], turn.get("second")) for turn in turns]),
+        ):
+            both = [bool(verdict) - bool(second) for verdict, second in judged if second is not None]
+            tally[f"gap_{stream}"] += sum(both)
+            tally[f"twice_{stream}"] += len(both)
     if not per_problem:
         raise ValueError("no record of a correction: nothing to report")
-    attempts, first, second, cc, cw, wc, ww, copied, copied_failed, without, *gaps = np.array(
-        list(per_problem.values())
-    ).T
+
+    def of(name: str) -> np.ndarray:
+        return np.array([tally[name] for tally in per_problem.values()], dtype=float)
+
+    attempts, first, second, wc = of("attempts"), of("first"), of("second"), of("w2c")
+    right, wrong = of("c2c") + of("c2w"), wc + of("w2w")
     figures = {
         "accuracy_turn1": interval(first / attempts, **how),
         "accuracy_turn2": interval(second / attempts, **how),
         "gain": interval((second - first) / attempts, **how),
     }
-    right, wrong = cc + cw, wc + ww
     shares = [
-        ("c2c", cc, right),
-        ("c2w", cw, right),
+        ("c2c", of("c2c"), right),
+        ("c2w", of("c2w"), right),
         ("w2c", wc, wrong),
-        ("w2w", ww, wrong),
-        ("over_correction", cw, right + wrong),
+        ("w2w", of("w2w"), wrong),
+        ("over_correction", of("c2w"), right + wrong),
         ("repair", wc, right + wrong),
-        ("copy_rate", copied, right + wrong),
-        ("copy_rate_failed", copied_failed, wrong),
-        ("without_correction", without, attempts),
-        ("hacking_gap", gaps[0], gaps[1]),
-        ("hacking_gap_corrections", gaps[2], gaps[3]),
+        ("copy_rate", of("copies_c") + of("copies_w"), right + wrong),
+        ("copy_rate_failed", of("copies_w"), wrong),
+        ("without_correction", of("without"), attempts),
+        ("hacking_gap", of("gap_attempts"), of("twice_attempts")),
+        ("hacking_gap_corrections", of("gap_corrections"), of("twice_corrections")),
     ]
     if sampled and (several := attempts > 1).any():
         asked = wrong[several]
@@ -116,12 +119,6 @@ def correction_figures(records: Iterable[Mapping[str, Any]], **how: Any) -> dict
         if totals.any():
             figures[name] = ratio_interval(parts, totals, **how)
     return {name: figures[name] for name in FIGURES if name in figures}
-
-
-def _twice(verdicts: Iterable[tuple[Any, bool | None]]) -> tuple[int, int]:
-    """Verdicts of the run's verifier minus those of the second one, and how many responses have both."""
-    both = [bool(first) - bool(second) for first, second in verdicts if second is not None]
-    return sum(both), len(both)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
