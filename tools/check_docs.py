@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools import write_pages
-from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.knob_docs import SECTIONS, knobs
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"\]\(([^)#\s]+)")
@@ -47,9 +47,8 @@ def readme_problems(page: Path) -> Iterator[str]:
         yield f"{len(lines)} lines, expected fewer than {README_LINES}"
     yield from (f"unfinished: {line}" for line in lines if re.search(r"\b(TODO|TBD)\b", line))
     named = [name for line in lines if line.startswith("| `") for name in re.findall(r"`([\w.]+)`", line.split("|")[1])]
-    knobs = CIPOConfig().to_mapping()
-    knobs |= {f"{section}.{name}": value for section in ("prompt", "aux") for name, value in knobs[section].items()}
-    yield from (f"{name} is no knob" for name in named if name not in knobs)
+    known = {knob.name for section in SECTIONS for knob in knobs(section)}
+    yield from (f"{name} is no knob" for name in named if name not in known)
 
 
 def problems() -> list[str]:

@@ -99,7 +99,10 @@ def check_combination(config: DictConfig) -> CIPOConfig:
     if importlib.util.find_spec("transfer_queue") is None:
         raise CIPOConfigError("verl_cipo needs TransferQueue, which is missing: pip install TransferQueue")
     cipo = cipo_config(config)
-    (_check_v1 if config.trainer.use_v1 else _check_v0)(config, cipo, refuse)
+    if config.trainer.use_v1:
+        _check_v1(config, refuse)
+    else:
+        _check_v0(config, cipo, refuse)
     if config.critic.enable:
         refuse("critic.enable", "CIPO has no critic; leave it null or false")
     _check_reward_model(config, refuse)
@@ -168,7 +171,7 @@ def load_manager(name: str) -> type:
     return found
 
 
-def _check_v1(config: DictConfig, cipo: CIPOConfig, refuse: Callable[[str, str], None]) -> None:
+def _check_v1(config: DictConfig, refuse: Callable[[str, str], None]) -> None:
     trainer = config.trainer.v1
     if not OmegaConf.is_interpolation(trainer, "trainer_mode") and trainer.trainer_mode not in TRAINER_OF_MODE:
         refuse("trainer.v1.trainer_mode", f"use one of {sorted(TRAINER_OF_MODE)}")

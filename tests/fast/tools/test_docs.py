@@ -33,7 +33,7 @@ def test_a_cited_test_that_does_not_exist_is_found(tmp_path):
 
 def test_a_readme_that_is_unfinished_or_names_no_knob_is_found(tmp_path):
     page = tmp_path / "README.md"
-    page.write_text("TODO\n| `replay_fraction`, `replay_fractions` | x |\n" + "\n" * check_docs.README_LINES)
+    page.write_text("TODO\n| `transfer.kind`, `replay_fractions` | x |\n" + "\n" * check_docs.README_LINES)
     lines, unfinished, knob = check_docs.readme_problems(page)
     assert lines.startswith("122 lines") and unfinished == "unfinished: TODO" and knob.startswith("replay_fractions ")
 
