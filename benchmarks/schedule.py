@@ -101,8 +101,8 @@ def what_is_left(figures: dict[str, list[dict]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Measure and print the tables; returns the exit code."""
+def options() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed; with vLLM half the prompts, 2 rounds")
     parser.add_argument("--only", choices=("simulated", "vllm"), help="leave the other one out")
@@ -127,7 +127,12 @@ def main() -> int:
     engine.add_argument(
         "--spread", type=float, default=defaults.spread, help="sigma, or 1 / alpha with pareto (default %(default)s)"
     )
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Measure and print the tables; returns the exit code."""
+    args = options()
     for name, value in launch.CPU_ENV.items():
         os.environ.setdefault(name, value)  # before verl and torch are imported
     result: dict[str, Any] = {}

@@ -122,21 +122,7 @@ def append_rows(
     # A tensor as wide as the prompts is one over the prompt, unless responses are as wide.
     over_prompt = {old_width + response_width, old_width} - {response_width}
 
-    prompts = tensors["prompts"].new_full((len(rows), width), pad_token_id)
-    prompt_mask = tensors["attention_mask"].new_zeros((len(rows), width))
-    for i, row in enumerate(rows):
-        start = width - len(row.prompt_ids)
-        prompts[i, start:] = torch.tensor(row.prompt_ids)
-        prompt_mask[i, start:] = 1
-    attention = torch.cat([prompt_mask, tensors["attention_mask"][source, old_width:]], dim=1)
-    positions = (attention.cumsum(dim=-1) - 1).clamp(min=0)
-    made = {
-        "prompts": prompts,
-        "input_ids": torch.cat([prompts, tensors["responses"][source]], dim=1),
-        "attention_mask": attention,
-        "position_ids": in_channels(positions, tensors["position_ids"]),
-    }
-
+    made = _sequences(tensors, rows, source, width=width, pad_token_id=pad_token_id)
     out = {}
     for key, tensor in tensors.items():
         if key in ("prompts", "input_ids"):
@@ -177,6 +163,26 @@ def fill_partners(batch: DataProto, old_log_probs: Tensor) -> None:
     """
     fields = batch.batch
     fields[PARTNER] = partner_scores(old_log_probs, fields[WEIGHTS], fields[SIGN], fields[PAIR])
+
+
+def _sequences(
+    tensors: Mapping[str, Tensor], rows: Sequence[NewRow], source: Tensor, *, width: int, pad_token_id: int
+) -> dict[str, Tensor]:
+    """The sequence tensors of new rows: their prompts, (K, width), with the responses of the rows `source`, (K,)."""
+    prompts = tensors["prompts"].new_full((len(rows), width), pad_token_id)
+    prompt_mask = tensors["attention_mask"].new_zeros((len(rows), width))
+    for i, row in enumerate(rows):
+        start = width - len(row.prompt_ids)
+        prompts[i, start:] = torch.tensor(row.prompt_ids)
+        prompt_mask[i, start:] = 1
+    attention = torch.cat([prompt_mask, tensors["attention_mask"][source, tensors["prompts"].shape[1] :]], dim=1)
+    positions = (attention.cumsum(dim=-1) - 1).clamp(min=0)
+    return {
+        "prompts": prompts,
+        "input_ids": torch.cat([prompts, tensors["responses"][source]], dim=1),
+        "attention_mask": attention,
+        "position_ids": in_channels(positions, tensors["position_ids"]),
+    }
 
 
 def _widen(tensor: Tensor, by: int, *, fill: int, dim: int) -> Tensor:
