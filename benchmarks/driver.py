@@ -60,9 +60,10 @@ from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.aux_loss.plan import Tools
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import lot
+from verl_cipo.core.keys import RowKey, correction_group
 from verl_cipo.core.metrics import batch_metrics
 from verl_cipo.core.prompts import TEMPLATES, correction_prompt
-from verl_cipo.core.rows import Mark, RowKey, RowTable, correction_group
+from verl_cipo.core.rows import Mark, RowTable
 from verl_cipo.integration.rendering import Rendering
 from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
 from verl_cipo.integration.rollout.payloads import keep

@@ -31,7 +31,8 @@ from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 from benchmarks.common import batch_of, lengths_of, milliseconds, parser, token_fields
 from benchmarks.json_file import write_json
 from verl_cipo.core.config import CIPOConfig
-from verl_cipo.core.rows import Mark, RowKey, RowTable
+from verl_cipo.core.keys import RowKey
+from verl_cipo.core.rows import Mark, RowTable
 from verl_cipo.integration.train.estimator import NAME, BatchRows, compute_cipo_advantage, register, rows_of_batch
 
 SIZES, TOKENS, GROUP = (1024, 4096, 16384), 4096, 8

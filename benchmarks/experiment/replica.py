@@ -32,10 +32,11 @@ from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS
 from verl_cipo.core.aux_loss.losses import PAIR, PARTNER, SIGN, WEIGHTS, aux_loss, partner_scores
 from verl_cipo.core.aux_loss.plan import AuxPlan, Shown, plan_aux, plan_metrics
 from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS, regress_loss, transfer_loss, transfer_weights
+from verl_cipo.core.keys import RowKey, correction_group
 from verl_cipo.core.metrics import batch_metrics, nudge_metrics
 from verl_cipo.core.nudge import listed
 from verl_cipo.core.prompts import Others, Said, correction_prompt
-from verl_cipo.core.rows import Mark, RowKey, RowTable, correction_group
+from verl_cipo.core.rows import Mark, RowTable
 from verl_cipo.core.steering.budget import BudgetState, drawn_first, observe_budget, shares
 from verl_cipo.core.steering.rho import RhoState, update_rho
 from verl_cipo.integration.contexts import Contexts, SessionRequest, asked_of_anchor, contexts_of

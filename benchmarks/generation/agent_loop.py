@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
 from benchmarks.generation.draws import quantile, uniform
-from verl_cipo.core.rows import GroupName
+from verl_cipo.core.keys import GroupName
 
 NAME = "drawn_length_agent"
 

@@ -16,7 +16,8 @@ from benchmarks.experiment.setting import Setting
 from examples.tiny import prepare
 from examples.tiny.warmup import Warmup
 from verl_cipo.core.config import CIPOConfig
-from verl_cipo.core.rows import Mark, RowKey
+from verl_cipo.core.keys import RowKey
+from verl_cipo.core.rows import Mark
 
 SHAPE = prepare.Shape(hidden=32, layers=1, inner=64, heads=1, kv_heads=1)
 TASK = products.Products(parts=1, train=32, val=4, shape=SHAPE, warmup=Warmup(steps=2, rows=8))

@@ -19,8 +19,9 @@ import torch
 
 from verl_cipo.core.advantage import nudged_relative
 from verl_cipo.core.config import CIPOConfig
+from verl_cipo.core.keys import follows_outputs
 from verl_cipo.core.nudge import SKIPPED
-from verl_cipo.core.rows import BASE, PLAIN, RowTable, follows_outputs
+from verl_cipo.core.rows import BASE, PLAIN, RowTable
 
 NUDGE_WEIGHTS = "cipo_nudge_weights"
 """What each row carries to the workers: (N, T), float32, signed; 0 where nothing is trained."""

@@ -41,9 +41,10 @@ from verl_cipo.core.aux_loss.transfer import SKIP_REASONS as TRANSFER_REASONS
 from verl_cipo.core.aux_loss.transfer import SKIPPED as TRANSFER_SKIPPED
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.contents import media_of, with_media
+from verl_cipo.core.keys import GroupName, RowKey, follows_outputs
 from verl_cipo.core.nudge import SKIPPED as NUDGE_SKIPPED
 from verl_cipo.core.prompts import SKIP_REASONS, CorrectionPrompt
-from verl_cipo.core.rows import CHOSEN, REJECTED, UNTRAINED, GroupName, RowKey, RowTable, follows_outputs
+from verl_cipo.core.rows import CHOSEN, REJECTED, UNTRAINED, RowTable
 
 _NO_TEXT = f"{SKIPPED}no_text_question"
 _SEVERAL = f"{SKIPPED}several_outputs"

@@ -28,7 +28,8 @@ from torch import Tensor
 from verl_cipo.core.anchors import Outcome
 from verl_cipo.core.config import CIPOConfig
 from verl_cipo.core.draws import lot, origin
-from verl_cipo.core.rows import BASE, CORRECTION, PLAIN, GroupName, RowKey, RowTable, follows_outputs
+from verl_cipo.core.keys import GroupName, RowKey, follows_outputs
+from verl_cipo.core.rows import BASE, CORRECTION, PLAIN, RowTable
 
 TRANSFER_WEIGHTS = "cipo_transfer_weights"
 """What each row carries to the workers: (N, T), float32, signed; 0 where nothing is trained."""

@@ -2,7 +2,7 @@
 
 A line is a row of a batch: input, output, gts, score, step, with verl's V1 trainers uid, and whatever the verifier
 returned (acc, pred). Dumps of `--suite` are alike, with response_tokens and truncated. The uid is the row's key
-(core/rows.py), which tells CIPO's own rows, `pad...` is padding. Of several outputs of a session, the last is its
+(core/keys.py), which tells CIPO's own rows, `pad...` is padding. Of several outputs of a session, the last is its
 answer.
 
 Prompts of a file with equal input and ground truth are one problem, whatever their uids (core.transitions.problem_of).
@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from verl_cipo.core.rows import GroupName, RowKey
+from verl_cipo.core.keys import GroupName, RowKey
 from verl_cipo.core.transitions import problem_of
 from verl_cipo.core.verdict import fault, finite, verdict
 from verl_cipo.evaluation.jsonl import (

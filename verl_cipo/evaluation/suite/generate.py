@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from verl_cipo.core.config import CIPOConfig, PromptConfig
 from verl_cipo.core.draws import session_seed
+from verl_cipo.core.keys import RowKey
 from verl_cipo.core.prompts import CorrectionPrompt, correction_prompt, strip_thinking
-from verl_cipo.core.rows import RowKey
 from verl_cipo.core.transitions import attempt_record, correction_record, is_copy
 from verl_cipo.evaluation.append_log import AppendLog
 from verl_cipo.evaluation.files import read_earlier, same_settings

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from verl_cipo.core.config import CIPOConfig
-from verl_cipo.core.rows import RowKey
+from verl_cipo.core.keys import RowKey
 from verl_cipo.integration.rollout.awake import within
 from verl_cipo.integration.rollout.groups import PromptGroup
 

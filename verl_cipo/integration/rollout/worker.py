@@ -32,8 +32,9 @@ from verl.trainer.ppo.v1 import AgentLoopWorkerTQ
 
 from verl_cipo.core.contents import without_media
 from verl_cipo.core.draws import origin
+from verl_cipo.core.keys import GroupName, RowKey, correction_group
 from verl_cipo.core.prompts import CorrectionPrompt, Others
-from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, correction_group
+from verl_cipo.core.rows import MARK, Mark
 from verl_cipo.core.verdict import verdict
 from verl_cipo.integration.contexts import asked_of_anchor, contexts_of
 from verl_cipo.integration.group_filter import filter_metric

@@ -224,7 +224,7 @@ def aux_row(
         source: the sample whose response is taken; tensors without a batch dimension: prompts (P,), responses (R,),
             input_ids (P + R,), position_ids (..., P + R), response_mask (R,).
         prompt_ids: the new prompt's tokens.
-        uid: the new row's group, see ``core.rows.GroupName``.
+        uid: the new row's group, see ``core.keys.GroupName``.
         messages: the new prompt's chat, stored as ``raw_prompt``.
         inputs: the new prompt's ``multi_modal_inputs``.
         positions: of ``integration.rendering``; gives position ids where there are ``inputs``.

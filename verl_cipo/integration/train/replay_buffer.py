@@ -18,7 +18,7 @@ from typing import Any
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
-from verl_cipo.core.rows import GroupName, RowKey
+from verl_cipo.core.keys import GroupName, RowKey
 
 Reasons = tuple[set[str], set[str], set[str], Counter]
 """verl's: prompts that are stale, filtered and failed; of the filtered how many have which value of the metric."""

@@ -22,7 +22,8 @@ from verl import DataProto
 from verl.experimental.agent_loop import AgentLoopManager
 
 from verl_cipo.core.anchors import Attempt, Group, Outcome, anchor_budget, medium, select_anchors
-from verl_cipo.core.rows import Mark, correction_group
+from verl_cipo.core.keys import correction_group
+from verl_cipo.core.rows import Mark
 from verl_cipo.core.steering.budget import drawn_first
 from verl_cipo.core.transitions import attempt_record, correction_record
 from verl_cipo.integration.rollout.reports import Reports

@@ -13,7 +13,8 @@ from verl import DataProto
 from verl_cipo.core.aux_loss.distill import NUDGE_WEIGHTS
 from verl_cipo.core.aux_loss.losses import PARTNER, SIGN, WEIGHTS
 from verl_cipo.core.aux_loss.transfer import TRANSFER_WEIGHTS
-from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey, RowTable
+from verl_cipo.core.keys import GroupName, RowKey
+from verl_cipo.core.rows import MARK, Mark, RowTable
 from verl_cipo.integration.train.aux import ZERO
 
 SESSION = "session_id"

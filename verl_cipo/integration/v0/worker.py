@@ -20,8 +20,9 @@ from verl import DataProto
 from verl.experimental.agent_loop import AgentLoopOutput, AgentLoopWorker
 
 from verl_cipo.core.draws import origin
+from verl_cipo.core.keys import GroupName, RowKey
 from verl_cipo.core.prompts import CorrectionPrompt
-from verl_cipo.core.rows import MARK, GroupName, Mark, RowKey
+from verl_cipo.core.rows import MARK, Mark
 from verl_cipo.core.verdict import verdict
 from verl_cipo.integration.contexts import Contexts, SessionRequest, contexts_of
 from verl_cipo.integration.rendering import agent_loop_prompt

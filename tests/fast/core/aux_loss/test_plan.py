@@ -12,9 +12,10 @@ from verl_cipo.core.anchors import Attempt, Group
 from verl_cipo.core.aux_loss.pairs import pair_up
 from verl_cipo.core.aux_loss.plan import COUNTED, AuxPlan, Shown, plan_aux, plan_metrics, signal_share
 from verl_cipo.core.config import AuxConfig, CIPOConfig
+from verl_cipo.core.keys import RowKey
 from verl_cipo.core.metrics import check_names
 from verl_cipo.core.prompts import CorrectionPrompt
-from verl_cipo.core.rows import CHOSEN, REJECTED, Mark, RowKey, RowTable
+from verl_cipo.core.rows import CHOSEN, REJECTED, Mark, RowTable
 
 # key -> (answer, right, verdict on the anchor or None for an attempt)
 ROWS = {

@@ -15,9 +15,10 @@ from verl_cipo.core.anchors import Outcome
 from verl_cipo.core.aux_loss.plan import TRANSFER_COUNTED, Shown, plan_aux, plan_metrics
 from verl_cipo.core.aux_loss.transfer import injected, rare_attempts, regressed, transfer_loss, transfer_weights
 from verl_cipo.core.config import CIPOConfig, TransferConfig
+from verl_cipo.core.keys import RowKey
 from verl_cipo.core.metrics import check_names
 from verl_cipo.core.prompts import CorrectionPrompt
-from verl_cipo.core.rows import CHOSEN, UNTRAINED, Mark, RowKey, RowTable
+from verl_cipo.core.rows import CHOSEN, UNTRAINED, Mark, RowTable
 
 # ---- the loss
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from tests.fast.core.test_anchors import group
 from verl_cipo.core.anchors import Attempt, Group, Outcome, select_anchors
+from verl_cipo.core.keys import RowKey, correction_group
 from verl_cipo.core.metrics import check_names
-from verl_cipo.core.rows import Mark, RowKey, RowTable, correction_group
+from verl_cipo.core.rows import Mark, RowTable
 from verl_cipo.core.steering.budget import (
     DECAY,
     KINDS,

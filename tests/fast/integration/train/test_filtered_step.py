@@ -19,7 +19,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 from tests.fast.integration.rollout.test_worker import N, Remote, Worker
 from verl_cipo.core.config import CIPOConfig
-from verl_cipo.core.rows import GroupName, RowKey
+from verl_cipo.core.keys import GroupName, RowKey
 from verl_cipo.integration.rollout import worker as rollouts
 from verl_cipo.integration.rollout.coordinator import AnchorCoordinator
 from verl_cipo.integration.train.replay_buffer import filtering

@@ -17,8 +17,9 @@ from transfer_queue import KVBatchMeta
 
 from verl_cipo.core.aux_loss.plan import AuxPlan, NewRow
 from verl_cipo.core.config import AuxConfig, CIPOConfig, NudgeConfig, TransferConfig
+from verl_cipo.core.keys import RowKey
 from verl_cipo.core.metrics import check_names
-from verl_cipo.core.rows import Mark, RowKey, RowTable
+from verl_cipo.core.rows import Mark, RowTable
 from verl_cipo.core.steering.budget import PROBE
 from verl_cipo.core.steering.guard import ALARMS
 from verl_cipo.integration import stopwatch

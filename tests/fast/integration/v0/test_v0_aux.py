@@ -15,7 +15,7 @@ from verl.workers.utils.padding import left_right_2_no_padding
 from tests.fast.integration.scored_batch import FIELDS, PAD, R, appended, decode, encode, scored, text_of
 from verl_cipo.core.aux_loss.plan import AuxPlan, NewRow
 from verl_cipo.core.config import AuxConfig, CIPOConfig
-from verl_cipo.core.rows import RowKey
+from verl_cipo.core.keys import RowKey
 from verl_cipo.integration.v0.aux import append_rows, fill_partners
 from verl_cipo.integration.v0.rows import objects
 
