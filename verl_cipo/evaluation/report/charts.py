@@ -25,7 +25,8 @@ _DASHES = ("solid", (0, (4, 2)), (0, (1, 1.5)))
 _SIZE_INCHES, _MARGIN_INCHES, _FONT_POINTS, _PNG_DPI = (5.0, 3.0), 0.08, 9.5, 240
 # Least distance of two labels, as a share of the axes' height.
 _LABEL_GAP = 0.085
-_LABEL_LENGTH = 26
+_LABEL_LENGTH, _TITLE_LENGTH = 26, 45
+"""Characters that there is room for."""
 # The least span of an axis of shares: a narrower one would make much of little.
 _SHARE_SPAN = 0.1
 _TICK_STEPS = [1, 2, 5, 10]
@@ -124,6 +125,14 @@ def svg(chart: Chart | Strips) -> str:
     return re.sub(r'<svg\b[^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', found, count=1)
 
 
+def fitted(text: str, length: int) -> str:
+    """The text in `length` characters. What tells names of runs apart, and a line's quantity, stand at their ends."""
+    if len(text) <= length:
+        return text
+    head = length // 3
+    return f"{text[:head]}\u2026{text[head + 1 - length :]}"
+
+
 def spread(wanted: Sequence[float], gap: float, top: float) -> list[float]:
     """Positions at least `gap` apart, none above `top`, in the order of those wanted and near to them.
 
@@ -157,7 +166,7 @@ def _top(block: Sequence[int], wanted: Sequence[float], gap: float) -> float:
 
 def _dress(axes: Axes, title: str) -> None:
     axes.set_facecolor(PAPER)
-    axes.set_title(title, loc="left", color=INK, fontweight="bold", pad=10)
+    axes.set_title(fitted(title, _TITLE_LENGTH), loc="left", color=INK, fontweight="bold", pad=10, parse_math=False)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
     axes.tick_params(colors=MUTED, length=0, labelcolor=MUTED)
@@ -201,10 +210,9 @@ def _scale(axes: Axes, chart: Chart) -> None:
         axes.set_ylim(1.05 * min(0.0, least), 1.05 * max(0.0, greatest) or 1.0)
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=_TICK_STEPS))
         axes.yaxis.set_major_formatter(lambda value, _: EngFormatter()(value) if abs(value) >= 1000 else f"{value:g}")
+    measured = np.unique(np.concatenate([line.curve.x for line in chart.lines]))
     if chart.powers:
-        ticks = np.unique(np.concatenate([line.curve.x for line in chart.lines]))
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_locator(FixedLocator(ticks.tolist()))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     elif chart.counted:
@@ -212,6 +220,9 @@ def _scale(axes: Axes, chart: Chart) -> None:
         axes.xaxis.set_major_formatter(EngFormatter())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(8, steps=_TICK_STEPS, integer=True))
+    if chart.powers or len(measured) == 1:
+        # Around a single x matplotlib would write fractions of a step.
+        axes.xaxis.set_major_locator(FixedLocator(measured.tolist()))
 
 
 def _label_ends(axes: Axes, chart: Chart, colors: Sequence[str]) -> None:
@@ -220,7 +231,7 @@ def _label_ends(axes: Axes, chart: Chart, colors: Sequence[str]) -> None:
     ends = [float(line.curve.mean[-1]) for line in chart.lines]
     heights = spread([(end - low) / (high - low) for end in ends], _LABEL_GAP, top=1.0)
     for line, color, end, height in zip(chart.lines, colors, ends, heights, strict=True):
-        name = line.label if len(line.label) <= _LABEL_LENGTH else line.label[: _LABEL_LENGTH - 1] + "\u2026"
+        name = fitted(line.label, _LABEL_LENGTH)
         axes.annotate(
             f"{name}: {number(end, shares=chart.shares)}" if name else number(end, shares=chart.shares),
             xy=(1.02, height),
@@ -236,7 +247,8 @@ def _draw_strips(axes: Axes, chart: Strips) -> None:
     for row, (_, arm, spans) in enumerate(chart.rows):
         axes.hlines(row, 0, chart.last + 0.5, color=GRID, linewidth=1, zorder=0)
         axes.broken_barh([(first - 0.5, end - first + 1) for first, end in spans], (row - 0.3, 0.6), color=COLORS[arm])
-    axes.set_yticks(range(len(chart.rows)), [label for label, _, _ in chart.rows], parse_math=False)
+    labels = [fitted(label, _LABEL_LENGTH) for label, _, _ in chart.rows]
+    axes.set_yticks(range(len(chart.rows)), labels, parse_math=False)
     axes.set(xlim=(0, chart.last + 0.5), ylim=(len(chart.rows) - 0.4, -0.6))
     axes.set_xlabel("step", color=MUTED)
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=_TICK_STEPS, integer=True))

@@ -3,6 +3,7 @@
 import io
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from importlib.resources import files
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import image
+from matplotlib.text import Text
 
 from verl_cipo.evaluation.report.charts import COLORS, Chart, Series, Strips, draw, number, png, spread, svg
 from verl_cipo.evaluation.report.series import combine
@@ -66,7 +68,34 @@ def test_numbers():
 def test_every_line_is_named_with_its_last_value():
     found = texts(parsed(svg(chart("cipo", "$x_1$ <b>", "a name that is much too long to be shown"))))
 
-    assert {"cipo: 40.0 %", "$x_1$ <b>: 40.0 %", "a name that is much too l\u2026: 40.0 %", "Title"} <= set(found)
+    assert {"cipo: 40.0 %", "$x_1$ <b>: 40.0 %", "a name t\u2026 long to be shown: 40.0 %", "Title"} <= set(found)
+
+
+def test_a_long_name_keeps_what_tells_its_lines_apart():
+    """The names that the launch scripts give, with the quantities of a picture."""
+    arm = "qwen2_5_0_5b_gsm8k_grpo_equal"
+    found = texts(parsed(svg(chart(f"{arm} turn 1", f"{arm} turn 2"))))
+
+    assert {"qwen2_5_\u2026grpo_equal turn 1: 40.0 %", "qwen2_5_\u2026grpo_equal turn 2: 40.0 %"} <= set(found)
+
+
+def test_a_title_ends_within_the_picture():
+    long = "the $Name$ of a W-shaped BENCHMARK/that has very many WORDS in its name: pass@1"
+    alarm = ("qwen2_5_0_5b_gsm8k_cipo_stream #1: copy_rate", 0, ((2, 3),))
+    strips = Strips("alarms", "Steps with an alarm of the guard", (alarm,), last=9)
+    for one, end in ((replace(chart("", shares=False), title=long), ": pass@1"), (strips, "of the guard")):
+        figure = draw(one)
+        figure.draw_without_rendering()
+        (title,) = (text for text in figure.findobj(Text) if text.get_text().endswith(end))
+
+        assert title.get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_a_single_step_is_the_only_tick():
+    figure = draw(chart("a", values=(0.2,)))
+    figure.draw_without_rendering()
+
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["0"]
 
 
 def test_the_svg_has_no_color_of_its_own_and_no_id_that_another_chart_has():
