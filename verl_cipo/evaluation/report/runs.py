@@ -1,8 +1,8 @@
 """What a report is made of: runs on disk, and arms, which are the runs (seeds) of one label."""
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from verl_cipo.core.verdict import finite
@@ -33,7 +33,8 @@ class Run:
 
     label: that of its arm; name: unlike that of any other run of the report; metrics: every finite figure that verl's
     file logger wrote; folder: where its dumps lie, None for a run given as a metrics file; settings: what it was
-    started with, None where its folder does not have them.
+    started with, None where its folder does not have them; undefined: by name, the steps at which a figure was logged
+    that is no finite number.
     """
 
     label: str
@@ -41,6 +42,7 @@ class Run:
     metrics: Steps
     folder: Path | None = None
     settings: Settings | None = None
+    undefined: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def dumps(self, under: Path | str) -> dict[int, Path]:
         """The dumps ``{folder}/{under}/{step}.jsonl`` by step, in order; empty where there are none."""
@@ -69,26 +71,32 @@ def metrics_files(path: Path) -> list[Path]:
     return [file for _, file in sorted(earlier)] + [file for file in last if file.is_file()]
 
 
-def read_metrics(paths: Iterable[Path], bad: list[BadLine]) -> Steps:
+def read_metrics(paths: Iterable[Path], bad: list[BadLine]) -> tuple[Steps, dict[str, list[int]]]:
     """Lines ``{"step": int, "data": {name: value}}`` of verl's file logger, joined by step.
 
     A start goes on from a checkpoint: it takes steps again that an earlier one had logged after it, which then do not
-    count. Of a figure that is there twice for a step the later one counts. What is no finite number is left out. `bad`
-    and raises: see `read_objects`.
+    count. Of a figure that is there twice for a step the later one counts. `bad` and raises: see `read_objects`.
+
+    Returns: the finite figures; and by name the steps of those that are not finite, which the logger writes as null.
     """
-    steps: Steps = {}
+    steps: dict[int, dict[str, float | None]] = {}
     for path in paths:
-        fresh: Steps = {}
+        fresh: dict[int, dict[str, float | None]] = {}
         for _, line in read_objects(path, bad, {"step": int, "data": dict}):
             figures = fresh.setdefault(line["step"], {})
-            for name, value in line["data"].items():
-                if (figure := finite(value)) is not None:
-                    figures[name] = figure
+            numbers = ((name, value) for name, value in line["data"].items() if isinstance(value, int | float | None))
+            figures |= {name: finite(value) for name, value in numbers}
         again = min((step for step, figures in fresh.items() if TRAINED in figures), default=float("inf"))
         steps = {step: figures for step, figures in steps.items() if step < again}
         for step, figures in fresh.items():
             steps[step] = steps.get(step, {}) | figures
-    return dict(sorted(steps.items()))
+    found: Steps = {}
+    undefined: dict[str, list[int]] = {}
+    for step, figures in sorted(steps.items()):
+        found[step] = {name: figure for name, figure in figures.items() if figure is not None}
+        for name in figures.keys() - found[step].keys():
+            undefined.setdefault(name, []).append(step)
+    return found, undefined
 
 
 def split_label(given: str) -> tuple[str, Path]:
@@ -125,7 +133,7 @@ def read_arms(given: Sequence[str], bad: list[BadLine]) -> list[Arm]:
             raise ValueError(f"run {label}: {metrics} was given twice")
         seen |= {file.resolve() for file in files}
         known = len(bad)
-        figures = read_metrics(files, bad)
+        figures, undefined = read_metrics(files, bad)
         if not figures:
             why = next(
                 (f"; line {line.line} of {line.path} {line.reason}" for line in bad[known:] if not line.torn), ""
@@ -135,7 +143,9 @@ def read_arms(given: Sequence[str], bad: list[BadLine]) -> list[Arm]:
         name = f"{label} #{len(seeds) + 1}" if several else label
         folder = path if path.is_dir() else None
         settings = read_settings(folder) if folder else None
-        seeds.append(Run(label=label, name=name, metrics=figures, folder=folder, settings=settings))
+        seeds.append(
+            Run(label=label, name=name, metrics=figures, folder=folder, settings=settings, undefined=undefined)
+        )
     return [Arm(label, tuple(seeds)) for label, seeds in runs.items()]
 
 

@@ -1,6 +1,6 @@
 """A section of the report: its pictures and tables, and what the runs lack for them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from verl_cipo.evaluation.report.charts import Chart, Series, Strips
@@ -49,8 +49,18 @@ class Section:
                     lines.append(Series(curve, label_of(arm, arms, label if len(kinds) > 1 else ""), index, kind))
             if lacking:
                 self.missing.append(f"{title}: no {needs} in {', '.join(lacking)}")
+            self.lead += "".join(told for told in _undefined(needs, arms) if told not in self.lead)
         if lines:
             self.charts.append(Chart(name=name, title=title, lines=tuple(lines), by_arm=len(arms) > 1, **how))
+
+
+def _undefined(needs: str, arms: Sequence[Arm]) -> Iterator[str]:
+    """What to say of each run that logged a needed metric as no finite number, as one does that diverged."""
+    for run in (run for arm in arms for run in arm.runs):
+        for name in needs.split():
+            if steps := run.undefined.get(name):
+                at = f"step {steps[0]}" if len(steps) == 1 else f"{len(steps)} steps, the first of them {steps[0]}"
+                yield f" {name} was no finite number in {run.name} at {at}."
 
 
 def kind_of(label: str, name: str) -> Kind:

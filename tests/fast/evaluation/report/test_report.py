@@ -364,3 +364,13 @@ def test_the_command_imports_neither_verl_nor_torch(tmp_path):
     )  # fmt: skip
 
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_figure_that_was_no_finite_number_is_said_beside_its_curve(tmp_path):
+    """verl's logger writes null for the gradient norm of a run that diverged."""
+    run = tmp_path / "run"
+    figures = {1: 2.0, 2: None, 3: None, 4: 1.0}
+    write_metrics(run / "metrics.jsonl", {s: {**training_step(s), "actor/grad_norm": f} for s, f in figures.items()})
+
+    found = make(tmp_path, run).sections["update"]
+    assert found.count("actor/grad_norm was no finite number in run at 2 steps, the first of them 2.") == 1

@@ -26,8 +26,9 @@ def test_lines_of_a_step_are_joined_the_later_figure_counts_and_steps_come_in_or
     )
     bad = []
 
-    assert read_metrics([path], bad) == {1: {"a": 5.0}, 2: {"a": 3.5, "b": 2.0}}
-    assert list(read_metrics([path], bad)) == [1, 2]
+    found, undefined = read_metrics([path], bad)
+    assert (found, undefined) == ({1: {"a": 5.0}, 2: {"a": 3.5, "b": 2.0}}, {"none": [2]})
+    assert list(found) == [1, 2]
     assert bad == []
 
 
@@ -86,7 +87,19 @@ def test_figures_that_are_not_finite_are_no_figures(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "data": {"a": NaN, "b": Infinity, "c": -Infinity, "d": 0, "e": 1' + "0" * 400 + "}}\n")
 
-    assert read_metrics([path], []) == {1: {"d": 0.0}}
+    undefined = dict.fromkeys("abce", [1])
+    assert read_metrics([path], []) == ({1: {"d": 0.0}}, undefined)
+
+
+def test_null_is_how_the_logger_writes_what_is_not_finite_and_texts_are_no_figures(tmp_path):
+    first, second = tmp_path / "metrics_1.jsonl", tmp_path / "metrics.jsonl"
+    start = {"training/global_step": 1}
+    write_metrics(first, {2: {"a": None}, 3: {**start, "a": None}, 4: {"a": 1.0}})
+    write_metrics(second, {3: {**start, "a": 2.0}, 4: {"a": None, "b": "text", "c": [1]}})
+
+    found, undefined = read_metrics([first, second], [])
+    assert found == {2: {}, 3: {"training/global_step": 1.0, "a": 2.0}, 4: {}}
+    assert undefined == {"a": [2, 4]}
 
 
 @pytest.mark.parametrize(
@@ -104,7 +117,7 @@ def test_a_malformed_line_is_named_with_file_and_line_and_the_others_are_kept(tm
     path.write_bytes(b'{"step": 0, "data": {"a": 1}}\n\n' + line + b"\n")
     bad = []
 
-    assert read_metrics([path], bad) == {0: {"a": 1.0}}
+    assert read_metrics([path], bad) == ({0: {"a": 1.0}}, {})
     (found,) = bad
     assert str(found).startswith(f"{path}:3: ") and reason in str(found)
 
