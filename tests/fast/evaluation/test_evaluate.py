@@ -103,6 +103,19 @@ def test_a_step_of_each_folder_is_chosen(tmp_path):
     assert figures["comparison"]["differences"]["val"]["avg@n"]["estimate"] == 0.5
 
 
+def test_runs_that_are_compared_at_different_steps_are_told(tmp_path, capsys):
+    """The newest dump of a run that still trains is of an earlier step than that of its finished baseline."""
+    for name, steps in (("cipo", [0, 60]), ("grpo", [0, 60, 100])):
+        for step in steps:
+            dump(tmp_path / name / "validation" / f"{step}.jsonl", ["10", "11"])
+    both = ["--dumps", tmp_path / "cipo", "--compare", tmp_path / "grpo", "--output", tmp_path / "x.json"]
+    told = "the run is read at step 60, the baseline at step 100: --step and --compare-step choose others\n"
+
+    for chosen, expected in (([], True), (["--compare-step", 60], False), (["--step", 0, "--compare-step", 60], False)):
+        assert run(*both, *chosen) == 0
+        assert (told in capsys.readouterr().err) is expected
+
+
 def test_an_option_may_be_given_once_for_each_of_its_files(tmp_path):
     files = [dump(tmp_path / name, ["10"]) for name in ("a.jsonl", "b.jsonl")]
     both = ["--dumps", files[0], "--dumps", files[1], "--compare", files[0], "--compare", files[1]]

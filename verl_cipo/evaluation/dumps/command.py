@@ -87,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"{without} rows without a verdict are no samples: the verifier was not reached", file=sys.stderr)
         if each.skipped:
             print(f"skipped {len(each.skipped)} bad lines:\n{BadLinesError(each.skipped)}", file=sys.stderr)
+    if args.compare and None in (args.step, args.compare_step):
+        _tell_steps(*runs.values())
     measured = {name: measure(each.problems, settings) for name, each in runs.items()}
     summaries = {name: summarize(each, settings) for name, each in measured.items()}
     comparison = compare(measured[RUN], measured[BASELINE], settings) if args.compare else None
@@ -102,6 +104,18 @@ def run(args: argparse.Namespace) -> int:
         write_whole(args.output.with_suffix(".md"), markdown)
     print(for_terminal(markdown), end="")
     return 0
+
+
+def _tell_steps(run: Dumps, baseline: Dumps) -> None:
+    """Says where the newest dumps of two runs are not of one step, as while one of them still trains."""
+    of_run, of_baseline = ({file.stem for file in each.files if file.stem.isdecimal()} for each in (run, baseline))
+    if of_run and of_baseline and of_run != of_baseline:
+        steps = [", ".join(sorted(each, key=int)) for each in (of_run, of_baseline)]
+        print(
+            f"the run is read at step {steps[0]}, the baseline at step {steps[1]}: --step and --compare-step choose "
+            "others",
+            file=sys.stderr,
+        )
 
 
 def _check_samples(dumps: Dumps, n: int | None) -> None:
