@@ -5,6 +5,7 @@ A solution that corrects another one restates the wrong answer first, so the las
 
   box     `\boxed{x}`, `\fbox{x}`, `\boxed 5`                    MATH and most prompts
   hashes  `#### x`                                               GSM8K
+  tag     `<answer>x</answer>`                                   R1's template
   phrase  `Final Answer: The final answer is $x$. I hope`, `Answer: x` on a line of its own    Minerva, DAPO
   prose   `... the answer is x`                                  GSM8K's chain-of-thought prompts
 
@@ -29,9 +30,9 @@ _JOINT = re.compile(
     r"[\s$.\\()]*(?:[,;]|\b(?:and|or)\b|\\text\s*\{\s*(?:and|or)\s*\}|&)[\s$,.\\()]*(?:\b(?:and|or)\b)?[\s$\\()]*"
     r"(?:(?P<name>[A-Za-z])\s?=\s?)?"
 )
-# Boxes that say where the answer belongs: \boxed{}, \boxed{...}, \boxed{your answer}.
+# Boxes and tags that say where the answer belongs: \boxed{}, \boxed{...}, \boxed{your answer}, <answer> and </answer>.
 _PLACEHOLDER = re.compile(
-    r"(?:\u2026|\\[lc]?dots|\\boxed\s*\{\s*\}|(?:(?:the|your) )?(?:final )?answer)?", re.IGNORECASE
+    r"(?:\u2026|\\[lc]?dots|\\boxed\s*\{\s*\}|(?:(?:the|your) )?(?:final )?answer|and)?", re.IGNORECASE
 )
 _CHOICE = re.compile(r"\(?[A-J]\)?\.?")
 _BARE_BOX = re.compile(r"[ \t]*([^\s{}$]+)")
@@ -41,13 +42,15 @@ _HEADING = re.compile(
 )
 _PHRASE = re.compile(
     r"(?:\bfinal\s{1,5}answer\b[*_\s]{0,5}(?:is\b|:|=)|^\W{0,5}(?:the\s{1,5})?answer\b[*_ ]{0,5}:"
-    r"|^[#*_ ]{0,8}final\s{1,5}answer[*_ ]{0,5}\n)[*_: \t]{0,10}",
+    r"|^[#*_ ]{0,8}(?:final\s{1,5})?answer[*_ ]{0,5}\n"
+    # The same in Chinese.
+    r"|\u7b54\u6848[*_\s]{0,5}(?:\u662f|\u4e3a|\u70ba|[:\uff1a]))[*_: \t\uff1a]{0,10}",
     re.IGNORECASE | re.MULTILINE,
 )
 _PROSE = re.compile(r"\banswer\b[*_\s]{0,5}(?:is\b|:)[*_: \t]{0,10}", re.IGNORECASE)
 _REPEATED_PHRASE = re.compile(r"(?:the\s{1,5})?(?:final\s{1,5})?answer\s{1,5}is\b[: \t]*", re.IGNORECASE)
 _SENTENCE_END = re.compile(
-    r"[.!?](?=\s|\*|$)|;(?=\s|\*|$)(?!\s*(?:and\s|or\s)?\s*(?:[$\d+-]|\\))"
+    r"[.!?]?\s*</answer>|[.!?](?=\s|\*|$)|\u3002|\uff0c(?=\s*[\u4e00-\u9fff])|;(?=\s|\*|$)(?!\s*(?:and\s|or\s)?\s*(?:[$\d+-]|\\))"
     r"|,?\s(?:because|since|which|so|(?<!\bwell\s)as(?!\s+well\s))\s|[.,]?\s*I hope",
     re.IGNORECASE,
 )
@@ -70,6 +73,7 @@ _CHANGES = re.compile(
 )
 _OTHER_VALUE = re.compile(r"[\d$\\=<>^]|\b(?![aAI]\b)[A-Za-z]\b")
 _WORD = re.compile(r"(?<![A-Za-z\\])(?!(?:and|sqrt|log|sin|cos|tan|exp|min|max)\b)[A-Za-z]{3,}")
+_TAG = "<answer>", "</answer>"
 _CLOSERS = {"$": "$", "$$": "$$", r"\(": r"\)", r"\[": r"\]"}
 _OPENER = re.compile(r"\$\$?|\\\(|\\\[")
 # What follows a phrase is looked at no further than this: an answer is short, and a text may be one long line.
@@ -94,6 +98,8 @@ def last_answer(text: str, *, last_number: bool = False) -> str | None:
         content = hashes.group(1).strip()
         number = _is_number(content[:_REACH]) and not _HEADING.fullmatch(content)
         (definite if number or _CHOICE.fullmatch(content) else vague).append((hashes.start(), content))
+    if tagged := _last_tag(text):
+        (definite if _looks_like_math(tagged[1]) or not _is_prose(tagged[1]) else vague).append(tagged)
     for pattern in (_PHRASE, _PROSE):
         for phrase in _last(pattern, text):
             content = _sentence(text[phrase.end() : phrase.end() + _REACH])
@@ -185,6 +191,14 @@ def _is_placeholder(content: str) -> bool:
 
 def _number_or_text(content: str) -> object:
     return read_number(split_equation(normalize(content))[1]) or content
+
+
+def _last_tag(text: str) -> tuple[int, str] | None:
+    """Where the last pair of answer tags begins, and what it holds, unless that is nothing or a placeholder."""
+    end = text.rfind(_TAG[1])
+    start = text.rfind(_TAG[0], 0, max(end, 0))
+    content = text[start + len(_TAG[0]) : end].strip() if start >= 0 else ""
+    return None if _is_placeholder(content) else (start, content)
 
 
 def _last(pattern: re.Pattern, text: str) -> list[re.Match]:

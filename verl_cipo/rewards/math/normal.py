@@ -18,7 +18,7 @@ _SIGNS = str.maketrans(
         "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u2220": r"\angle ", "\u2206": r"\Delta ", "\u2223": "|",
         "\u27e8": r"\langle ", "\u27e9": r"\rangle ", "\u2061": "", "\u200b": "", "\u2062": "", "\ufeff": "",
         "\u00b5": r"\mu ", "\u2026": r"\ldots ", "\u2216": r"\setminus ", "\u00c5": r"\AA ",
-        "\u00a5": r"\$", "\u20b9": r"\$",
+        "\u00a5": r"\$", "\u20b9": r"\$", "\u3002": ".", "\u3001": ", ",
     }
     # Marks of the direction of text.
     | dict.fromkeys(map(chr, [0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]), "")
