@@ -29,10 +29,11 @@ _CLOSE, _NOTHING = mpmath.mpf("1e-80"), mpmath.mpf("1e-100")
 def consistent(equation: Equation) -> bool:
     """Whether a chain's later sides have one value, and an equation of numbers is true.
 
-    A decimal stands for what rounds to it; f(5) = 2 is no equation of numbers.
+    A decimal stands for what rounds to it; f(5) = 2 is no equation of numbers. A side without a known value, as an
+    integral is, is not held against it.
     """
     for side in equation.middle:
-        if not same(side, equation.right) and not rounds(side, equation.right, 3):
+        if same(side, equation.right) is False and not rounds(side, equation.right, 3):
             return False
     if names(equation.left) or names(equation.right) or _calls(equation.left) or _calls(equation.right):
         return True

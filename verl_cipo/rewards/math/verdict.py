@@ -5,7 +5,7 @@ An answer is refused where the algebra system would do the model's work or take 
 - a plain number is asked for and something else is given: `\sqrt{36+64}-3`, `6!`, `2, 3, 4`;
 - a sum, product, integral, limit or determinant is left to be evaluated, and the reference has none;
 - it is an expression of the question's own text;
-- a remark in it joins values: `\sqrt{2} \text{ or 7}`.
+- a remark in it joins values or changes them: `\sqrt{2} \text{ or 7}`, `\sqrt{2} \text{ squared}`.
 """
 
 import math
@@ -18,6 +18,7 @@ from verl_cipo.rewards.math.values import (
     NAME,
     OR,
     Value,
+    names_another_value,
     plain_words,
     read_number,
     same_number,
@@ -131,9 +132,12 @@ def quick_verdict(gold: str, answer: str, question: str | None = None) -> Outcom
         return _verdict(plain_words(gold) == plain_words(answer))
     if _last_unit(gold) and _last_unit(answer) and _last_unit(gold) != _last_unit(answer):
         return Outcome.WRONG
-    if any(_JOINS.search(remark) and not _CONNECTIVE.fullmatch(remark) for remark in TEXT.findall(answer)):
+    if any(
+        (_JOINS.search(remark) or names_another_value(remark)) and not _CONNECTIVE.fullmatch(remark)
+        for remark in TEXT.findall(answer)
+    ):
         return Outcome.UNPARSABLE
-    if not set(_UNEVALUATED.findall(answer)) <= set(_UNEVALUATED.findall(gold)):
+    if not set(_UNEVALUATED.findall(_last_side(answer))) <= set(_UNEVALUATED.findall(gold)):
         return Outcome.WRONG
     if question is not None and is_copied(gold, answer, question):
         return Outcome.WRONG
@@ -185,6 +189,12 @@ def _residue(answer: str) -> str:
         if residue < modulus and (number - residue) % modulus == 0:
             return str(residue)
     return answer
+
+
+def _last_side(answer: str) -> str:
+    r"""The 1 of `\lim_{x \to 0} \frac{\sin x}{x} = 1`; all of `\sum_{k=1}^n k`, where `=` is in an index."""
+    left, right = split_equation(answer)
+    return right if left.count("{") == left.count("}") else answer
 
 
 def _verdict(right: bool) -> Outcome:

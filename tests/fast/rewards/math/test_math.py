@@ -292,6 +292,21 @@ def test_any_answer_gets_a_verdict(answer):
         ("(3,5)", "y=3, x=5"),
         (r"\frac{1}{2}", r"\frac{1}{2} \text{ or } 0.6"),
         ("C", "(B)(C)"),
+        # words at a symbolic answer
+        (r"\sqrt{13}", r"\sqrt{13} \text{ squared}"),
+        (r"\sqrt{13}", r"\sqrt{13} \text{ million}"),
+        (r"\sqrt{13}", r"\text{twice: } \sqrt{13}"),
+        (r"\sqrt{13}", r"\sqrt{13} \text{ divided by two}"),
+        (r"\pi", r"\pi \text{ plus one}"),
+        (r"\pi", r"\text{negative: } \pi"),
+        # an equation whose last side is still to be worked out, or is another value
+        (r"\frac{\pi^2}{6}", r"S = \sum_{n=1}^{\infty} \frac{1}{n^2}"),
+        (r"\frac{\pi^2}{6}", r"\sum_{n=1}^{\infty} \frac{1}{n^2} = \frac{\pi^2}{7}"),
+        (r"\frac{n(n+1)}{2}", r"\sum_{k=1}^n k"),
+        (r"\frac{n(n+1)}{2}", r"\sum_{k=1}^nk"),
+        (r"\frac{n(n+1)}{2}", r"\sum_{k=1} ^ n k = \sum_{j=1}^n j"),
+        (r"\frac{n(n+1)}{2}", r"\sum_{\{k=1\}}^n k"),
+        (r"\frac{\pi}{4}", r"\int_{t=0}^{t=1} \frac{1}{1+t^2} dt"),
     ],
 )
 def test_what_does_not_pass(reference, answer):
@@ -346,6 +361,9 @@ def test_what_does_not_pass(reference, answer):
         ("xy=1", r"y=\frac1x"),
         ("y(x-2)=x+1", r"y=\frac{x+1}{x-2}"),
         ("x+y=1", "(x+y-1)(x^2+1)=0"),
+        (r"\sqrt{2}", r"\max_{x} f(x) = \sqrt{2}"),
+        (r"\frac{\pi^2}{6}", r"\sum_{n=1}^\infty \frac{1}{n^2} = \frac{\pi^2}{6}"),
+        (r"\ln 2", r"I = \int_1^2 \frac{dx}{x} = \ln 2"),
     ],
 )
 def test_other_ways_to_say_it(reference, answer):
