@@ -13,7 +13,7 @@ from typing import Any
 from verl_cipo.rewards.arguments import refuse_unknown
 from verl_cipo.rewards.math.answers import last_answer, reference_answers
 from verl_cipo.rewards.math.normal import normalize
-from verl_cipo.rewards.math.values import contradict, exact_part, tolerance_of, within
+from verl_cipo.rewards.math.values import contradict, exact_part, tolerance_of, within, without_domains
 from verl_cipo.rewards.math.verdict import for_algebra, quick_verdict
 from verl_cipo.rewards.math.workers import CheckTimeout, shared_pool
 from verl_cipo.rewards.outcome import Outcome, printable, result
@@ -104,7 +104,7 @@ def _compare(
 ) -> Outcome:
     if contradict(gold, answer):
         return Outcome.WRONG
-    gold, answer = exact_part(gold), exact_part(answer)
+    gold, answer = without_domains(exact_part(gold), exact_part(answer))
     if (outcome := quick_verdict(gold, answer, question)) is not None:
         return outcome
     pool = shared_pool(_JUDGE, size=workers, memory_mb=memory_mb)

@@ -59,6 +59,9 @@ def equal(gold: Form, answer: Form) -> bool:
         return _same_ranges(gold, answer)
     if isinstance(gold, Items) and isinstance(answer, Items):
         return _same_items(gold, answer)
+    for one, other in ((gold, answer), (answer, gold)):
+        if isinstance(one, Expression) and isinstance(other, Items) and other.kind in ("()", r"\langle\rangle"):
+            return (vector := _as_tuple(one)) is not None and _same_items(vector, other)
     if isinstance(gold, Without) and isinstance(answer, Without):
         return equal(gold.whole, answer.whole) and equal(gold.less, answer.less)
     return False
@@ -90,6 +93,15 @@ def _plain(form: Form) -> Form:
 # Values
 
 
+def _as_tuple(form: Expression) -> Items | None:
+    """The entries of a matrix of one column or one row, None for any other expression."""
+    rows = form.tree[1] if form.tree[0] == "matrix" else ()
+    if len(rows) != 1 and any(len(row) != 1 for row in rows):
+        return None
+    entries = tuple(Expression(entry) for row in rows for entry in row)
+    return Items("()", entries) if entries else None
+
+
 def _is_number(form: Form) -> bool:
     return isinstance(form, Expression) and not names(form.tree)
 
@@ -111,10 +123,9 @@ def _same(gold: Tree, answer: Tree) -> bool:
 
 
 def _same_ranges(gold: Form, answer: Form) -> bool:
-    ranges = [_as_range(form) for form in (gold, answer)]
-    if ranges[0] is None or ranges[1] is None:
+    one, other = _as_range(gold), _as_range(answer)
+    if one is None or other is None:
         return False
-    one, other = ranges
     if one.name and other.name and one.name != other.name:
         return False
     return _match(one.parts, other.parts, _same_part)
@@ -147,12 +158,14 @@ def _same_part(one: Interval | Form, other: Interval | Form) -> bool:
 
 
 def _same_items(gold: Items, answer: Items) -> bool:
-    if len(gold.parts) != len(answer.parts) or not _same_names(gold.name, answer.name):
+    if not _same_names(gold.name, answer.name):
         return False
     loose = ("list", "set", "either")
-    named = [all(isinstance(part, Equation) for part in items.parts) for items in (gold, answer)]
     if gold.kind in loose and answer.kind in loose:
-        return _match(gold.parts, answer.parts, equal)
+        return _match(_each_sign(gold.parts), _each_sign(answer.parts), equal)
+    if len(gold.parts) != len(answer.parts):
+        return False
+    named = [all(isinstance(part, Equation) for part in items.parts) for items in (gold, answer)]
     if gold.kind not in loose and answer.kind not in loose:
         pairs = {"()", "[]", r"\langle\rangle"}
         if gold.kind != answer.kind and not ({gold.kind, answer.kind} <= pairs and len(gold.parts) > 2):
@@ -169,6 +182,15 @@ def _same_items(gold: Items, answer: Items) -> bool:
     if all(named):
         return _match(gold.parts, answer.parts, equal)
     return all(map(equal, gold.parts, _in_order(answer.parts)))
+
+
+def _each_sign(parts: Sequence[Form]) -> list[Form]:
+    r"""The parts of a list, two for one with both signs: 0, 3, -3 of `0, \pm 3`."""
+    return [
+        each
+        for part in parts
+        for each in (part.parts if isinstance(part, Items) and part.kind == "either" else (part,))
+    ]
 
 
 def _in_order(parts: Sequence[Form]) -> Sequence[Form]:

@@ -158,8 +158,8 @@ def _joined_ranges(forms: list[Range], words: set[str]) -> Form:
 
 
 def _either_sign(found: list[str]) -> Form:
-    if r"\pm" not in found and r"\mp" not in found:
-        return _relation(found)
+    if (r"\pm" not in found and r"\mp" not in found) or r"\{" in found:
+        return _relation(found)  # What is in a set is read by itself.
     signs = {r"\pm": ("+", "-"), r"\mp": ("-", "+")}
     one, other = ([signs[token][which] if token in signs else token for token in found] for which in (0, 1))
     return Items("either", (_relation(one), _relation(other)))

@@ -73,6 +73,7 @@ _FONT_OF_GROUPS = re.compile(_FONTS + r"(?=\{)")
 _OLD_FONT = re.compile(
     r"\\(?:bf|it|sf|tt|rm|bfseries|itshape|em|normalsize|large|Large|LARGE|huge|small)(?![A-Za-z])\s*"
 )
+_UNIT_VECTOR = re.compile(r"\\(?:hat|vec|overrightarrow)\s*(?:\{\s*\\?([ijk])(?:math)?\s*\}|\\([ij])math)")
 _COLOUR = re.compile(r"\\(?:text)?colou?r(?:box)?\s*(?:\[[^\[\]]*\])?\s*\{[^{}]*\}\s*|\\(?:tag\*?|label)\s*\{[^{}]*\}")
 _TEXT_COMMANDS = r"\\(?:text|textbf|textit|textrm|texttt|textsf|textnormal|textup|mathrm|mbox|hbox|rm)"
 TEXT = re.compile(_TEXT_COMMANDS + r"\s*\{([^{}]*)\}")
@@ -80,6 +81,7 @@ _NUMBER_AS_TEXT = re.compile(_TEXT_COMMANDS + r"\s*\{(?=[^{}]*\d)((?:[\d\s.,()/-
 _MATH_IN_TEXT = re.compile(rf"({_TEXT_COMMANDS})\s*\{{([^{{}}$]*)(?<!\\)\$([^$]*)(?<!\\)\$([^{{}}$]*)\}}")
 _POWER_IN_TEXT = re.compile(rf"({_TEXT_COMMANDS}\s*\{{[^{{}}]*\^)\{{\s*(-?\d+)\s*\}}")
 _ANGSTROM = re.compile(r"\\AA(?![A-Za-z])|\\mathring\s*\{\s*A\s*\}")
+_BARRED = re.compile(r"(?<=\.)(\d*)\\(?:bar|overline)\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _REPEATING = re.compile(r"(?<=\.)(\d*)\\dot\s*\{?\s*(\d)\s*\}?(?:(\d*)\\dot\s*\{?\s*(\d)\s*\}?)?")
 _LINES = re.compile(
     r"\\begin\s*\{(aligned|align\*?|gathered|gather\*?|split|equation\*?|cases)\}(?:\s*\[\w\])?(.*?)\\end\s*\{\1\}",
@@ -96,6 +98,13 @@ _DOTS = re.compile(r"\.\.\.(?=\s*[^\s.])|(?<=,)\s*\.\.\.")
 # `1, 000` is no list: nobody writes 000 for 0.
 _ZEROS = re.compile(r"(?<=\d,)\s+(?=000(?!\d))")
 _BACKSLASHES = re.compile(r"\\+")
+# What is said in words and has a sign.
+_MAY_BE_PHRASE = re.compile(r"\b(?:solutions?|roots?|real|reals|empty|DNE|exist)\b", re.IGNORECASE)
+_PHRASES = (
+    (re.compile(r"(?:there (?:is|are|exists?) )?no (?:real )?(?:solutions?|roots?)|(?:the )?empty set"), r"\emptyset"),
+    (re.compile(r"(?:the set of )?all (?:the )?(?:real numbers?|reals)"), r"\mathbb{R}"),
+    (re.compile(r"dne|(?:the )?(?:limit )?does(?: not|n't) exist"), r"\text{does not exist}"),
+)
 
 
 @lru_cache(maxsize=4096)
@@ -117,7 +126,13 @@ def normalize(answer: str) -> str:
         text = text.strip().rstrip(".,;:").removeprefix("**").removesuffix("**").removesuffix(r"\\").strip()
         if text.startswith("{") and _closes_at_end(text):
             text = text[1:-1]
-    return text
+    return _sign_of_phrase(text) if _MAY_BE_PHRASE.search(text) else text
+
+
+def _sign_of_phrase(text: str) -> str:
+    r"""`\emptyset` for `\text{There are no real solutions}`; any other answer as it is."""
+    words = " ".join(TEXT.sub(r" \1 ", text).casefold().split()).rstrip(".")
+    return next((sign for phrase, sign in _PHRASES if phrase.fullmatch(words)), text)
 
 
 def _without_layout(text: str) -> str:
@@ -126,7 +141,8 @@ def _without_layout(text: str) -> str:
     if r"\begin" in text:
         text = _ROW_SPACE.sub("", text)
     text = _ANGSTROM.sub(r"\\text{angstrom}", text)
-    text = re.sub(r"\\[cl]?dots[bcimo]?(?![A-Za-z])", r"\\ldots", _REPEATING.sub(_overlined, text))
+    text = _REPEATING.sub(_overlined, _BARRED.sub(r"\1\\overline{\2\3}", text))
+    text = re.sub(r"\\[cl]?dots[bcimo]?(?![A-Za-z])", r"\\ldots", text)
     text = _SIZES.sub("", _SPACES.sub(" ", text))
     text = _LINES.sub(_as_list, _COLOUR.sub("", text))
     return _short_fractions(_without_fonts(text))
@@ -199,6 +215,7 @@ def _without_fonts(text: str) -> str:
         before = text
         text = _FONT.sub(r"\1", _NUMBER_AS_TEXT.sub(r"\1", _POWER_IN_TEXT.sub(r"\1\2", text)))
     text = _FONT_OF_GROUPS.sub("", text)
+    text = _UNIT_VECTOR.sub(r"\1\2", text)
     # Text in text: \textbf{\text{A}}.
     return re.sub(_TEXT_COMMANDS + r"\s*\{\s*(" + TEXT.pattern + r")\s*\}", r"\1", text)
 

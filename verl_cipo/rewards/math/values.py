@@ -97,7 +97,18 @@ _UNITS = {
 }  # fmt: skip
 KNOWN_UNITS = {name: unit for unit, names in _UNITS.items() for name in names}
 _BRACKETED_FRACTION = re.compile(r"^(-?)\(?(-?\d+)\)?\s?/\s?\(?(\d+)\)?(?=$|\s)")
+_BRACKETED_IN_BASE = re.compile(r"^\((\d+)\)(?=\s?_\s?\{?\s?\d+\s?\}?$)")
 _WRAPPED = re.compile(r"\(([^()]*)\)|\\\{([^{},]*)\\\}|" + TEXT.pattern)
+# What a variable may be, behind a formula: `\text{ for all } x \in \mathbb{R}`, `, k \in \mathbb{Z}`.
+_MAY_HAVE_DOMAIN = re.compile(r"\bfor (?:all|any|every|each)\b|\\forall|\\mathbb")
+_DOMAIN = re.compile(
+    r"(?P<formula>[^<>]*[^<>\s,;(])"
+    r"(?:[\s,;]*(?P<open>\()?\s*(?P<all>for (?:all|any|every|each)(?: real| rational)?(?: numbers?)?|\\forall)"
+    r"|\s*(?:[,;]|(?P<bracket>\())\s*(?:(?:where|for|with)\s)?|\s(?:where|for|with)\s)\s*"
+    r"[A-Za-z](?P<set>\s?\\in\s?\\mathbb\s?\{?\s?[NQRZ]\s?\}?(?:\s?[\^_]\s?\{?[+*>0]+\}?)?)?"
+    r"(?(open)\s*\))(?(bracket)\s*\))"
+)
+_OTHER_RELATION = re.compile(r"\\(?:[lg]eq?|[lg]t|neq?|in|leqslant|geqslant)(?![A-Za-z])")
 # Six significant digits: 0.333333 is 1/3 and 0.3333 is not.
 _TOLERANCE = Fraction(1, 10**6)
 
@@ -140,6 +151,25 @@ def exact_part(text: str) -> str:
     if NAME.fullmatch(left) and right:
         return f"{left} = {right}"
     return left or right
+
+
+def without_domains(gold: str, answer: str) -> tuple[str, str]:
+    r"""Two normalized answers without what they say of a variable's values; as they are where they say two things.
+
+    An inequality keeps it: `x > 0` and `x > 0, x \in \mathbb{Z}` are different.
+    """
+    (formula, domain), (other, other_domain) = _domain(gold), _domain(answer)
+    return (gold, answer) if domain and other_domain and domain != other_domain else (formula, other)
+
+
+def _domain(text: str) -> tuple[str, str]:
+    """The formula, and the set behind it, empty where only `for all x` or nothing is said."""
+    if not _MAY_HAVE_DOMAIN.search(text):
+        return text, ""
+    said = _DOMAIN.fullmatch(" ".join(TEXT.sub(r" \1 ", text).split()))
+    if said is None or not (said["all"] or said["set"]) or _OTHER_RELATION.search(said["formula"]):
+        return text, ""
+    return said["formula"], re.sub(r"[\s{}]", "", said["set"] or "")
 
 
 def contradict(gold: str, answer: str) -> bool:
@@ -196,7 +226,7 @@ def read_number(text: str, *, letters: bool = True) -> Value | None:
         text = text[said.end() :]
     if approximately := _APPROXIMATELY.match(text):
         text = text[approximately.end() :]
-    text = _BRACKETED_FRACTION.sub(r"\1\2/\3", text)
+    text = _BRACKETED_FRACTION.sub(r"\1\2/\3", _BRACKETED_IN_BASE.sub(r"\1", text))
     match = _NUMBER.fullmatch(text)
     if match is None or (value := _value(match)) is None:
         return None

@@ -47,18 +47,22 @@ _FUNCTION = re.compile(
     r"(?:np\.|math\.)?(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|lim|max|min|gcd|lcm|det|inf)"
 )
 _UNEVALUATED = re.compile(
-    r"\\(?:sum|prod|i{1,3}nt|oint|lim|det|gcd|lcm|min|max|bmod|pmod|mod|binom|frac\s*\{\s*d\s*\})(?![A-Za-z])"
+    r"\\(?:sum|prod|i{1,3}nt|oint|lim|det|gcd|lcm|min|max|bmod|pmod|mod|binom(?!\s*\{[^{}]*[A-Za-z])|frac\s*\{\s*d\s*\})(?![A-Za-z])"
     r"|\\[lr](?:floor|ceil)(?![A-Za-z])|\\begin\s*\{vmatrix\}"
 )
 _CONNECTIVE = re.compile(r"[\s,.]*(?:or|and)[\s,.]*", re.IGNORECASE)
-_CONGRUENT = re.compile(r"(-?\d{1,50})\s*\\equiv\s*(\d{1,50})\s*\(?\\(?:pmod|mod|bmod)\s*\{?\s*(\d{1,50})\s*\}?\s*\)?")
+_CONGRUENT = re.compile(
+    r"(?:(-?\d{1,50}|[A-Za-z])\s*\\equiv)?\s*(\d{1,50})\s*\(?\\(?:pmod|mod|bmod)\s*\{?\s*(\d{1,50})\s*\}?\s*\)?"
+)
 _OR = re.compile(OR)
 _JOINS = re.compile(r"\d|\b(?:or|and|not|nor|either|maybe)\b", re.IGNORECASE)
 _FIRST_REMARK = re.compile(r"^\\text\s*\{[A-Za-z .'()]*(?:[:=]|\bis\b)\s*\}\s*(?=\S)")
 _LAST_REMARK = re.compile(r"(?<=\S)\s*" + TEXT.pattern + r"\s*(?:\^\s?(?:\d|\{\s?-?\d\s?\}))?$")
 _LAST_DEGREES = re.compile(r"(?<=[\d)}])\s*(?:\\text\s*\{\s*degrees?\s*\}|degrees?)$")
 _LAST_UNIT = re.compile(
-    r"(?<=[\d)}\s])\s(?:" + "|".join(sorted(n for n in KNOWN_UNITS if len(n) > 1)) + r")(?:\^\s?(?:\d|\{\s?\d\s?\}))?$"
+    r"(?:(?<=[\d)}\s])|(?<=\\pi))\s(?:"
+    + "|".join(sorted(n for n in KNOWN_UNITS if len(n) > 1))
+    + r")(?:\^\s?(?:\d|\{\s?\d\s?\}))?$"
 )
 # With two parts it is a fraction as well.
 _RATIO = re.compile(r"\d+(?:\s?:\s?\d+){2,}")
@@ -183,10 +187,11 @@ def _one_of_equals(answer: str) -> str:
 
 
 def _residue(answer: str) -> str:
-    r"""The 7 of `17 \equiv 7 \pmod{10}`; any other answer as it is."""
+    r"""The 7 of `17 \equiv 7 \pmod{10}`, `n \equiv 7 \pmod{10}` and `7 \pmod{10}`; any other answer as it is."""
     if congruent := _CONGRUENT.fullmatch(answer):
-        number, residue, modulus = map(int, congruent.groups())
-        if residue < modulus and (number - residue) % modulus == 0:
+        number, residue, modulus = congruent[1], int(congruent[2]), int(congruent[3])
+        true = number is None or number.isalpha() or (int(number) - residue) % (modulus or 1) == 0
+        if residue < modulus and true:
             return str(residue)
     return answer
 

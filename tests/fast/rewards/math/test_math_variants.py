@@ -53,6 +53,35 @@ def outcome(answer: str, reference: str) -> str:
         (r"1 \text{ and } 2", "(1,2)"),
         ("2:6", "1:3"),
         ("3+2=5", "2+3=5"),
+        (r"0.\bar{3}", r"\frac13"),
+        (r"0.1\bar 6", r"\frac16"),
+        (r"0.\overline3", r"\frac13"),
+        # Both signs among others.
+        ("1,-1,2,-2", r"\pm 1, \pm 2"),
+        (r"\{-3, 0, 3\}", r"\{0, \pm 3\}"),
+        (r"x = 0 \text{ or } x = \pm 3", "-3,0,3"),
+        # A vector as a column or a tuple.
+        ("(1,2)", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+        (r"\begin{pmatrix}1&2\end{pmatrix}", r"\langle 1,2 \rangle"),
+        (r"3\hat{i}+4\hat{\mathbf{j}}", r"3\mathbf{i}+4\mathbf{j}"),
+        (r"3\hat\imath+4\vec{\jmath}", r"3\mathbf{i}+4\mathbf{j}"),
+        # For all values of a variable.
+        (r"f(x) = 2x \text{ for all } x \in \mathbb{R}", "f(x) = 2x"),
+        (r"f(x)=2x,\ \forall x\in\mathbb{R}", "f(x) = 2x"),
+        ("f(x)=2x", r"f(x)=2x \text{ for all real numbers } x"),
+        (r"x=3k\ (k\in\mathbb{Z})", r"x = 3k, k \in \mathbb{Z}"),
+        # Words for a sign.
+        (r"\text{There are no real solutions}", r"\text{No solution}"),
+        (r"\text{no solution}", r"\emptyset"),
+        ("all real numbers", r"(-\infty,\infty)"),
+        (r"\mathbb{R}", r"\text{All real numbers}"),
+        (r"\text{does not exist}", "DNE"),
+        # Congruences and bases.
+        (r"n \equiv 7 \pmod{10}", "7"),
+        (r"7 \pmod{10}", "7"),
+        ("(1011)_2", "1011_2"),
+        (r"16\pi cm^2", r"16\pi"),
+        (r"\binom{n+1}{2}", r"\frac{n(n+1)}{2}"),
     ],
 )
 def test_another_way_to_write_it_is_right(answer, reference):
@@ -98,6 +127,29 @@ def test_another_way_to_write_it_is_right(answer, reference):
         # Of a time only the same one is equal.
         ("2:40", "1:20"),
         ("6:15", "12:30"),
+        (r"0.\bar{4}", r"\frac13"),
+        ("0,3", r"0, \pm 3"),
+        (r"0, \pm 3", "0,3"),
+        (r"\{0,3\}", r"\{0, \pm 3\}"),
+        (r"(\pm 1, \mp 2)", "(1,2),(-1,2)"),
+        ("(2,1)", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+        ("(1,2,3,4)", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
+        (r"\{1,2\}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+        (r"3\hat{j}+4\hat{i}", r"3\mathbf{i}+4\mathbf{j}"),
+        # Another domain, or one that changes an inequality.
+        (r"x = 3k, k \in \mathbb{N}", r"x = 3k, k \in \mathbb{Z}"),
+        (r"x > 0, x \in \mathbb{Z}", "x > 0"),
+        (r"f(x) = 3x \text{ for all } x", "f(x) = 2x"),
+        (r"f(x) = 2x \text{ for all } x > 0", "f(x) = 2x"),
+        (r"\text{all real numbers except 1}", r"\mathbb{R}"),
+        (r"\text{one solution}", r"\emptyset"),
+        ("0", r"\text{no solution}"),
+        (r"n \equiv 17 \pmod{10}", "17"),
+        (r"n \equiv 7 \pmod{11}", r"n \equiv 7 \pmod{10}"),
+        ("(1011)_3", "1011_2"),
+        (r"16\pi m^2", r"16\pi\text{ cm}^2"),
+        (r"\binom{10}{3}x", "120x"),
+        (r"\binom{5+5}{3}x", "120x"),
     ],
 )
 def test_another_thing_is_not(answer, reference):
