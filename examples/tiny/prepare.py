@@ -35,7 +35,9 @@ from examples.tiny.tokenizer import build_tokenizer
 from examples.tiny.warmup import Warmup, warm_up
 from verl_cipo.core.prompts import TEMPLATES
 
-TARGETS = {"pass1": (0.30, 0.60), "w2c": (0.15, 1.0), "c2c": (0.60, 1.0)}
+TARGETS = {"pass1": (0.30, 0.60), "w2c": (0.10, 1.0), "c2c": (0.50, 1.0)}
+"""What training can start from. By rounding, the warm-up ends elsewhere on another processor: runs of the demo began at
+w2c .15 to .26 and c2c .59 to .73, and all learned."""
 
 
 @dataclass(frozen=True, kw_only=True)

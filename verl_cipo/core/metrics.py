@@ -51,7 +51,7 @@ METRICS: dict[str, str] = {
     "cipo/budget/none/share": "Share of these that was to be corrections.",
     "cipo/budget/none/w2c": "Share of right corrections of such anchors; the last steps count most.",
     "cipo/budget/none/retry": "Share of right ones that further attempts at such prompts would have had; the last "
-    "steps count most.",
+    "steps count most. Both are left out while next to nothing was measured.",
     "cipo/budget/some/slots": "Slots of wrong anchors of prompts with a right attempt.",
     "cipo/budget/right/slots": "Slots of right anchors.",
     "cipo/budget/right/share": "Share of these that was to be corrections.",

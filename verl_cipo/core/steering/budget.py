@@ -39,6 +39,8 @@ _PRIOR = 2.0
 """Anchors, or prompts, that each side is given for a start; with what both sides have measured together."""
 _LEFT_OVER = 1.0
 """Corrections of a kind that are left over for later, at most: a debt must not outlive the share that it is from."""
+_SHOWN = 0.5
+"""Anchors, or prompts, that a share is shown from on. A step's few prompts with one right attempt say n / (n + 1)."""
 _OF_NONE = 0.25
 """Part of the wrong anchors that is taken to be of prompts without a right attempt before any was drawn."""
 
@@ -79,8 +81,8 @@ class Sums:
 
     @property
     def mean(self) -> float | None:
-        """Share of right ones; None where nothing was measured."""
-        return self.right / self.size if self.size else None
+        """Share of right ones, as it is shown; None where too little was measured."""
+        return self.right / self.size if self.size >= _SHOWN else None
 
     def then(self, new: "Sums") -> "Sums":
         """With the sums of the next step; what was before has the weight DECAY, and so DECAY^2 in squares."""
@@ -323,7 +325,7 @@ def _place(anchor: Attempt, seed: int, step: int) -> tuple[bytes, str, int]:
 def budget_metrics(
     state: BudgetState, used: Mapping[str, float], table: RowTable, measured: Mapping[str, float]
 ) -> dict[str, float]:
-    """``cipo/budget/*`` of a step, but what the rollout side counts; a mean over nothing is left out.
+    """``cipo/budget/*`` of a step, but what the rollout side counts; means over next to nothing are left out.
 
     Args:
         state: after the step.

@@ -78,6 +78,8 @@ def test_prompts_that_were_evicted_for_being_all_wrong_are_evidence_of_retry():
     made, zero = table(["cwww", "cwww"]), {"cipo/budget/none/slots": 0.0, "cipo/budget/some/slots": 2.0}
     _, biased = observe_budget(BudgetState(), made, zero)
     assert biased["cipo/budget/none/retry"] == pytest.approx(4 / 5)
+    _, less = observe_budget(BudgetState(), table(["cwww"]), zero)
+    assert "cipo/budget/none/retry" not in less, "a quarter of a prompt is too little to show"
     _, whole = observe_budget(BudgetState(), made, zero | {"cipo/filter/evicted_all_wrong": 3.0})
     assert whole["cipo/budget/none/retry"] == pytest.approx((2 / 5) / (3 + 2 / 4))
     assert evidence(made, evicted=3).retry == evidence(table(["cwww", "cwww", "wwww", "wwww", "wwww"])).retry
