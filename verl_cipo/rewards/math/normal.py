@@ -123,7 +123,8 @@ def normalize(answer: str) -> str:
     before = None
     while text != before:
         before = text
-        text = text.strip().rstrip(".,;:").removeprefix("**").removesuffix("**").removesuffix(r"\\").strip()
+        text = text.strip().rstrip(".,;:").removeprefix("**").removesuffix("**").removesuffix(r"\\")
+        text = text.removeprefix("=").strip()
         if text.startswith("{") and _closes_at_end(text):
             text = text[1:-1]
     return _sign_of_phrase(text) if _MAY_BE_PHRASE.search(text) else text

@@ -53,6 +53,7 @@ def outcome(answer: str, reference: str) -> str:
         (r"1 \text{ and } 2", "(1,2)"),
         ("2:6", "1:3"),
         ("3+2=5", "2+3=5"),
+        ("=5", "5"),
         (r"0.\bar{3}", r"\frac13"),
         (r"0.1\bar 6", r"\frac16"),
         (r"0.\overline3", r"\frac13"),
