@@ -289,8 +289,16 @@ def plan_aux(
     _append_moved(plan, moved, rows, encode=encode, offered=offered)
     _append_distilled(plan, distilled, rows, encode=encode, offered=offered)
     # Numbered after the corrections.
-    of_pairs = {"prompt": prompt, "encode": encode, "offered": offered, "contrastive": contrastive}
-    _append_pairs(plan, keyed, rows, first=len(table.keys), **of_pairs)
+    _append_pairs(
+        plan,
+        keyed,
+        rows,
+        prompt=prompt,
+        encode=encode,
+        offered=offered,
+        contrastive=contrastive,
+        first=len(table.keys),
+    )
     return plan
 
 
